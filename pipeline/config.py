@@ -1,0 +1,245 @@
+"""The settings of a run, section by section; a stage takes its own section and nothing else.
+
+A field marked `Execution` steers how a run is executed and changes no value of the output, so it is in no fingerprint. Every other
+field is identity. `schemas/config.schema.json` is rendered from these models.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+NATURAL = "natural"  # the name under which the natural share appears beside the specialists
+_EXECUTION = {"identity": False}
+Execution = Field(json_schema_extra=_EXECUTION)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change a value of the output."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if field.json_schema_extra != _EXECUTION
+        }
+
+
+class Corpus(Section):
+    """Where documents are read from."""
+
+    paths: Annotated[
+        list[str], Field(min_length=1, description="files or globs, local or any fsspec URL; pydocs://"), Execution
+    ]
+    text_key: str = Field("text", description="column of the text")
+    id_key: str | None = Field("id", description="column of the id; null: documents are numbered by file and row")
+    limit: int | None = Field(None, ge=1, description="documents read of each file, for a first look; null: all")
+
+
+class Generalist(Corpus):
+    """The large corpus that is drawn from."""
+
+
+class Specialist(Corpus):
+    """A small sample of the target domain."""
+
+    share: float = Field(1.0, gt=0, description="its part of the mixture, relative to the other specialists")
+
+
+class Prepare(Section):
+    """How input is cut into parts, the unit of work, retry and resume."""
+
+    part_documents: int = Field(4096, ge=1, description="most documents in a part")
+    part_bytes: int = Field(16 << 20, ge=1 << 12, description="most bytes of text in a part (one stretch of a document more)")
+
+
+class Window(Section):
+    """The unit that is embedded, clustered, counted and sampled."""
+
+    tokens: int = Field(1024, ge=8, description="most tokens of a window, by the embedder's tokenizer")
+
+
+class Embed(Section):
+    """Which model turns a window into a vector."""
+
+    model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
+        description="name or path of a sentence-transformers model, bundled:all-MiniLM-L6-v2, static:<model>, or lsi",
+    )
+    revision: str | None = Field(None, description="commit of a hub model; null: the newest")
+    max_tokens: int = Field(256, ge=8, description="tokens the model reads at once (transformers only)")
+    pool: Literal["head", "mean"] = Field(
+        "head", description="head: the first max_tokens stand for the window; mean: all its stretches, averaged"
+    )
+    dim: int = Field(256, ge=2, description="width of static and lsi vectors")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    batch_size: int = Field(32, ge=1, description="windows a batch; it changes padding, and so the last bits")
+
+
+class Cluster(Section):
+    """Hierarchical k-means."""
+
+    branching: int = Field(64, ge=2, description="children of a node")
+    depth: int = Field(2, ge=1, le=8, description="levels below the root; 1 is flat k-means")
+    fit_windows: int = Field(128_000, ge=1, description="most windows a node is fitted on; at least 100 a child are used")
+    steps: int = Field(20, ge=1, description="EM steps on fresh batches, before the closing steps on the whole sample")
+    balance: float = Field(1.5, gt=1, description="while fitting, most windows of a child, in even shares")
+    min_windows: int = Field(32, ge=1, description="a node with fewer windows a child than this gets fewer children, or none")
+
+
+class Weights(Section):
+    """How much of each cluster the new corpus holds."""
+
+    estimator: Literal["crisp", "natural"] = Field("crisp", description="crisp: as the specialists; natural: as the generalist")
+    smoothing: Literal["auto", "none"] | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="pseudo-windows a level, shrinking towards the generalist's mix; auto: by leave-one-document-out"
+    )
+    natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
+    max_epochs: float = Field(4.0, gt=0, description="most often a cluster's text may be repeated")
+    overflow: Literal["spread", "leave"] = Field(
+        "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
+    )
+    bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
+
+
+class Sample(Section):
+    """What is drawn and how it is written."""
+
+    budget_tokens: int = Field(ge=1, description="tokens of the new corpus")
+    draw: Literal["rounded", "multinomial"] = Field(
+        "rounded", description="rounded: floor or ceil of the expected copies; multinomial: with replacement, as in the paper"
+    )
+    shard_bytes: int = Field(256 << 20, ge=1 << 12, description="about this much text in a shard")
+
+
+class Engine(Section):
+    """How the work is executed; nothing here changes the output."""
+
+    address: str | None = Field(
+        None, json_schema_extra=_EXECUTION, description="Ray cluster to join; null: the one around, or a new one here"
+    )
+    workers: int | None = Field(
+        None, ge=1, json_schema_extra=_EXECUTION, description="workers of a map; null: one a core, or one a GPU for embed"
+    )
+    gpus_per_worker: float | None = Field(
+        None, ge=0, json_schema_extra=_EXECUTION, description="of an embed worker; null: 1 where the cluster has GPUs"
+    )
+    attempts: int = Field(3, ge=1, json_schema_extra=_EXECUTION, description="times a part is tried before the run fails")
+
+
+class Config(Section):
+    """A whole run."""
+
+    workdir: Annotated[str, Field(min_length=1, description="any fsspec URL"), Execution]
+    seed: int = Field(0, ge=0, description="of every random choice")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, json_schema_extra=_EXECUTION, description="quarantined rows that a run may have"
+    )
+    generalist: Generalist
+    specialists: dict[str, Specialist] = Field(min_length=1)
+    prepare: Prepare = Prepare()
+    window: Window = Window()
+    embed: Embed = Embed()
+    cluster: Cluster = Cluster()
+    weights: Weights = Weights()
+    sample: Sample
+    engine: Engine = Engine()
+
+    @field_validator("specialists")
+    @classmethod
+    def _names(cls, specialists: dict[str, Specialist]) -> dict[str, Specialist]:
+        for name in specialists:
+            if name == NATURAL or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"{name!r} cannot name a specialist: use letters, digits, - and _, and not {NATURAL!r}")
+        return specialists
+
+    @model_validator(mode="after")
+    def _pooling(self) -> "Config":
+        if self.embed.pool == "mean" and self.embed.model.startswith(("static:", "lsi")):
+            raise ValueError(f"embed.pool: mean has no meaning for {self.embed.model}, which reads whole windows; leave it out")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with `section.key=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a setting is unknown (the nearest name is given) or out of range.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold sections such as `generalist:`, got {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """The config of a plain dictionary.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(raw, item) for item in error.errors()))
+        raise ConfigError("; ".join(lines)) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes section.key=value, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from error
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        if raw.get(section) is None:
+            raw[section] = {}
+        raw = raw[section]
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {key}: {section} is a value, not a section")
+    raw[last] = value
+
+
+def _explain(raw: dict[str, Any], item: Any) -> str:
+    """One line for one of pydantic's errors: the setting, the rule, the value, the mend."""
+    location = [str(step) for step in item["loc"] if not str(step).startswith(("literal[", "constrained-", "float"))]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"unknown setting {name}; {hint}"
+    if item["type"] == "missing":
+        return f"setting {name} is missing; see README, Settings"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    return f"{name}: {message[:1].lower()}{message[1:]}, got {item['input']!r}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for step in location:
+        if model is None:  # a name in a dictionary of sections: the section behind it
+            model = Specialist
+            continue
+        annotation = model.model_fields[str(step)].annotation
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return list(model.model_fields) if model else []

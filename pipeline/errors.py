@@ -1,0 +1,45 @@
+"""What can go wrong, and whose mistake it is.
+
+    CrispwrapError
+    ├── UserError            exit 2: a mistake in config or input; one clear line
+    │   ├── ConfigError      a setting: unknown, out of range, contradicting another
+    │   └── InputError       a file or row: missing, truncated, unreadable, too many bad rows
+    └── RunError             exit 1: the run failed though config and input were right
+        ├── StorageError     a read or write that failed: disk full, no permission
+        └── WorkerError      a worker died, or a part failed more often than it may
+
+A message names the file, row or setting, the rule, the value it got, and the mend. An `assert` is for our own invariants;
+these are for what can happen to a user.
+"""
+
+
+class CrispwrapError(Exception):
+    """Root of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class UserError(CrispwrapError):
+    """A mistake in config or input, which the user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class InputError(UserError):
+    """An input file or row cannot be used."""
+
+
+class RunError(CrispwrapError):
+    """The run failed though config and input were right."""
+
+
+class StorageError(RunError):
+    """A file could not be read or written."""
+
+
+class WorkerError(RunError):
+    """A worker died, or a part failed more often than it may."""

@@ -1,0 +1,51 @@
+"""Randomness as a function of identity: keyed hashes instead of generators.
+
+Every random choice is `hash(seed, purpose, key, copy)`, so it is the same for any order of work and any number of workers.
+`key` is the 64-bit identity of a window. The mixer is the finaliser of MurmurHash3 (fmix64), applied twice: every bit of the
+input flips every bit of the output with probability near one half.
+
+Shapes: N keys.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+_MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
+_MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(33)
+
+
+def window_keys(doc_ids: Sequence[str], windows: Sequence[int]) -> NDArray[np.uint64]:
+    """The (N,) identities of windows: xxh3 of the document's id and the window's number."""
+    return np.fromiter(
+        (xxhash.xxh3_64_intdigest(f"{doc_id}\0{window}".encode()) for doc_id, window in zip(doc_ids, windows, strict=True)),
+        dtype=np.uint64,
+        count=len(doc_ids),
+    )
+
+
+def _fmix(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x_N = (x_N ^ (x_N >> _SHIFT)) * _MIX_1
+    x_N = (x_N ^ (x_N >> _SHIFT)) * _MIX_2
+    return x_N ^ (x_N >> _SHIFT)
+
+
+def keyed_hash(
+    key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0
+) -> NDArray[np.uint64]:
+    """(N,) 64-bit hashes; different `purpose`, `seed` or `copy` give independent streams."""
+    salt = np.uint64(xxhash.xxh3_64_intdigest(f"{seed}\0{purpose}".encode()))
+    copy_N = np.asarray(copy).astype(np.uint64) * _GOLDEN
+    return _fmix(_fmix(np.asarray(key_N, dtype=np.uint64) ^ salt) + copy_N)
+
+
+def keyed_uniform(
+    key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0
+) -> NDArray[np.float64]:
+    """(N,) uniforms in the open interval (0, 1): never 0, so that a logarithm of them is finite."""
+    bits_N = keyed_hash(key_N, seed=seed, purpose=purpose, copy=copy) >> np.uint64(11)
+    return (bits_N.astype(np.float64) + 0.5) * 2.0**-53

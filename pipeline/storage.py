@@ -1,0 +1,139 @@
+"""Folders on any fsspec file system, written so that a reader never sees half a file.
+
+A file is built in memory (parts and shards are bounded), then appears at once: locally by a rename of a temporary name, on an object
+store by one put. `manifest.json` is written last, so its presence means that all it names is there.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import StorageError
+from pipeline.tables import cast
+
+MANIFEST = "manifest.json"
+_TMP = ".tmp-"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Folder:
+    """One folder, by its fsspec URL. Cheap to make and to send to a worker."""
+
+    def __init__(self, url: str) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(str(url))
+        self.path = self.path.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        # Local paths are made absolute: a worker's working directory is not the driver's.
+        self.url = self.path if self.is_local else str(url).rstrip("/")
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
+        return Folder, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def child(self, name: str) -> "Folder":
+        return Folder(f"{self.url}/{name}")
+
+    def file(self, name: str) -> str:
+        """The path of a file in the folder, as its file system spells it."""
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(self.file(name)))
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Sorted names of the files here that end in `suffix`, temporary ones left out; empty if there is no folder."""
+        self.fs.invalidate_cache(self.path)
+        try:
+            paths = self.fs.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+        return sorted(name for name in names if name.endswith(suffix) and not name.startswith(_TMP))
+
+    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
+        """Put a whole file in place at once, replacing what was there.
+
+        Raises:
+            StorageError: the disk is full, or the file may not be written.
+        """
+        target = self.file(name)
+        with _named_failure("write", target):
+            if not self.is_local:
+                self.fs.pipe_file(target, bytes(data))
+                return
+            temporary = f"{self.path}/{_TMP}{uuid.uuid4().hex}"
+            os.makedirs(self.path, exist_ok=True)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except BaseException:
+                if os.path.exists(temporary):
+                    os.remove(temporary)
+                raise
+
+    def read_bytes(self, name: str) -> bytes:
+        with _named_failure("read", self.file(name)):
+            return bytes(self.fs.cat_file(self.file(name)))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_table(self, name: str, table: pa.Table, schema: pa.Schema, **options: Any) -> dict[str, Any]:
+        """Write Parquet with exactly `schema`; returns its `bytes` and `sha256`.
+
+        `options` go to `pyarrow.parquet.write_table`; zstd unless they say otherwise.
+        """
+        sink = pa.BufferOutputStream()
+        pq.write_table(cast(table, schema), sink, **{"compression": "zstd", **options})
+        data = memoryview(sink.getvalue())
+        self.write_bytes(name, data)
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a Parquet file.
+
+        Raises:
+            StorageError: it is not there, or is not the Parquet file it should be.
+        """
+        with _named_failure("read", self.file(name)):
+            return pq.ParquetFile(self.file(name), filesystem=None if self.is_local else self.fs).read(columns=columns)
+
+    def remove_temporary(self) -> None:
+        """Delete what a killed writer left behind (local folders only; a put leaves nothing)."""
+        if self.is_local and os.path.isdir(self.path):
+            for name in os.listdir(self.path):
+                if name.startswith(_TMP):
+                    os.remove(f"{self.path}/{name}")
+
+
+@contextmanager
+def _named_failure(verb: str, path: str) -> Iterator[None]:
+    """Turns a failure below into one line that names the file and the mend."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"cannot {verb} {path}: {error}; delete it and run again, it will be made anew") from error
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise StorageError(
+                f"cannot {verb} {path}: the disk is full; free space and run the same command again, finished parts are kept"
+            ) from error
+        raise StorageError(f"cannot {verb} {path}: {error.strerror or error}") from error

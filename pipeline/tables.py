@@ -1,0 +1,159 @@
+"""The one declaration of every table that touches disk; `schemas/` is rendered from it.
+
+Tables of one part (windows, embeddings, assignments, draws) have the same rows in the same order; `key` repeats in each of them,
+so that a reader can check the alignment instead of trusting it. Nothing is inferred: a writer casts to the schema or raises.
+"""
+
+import pyarrow as pa
+
+WINDOWS = pa.schema(
+    [
+        pa.field("key", pa.uint64(), nullable=False, metadata={"doc": "identity of the window: hash of doc_id and window"}),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("window", pa.int32(), nullable=False, metadata={"doc": "0, 1, … within the document"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "joined in order: the document, byte for byte"}),
+        pa.field("tokens", pa.int32(), nullable=False, metadata={"doc": "tokens of the window, by the embedder's tokenizer"}),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object of the input's other columns"}),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False, metadata={"doc": "line or row in the file, from 0"}),
+        pa.field("id", pa.string(), nullable=True),
+        pa.field("reason", pa.string(), nullable=False, metadata={"doc": "a short fixed word, such as empty_text"}),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("excerpt", pa.string(), nullable=False, metadata={"doc": "first 200 characters of the row"}),
+    ]
+)
+
+ASSIGNMENTS = pa.schema(
+    [
+        pa.field("key", pa.uint64(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("leaf", pa.int32(), nullable=False, metadata={"doc": "-1: no finite embedding"}),
+        pa.field("sq_dist", pa.float32(), nullable=False, metadata={"doc": "squared L2 distance to the leaf's centroid"}),
+    ]
+)
+
+MIXTURE = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("windows", pa.int64(), nullable=False, metadata={"doc": "generalist windows in the leaf"}),
+        pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "generalist tokens in the leaf"}),
+        pa.field("p_generalist", pa.float64(), nullable=False, metadata={"doc": "share of generalist tokens"}),
+        pa.field("p_target", pa.float64(), nullable=False, metadata={"doc": "share asked for, before the cap on epochs"}),
+        pa.field("weight", pa.float64(), nullable=False, metadata={"doc": "p_target / p_generalist; 0 for an empty leaf"}),
+    ]
+)
+
+SPECIALISTS = pa.schema(
+    [
+        pa.field("specialist", pa.string(), nullable=False),
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("windows", pa.int64(), nullable=False, metadata={"doc": "windows of the sample in the leaf"}),
+        pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "tokens of the sample in the leaf"}),
+        pa.field("p_raw", pa.float64(), nullable=False, metadata={"doc": "share of the sample's tokens"}),
+        pa.field("p", pa.float64(), nullable=False, metadata={"doc": "after smoothing and back-off"}),
+        pa.field("p_low", pa.float64(), nullable=False, metadata={"doc": "5th percentile of p over bootstrapped documents"}),
+        pa.field("p_high", pa.float64(), nullable=False, metadata={"doc": "95th percentile"}),
+    ]
+)
+
+DIAGNOSTICS = pa.schema(
+    [
+        pa.field("specialist", pa.string(), nullable=False, metadata={"doc": "empty: of the whole mixture"}),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("low", pa.float64(), nullable=True, metadata={"doc": "5th percentile over bootstrapped documents"}),
+        pa.field("high", pa.float64(), nullable=True, metadata={"doc": "95th percentile"}),
+        pa.field("meaning", pa.string(), nullable=False),
+    ]
+)
+
+PLAN = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "generalist tokens the leaf holds"}),
+        pa.field("wanted_tokens", pa.float64(), nullable=False, metadata={"doc": "budget × p_target"}),
+        pa.field("planned_tokens", pa.float64(), nullable=False, metadata={"doc": "after the cap on epochs"}),
+        pa.field("epochs", pa.float64(), nullable=False, metadata={"doc": "planned_tokens / tokens"}),
+        pa.field("deficit_tokens", pa.float64(), nullable=False, metadata={"doc": "wanted beyond the cap: work for rewrites"}),
+    ]
+)
+
+DRAWS = pa.schema(
+    [
+        pa.field("key", pa.uint64(), nullable=False),
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("factor", pa.float32(), nullable=False, metadata={"doc": "of the window within its leaf; averages 1"}),
+        pa.field("expected", pa.float64(), nullable=False, metadata={"doc": "epochs of the leaf × factor"}),
+        pa.field("copies", pa.int32(), nullable=False),
+    ]
+)
+
+SHARDS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False, metadata={"doc": "doc_id:window:copy, unique in the corpus"}),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("window", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("specialist", pa.string(), nullable=False, metadata={"doc": "whom the copy was drawn for, or natural"}),
+        pa.field("cluster", pa.int32(), nullable=False, metadata={"doc": "leaf of the tree"}),
+        pa.field("copy", pa.int32(), nullable=False, metadata={"doc": "0 for the first copy of a window"}),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False, metadata={"doc": "raw or rephrased"}),
+        pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object"}),
+    ]
+)
+
+
+def embeddings_schema(dim: int) -> pa.Schema:
+    """The schema of an embeddings part whose vectors have `dim` entries."""
+    return pa.schema(
+        [
+            pa.field("key", pa.uint64(), nullable=False),
+            pa.field("valid", pa.bool_(), nullable=False, metadata={"doc": "false: not finite, the vector is zeros"}),
+            pa.field("vector", pa.list_(pa.field("item", pa.float16(), nullable=False), dim), nullable=False),
+        ]
+    )
+
+
+def tree_schema(dim: int) -> pa.Schema:
+    """The schema of the tree: one row a node, breadth first, the root first."""
+    return pa.schema(
+        [
+            pa.field("node", pa.int32(), nullable=False),
+            pa.field("parent", pa.int32(), nullable=False, metadata={"doc": "-1 for the root"}),
+            pa.field("level", pa.int32(), nullable=False, metadata={"doc": "0 for the root"}),
+            pa.field("first_leaf", pa.int32(), nullable=False, metadata={"doc": "leaves below: a contiguous range"}),
+            pa.field("num_leaves", pa.int32(), nullable=False, metadata={"doc": "1: the node is a leaf"}),
+            pa.field("count", pa.int64(), nullable=False, metadata={"doc": "windows of the parent's fitting sample in it"}),
+            pa.field("size", pa.float64(), nullable=False, metadata={"doc": "generalist windows in it, by the samples"}),
+            pa.field("sq_dist", pa.float64(), nullable=False, metadata={"doc": "mean squared distance to the centroid"}),
+            pa.field(
+                "fit_windows", pa.int64(), nullable=False, metadata={"doc": "sample its children were fitted on; 0: a leaf"}
+            ),
+            pa.field("fit_steps", pa.int32(), nullable=False, metadata={"doc": "EM steps taken to fit its children"}),
+            pa.field("fit_moved", pa.float64(), nullable=False, metadata={"doc": "share moved by balancing, last step"}),
+            pa.field("centroid", pa.list_(pa.field("item", pa.float32(), nullable=False), dim), nullable=False),
+        ]
+    )
+
+
+def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the schema's columns, types and order.
+
+    Raises:
+        ValueError: a column is missing, left over, holds a null where none may be, or does not fit its type.
+    """
+    if set(table.column_names) != set(schema.names):
+        raise ValueError(f"columns {sorted(table.column_names)} do not fit the schema {sorted(schema.names)}")
+    result = table.select(schema.names).cast(schema)
+    for field in schema:
+        if not field.nullable and result[field.name].null_count:
+            raise ValueError(f"column {field.name} holds {result[field.name].null_count} nulls, and may hold none")
+    return result
