@@ -1,7 +1,7 @@
 """The settings of a run, section by section; a stage takes its own section and nothing else.
 
-A field marked `Execution` steers how a run is executed and changes no value of the output, so it is in no fingerprint. Every other
-field is identity. `schemas/config.schema.json` is rendered from these models.
+A field marked `Execution` steers how a run is executed and changes no value of the output, so it is in no fingerprint.
+Every other field is identity. `schemas/config.schema.json` is rendered from these models.
 """
 
 import difflib
@@ -25,18 +25,14 @@ class Section(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that change a value of the output."""
         return {
-            name: getattr(self, name)
-            for name, field in type(self).model_fields.items()
-            if field.json_schema_extra != _EXECUTION
+            name: getattr(self, name) for name, field in type(self).model_fields.items() if field.json_schema_extra != _EXECUTION
         }
 
 
 class Corpus(Section):
     """Where documents are read from."""
 
-    paths: Annotated[
-        list[str], Field(min_length=1, description="files or globs, local or any fsspec URL; pydocs://"), Execution
-    ]
+    paths: Annotated[list[str], Field(min_length=1, description="files or globs, local or any fsspec URL; pydocs://"), Execution]
     text_key: str = Field("text", description="column of the text")
     id_key: str | None = Field("id", description="column of the id; null: documents are numbered by file and row")
     limit: int | None = Field(None, ge=1, description="documents read of each file, for a first look; null: all")
@@ -195,7 +191,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(raw, item) for item in error.errors()))
+        lines = list(dict.fromkeys(_explain(item) for item in error.errors()))
         raise ConfigError("; ".join(lines)) from error
 
 
@@ -217,7 +213,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     raw[last] = value
 
 
-def _explain(raw: dict[str, Any], item: Any) -> str:
+def _explain(item: Any) -> str:
     """One line for one of pydantic's errors: the setting, the rule, the value, the mend."""
     location = [str(step) for step in item["loc"] if not str(step).startswith(("literal[", "constrained-", "float"))]
     name = ".".join(location)

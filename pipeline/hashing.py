@@ -34,9 +34,7 @@ def _fmix(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x_N ^ (x_N >> _SHIFT)
 
 
-def keyed_hash(
-    key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0
-) -> NDArray[np.uint64]:
+def keyed_hash(key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0) -> NDArray[np.uint64]:
     """(N,) 64-bit hashes; different `purpose`, `seed` or `copy` give independent streams."""
     salt = np.uint64(xxhash.xxh3_64_intdigest(f"{seed}\0{purpose}".encode()))
     copy_N = np.asarray(copy).astype(np.uint64) * _GOLDEN

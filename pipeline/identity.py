@@ -1,8 +1,8 @@
 """Fingerprints: what a stage's output was computed from, as one short name.
 
-The identity of an output is a plain record: the stage and its version, every setting that changes a value, and the fingerprints of
-its inputs. Paths, worker counts and devices are not in it. The record itself is stored beside the fingerprint, so that two runs that
-differ can be compared field by field.
+The identity of an output is a plain record: the stage and its version, every setting that changes a value, and the
+fingerprints of its inputs. Paths, worker counts and devices are not in it. The record itself is stored beside the
+fingerprint, so that two runs that differ can be compared field by field.
 """
 
 import hashlib

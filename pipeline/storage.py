@@ -1,7 +1,7 @@
 """Folders on any fsspec file system, written so that a reader never sees half a file.
 
-A file is built in memory (parts and shards are bounded), then appears at once: locally by a rename of a temporary name, on an object
-store by one put. `manifest.json` is written last, so its presence means that all it names is there.
+A file is built in memory (parts and shards are bounded), then appears at once: locally by a rename of a temporary name,
+on an object store by one put. `manifest.json` is written last, so its presence means that all it names is there.
 """
 
 import errno

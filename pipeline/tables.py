@@ -134,9 +134,7 @@ def tree_schema(dim: int) -> pa.Schema:
             pa.field("count", pa.int64(), nullable=False, metadata={"doc": "windows of the parent's fitting sample in it"}),
             pa.field("size", pa.float64(), nullable=False, metadata={"doc": "generalist windows in it, by the samples"}),
             pa.field("sq_dist", pa.float64(), nullable=False, metadata={"doc": "mean squared distance to the centroid"}),
-            pa.field(
-                "fit_windows", pa.int64(), nullable=False, metadata={"doc": "sample its children were fitted on; 0: a leaf"}
-            ),
+            pa.field("fit_windows", pa.int64(), nullable=False, metadata={"doc": "sample its children were fitted on; 0: a leaf"}),
             pa.field("fit_steps", pa.int32(), nullable=False, metadata={"doc": "EM steps taken to fit its children"}),
             pa.field("fit_moved", pa.float64(), nullable=False, metadata={"doc": "share moved by balancing, last step"}),
             pa.field("centroid", pa.list_(pa.field("item", pa.float32(), nullable=False), dim), nullable=False),
