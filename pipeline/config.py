@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from pipeline.errors import ConfigError
 
 NATURAL = "natural"  # the name under which the natural share appears beside the specialists
-_EXECUTION = {"identity": False}
+_EXECUTION: JsonDict = {"identity": False}
 Execution = Field(json_schema_extra=_EXECUTION)
 
 

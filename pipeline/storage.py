@@ -23,6 +23,7 @@ from pipeline.tables import cast
 
 MANIFEST = "manifest.json"
 _TMP = ".tmp-"
+_FACTS = b"crispwrap"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -96,13 +97,19 @@ class Folder:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
-    def write_table(self, name: str, table: pa.Table, schema: pa.Schema, **options: Any) -> dict[str, Any]:
+    def write_table(
+        self, name: str, table: pa.Table, schema: pa.Schema, facts: dict[str, Any] | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Write Parquet with exactly `schema`; returns its `bytes` and `sha256`.
 
-        `options` go to `pyarrow.parquet.write_table`; zstd unless they say otherwise.
+        `facts` go into the file's footer, for `read_facts`. `options` go to `pyarrow.parquet.write_table`; zstd unless they say
+        otherwise.
         """
+        table = cast(table, schema)
+        if facts is not None:
+            table = table.replace_schema_metadata({_FACTS: json.dumps(facts, sort_keys=True)})
         sink = pa.BufferOutputStream()
-        pq.write_table(cast(table, schema), sink, **{"compression": "zstd", **options})
+        pq.write_table(table, sink, **{"compression": "zstd", **options})
         data = memoryview(sink.getvalue())
         self.write_bytes(name, data)
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -115,6 +122,30 @@ class Folder:
         """
         with _named_failure("read", self.file(name)):
             return pq.ParquetFile(self.file(name), filesystem=None if self.is_local else self.fs).read(columns=columns)
+
+    def read_facts(self, name: str) -> dict[str, Any]:
+        """What the writer of a Parquet file noted in its footer."""
+        with _named_failure("read", self.file(name)):
+            metadata = pq.ParquetFile(self.file(name), filesystem=None if self.is_local else self.fs).schema_arrow.metadata
+        facts: dict[str, Any] = json.loads(metadata[_FACTS])
+        return facts
+
+    def remove(self, name: str) -> None:
+        with _named_failure("remove", self.file(name)):
+            self.fs.rm_file(self.file(name))
+
+    def link(self, name: str, target: "Folder") -> None:
+        """Let `target` hold a file of this folder too: a hard link where that can be, else a copy."""
+        source, copy = self.file(name), target.file(name)
+        with _named_failure("write", copy):
+            if self.is_local:
+                os.makedirs(target.path, exist_ok=True)
+                try:
+                    os.link(source, copy)
+                except OSError:  # a file system without hard links
+                    target.write_bytes(name, self.read_bytes(name))
+                return
+            self.fs.cp_file(source, copy)
 
     def remove_temporary(self) -> None:
         """Delete what a killed writer left behind (local folders only; a put leaves nothing)."""

@@ -29,6 +29,13 @@ QUARANTINE = pa.schema(
     ]
 )
 
+SCANS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False, metadata={"doc": "of a good document in its file"}),
+        pa.field("id_hash", pa.uint64(), nullable=False),
+    ]
+)
+
 ASSIGNMENTS = pa.schema(
     [
         pa.field("key", pa.uint64(), nullable=False),
@@ -70,6 +77,15 @@ DIAGNOSTICS = pa.schema(
         pa.field("low", pa.float64(), nullable=True, metadata={"doc": "5th percentile over bootstrapped documents"}),
         pa.field("high", pa.float64(), nullable=True, metadata={"doc": "95th percentile"}),
         pa.field("meaning", pa.string(), nullable=False),
+    ]
+)
+
+NAMES = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field(
+            "terms", pa.string(), nullable=False, metadata={"doc": "words that set the leaf's text apart, most telling first"}
+        ),
     ]
 )
 

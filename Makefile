@@ -1,0 +1,39 @@
+# Everything from a fresh clone, with Python 3.11 or later, make and a C compiler.
+#   make demo    set up, run the whole pipeline on real text, print the outcome
+#   make test    set up, lint, type-check, run all tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch goes first: left to pip, a machine without a GPU gets gigabytes of CUDA packages where a CPU build is at hand.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint schemas clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python jobs/curate.py --config configs/demo.yaml
+
+test: $(VENV)/.dev lint
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+schemas: $(VENV)/.demo
+	$(BIN)/python -m pipeline.schemas
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crispwrap needs Python 3.11 or later; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,87 @@
+"""Greedy descent through a 64 × 64 tree against exact search over its leaves (faiss) and against plain sgemm of the same flops.
+
+The tree's centroids and the rows are random unit vectors, made the same each time: speed does not depend on what they mean.
+
+    python benchmarks/assign.py --rows 200000 --threads 2
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import faiss
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from pipeline.kmeans import KMeansFit
+from pipeline.tree import Tree
+
+
+def unit_rows(rng: np.random.Generator, num: int, dim: int) -> np.ndarray:
+    x_ND = rng.standard_normal((num, dim), dtype=np.float32)
+    return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+
+
+def random_tree(rng: np.random.Generator, branching: int, dim: int) -> Tree:
+    """Two levels; a node's children lie around it."""
+
+    def fit(middle_D: np.ndarray, spread: float) -> KMeansFit:
+        centroid_KD = middle_D + np.float32(spread) * unit_rows(rng, branching, dim)
+        return KMeansFit(centroid_KD, np.ones(branching, np.int64), np.zeros(branching), 0, 0.0, 0.0)
+
+    tree = Tree.seedling(1.0, dim).grow({0: fit(np.zeros(dim, np.float32), 1.0)})
+    return tree.grow({node: fit(tree.centroid_VD[node], 0.5) for node in tree.children(0)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=131_072)
+    parser.add_argument("--faiss-rows", type=int, default=16_384, help="rows that faiss searches; its rate does not depend on them")
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--branching", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    tree = random_tree(rng, args.branching, args.dim)
+    x_ND = tree.centroid_VD[rng.choice(tree.leaf_nodes, args.rows)] + np.float32(0.7) * unit_rows(rng, args.rows, args.dim)
+    x16_ND, some_ND = x_ND.astype(np.float16), x_ND[: args.faiss_rows]
+    child_DK = np.ascontiguousarray(tree.centroid_VD[1 : 1 + args.branching].T)
+    out_NK = np.empty((args.rows, args.branching), np.float32)
+    index = faiss.IndexFlatL2(args.dim)
+    index.add(tree.centroid_VD[tree.leaf_nodes])
+    faiss.omp_set_num_threads(args.threads)
+
+    def sgemm_twice() -> None:
+        with threadpool_limits(args.threads):
+            np.matmul(x_ND, child_DK, out=out_NK)
+            np.matmul(x_ND, child_DK, out=out_NK)
+
+    contenders: dict[str, tuple[Callable[[], object], int]] = {
+        "descend": (lambda: tree.descend(x_ND, threads=args.threads), args.rows),
+        "descend float16": (lambda: tree.descend(x16_ND, threads=args.threads), args.rows),
+        "faiss": (lambda: index.search(some_ND, 1), args.faiss_rows),
+        "sgemm": (sgemm_twice, args.rows),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(args.repeats + 1):  # interleaved, so that a busy machine slows all of them; the first warms up
+        for name, (work, _) in contenders.items():
+            start = time.perf_counter()
+            work()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    rate = {name: num / statistics.median(seconds[name]) for name, (_, num) in contenders.items()}
+
+    print(f"{args.rows} rows, D = {args.dim}, {args.branching} x {args.branching} tree, {args.threads} threads; median of {args.repeats}")
+    print(f"{'windows/s':<34}{'ours':>12}{'rival':>12}{'ratio':>8}  target")
+    for ours in ("descend", "descend float16"):
+        for rival, what, target in (("faiss", "faiss exact search", 8.0), ("sgemm", "sgemm of the same flops", 0.4)):
+            row = f"{ours} / {what}"
+            print(f"{row:<42}{rate[ours]:>10.0f}{rate[rival]:>12.0f}{rate[ours] / rate[rival]:>8.2f}  >= {target}")
+    print(f"descend runs at {rate['descend'] * 4e-9 * args.dim * args.branching:.1f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

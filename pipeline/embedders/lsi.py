@@ -1,0 +1,93 @@
+"""Latent semantic indexing: hashed words, sublinear tf, idf, and a truncated SVD fitted on the corpus itself.
+
+No pretrained weights, so it works on any domain and any language that puts spaces between words; it knows no synonyms that the
+corpus does not show. As in scikit-learn's LSA example: HashingVectorizer, TfidfTransformer, TruncatedSVD, Normalizer.
+Deerwester et al. 1990, "Indexing by latent semantic analysis"; Halko et al. 2011 for the randomised SVD.
+
+Shapes: N texts, F hashed features, D width of the embedding.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Embed
+from pipeline.embedders import source
+from pipeline.embedders.vectors import processor_name, unit_rows
+from pipeline.errors import ConfigError
+from pipeline.storage import Folder
+
+_NUM_FEATURES = 2**16  # 256 components of these are 67 MB
+_ARTIFACT = "lsi.npz"
+
+
+def identify(cfg: Embed) -> dict[str, Any]:
+    """See `pipeline.embedders.identify`; the tokenizer is that which cuts the windows."""
+    return {"kind": "lsi", "source": {"tokenizer": source.identify_source(cfg)["tokenizer"]}, "dim": cfg.dim}
+
+
+def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[str, Any]:
+    """See `pipeline.embedders.fit`."""
+    from sklearn.decomposition import TruncatedSVD
+    from threadpoolctl import threadpool_limits
+
+    if len(texts) < cfg.dim:
+        raise ConfigError(
+            f"embed.dim must be at most the number of windows that lsi is fitted on, {len(texts)}, got {cfg.dim}; lower embed.dim"
+        )
+    tf_NF = _sublinear_tf(texts)
+    windows_F = np.bincount(tf_NF.indices, minlength=_NUM_FEATURES)  # each row names a feature once
+    idf_F = (np.log((1 + len(texts)) / (1 + windows_F)) + 1).astype(np.float32)
+    svd = TruncatedSVD(cfg.dim, random_state=seed)
+    with threadpool_limits(1):  # sums in one order, whatever the number of cores
+        svd.fit(_weigh(tf_NF, idf_F))
+    components_FD = np.ascontiguousarray(svd.components_.T, dtype=np.float32)
+    # Rounding leaves 1e-20 where a feature was never seen; normalised, a text of such words alone would be a random direction.
+    components_FD[windows_F == 0] = 0
+    sink = io.BytesIO()
+    np.savez(sink, idf_F=idf_F, components_FD=components_FD)
+    folder.write_bytes(_ARTIFACT, sink.getvalue())
+    return {"windows": len(texts), "features": int((windows_F > 0).sum()), "variance": float(svd.explained_variance_ratio_.sum())}
+
+
+def load(folder: Folder) -> "LsiEmbedder":
+    """See `pipeline.embedders.load`."""
+    with np.load(io.BytesIO(folder.read_bytes(_ARTIFACT)), allow_pickle=False) as arrays:
+        return LsiEmbedder(arrays["idf_F"], arrays["components_FD"])
+
+
+class LsiEmbedder:
+    """An `Embedder`; see `pipeline.embedders.Embedder`. It uses one thread."""
+
+    def __init__(self, idf_F: NDArray[np.float32], components_FD: NDArray[np.float32]) -> None:
+        self._idf_F = idf_F
+        self._components_FD = components_FD
+        self.dim = components_FD.shape[1]
+        self.hardware = {"device": processor_name(), "precision": "fp32", "threads": "1"}
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See `pipeline.embedders.Embedder.encode`."""
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return unit_rows(_weigh(_sublinear_tf(texts), self._idf_F) @ self._components_FD)
+
+
+def _sublinear_tf(texts: Sequence[str]) -> Any:
+    """(N, F) sparse 1 + log(count) of each hashed word."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    counts_NF = HashingVectorizer(n_features=_NUM_FEATURES, alternate_sign=False, norm=None, dtype=np.float32).transform(texts)
+    counts_NF.data = 1 + np.log(counts_NF.data)
+    return counts_NF
+
+
+def _weigh(tf_NF: Any, idf_F: NDArray[np.float32]) -> Any:
+    """(N, F) tf-idf with rows of length 1, as new matrix."""
+    from sklearn.preprocessing import normalize
+
+    weighed_NF = tf_NF.copy()
+    weighed_NF.data *= idf_F[weighed_NF.indices]
+    return normalize(weighed_NF, copy=False)

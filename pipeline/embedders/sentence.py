@@ -1,0 +1,221 @@
+"""Embeddings by a sentence-transformers model, with batches built here.
+
+Texts are tokenised once, sorted by their number of tokens and batched, so that almost nothing is spent on padding (by characters,
+as `SentenceTransformer.encode` sorts, some is left), and on a CPU in batches small enough for its cache.
+
+Shapes: N texts, S stretches of at most `max_tokens` (S = N where pool is head), B rows and T tokens of a batch, D width.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Embed
+from pipeline.embedders import source
+from pipeline.embedders.vectors import processor_has_bf16, processor_name, unit_rows
+from pipeline.errors import ConfigError
+
+# Activations of a small batch stay in a core's share of the cache. MiniLM, 256 tokens, windows/s of one EPYC (Zen 3) core by rows
+# a batch: 2: 14.1, 4: 14.1, 8: 14.6, 16: 11.8, 32: 11.5.
+_CPU_BATCH_TOKENS = 2048
+
+
+def identify(cfg: Embed) -> dict[str, Any]:
+    """See `pipeline.embedders.identify`."""
+    _check_max_tokens(cfg)
+    settings = {name: getattr(cfg, name) for name in ("max_tokens", "pool", "precision", "batch_size")}
+    return {"kind": "sentence", "source": source.identify_source(cfg), **settings}
+
+
+def load(cfg: Embed, *, threads: int) -> "SentenceEmbedder":
+    """See `pipeline.embedders.load`."""
+    _check_max_tokens(cfg)
+    hold_tokenizers(threads)
+    return SentenceEmbedder(cfg, load_model(cfg, threads=threads), threads=threads)
+
+
+def load_model(cfg: Embed, *, threads: int) -> Any:
+    """The SentenceTransformer in fp32, in evaluation mode, on the GPU if one is visible.
+
+    Raises:
+        ConfigError: sentence-transformers is not installed, or the model cannot be loaded without running its own code.
+    """
+    folder = source.model_folder(cfg)
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ConfigError(f'embed.model {cfg.model} needs torch: run `pip install "crispwrap[embed]"`') from error
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar a worker says nothing
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = SentenceTransformer(folder, device=device, trust_remote_code=False, local_files_only=True)
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"embed.model {cfg.model} cannot be loaded ({reason}); its folder must be complete, and code of its own is never run"
+        ) from error
+    return model.float().eval()  # transformers keeps a checkpoint's own type, which may be half
+
+
+def hold_tokenizers(threads: int) -> None:
+    """Hold the tokenizers of this process to `threads`; the count is read when they first run in parallel."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+
+
+class SentenceEmbedder:
+    """An `Embedder` over a loaded model; see `pipeline.embedders.Embedder`."""
+
+    def __init__(self, cfg: Embed, model: Any, *, threads: int) -> None:
+        self._cfg = cfg
+        self._model = model
+        self._device = model.device
+        precision = _precision(cfg, self._device.type)
+        self.dim = int(model.get_embedding_dimension())
+        self.hardware = {"device": _device_name(self._device), "precision": precision, "threads": str(threads)}
+        self._prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
+        self._tokenizer = None if self._prompt else _text_tokenizer(model)
+        if self._tokenizer is None and cfg.pool == "mean":
+            raise ConfigError(
+                f"embed.pool: mean needs a plain text transformer with a fast tokenizer and no prompt, "
+                f"which {cfg.model} is not; use embed.pool: head"
+            )
+        if self._tokenizer is None:
+            model.max_seq_length = cfg.max_tokens
+        else:
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(cfg.max_tokens)
+        self._autocast = precision != "fp32"
+        if self._autocast and self._device.type == "cuda" and self._tokenizer is not None:
+            # Half weights are faster than autocast on a GPU, slower than fp32 on a CPU; pooling stays fp32 either way.
+            model[0].to(_dtype(precision))
+            self._autocast = False
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See `pipeline.embedders.Embedder.encode`."""
+        import torch
+
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        with torch.inference_mode(), self._precision_scope():
+            if self._tokenizer is None:
+                return unit_rows(self._model.encode(list(texts), batch_size=self._cfg.batch_size, show_progress_bar=False))
+            encodings = self._tokenizer.encode_batch_fast(list(texts))
+            if self._cfg.pool == "head":
+                return self._encode_ids([encoding.ids for encoding in encodings])
+            # The tokenizer hands out what truncation cut off as further stretches, each with its own special tokens.
+            stretches = [[encoding, *encoding.overflowing] for encoding in encodings]
+            ids_S = [stretch.ids for text in stretches for stretch in text]
+            num_special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+            weight_S = np.array([len(ids) - num_special for ids in ids_S], dtype=np.float32)
+            weight_S = np.maximum(weight_S, 1)  # an empty text is one stretch of special tokens alone
+            first_N = np.cumsum([0, *(len(text) for text in stretches[:-1])])
+            return unit_rows(np.add.reduceat(self._encode_ids(ids_S) * weight_S[:, None], first_N, axis=0))
+
+    def _encode_ids(self, ids_S: list[list[int]]) -> NDArray[np.float32]:
+        """(S, D) unit vectors of token ids, in order."""
+        batch_tokens = _CPU_BATCH_TOKENS if self._device.type == "cpu" else None
+        rows_by_batch = list(batches([len(ids) for ids in ids_S], self._cfg.batch_size, batch_tokens))
+        # Results stay on the device till the end, so that a GPU never waits for a copy between batches.
+        outputs = [self._forward([ids_S[row] for row in rows]) for rows in rows_by_batch]
+        x_SD = np.empty((len(ids_S), self.dim), dtype=np.float32)
+        for rows, output in zip(rows_by_batch, outputs, strict=True):
+            x_SD[rows] = output.cpu().numpy()
+        return unit_rows(x_SD)
+
+    def _forward(self, ids_B: list[list[int]]) -> Any:
+        """(B, D) float32 tensor on the device: the model's own modules, one after the other."""
+        import torch
+
+        tokenizer = self._model.tokenizer
+        longest = max(len(ids) for ids in ids_B)
+        ids_BT = np.full((len(ids_B), longest), tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask_BT = np.zeros_like(ids_BT)
+        for row, ids in enumerate(ids_B):
+            place = slice(longest - len(ids), longest) if tokenizer.padding_side == "left" else slice(len(ids))
+            ids_BT[row, place] = ids
+            mask_BT[row, place] = 1
+        features = {"input_ids": torch.from_numpy(ids_BT), "attention_mask": torch.from_numpy(mask_BT)}
+        features = {name: value.to(self._device, non_blocking=True) for name, value in features.items()}
+        first, *rest = self._model
+        features = first(features)
+        features["token_embeddings"] = features["token_embeddings"].float()
+        for module in rest:
+            features = module(features)
+        return features["sentence_embedding"].float()
+
+    def _precision_scope(self) -> AbstractContextManager[Any]:
+        import torch
+
+        if not self._autocast:
+            return nullcontext()
+        scope: AbstractContextManager[Any] = torch.autocast(self._device.type, dtype=_dtype(self.hardware["precision"]))
+        return scope
+
+
+def batches(num_tokens_S: Sequence[int], batch_size: int, batch_tokens: int | None) -> Iterator[list[int]]:
+    """Rows of each batch: longest first, ties in order, at most `batch_size` rows and `batch_tokens` with padding.
+
+    Longest first, so that a GPU runs out of memory in the first batch or never.
+    """
+    order = np.argsort(-np.asarray(num_tokens_S), kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        fit = batch_size if batch_tokens is None else min(batch_size, max(1, batch_tokens // max(1, num_tokens_S[order[start]])))
+        yield order[start : start + fit]
+        start += fit
+
+
+def _check_max_tokens(cfg: Embed) -> None:
+    limit = source.position_limit(source.model_folder(cfg))
+    if limit is not None and cfg.max_tokens > limit:
+        raise ConfigError(
+            f"embed.max_tokens must be at most {limit}, the positions {cfg.model} has, got {cfg.max_tokens}; "
+            "lower it, and use embed.pool: mean to read longer windows"
+        )
+
+
+def _text_tokenizer(model: Any) -> Any:
+    """A copy of the model's tokenizer; None where sentence-transformers does more to a text than to tokenise it."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+    from tokenizers import Tokenizer
+
+    first = model[0]
+    if (
+        not isinstance(first, Transformer)
+        or set(first.modality_config) != {"text"}
+        or not getattr(first.tokenizer, "is_fast", False)
+    ):
+        return None
+    return Tokenizer.from_str(first.tokenizer.backend_tokenizer.to_str())
+
+
+def _precision(cfg: Embed, device: str) -> str:
+    import torch
+
+    if cfg.precision == "fp16" and device == "cpu":
+        raise ConfigError("embed.precision fp16 is for GPUs, and there is none here; use bf16 or fp32")
+    if cfg.precision != "auto":
+        return cfg.precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if processor_has_bf16() else "fp32"
+
+
+def _dtype(precision: str) -> Any:
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else processor_name()

@@ -1,0 +1,125 @@
+"""Where a model's files are, and what they are: from `embed.model` to a local folder and a name by content.
+
+A hub name is resolved once a process, to a snapshot on the local disk; everything after that reads files only, so that a model
+is downloaded once a node. Its code, if it brings any, is never run.
+"""
+
+import functools
+import json
+import os
+import re
+from typing import Any
+
+from pipeline.config import Embed
+from pipeline.embedders import bundled
+from pipeline.embedders.files import file_sha256, folder_sha256
+from pipeline.errors import ConfigError
+
+STATIC = "static:"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# The same weights for other runtimes, some five times the model's own size.
+_OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.mlmodel", "coreml/*"]
+
+
+def base_model(cfg: Embed) -> str:
+    """The sentence-transformers model behind the setting: `static:` taken off, for lsi the bundled MiniLM."""
+    return bundled.MINILM if cfg.model == "lsi" else cfg.model.removeprefix(STATIC)
+
+
+def model_folder(cfg: Embed) -> str:
+    """Absolute path of the local folder that holds the base model.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be had from here.
+    """
+    name = base_model(cfg)
+    if name.startswith("bundled:"):
+        if name != bundled.MINILM:
+            raise ConfigError(f"embed.model {cfg.model} is unknown; the one bundled model is {bundled.MINILM}")
+        return bundled.model_folder()
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "modules.json")):
+            raise ConfigError(
+                f"embed.model {cfg.model} is a folder without modules.json; give one that sentence-transformers saved"
+            )
+        return os.path.abspath(name)
+    if name == "lsi" or not _HUB_NAME.fullmatch(name):  # static:lsi: there is nothing to distil
+        raise ConfigError(
+            f"embed.model {cfg.model} is neither a folder here nor the name of a model; "
+            f"give an existing folder, a hub name such as sentence-transformers/all-MiniLM-L6-v2, {bundled.MINILM}, "
+            "static:<one of these>, or lsi"
+        )
+    # sentence-transformers' own short form: all-MiniLM-L6-v2 for sentence-transformers/all-MiniLM-L6-v2
+    return _snapshot(name if "/" in name else f"sentence-transformers/{name}", cfg.revision)
+
+
+def identify_source(cfg: Embed) -> dict[str, Any]:
+    """The base model by content: `files` for a local folder, `name` and `commit` for the hub; and its `tokenizer`.
+
+    Raises:
+        ConfigError: as `model_folder`, or the model has no tokenizer.json.
+    """
+    folder, name = model_folder(cfg), base_model(cfg)
+    tokenizer = {"tokenizer": file_sha256(tokenizer_path(cfg))}
+    if name.startswith("bundled:") or os.path.isdir(name):
+        return {"files": folder_sha256(folder), **tokenizer}
+    return {"name": name if "/" in name else f"sentence-transformers/{name}", "commit": os.path.basename(folder), **tokenizer}
+
+
+def tokenizer_path(cfg: Embed) -> str:
+    """Absolute path of the base model's tokenizer.json.
+
+    Raises:
+        ConfigError: as `model_folder`, or the model has none.
+    """
+    folder = model_folder(cfg)
+    for part in ["", *(module["path"] for module in _json(folder, "modules.json"))]:
+        path = os.path.join(folder, part, "tokenizer.json")
+        if os.path.isfile(path):
+            return path
+    raise ConfigError(
+        f"embed.model {cfg.model} has no tokenizer.json, which cuts the windows; choose a model with a fast tokenizer"
+    )
+
+
+def position_limit(folder: str) -> int | None:
+    """Most tokens, special ones counted, that the model in `folder` has positions for; None: no limit is known."""
+    config = _json(folder, "config.json")
+    limit = config.get("max_position_embeddings")
+    if limit is None:
+        return None
+    # RoBERTa's descendants number positions from pad_token_id + 1, so 514 positions hold 512 tokens.
+    offset = config.get("pad_token_id", 1) + 1 if config.get("model_type") in _POSITIONS_AFTER_PADDING else 0
+    return int(limit) - offset
+
+
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
+
+
+def _json(folder: str, name: str) -> Any:
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+@functools.cache
+def _snapshot(name: str, revision: str | None) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(f'embed.model {name} comes from the hub: run `pip install "crispwrap[embed]"`') from error
+    try:
+        # With no network, or with HF_HUB_OFFLINE=1, this is the copy in the cache.
+        folder = str(snapshot_download(name, revision=revision, ignore_patterns=_OTHER_RUNTIMES))
+    except (OSError, ValueError, RuntimeError) as error:  # all of huggingface_hub's errors are one of these
+        at = f" at embed.revision {revision}" if revision else ""
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"embed.model {name}{at} cannot be had from the hub ({type(error).__name__}: {reason}); check the name, fetch it "
+            f"where there is a network with `hf download {name}`, or use {bundled.MINILM}"
+        ) from error
+    if not os.path.isfile(os.path.join(folder, "modules.json")):
+        raise ConfigError(f"embed.model {name} has no modules.json, so it is no sentence-transformers model; choose one that is")
+    return folder

@@ -1,0 +1,278 @@
+"""Ray, in one place: maps, folds and shuffles over named items of work.
+
+A stage hands over a plain function and a list of items; the function runs in Ray tasks and writes its own part. Ray gives retries
+after a dead worker or node, scheduling, spilling and autoscaling (queued tasks are demand). Tasks are used instead of Ray Data or
+actors because a worker process then outlives its stage, with its imports and its model (docs/decisions/0002).
+
+Ray is imported and started on the first use, so a run with nothing left to do starts none.
+"""
+
+import functools
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from loguru import logger
+
+from pipeline import config
+from pipeline.errors import ConfigError, CrispwrapError, WorkerError
+from pipeline.progress import Progress
+
+# Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
+_QUEUED_PER_SLOT = 3
+
+
+@dataclass
+class Usage:
+    """What the work of one stage took, summed over its tasks."""
+
+    tasks: int = 0
+    busy_s: float = 0.0
+    peak_rss_bytes: int = 0
+
+    def add(self, busy_s: float, rss_bytes: int) -> None:
+        self.tasks += 1
+        self.busy_s += busy_s
+        self.peak_rss_bytes = max(self.peak_rss_bytes, rss_bytes)
+
+
+class Engine:
+    """A Ray cluster, joined or started when first needed; use as a context manager.
+
+    Only a Ray that was started here is shut down at the end.
+    """
+
+    def __init__(self, settings: config.Engine) -> None:
+        self.settings = settings
+        self.usage = Usage()
+        self._ray: Any = None
+        self._owned = False
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._owned:
+            self._ray.shutdown()
+            self._ray, self._owned = None, False
+
+    @property
+    def started(self) -> bool:
+        return self._ray is not None
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs of the cluster."""
+        return float(self._start().cluster_resources().get("GPU", 0))
+
+    @property
+    def num_workers(self) -> int:
+        """Tasks that run at once."""
+        return self.settings.workers or max(1, int(self._start().cluster_resources().get("CPU", 1)))
+
+    def threads_for(self, num_tasks: int) -> int:
+        """Cores that each of so few tasks may use, so that none lies idle; all of one machine at the most."""
+        nodes = [node["Resources"].get("CPU", 1) for node in self._start().nodes() if node["Alive"]]
+        return max(1, min(self.num_workers // max(1, num_tasks), int(max(nodes))))
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        *,
+        title: str,
+        unit: str = "parts",
+        shared: tuple[Any, ...] = (),
+        num_gpus: float = 0,
+    ) -> Iterator[tuple[int, Any]]:
+        """(index of the item, `function(item, *shared)`), in the order in which they finish, each once.
+
+        `shared` goes to each node once. After a failure nothing further is started, what runs is awaited (its parts are kept),
+        and the first error is raised.
+
+        Raises:
+            CrispwrapError: what the function raised, or WorkerError for a worker that died `engine.attempts` times.
+        """
+        if not items:
+            return
+        ray = self._start()
+        shared_refs = [ray.put(value) for value in shared]
+        task = self._remote(_run, num_gpus=num_gpus)
+        slots = int(ray.cluster_resources().get("GPU", 0) / num_gpus) if num_gpus else self.num_workers
+        limit = slots if self.settings.workers else max(1, slots) * (1 + _QUEUED_PER_SLOT)
+        waiting = iter(enumerate(items))
+        running: dict[Any, int] = {}
+        failure: BaseException | None = None
+        with Progress(title, len(items), unit) as progress:
+            while True:
+                while failure is None and len(running) < limit and (entry := next(waiting, None)) is not None:
+                    index, item = entry
+                    running[task.remote(function, item, *shared_refs)] = index
+                if not running:
+                    break
+                (ref,), _ = ray.wait(list(running), num_returns=1)
+                index = running.pop(ref)
+                try:
+                    result, busy_s, rss_bytes = ray.get(ref)
+                except (ray.exceptions.RayError, CrispwrapError) as error:
+                    failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
+                    continue
+                self.usage.add(busy_s, rss_bytes)
+                progress.advance()
+                yield index, result
+        if failure is not None:
+            raise failure
+
+    def fold(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        combine: Callable[[Any, Any], Any],
+        zero: Any,
+        *,
+        title: str,
+        shared: tuple[Any, ...] = (),
+    ) -> Any:
+        """The results of a map, combined as they come; `combine` must not depend on the order."""
+        state = zero
+        for _, result in self.map(function, items, title=title, shared=shared):
+            state = combine(state, result)
+        return state
+
+    def shuffle(
+        self,
+        mapper: Callable[..., Sequence[Any]],
+        items: Sequence[Any],
+        reducer: Callable[..., Any],
+        partitions: Sequence[Any],
+        *,
+        title: str,
+        unit: str,
+        shared: tuple[Any, ...] = (),
+        threads: int = 1,
+    ) -> Iterator[tuple[int, Any]]:
+        """Regroup: `mapper(item, partitions, *shared)` returns one piece for each partition, and
+        `reducer(partition, pieces, *shared)` gets the pieces of its partition, in the order of the items, and `threads` cores.
+
+        Pieces lie in Ray's object store, which spills to disk; yields (index of the partition, result) as they finish.
+
+        Raises:
+            CrispwrapError: as `map`.
+        """
+        if not partitions:
+            return
+        ray = self._start()
+        shared_refs = [ray.put(value) for value in shared]
+        map_task = self._remote(_pieces, num_returns=len(partitions))
+        reduce_task = self._remote(_reduce, num_cpus=threads)
+        pieces: list[list[Any]] = []
+        for item in items:
+            refs = map_task.remote(mapper, item, list(partitions), *shared_refs)
+            pieces.append([refs] if len(partitions) == 1 else refs)
+        running = {
+            reduce_task.remote(reducer, partition, len(items), *(row[index] for row in pieces), *shared_refs): index
+            for index, partition in enumerate(partitions)
+        }
+        pieces.clear()  # the reducers hold them now, so that each is freed when its reducer is done
+        failure: BaseException | None = None
+        with Progress(title, len(partitions), unit) as progress:
+            while running:
+                (ref,), _ = ray.wait(list(running), num_returns=1)
+                index = running.pop(ref)
+                try:
+                    result, busy_s, rss_bytes = ray.get(ref)
+                except (ray.exceptions.RayError, CrispwrapError) as error:
+                    failure = failure or self._explain(error, f"{title}, {_name(partitions[index])}")
+                    continue
+                self.usage.add(busy_s, rss_bytes)
+                progress.advance()
+                yield index, result
+        if failure is not None:
+            raise failure
+
+    def _remote(self, function: Callable[..., Any], **options: Any) -> Any:
+        # max_calls=0: a worker process is kept after a GPU task too, with the model that it loaded.
+        options = {"num_cpus": 1, "max_retries": self.settings.attempts - 1, "max_calls": 0, **options}
+        return self._start().remote(**options)(function)
+
+    def _explain(self, error: BaseException, where: str) -> BaseException:
+        """The error that a user should see for one that came out of a task."""
+        cause = getattr(error, "cause", None)
+        for candidate in (error, cause):
+            if isinstance(candidate, CrispwrapError):
+                return type(candidate)(str(candidate))
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            return WorkerError(f"{where} failed: {cause!r}\n{error}")
+        return WorkerError(
+            f"{where}: its worker died {self.settings.attempts} times ({type(error).__name__}); finished parts are kept. "
+            "If it ran out of memory, set engine.workers lower or prepare.part_bytes smaller, and run again"
+        )
+
+    def _start(self) -> Any:
+        if self._ray is not None:
+            return self._ray
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences a warning
+        import ray
+
+        if not ray.is_initialized():
+            address = self.settings.address or "auto"
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            try:
+                ray.init(address=address, **quiet)
+                logger.info(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
+            except ray.exceptions.AuthenticationError as error:
+                raise ConfigError(
+                    f"the Ray cluster refused us: {str(error).splitlines()[0]} Set RAY_AUTH_MODE=token and the same "
+                    "RAY_AUTH_TOKEN as the cluster; see README, On a cluster"
+                ) from error
+            except ConnectionError as error:
+                if self.settings.address or os.environ.get("RAY_ADDRESS"):
+                    where = self.settings.address or os.environ["RAY_ADDRESS"]
+                    raise ConfigError(f"no Ray cluster answers at {where}; start it, or leave engine.address out") from error
+                started = time.monotonic()
+                num_cpus = max(os.cpu_count() or 1, self.settings.workers or 1)
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+                self._owned = True
+                logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
+        self._ray = ray
+        return ray
+
+
+def _name(item: Any) -> str:
+    """What an item of work calls itself."""
+    return str(item if isinstance(item, str | int) else getattr(item, "name", None) or type(item).__name__)
+
+
+@functools.cache
+def _single_threaded() -> None:
+    """One BLAS thread a worker, whatever the machine: more would change the last bits of a product; workers are the parallelism."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1)
+
+
+def _measured(function: Callable[[], Any]) -> tuple[Any, float, int]:
+    _single_threaded()
+    started = time.monotonic()
+    result = function()
+    return result, time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _run(function: Callable[..., Any], item: Any, *shared: Any) -> tuple[Any, float, int]:
+    return _measured(lambda: function(item, *shared))
+
+
+def _pieces(mapper: Callable[..., Sequence[Any]], item: Any, partitions: list[Any], *shared: Any) -> Any:
+    _single_threaded()
+    pieces = tuple(mapper(item, partitions, *shared))
+    assert len(pieces) == len(partitions)
+    return pieces[0] if len(pieces) == 1 else pieces
+
+
+def _reduce(reducer: Callable[..., Any], partition: Any, num_pieces: int, *rest: Any) -> tuple[Any, float, int]:
+    return _measured(lambda: reducer(partition, rest[:num_pieces], *rest[num_pieces:]))

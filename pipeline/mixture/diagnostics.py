@@ -1,0 +1,145 @@
+"""What a mixture will do to the corpus, in numbers, each with a plain meaning.
+
+Shapes: A atoms (groups of leaves that share one ratio of target to generalist: see `shape.prune`; a leaf alone is one too).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.mixture.estimators import SpecialistMix
+from pipeline.mixture.histograms import LeafHistogram
+from pipeline.mixture.plan import Plan
+from pipeline.mixture.shape import Floats
+
+Draw = Literal["rounded", "multinomial"]
+
+_R_STAR = 15.39  # arXiv 2305.16264, eq. 5 and its fit of R_D*
+
+MEANINGS = {
+    "epochs_max": "most passes over the text of any cluster",
+    "epochs_p99": "99% of the output's tokens come from clusters passed over at most this often",
+    "repeats_value": "what a token of the output is worth, next to a new one, if repeats fade as in arXiv 2305.16264",
+    "unique_share": "expected share of the output's tokens that are not repeats",
+    "effective_windows": "generalist windows that the weighting uses, (sum w n)^2 / sum w^2 n",
+    "effective_share": "the same, as a share of all generalist windows",
+    "clipped_mass": "share of the budget wanted of clusters beyond max_epochs",
+    "deficit_share": "share of the budget that stays unfilled",
+    "output_entropy": "entropy of the output over leaves, nats",
+    "output_effective_leaves": "leaves that the output is spread over, exp(entropy)",
+    "output_top_share": "share of the output in its most frequent cluster",
+    "generalist_entropy": "entropy of the generalist corpus over leaves, nats",
+    "generalist_top_share": "share of the generalist corpus in its most frequent cluster",
+    "documents": "documents of the sample; the intervals resample these",
+    "windows": "windows of the sample",
+    "entropy": "entropy of the smoothed specialist over leaves, nats",
+    "effective_leaves": "leaves that the smoothed specialist is spread over, exp(entropy)",
+    "top_share": "share of the smoothed specialist in its most frequent cluster",
+    "kl_generalist": "KL(specialist || generalist) over leaves, nats: how far the specialist is from the corpus",
+    "kl_output": "KL(specialist || output) over leaves, nats: how far it still is after cap and natural share",
+    "without_text": "share of the sample in clusters without generalist text",
+    "backed_off": "mass moved to neighbours of clusters without generalist text",
+}
+
+
+def meaning(name: str) -> str:
+    """One line on a diagnostic."""
+    if name.startswith("alpha_level_"):
+        level = name.removeprefix("alpha_level_")
+        return f"pseudo-windows of the generalist's mix at level {level}: 0 trusts the sample, inf ignores it"
+    return MEANINGS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Atoms:
+    """Groups of leaves inside which everything is in proportion to the generalist's tokens."""
+
+    atom_L: NDArray[np.int64]
+    histogram: LeafHistogram  # of the atoms
+    within_A: Floats  # entropy of the generalist's mix inside the atom
+    most_A: Floats  # share of an atom's largest leaf
+
+    @classmethod
+    def of(cls, atom_L: NDArray[np.int64], generalist: LeafHistogram) -> "Atoms":
+        """The groups that `atom_L` names; every name from 0 to the largest has a leaf."""
+        num_atoms = int(atom_L.max()) + 1
+        tokens_A, windows_A = np.zeros(num_atoms, dtype=np.int64), np.zeros(num_atoms, dtype=np.int64)
+        np.add.at(tokens_A, atom_L, generalist.tokens_L)
+        np.add.at(windows_A, atom_L, generalist.windows_L)
+        inside_L = generalist.tokens_L / np.maximum(tokens_A, 1)[atom_L]
+        within_A = np.bincount(atom_L, weights=-_p_log_p(inside_L), minlength=num_atoms).astype(np.float64)
+        most_A = np.zeros(num_atoms)
+        np.maximum.at(most_A, atom_L, inside_L)
+        histogram = LeafHistogram(windows_L=windows_A, tokens_L=tokens_A)
+        return cls(atom_L=atom_L, histogram=histogram, within_A=within_A, most_A=most_A)
+
+    def expand(self, p_A: Floats, generalist: LeafHistogram) -> Floats:
+        """(L,) shares of leaves; 0 in an atom without text."""
+        return (p_A / np.maximum(self.histogram.tokens_L, 1))[self.atom_L] * generalist.tokens_L
+
+    def entropy(self, p_A: Floats) -> float:
+        """Entropy over leaves, nats."""
+        return float(p_A @ self.within_A - _p_log_p(p_A).sum())
+
+    def top_share(self, p_A: Floats) -> float:
+        """Share of the most frequent leaf."""
+        return float((p_A * self.most_A).max())
+
+
+def mixture_facts(plan: Plan, atoms: Atoms, draw: Draw) -> dict[str, float]:
+    """The facts of the whole output; `plan` is over the atoms."""
+    planned_A, epochs_A, tokens_A = plan.planned_L, plan.epochs_L, plan.tokens_L
+    total = planned_A.sum()
+    output_A, generalist_A = planned_A / total, atoms.histogram.p_L
+    repeats_A = np.maximum(epochs_A - 1.0, 0.0)
+    value_A = np.minimum(planned_A, tokens_A) + np.where(repeats_A > 0, tokens_A * _R_STAR * -np.expm1(-repeats_A / _R_STAR), 0.0)
+    once_A = np.minimum(epochs_A, 1.0) if draw == "rounded" else -np.expm1(-epochs_A)  # chance that a window is there at all
+    windows_A = atoms.histogram.windows_L
+    effective = float((epochs_A @ windows_A) ** 2 / (epochs_A**2 @ windows_A))
+    order_A = np.argsort(epochs_A, kind="stable")
+    upto_A = np.cumsum(output_A[order_A])
+    p99 = epochs_A[order_A[min(int(np.searchsorted(upto_A, 0.99 * upto_A[-1])), len(order_A) - 1)]]
+    entropy = atoms.entropy(output_A)
+    return {
+        "epochs_max": float(epochs_A.max()),
+        "epochs_p99": float(p99),
+        "repeats_value": float(value_A.sum() / total),
+        "unique_share": float((once_A * tokens_A).sum() / total),
+        "effective_windows": effective,
+        "effective_share": effective / float(windows_A.sum()),
+        "clipped_mass": plan.clipped_mass,
+        "deficit_share": plan.deficit_share,
+        "output_entropy": entropy,
+        "output_effective_leaves": float(np.exp(entropy)),
+        "output_top_share": atoms.top_share(output_A),
+        "generalist_entropy": atoms.entropy(generalist_A),
+        "generalist_top_share": atoms.top_share(generalist_A),
+    }
+
+
+def specialist_facts(mix: SpecialistMix, plan: Plan, atoms: Atoms) -> dict[str, float]:
+    """The facts of one specialist that its documents decide; `plan` is of the whole mixture, and both are over the atoms."""
+    p_A = mix.p_L
+    entropy = atoms.entropy(p_A)
+    return {
+        "entropy": entropy,
+        "effective_leaves": float(np.exp(entropy)),
+        "top_share": atoms.top_share(p_A),
+        "kl_generalist": _kl(p_A, atoms.histogram.p_L),
+        "kl_output": _kl(p_A, plan.planned_L / plan.planned_L.sum()),
+        "without_text": mix.without_text,
+        "backed_off": mix.backed_off,
+    }
+
+
+def _p_log_p(p_A: Floats) -> Floats:
+    return np.asarray(p_A * np.log(p_A, out=np.zeros_like(p_A), where=p_A > 0))
+
+
+def _kl(p_A: Floats, q_A: Floats) -> float:
+    """Σ p log p/q, nats; inf where q lacks what p has."""
+    has_A = p_A > 0
+    p_M, q_M = p_A[has_A], q_A[has_A]
+    return float(p_M @ np.log(p_M / q_M)) if q_M.all() else float("inf")

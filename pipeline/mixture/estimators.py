@@ -1,0 +1,163 @@
+"""Who says how much of each cluster a specialist wants: estimators behind one interface, and the mixture of several.
+
+Shapes: L leaves, H levels below the root, S specialists, N windows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import NATURAL, Weights
+from pipeline.errors import InputError
+from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
+from pipeline.mixture.shape import Floats, Ints, TreeShape, node_totals
+from pipeline.mixture.smoothing import fit_alphas, smooth
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialistMix:
+    """What one specialist wants."""
+
+    p_L: Floats  # share of each leaf: sums to 1, 0 where there is no generalist text
+    p_raw_L: Floats  # share of the sample's tokens
+    alpha_H: Floats  # pseudo-windows of each level: 0 trusts the sample, inf the generalist
+    backed_off: float  # mass moved out of clusters without generalist text
+    without_text: float  # raw mass of leaves without generalist text
+
+
+class Estimator(Protocol):
+    """One way from histograms to shares.
+
+    Below a node that no sample touches, shares must be in proportion to the generalist's (`shape.prune` relies on it).
+    """
+
+    name: str
+
+    def estimate(
+        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+    ) -> dict[str, SpecialistMix]:
+        """What each specialist wants.
+
+        Raises:
+            InputError: there is no generalist text, or a specialist has no windows, or none where there is generalist text.
+        """
+
+    def resampled(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
+    ) -> SpecialistMix:
+        """What a resample of a specialist wants, with what was fitted on the sample itself held fixed.
+
+        Args:
+            tokens_L: tokens of the resample in each leaf of `tree`.
+            scale: windows a token, of the sample itself.
+        """
+
+    def factors(self, leaf_N: Ints) -> NDArray[np.float32]:
+        """(N,) expected copies of a window relative to its leaf's mean; averages 1 over each leaf's tokens."""
+
+
+class Crisp:
+    """P(c|specialist) from its histogram, smoothed down the tree (arXiv 2410.03735, eq. for P(c|Ds); smoothing is ours)."""
+
+    name = "crisp"
+
+    def estimate(
+        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+    ) -> dict[str, SpecialistMix]:
+        """As `Estimator.estimate`; α by `settings.smoothing`: fitted, 0, or the same number at every level."""
+        _check(generalist, specialists)
+        text_V = generalist.node_tokens(tree)
+        levels = int(tree.level_V[-1])
+        mixes = {}
+        for name, sample in specialists.items():
+            if settings.smoothing == "auto":
+                alpha_H = fit_alphas(tree, text_V, sample)
+            else:
+                alpha_H = np.full(levels, 0.0 if settings.smoothing == "none" else float(settings.smoothing))
+            tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
+            scale = sample.num_windows / sample.num_tokens
+            mixes[name] = self.resampled(tree, generalist, tokens_L, scale, alpha_H)
+        return mixes
+
+    def resampled(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
+    ) -> SpecialistMix:
+        """As `Estimator.resampled`."""
+        p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * node_totals(tree, tokens_L), alpha_H)
+        return _mix(p_L, tokens_L, generalist, alpha_H, backed_off)
+
+    def factors(self, leaf_N: Ints) -> NDArray[np.float32]:
+        """Ones: inside a cluster plain CRISP draws uniformly."""
+        return np.ones(len(leaf_N), dtype=np.float32)
+
+
+class Natural:
+    """The baseline: every specialist is given the generalist's own mix."""
+
+    name = "natural"
+
+    def estimate(
+        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+    ) -> dict[str, SpecialistMix]:
+        """As `Estimator.estimate`; the sample shows only in `p_raw_L`."""
+        del settings
+        _check(generalist, specialists)
+        alpha_H = np.full(int(tree.level_V[-1]), np.inf)
+        return {
+            name: _mix(generalist.p_L, sample.histogram(len(generalist.tokens_L)).tokens_L, generalist, alpha_H, 0.0)
+            for name, sample in specialists.items()
+        }
+
+    def resampled(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
+    ) -> SpecialistMix:
+        """The generalist's mix, whatever the sample."""
+        del tree, scale
+        return _mix(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
+
+    def factors(self, leaf_N: Ints) -> NDArray[np.float32]:
+        """Ones."""
+        return np.ones(len(leaf_N), dtype=np.float32)
+
+
+ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Crisp(), Natural())}
+
+
+def claims(
+    p_L_of: Mapping[str, Floats], shares: Mapping[str, float], natural_share: float, p_generalist_L: Floats
+) -> tuple[list[str], Floats]:
+    """Who asks for how much of each leaf: names (the specialists in order, then `natural`), and (S+1, L) shares of the corpus.
+
+    The sum over rows is the target, `(1 - natural_share) Σ share_s p_s + natural_share G`, the shares of specialists normalised.
+    """
+    total = sum(shares[name] for name in p_L_of)
+    rows = [(1.0 - natural_share) * (shares[name] / total) * p_L for name, p_L in p_L_of.items()]
+    return [*p_L_of, NATURAL], np.stack([*rows, natural_share * p_generalist_L])
+
+
+def _mix(p_L: Floats, tokens_L: NDArray[np.int64], generalist: LeafHistogram, alpha_H: Floats, backed_off: float) -> SpecialistMix:
+    raw_L = tokens_L / max(int(tokens_L.sum()), 1)
+    without_text = float(raw_L[generalist.tokens_L == 0].sum())
+    return SpecialistMix(p_L=p_L, p_raw_L=raw_L, alpha_H=alpha_H, backed_off=backed_off, without_text=without_text)
+
+
+def _check(generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts]) -> None:
+    if not generalist.tokens_L.any():
+        raise InputError(
+            "generalist: no window with tokens was assigned to a cluster, so there is nothing to draw; check generalist.paths"
+        )
+    for name, sample in specialists.items():
+        if not sample.num_tokens:
+            more = f" ({sample.invalid:,} have no finite embedding)" if sample.invalid else ""
+            raise InputError(
+                f"specialists.{name}: no window with tokens was assigned to a cluster{more}; check specialists.{name}.paths"
+            )
+        if not generalist.tokens_L[sample.leaf_E[sample.tokens_E > 0]].any():
+            raise InputError(
+                f"specialists.{name}: none of its {sample.num_windows:,} windows falls into a cluster that has generalist text, so "
+                "nothing like it can be drawn; check that it is the right text, add generalist text, or lower cluster.depth or "
+                "cluster.branching"
+            )

@@ -1,0 +1,145 @@
+"""Counts of windows and tokens over the leaves, as folds: zero, one part, combine.
+
+Shapes: L leaves, N windows of a part, E entries (a document in a leaf), D documents.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.hashing import window_keys
+from pipeline.mixture.shape import Floats, Ints, TreeShape, node_totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafHistogram:
+    """Windows and tokens of a corpus in each leaf. Dense: two int64 a leaf."""
+
+    windows_L: NDArray[np.int64]
+    tokens_L: NDArray[np.int64]
+    invalid: int = 0  # windows without a leaf
+
+    @classmethod
+    def zero(cls, num_leaves: int) -> Self:
+        """Nothing counted yet."""
+        return cls(windows_L=np.zeros(num_leaves, dtype=np.int64), tokens_L=np.zeros(num_leaves, dtype=np.int64))
+
+    @classmethod
+    def of_part(cls, leaf_N: Ints, tokens_N: Ints, num_leaves: int) -> Self:
+        """The counts of one part; leaf -1 (no finite embedding) is only counted as invalid."""
+        leaf_N, tokens_N, invalid = _valid(leaf_N, tokens_N)
+        assert not len(leaf_N) or int(leaf_N.max()) < num_leaves, "an assignment names a leaf that the tree does not have"
+        tokens_L = np.zeros(num_leaves, dtype=np.int64)
+        np.add.at(tokens_L, leaf_N, tokens_N)
+        return cls(windows_L=np.bincount(leaf_N, minlength=num_leaves), tokens_L=tokens_L, invalid=invalid)
+
+    @classmethod
+    def combine(cls, parts: Iterable[Self]) -> Self:
+        """Everything in one or more histograms, in any order and grouping."""
+        first, *others = parts
+        windows_L, tokens_L, invalid = first.windows_L.copy(), first.tokens_L.copy(), first.invalid
+        for other in others:
+            windows_L += other.windows_L
+            tokens_L += other.tokens_L
+            invalid += other.invalid
+        return cls(windows_L=windows_L, tokens_L=tokens_L, invalid=invalid)
+
+    @property
+    def p_L(self) -> Floats:
+        """(L,) share of the tokens in each leaf, G."""
+        return np.asarray(self.tokens_L / self.tokens_L.sum(), dtype=np.float64)
+
+    def node_tokens(self, tree: TreeShape) -> NDArray[np.int64]:
+        """(V,) tokens below each node."""
+        return np.asarray(node_totals(tree, self.tokens_L), dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentCounts:
+    """A specialist sample: how many windows and tokens of each document fall into each leaf.
+
+    Sparse, so it is as small as the sample however many leaves there are. Entries are unique and sorted by (document, leaf);
+    a document is known by the 64-bit hash of its id, so that one which straddles two parts is still one document.
+    """
+
+    document_E: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    leaf_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    windows_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    tokens_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    invalid: int = 0  # windows without a leaf
+
+    @classmethod
+    def of_part(cls, doc_id_N: Sequence[str], leaf_N: Ints, tokens_N: Ints) -> Self:
+        """The counts of one part's rows; leaf -1 is only counted as invalid."""
+        id_D, row_N = np.unique(np.asarray(doc_id_N, dtype=object), return_inverse=True)
+        key_D = window_keys(id_D.tolist(), [0] * len(id_D))  # a document's identity: that of its first window
+        document_N = key_D[row_N][np.asarray(leaf_N) >= 0]
+        leaf_N, tokens_N, invalid = _valid(leaf_N, tokens_N)
+        return cls._merged(document_N, leaf_N, np.ones_like(leaf_N), tokens_N, invalid)
+
+    @classmethod
+    def combine(cls, parts: Iterable[Self]) -> Self:
+        """Everything in any number of parts, in any order and grouping; of none: zero."""
+        parts = [cls(), *parts]
+        return cls._merged(
+            np.concatenate([part.document_E for part in parts]),
+            np.concatenate([part.leaf_E for part in parts]),
+            np.concatenate([part.windows_E for part in parts]),
+            np.concatenate([part.tokens_E for part in parts]),
+            sum(part.invalid for part in parts),
+        )
+
+    @classmethod
+    def _merged(
+        cls,
+        document_N: NDArray[np.uint64],
+        leaf_N: NDArray[np.int64],
+        windows_N: NDArray[np.int64],
+        tokens_N: NDArray[np.int64],
+        invalid: int,
+    ) -> Self:
+        order_N = np.lexsort((leaf_N, document_N))
+        document_N, leaf_N = document_N[order_N], leaf_N[order_N]
+        first_N = np.ones(len(order_N), dtype=bool)
+        first_N[1:] = (document_N[1:] != document_N[:-1]) | (leaf_N[1:] != leaf_N[:-1])
+        start_E = np.flatnonzero(first_N)
+        if not len(start_E):
+            return cls(invalid=invalid)
+        return cls(
+            document_E=document_N[start_E],
+            leaf_E=leaf_N[start_E],
+            windows_E=np.add.reduceat(windows_N[order_N], start_E),
+            tokens_E=np.add.reduceat(tokens_N[order_N], start_E),
+            invalid=invalid,
+        )
+
+    @property
+    def num_windows(self) -> int:
+        """Windows with a leaf."""
+        return int(self.windows_E.sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of windows with a leaf."""
+        return int(self.tokens_E.sum())
+
+    def document_rows(self) -> tuple[int, NDArray[np.int64]]:
+        """D, and (E,) the number 0 … D-1 of each entry's document, in order of its hash."""
+        key_D, row_E = np.unique(self.document_E, return_inverse=True)
+        return len(key_D), row_E.astype(np.int64)
+
+    def histogram(self, num_leaves: int) -> LeafHistogram:
+        """The dense counts, documents forgotten."""
+        windows_L, tokens_L = np.zeros(num_leaves, dtype=np.int64), np.zeros(num_leaves, dtype=np.int64)
+        np.add.at(windows_L, self.leaf_E, self.windows_E)
+        np.add.at(tokens_L, self.leaf_E, self.tokens_E)
+        return LeafHistogram(windows_L=windows_L, tokens_L=tokens_L, invalid=self.invalid)
+
+
+def _valid(leaf_N: Ints, tokens_N: Ints) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    keep_N = np.asarray(leaf_N) >= 0
+    leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
+    return leaf_M, tokens_M, int(len(keep_N) - len(leaf_M))

@@ -1,0 +1,195 @@
+"""The mixture's tables, with how sure the sample lets us be: a bootstrap over its documents.
+
+Documents, not windows, are resampled: windows of a document share its subject, and counting them as independent would make the
+intervals too narrow. The smoothing's α stay as fitted on the sample: a resample repeats documents, and a document left out of it
+would be predicted by its own copy, so a refit would trust the leaves too much and show an estimator that nobody uses.
+
+Shapes: L leaves, A atoms (`shape.prune`), B replicates, D documents, E entries of a sample, S specialists.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import Weights
+from pipeline.hashing import keyed_uniform
+from pipeline.mixture.diagnostics import Atoms, Draw, meaning, mixture_facts, specialist_facts
+from pipeline.mixture.estimators import ESTIMATORS, SpecialistMix, claims
+from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
+from pipeline.mixture.plan import capped_plan
+from pipeline.mixture.shape import Floats, PrunedTree, TreeShape, prune
+from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
+
+_TAILS = (0.05, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The tables of a mixture, and what they were made from."""
+
+    specialists: pa.Table
+    mixture: pa.Table
+    diagnostics: pa.Table
+
+
+def report(
+    tree: TreeShape,
+    generalist: LeafHistogram,
+    specialists: Mapping[str, DocumentCounts],
+    mixes: Mapping[str, SpecialistMix],
+    settings: Weights,
+    *,
+    shares: Mapping[str, float],
+    budget_tokens: int,
+    draw: Draw,
+    seed: int,
+) -> Report:
+    """SPECIALISTS, MIXTURE and DIAGNOSTICS of what the estimator of `settings` found.
+
+    Intervals are the 5th and 95th percentile over `settings.bootstrap` resamples; with none of them, or a sample of a single
+    document, they are missing (NaN in SPECIALISTS, null in DIAGNOSTICS). Work and memory grow with the leaves that samples
+    touch, not with those of the tree: B · S · A float32.
+    """
+    pruned = prune(tree, np.unique(np.concatenate([sample.leaf_E for sample in specialists.values()])))
+    atoms = Atoms.of(pruned.atom_L, generalist)
+
+    def facts(mix_of: Mapping[str, SpecialistMix]) -> dict[tuple[str, str], float]:
+        _, claim_SA = claims({name: mix.p_L for name, mix in mix_of.items()}, shares, settings.natural_share, atoms.histogram.p_L)
+        plan = capped_plan(
+            claim_SA.sum(axis=0),
+            atoms.histogram.tokens_L,
+            budget_tokens=budget_tokens,
+            max_epochs=settings.max_epochs,
+            overflow=settings.overflow,
+        )
+        found = {("", name): value for name, value in mixture_facts(plan, atoms, draw).items()}
+        for specialist, mix in mix_of.items():
+            found |= {(specialist, name): value for name, value in specialist_facts(mix, plan, atoms).items()}
+        return found
+
+    point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
+    values = facts(point_of)
+    for name, mix in mixes.items():
+        values |= _fixed(name, specialists[name], mix)
+
+    drawn: dict[tuple[str, str], list[float]] = defaultdict(list)
+    sure = {name: settings.bootstrap > 0 and sample.document_rows()[0] > 1 for name, sample in specialists.items()}
+    p_BA_of = {name: np.empty((settings.bootstrap, len(atoms.within_A)), dtype=np.float32) for name, known in sure.items() if known}
+    resamplers = {name: _Resampler(name, specialists[name], pruned, atoms, mixes[name], settings, seed) for name in p_BA_of}
+    for replicate in range(settings.bootstrap if resamplers else 0):
+        mix_of = dict(point_of) | {name: resampler.mix(replicate) for name, resampler in resamplers.items()}
+        for name, p_BA in p_BA_of.items():
+            p_BA[replicate] = mix_of[name].p_L
+        for key, value in facts(mix_of).items():
+            drawn[key].append(value)
+
+    low_high_of = {name: _interval(p_BA, atoms, generalist) for name, p_BA in p_BA_of.items()}
+    return Report(
+        specialists=_specialists(specialists, mixes, low_high_of),
+        mixture=_mixture(generalist, mixes, shares, settings.natural_share),
+        diagnostics=_diagnostics(values, drawn, sure),
+    )
+
+
+class _Resampler:
+    """Shares of one specialist for resamples of its documents, with replacement, as many as there are."""
+
+    def __init__(
+        self, name: str, sample: DocumentCounts, pruned: PrunedTree, atoms: Atoms, mix: SpecialistMix, settings: Weights, seed: int
+    ) -> None:
+        self._num_documents, self._document_E = sample.document_rows()
+        self._sample, self._pruned, self._atoms, self._alpha_H = sample, pruned, atoms, mix.alpha_H
+        self._estimator = ESTIMATORS[settings.estimator]
+        self._atom_E = pruned.atom_L[sample.leaf_E]
+        self._seed, self._purpose = seed, f"bootstrap.{name}"
+
+    def mix(self, replicate: int) -> SpecialistMix:
+        """What a resample wants of the atoms; a function of seed, documents and the replicate's number only."""
+        slot_D = np.arange(self._num_documents, dtype=np.uint64)
+        u_D = keyed_uniform(slot_D, seed=self._seed, purpose=self._purpose, copy=np.full(self._num_documents, replicate))
+        times_D = np.bincount((u_D * self._num_documents).astype(np.int64), minlength=self._num_documents)
+        times_E = times_D[self._document_E]
+        tokens_A = np.zeros(len(self._atoms.within_A), dtype=np.int64)
+        np.add.at(tokens_A, self._atom_E, times_E * self._sample.tokens_E)
+        scale = self._sample.num_windows / self._sample.num_tokens
+        return self._estimator.resampled(self._pruned, self._atoms.histogram, tokens_A, scale, self._alpha_H)
+
+
+def _gather(p_L: Floats, atoms: Atoms) -> Floats:
+    return np.bincount(atoms.atom_L, weights=p_L, minlength=len(atoms.within_A)).astype(np.float64)
+
+
+def _interval(p_BA: NDArray[np.float32], atoms: Atoms, generalist: LeafHistogram) -> tuple[Floats, Floats]:
+    """(L,) 5th and 95th percentiles: inside an atom leaves keep their proportions, so its percentiles are theirs."""
+    low_A, high_A = np.quantile(p_BA, _TAILS, axis=0)
+    return atoms.expand(low_A.astype(np.float64), generalist), atoms.expand(high_A.astype(np.float64), generalist)
+
+
+def _fixed(name: str, sample: DocumentCounts, mix: SpecialistMix) -> dict[tuple[str, str], float]:
+    """The facts that a resample keeps."""
+    found = {
+        "documents": float(sample.document_rows()[0]),
+        "windows": float(sample.num_windows),
+    }
+    found |= {f"alpha_level_{level}": float(alpha) for level, alpha in enumerate(mix.alpha_H, start=1)}
+    return {(name, fact): value for fact, value in found.items()}
+
+
+def _specialists(
+    specialists: Mapping[str, DocumentCounts],
+    mixes: Mapping[str, SpecialistMix],
+    low_high_of: Mapping[str, tuple[Floats, Floats]],
+) -> pa.Table:
+    """One row for each specialist and leaf that its sample or its smoothed shares touch."""
+    tables = [SPECIALISTS.empty_table()]
+    for name, mix in mixes.items():
+        counts = specialists[name].histogram(len(mix.p_L))
+        leaf_M = np.flatnonzero((mix.p_L > 0) | (counts.windows_L > 0))
+        missing_L = np.full(len(mix.p_L), np.nan)
+        low_L, high_L = low_high_of.get(name, (missing_L, missing_L))
+        columns = {
+            "specialist": pa.array([name], pa.string()).take(pa.array(np.zeros(len(leaf_M), dtype=np.int64))),
+            "leaf": leaf_M,
+            "windows": counts.windows_L[leaf_M],
+            "tokens": counts.tokens_L[leaf_M],
+            "p_raw": mix.p_raw_L[leaf_M],
+            "p": mix.p_L[leaf_M],
+            "p_low": low_L[leaf_M],
+            "p_high": high_L[leaf_M],
+        }
+        tables.append(cast(pa.table(columns), SPECIALISTS))
+    return pa.concat_tables(tables)
+
+
+def _mixture(
+    generalist: LeafHistogram, mixes: Mapping[str, SpecialistMix], shares: Mapping[str, float], natural_share: float
+) -> pa.Table:
+    g_L = generalist.p_L
+    target_L = claims({name: mix.p_L for name, mix in mixes.items()}, shares, natural_share, g_L)[1].sum(axis=0)
+    columns = {
+        "leaf": np.arange(len(g_L)),
+        "windows": generalist.windows_L,
+        "tokens": generalist.tokens_L,
+        "p_generalist": g_L,
+        "p_target": target_L,
+        "weight": np.divide(target_L, g_L, out=np.zeros_like(g_L), where=g_L > 0),
+    }
+    return cast(pa.table(columns), MIXTURE)
+
+
+def _diagnostics(
+    values: Mapping[tuple[str, str], float], drawn: Mapping[tuple[str, str], list[float]], sure: Mapping[str, bool]
+) -> pa.Table:
+    rows = []
+    for (specialist, name), value in values.items():
+        # The mixture's interval needs every sample to be resampled: else it would look surer than its parts are.
+        known = (sure[specialist] if specialist else all(sure.values())) and not name.startswith("generalist_")
+        spread = drawn.get((specialist, name), []) if known else []
+        low, high = (float(x) for x in np.quantile(spread, _TAILS)) if spread else (None, None)
+        rows.append({"specialist": specialist, "name": name, "value": value, "low": low, "high": high, "meaning": meaning(name)})
+    rows.sort(key=lambda row: str(row["specialist"]) != "")  # the whole mixture first; the order within stays
+    return pa.Table.from_pylist(rows, schema=DIAGNOSTICS)

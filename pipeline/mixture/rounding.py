@@ -1,0 +1,77 @@
+"""Balanced rounding: turn chances into yes or no, with every subtree's tokens on plan, and no chance bent.
+
+The cube method (Deville and Tillé, Biometrika 91, 2004) with one balancing variable, tokens, run as a knock-out along the tree.
+Two undecided windows of a leaf duel: chance moves from one to the other, tokens × chance kept, in a random direction until one of
+them is at 0 or 1. The direction's odds make each a fair game, so every window ends at 1 with exactly the chance it began with. What
+is left undecided meets its next neighbour: in its leaf, then in the parent, up to the root. So every node ends its own round with
+at most one window undecided, and its tokens end within that one window of plan; so do the tokens of the whole tree.
+
+(Walking the leaves and taking a window whenever that brings the running total nearer to plan keeps totals as well, but bends
+chances: a short window is taken as soon as little is missing, a long one waits, and where leaves are small long windows are
+hardly ever drawn.)
+
+Shapes: C candidates, sorted by leaf and then by key; U those undecided; M duels of one round.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.hashing import keyed_uniform
+from pipeline.mixture.shape import Floats, Ints, TreeShape, leaf_nodes
+
+_DECIDED = 1e-14  # a chance this near to 0 or 1 is rounding error
+
+
+def balanced(
+    chance_C: Floats, tokens_C: Ints, key_C: NDArray[np.uint64], leaf_C: Ints, tree: TreeShape, seed: int
+) -> NDArray[np.bool_]:
+    """(C,) which candidates are taken: each with its chance, Σ tokens within one window of Σ chance · tokens below every node."""
+    chance_C = chance_C.copy()
+    size_C = np.maximum(np.asarray(tokens_C, dtype=np.float64), 1.0)
+    node_C = leaf_nodes(tree)[leaf_C]
+    alive_U = _undecided(chance_C, np.arange(len(chance_C)))
+    turn = 0
+    for level in range(int(tree.level_V[-1]), -1, -1):
+        while True:
+            first_M, second_M = _pairs(node_C[alive_U])
+            if not len(first_M):
+                break
+            i_M, j_M = alive_U[first_M], alive_U[second_M]
+            u_M = keyed_uniform(key_C[i_M], seed=seed, purpose="draw.duel", copy=np.full(len(i_M), turn))
+            chance_C[i_M], chance_C[j_M] = _duel(chance_C[i_M], chance_C[j_M], size_C[i_M], size_C[j_M], u_M)
+            alive_U = _undecided(chance_C, alive_U)
+            turn += 1
+        node_U = node_C[alive_U]
+        node_C[alive_U] = np.where(tree.level_V[node_U] == level, tree.parent_V[node_U], node_U)
+    last_U = alive_U  # of the root: one at most
+    chance_C[last_U] = keyed_uniform(key_C[last_U], seed=seed, purpose="draw.last") < chance_C[last_U]
+    return chance_C > 0.5
+
+
+def _undecided(chance_C: Floats, among_U: NDArray[np.int64]) -> NDArray[np.int64]:
+    chance_U = chance_C[among_U]
+    return among_U[(chance_U > _DECIDED) & (chance_U < 1.0 - _DECIDED)]
+
+
+def _pairs(node_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Neighbours of the same node, each in one pair at most."""
+    new_U = np.ones(len(node_U), dtype=bool)
+    new_U[1:] = node_U[1:] != node_U[:-1]
+    place_U = np.arange(len(node_U)) - np.flatnonzero(new_U)[np.cumsum(new_U) - 1]
+    first_M = np.flatnonzero((place_U[:-1] % 2 == 0) & ~new_U[1:])
+    return first_M, first_M + 1
+
+
+def _duel(p_M: Floats, q_M: Floats, s_M: Floats, t_M: Floats, u_M: Floats) -> tuple[Floats, Floats]:
+    """New chances of two windows of s and t tokens: one at least is decided, and p s + q t is as before."""
+    p_up_M, q_down_M = (1.0 - p_M) * s_M, q_M * t_M  # tokens that can move from the second to the first
+    p_down_M, q_up_M = p_M * s_M, (1.0 - q_M) * t_M
+    up_M, down_M = np.minimum(p_up_M, q_down_M), np.minimum(p_down_M, q_up_M)
+    rise_M = u_M * (up_M + down_M) < down_M  # up · P(rise) = down · P(fall): fair
+    to_p_M = np.where(
+        rise_M, np.where(p_up_M <= q_down_M, 1.0, p_M + up_M / s_M), np.where(p_down_M <= q_up_M, 0.0, p_M - down_M / s_M)
+    )
+    to_q_M = np.where(
+        rise_M, np.where(q_down_M <= p_up_M, 0.0, q_M - up_M / t_M), np.where(q_up_M <= p_down_M, 1.0, q_M + down_M / t_M)
+    )
+    return to_p_M, to_q_M

@@ -1,0 +1,221 @@
+"""The source `pydocs://`: docstrings of the installed Python packages and of the standard library, read without importing them.
+
+    pydocs://                   everything
+    pydocs://numpy,stdlib       only these
+    pydocs://-torch,-numpy      all but these
+
+Names are those of distributions or of what they let one import (`sklearn`), in any spelling of `-`, `_` and case; `stdlib` is the
+standard library. Each distribution is one input file. Left out: tests, vendored copies, docstrings under 200 characters, repeats
+of a docstring within a distribution, and distributions without a RECORD (which only package managers other than pip make).
+"""
+
+import ast
+import csv
+import difflib
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import orjson
+
+from pipeline.errors import InputError
+from pipeline.sources import EXCERPT_CHARACTERS, Bad, BadRowError, Document, Row, checked_text
+
+SCHEME = "pydocs://"
+STDLIB = "stdlib"
+MIN_CHARACTERS = 200
+_SKIPPED_FOLDERS = {
+    *("test", "tests", "testing", "idle_test", "_vendor", "vendor", "vendored", "_vendored"),
+    *("thirdparty_files", "site-packages", "__pycache__"),
+}
+_SKIPPED_FILES = re.compile(r"(conftest|test_.*|.*_test|__editable__.*)\.py")
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A distribution: its Python files as paths relative to `root`, sorted."""
+
+    name: str
+    root: str
+    files: tuple[str, ...]
+    digest: str
+
+    @property
+    def import_names(self) -> set[str]:
+        return {file.split("/", 1)[0].removesuffix(".py") for file in self.files}
+
+
+def expand(spec: str, *, setting: str = "paths") -> list[str]:
+    """The URLs `pydocs://<distribution>` that a `pydocs://` specification stands for, sorted.
+
+    Raises:
+        InputError: an asked name is not installed (the nearest is given), or nothing is left.
+    """
+    names = [name.strip() for name in spec.removeprefix(SCHEME).split(",") if name.strip()]
+    asked = [_normal(name) for name in names if not name.startswith("-")]
+    left_out = {_normal(name[1:]) for name in names if name.startswith("-")}
+    packages = _installed()
+    spellings = {package.name: {package.name, *map(_normal, package.import_names)} for package in packages}
+    spellings[STDLIB] = {STDLIB}  # json and its like are not names of the whole library
+    known = set().union(*spellings.values())
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "pip list shows what is"
+            raise InputError(f"{setting}: {spec!r}: no package {name!r} with Python files is installed here; {hint}")
+    chosen = [name for name, spelling in spellings.items() if (not asked or spelling & set(asked)) and not spelling & left_out]
+    if not chosen:
+        raise InputError(f"{setting}: {spec!r} leaves no package; leave fewer out")
+    return [f"{SCHEME}{name}" for name in sorted(chosen)]
+
+
+def digest(url: str) -> str:
+    """Name, version and SHA-256 of the RECORD of a distribution; of the standard library, the version of Python."""
+    return _find(url).digest
+
+
+def read_rows(url: str, *, sample: bool = False) -> Iterator[Row]:
+    """The docstrings of one distribution, file by file in sorted order, outer before inner.
+
+    A document's id is its dotted name (`#2`, `#3` where a name comes again), its source the top-level package, its metadata
+    `kind` (module, class, function), `file` (relative) and `line`. A file that is not Python is one bad row.
+
+    Args:
+        sample: visit files in an order hashed from their paths, so that the first rows are a fair sample of all.
+
+    Raises:
+        InputError: the distribution is not installed here.
+    """
+    package = _find(url)
+    files = sorted(package.files, key=lambda file: hashlib.sha256(file.encode()).digest()) if sample else package.files
+    seen: set[bytes] = set()
+    uses: dict[str, int] = {}
+    row = -1
+    for file in files:
+        try:
+            with open(os.path.join(package.root, file), "rb") as opened:
+                docstrings = _docstrings(opened.read(), file)
+        except FileNotFoundError:
+            continue  # deleted after installation: RECORD still names it
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            row += 1
+            yield Row(row, None, Bad("not_python", f"{type(error).__name__}: {error}", file))
+            continue
+        for name, kind, line, text in docstrings:
+            fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+            if fingerprint in seen:
+                continue
+            seen.add(fingerprint)
+            uses[name] = uses.get(name, 0) + 1
+            identifier = name if uses[name] == 1 else f"{name}#{uses[name]}"
+            row += 1
+            yield _row(row, identifier, text, {"kind": kind, "file": file, "line": line})
+
+
+def _row(row: int, identifier: str, text: str, metadata: dict[str, str | int]) -> Row:
+    try:
+        checked_text({"text": text}, "text")
+        text.encode()
+    except (BadRowError, UnicodeEncodeError) as error:
+        excerpt = text[:EXCERPT_CHARACTERS].encode("utf-8", "replace").decode()
+        if isinstance(error, BadRowError):
+            return Row(row, None, Bad(error.reason, error.detail, excerpt, identifier))
+        return Row(row, None, Bad("invalid_utf8", f"a lone surrogate at character {error.start}", excerpt, identifier))
+    return Row(row, Document(identifier, text, identifier.split(".", 1)[0], orjson.dumps(metadata).decode()), None)
+
+
+def _docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
+    """(dotted name, kind, line, cleaned text) of the docstrings in a file.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it is not Python, of this version.
+    """
+    if len(source) < MIN_CHARACTERS or (b'"""' not in source and b"'''" not in source):
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SyntaxWarning: invalid escapes in other people's strings
+        tree = ast.parse(source)
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    found = []
+    waiting: list[tuple[ast.AST, str]] = [(tree, module)]
+    while waiting:
+        node, name = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            raw = ast.get_docstring(node, clean=False)
+            text = inspect.cleandoc(raw) if raw and len(raw) >= MIN_CHARACTERS else ""
+            if len(text) >= MIN_CHARACTERS:
+                kind = {ast.Module: "module", ast.ClassDef: "class"}.get(type(node), "function")
+                found.append((name, kind, node.body[0].lineno, text))
+        inner = []
+        for block in ("body", "handlers", "orelse", "finalbody"):  # statements only: no expression holds a definition
+            for child in getattr(node, block, ()):
+                if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    inner.append((child, f"{name}.{child.name}"))
+                elif hasattr(child, "body"):
+                    inner.append((child, name))
+        waiting += reversed(inner)
+    return found
+
+
+def _find(url: str) -> _Package:
+    name = url.removeprefix(SCHEME)
+    if name == STDLIB:
+        return _standard_library()
+    try:
+        package = _package(importlib.metadata.distribution(name))
+    except importlib.metadata.PackageNotFoundError:
+        package = None
+    if package is None:
+        raise InputError(f"{url}: no such package is installed on {platform.node()}; the machines of a run need the same packages")
+    return package
+
+
+def _installed() -> list[_Package]:
+    packages: dict[str, _Package] = {}
+    for distribution in importlib.metadata.distributions():
+        package = _package(distribution)
+        if package is not None:
+            packages.setdefault(package.name, package)  # the first on the path is the one that imports find
+    return list(packages.values())
+
+
+def _package(distribution: importlib.metadata.Distribution) -> _Package | None:
+    record = distribution.read_text("RECORD")
+    if record is None:
+        return None
+    files = tuple(sorted({fields[0] for fields in csv.reader(record.splitlines()) if fields and _is_wanted(fields[0])}))
+    if not files:
+        return None
+    name = _normal(distribution.metadata["Name"])
+    identity = f"{name}=={distribution.version} record:{hashlib.sha256(record.encode()).hexdigest()}"
+    return _Package(name, str(distribution.locate_file("")), files, identity)
+
+
+def _standard_library() -> _Package:
+    root = sysconfig.get_paths()["stdlib"]
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+        paths = (os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/") for name in names)
+        files += [path for path in paths if _is_wanted(path)]
+    identity = f"{STDLIB}=={platform.python_implementation()}-{platform.python_version()}"
+    return _Package(STDLIB, root, tuple(sorted(files)), identity)
+
+
+def _is_wanted(file: str) -> bool:
+    *folders, name = file.split("/")
+    if not name.endswith(".py") or _SKIPPED_FILES.fullmatch(name):
+        return False
+    # A folder that is no identifier (../bin, x.data) is not on the import path.
+    return all(folder.isidentifier() and folder not in _SKIPPED_FOLDERS for folder in folders)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

@@ -1,0 +1,56 @@
+"""Reading a corpus: its files, their identity, their rows.
+
+Cheap to import: datatrove comes in with the first file that is read.
+"""
+
+import errno
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+
+import pyarrow as pa
+
+from pipeline import pydocs
+from pipeline.config import Corpus
+from pipeline.errors import InputError, StorageError
+from pipeline.sources import Bad, Document, InputFile, Row
+from pipeline.sources.listing import base_name, digest, list_files
+
+__all__ = ["Bad", "Document", "InputFile", "Row", "digest", "list_files", "read_rows"]
+
+_USERS_MISTAKE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR)  # None: damage found by a decoder
+
+
+def read_rows(file: InputFile, corpus: Corpus) -> Iterator[Row]:
+    """Every row of the file, in order, good or bad; at most `corpus.limit` of them.
+
+    Without `id_key` ids are `<5-digit file number>-<row>`. `source` is the row's string column of that name, else the file's
+    name without its endings. Memory is bounded by the longest row.
+
+    Raises:
+        InputError: the file cannot be read, stops in the middle, or (Parquet) lacks the text or id column. Rows before the
+            damage have come out by then.
+        StorageError: the file system failed, which a second try may mend.
+    """
+    reached = -1
+    try:
+        for row in islice(_rows(file, corpus), corpus.limit):
+            reached = row.row
+            yield row
+    except (EOFError, zlib.error, pa.ArrowException, OSError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        place = f"cannot read {file.url} beyond row {reached}" if reached >= 0 else f"cannot read {file.url}"
+        if isinstance(error, OSError) and error.errno not in _USERS_MISTAKE:
+            raise StorageError(f"{place}: {reason}; run the same command again, finished parts are kept") from error
+        raise InputError(f"{place}: {reason}; replace the file, or leave it out of paths") from error
+
+
+def _rows(file: InputFile, corpus: Corpus) -> Iterator[Row]:
+    if file.kind == "pydocs":
+        return pydocs.read_rows(file.url, sample=corpus.limit is not None)
+    from pipeline.sources.strict import StrictJsonlReader, StrictParquetReader
+
+    folder, _, name = file.url.rpartition("/")
+    reader: type[StrictJsonlReader | StrictParquetReader] = StrictParquetReader if file.kind == "parquet" else StrictJsonlReader
+    strict = reader(folder or "/", number=file.number, source=base_name(file.url), text_key=corpus.text_key, id_key=corpus.id_key)
+    return strict.read_file(name)

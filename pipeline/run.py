@@ -1,0 +1,159 @@
+"""A whole run: the steps that a config asks for, which of them are done, and running the rest in order."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loguru import logger
+
+from pipeline.config import Config
+from pipeline.engine import Engine, Usage
+from pipeline.errors import StorageError
+from pipeline.identity import differences
+from pipeline.report import console, stage_line, summary
+from pipeline.stages.assign import assign_step
+from pipeline.stages.cluster import cluster_step
+from pipeline.stages.embed import embed_step, embedder_step
+from pipeline.stages.prepare import prepare_step
+from pipeline.stages.sample import publish, published, sample_step
+from pipeline.stages.weights import weights_step
+from pipeline.step import Step
+from pipeline.storage import MANIFEST, Folder
+
+GENERALIST = "generalist"
+# A job runs its stage and whatever is missing before it.
+STAGES = ("prepare", "embed", "cluster", "weights", "sample")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The steps of a run, in the order in which they are run."""
+
+    config: Config
+    workdir: Folder
+    steps: tuple[Step, ...]
+
+    def step(self, stage: str, corpus: str = "") -> Step:
+        """The step of a stage; `corpus` is `generalist` or a specialist for the stages that run for each corpus."""
+        (step,) = (step for step in self.steps if (step.stage, step.corpus) == (stage, corpus))
+        return step
+
+    @property
+    def shards(self) -> Folder:
+        """Where the final output lies."""
+        return self.workdir.child("shards")
+
+
+def plan(config: Config) -> Run:
+    """The steps of a config with their fingerprints; reads no more than the digests of its input files.
+
+    Raises:
+        UserError: a mistake in config or input that can be found without running.
+    """
+    workdir = Folder(config.workdir)
+    corpora = {GENERALIST: config.generalist, **config.specialists}
+    prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
+    fitted = embedder_step(config, prepared[GENERALIST])
+    embedded = {name: embed_step(config, name, prepared[name], fitted) for name in corpora}
+    clustered = cluster_step(config, embedded[GENERALIST])
+    assigned = {name: assign_step(name, prepared[name], embedded[name], clustered) for name in corpora}
+    weighted = weights_step(config, prepared, assigned, clustered)
+    sampled = sample_step(config, prepared[GENERALIST], embedded[GENERALIST], assigned[GENERALIST], clustered, weighted)
+    steps = (
+        *prepared.values(),
+        *([fitted] if fitted else []),
+        *embedded.values(),
+        clustered,
+        *assigned.values(),
+        weighted,
+        sampled,
+    )
+    return Run(config, workdir, steps)
+
+
+def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
+    """Run everything up to and with the stage `until`, leaving out what is done, and print one line a step.
+
+    Raises:
+        UserError: a mistake in config or input.
+        RunError: the run failed; finished parts are kept, and running again goes on from them.
+    """
+    if not isinstance(config, Config):
+        config = Config.model_validate(config)
+    run = plan(config)
+    steps = _steps_until(run, until)
+    with Engine(config.engine) as engine:
+        for step in steps:
+            if step.done:
+                logger.info(stage_line(step, None, 0.0))
+                continue
+            _explain_new(step)
+            engine.usage = Usage()
+            started = time.monotonic()
+            step.run(engine)
+            seconds = time.monotonic() - started
+            usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
+            step.folder.write_json("usage.json", usage)
+            logger.info(stage_line(step, engine.usage, seconds))
+    if until == "sample":
+        sampled = run.step("sample")
+        if not published(sampled, run.shards):
+            publish(sampled, run.shards)
+    for line in summary(run, until):
+        console.print(line)
+    return run
+
+
+def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], Run]:
+    def stage(config: Config | Mapping[str, Any]) -> Run:
+        return curate(config, until=until)
+
+    stage.__name__ = until
+    stage.__doc__ = f"Run everything up to and with `{until}`, leaving out what is done; see `curate`."
+    return stage
+
+
+prepare, embed, cluster, weights, sample = (_stage(name) for name in STAGES)
+
+
+def _steps_until(run: Run, until: str) -> Sequence[Step]:
+    # `cluster` gives every window its cluster, so it ends with the assignment.
+    last = {"cluster": "assign"}.get(until, until)
+    index = max(i for i, step in enumerate(run.steps) if step.stage == last)
+    return run.steps[: index + 1]
+
+
+def describe(run: Run, until: str) -> list[tuple[Step, str]]:
+    """Each step up to `until` with its state: done, how far it has come, or to do and why."""
+    return [(step, _state(step)) for step in _steps_until(run, until)]
+
+
+def _state(step: Step) -> str:
+    if step.done:
+        return "done"
+    if present := len(step.folder.names(".parquet")):
+        return f"to do, {present} parts are there"
+    old = _nearest_other(step)
+    return f"to do: {'; '.join(old[1])}" if old else "to do"
+
+
+def _explain_new(step: Step) -> None:
+    """Say what changed where an output of other settings is there; it stays, in its own folder."""
+    if not step.folder.names() and (old := _nearest_other(step)):
+        logger.info(f"{step.title}: not as in {old[0].url} ({'; '.join(old[1])}), which stays")
+
+
+def _nearest_other(step: Step) -> tuple[Folder, list[str]] | None:
+    """The finished output of this stage and corpus that differs in the fewest fields, and these fields."""
+    stage_folder = step.workdir.child(step.stage)
+    others = []
+    for name in stage_folder.names():
+        folder = stage_folder.child(name)
+        try:
+            manifest = folder.read_json(MANIFEST)
+        except (StorageError, ValueError):
+            continue  # unfinished
+        if manifest.get("corpus", "") == step.corpus and manifest["fingerprint"] != step.fingerprint:
+            others.append((folder, differences(manifest["identity"], step.identity)))
+    return min(others, key=lambda other: len(other[1]), default=None)

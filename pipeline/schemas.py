@@ -1,0 +1,76 @@
+"""Render `schemas/` from the declarations in this package: `python -m pipeline.schemas [--check]`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.manifest import ShardsManifest
+
+FOLDER = Path(__file__).parent.parent / "schemas"
+_EXAMPLE_DIM = 384  # of the tables whose vectors have the width of the embedder
+
+
+def rendered() -> dict[str, str]:
+    """File name to text of everything in `schemas/`."""
+    of_tables = {
+        "windows": tables.WINDOWS,
+        "quarantine": tables.QUARANTINE,
+        "scans": tables.SCANS,
+        "embeddings": tables.embeddings_schema(_EXAMPLE_DIM),
+        "tree": tables.tree_schema(_EXAMPLE_DIM),
+        "assignments": tables.ASSIGNMENTS,
+        "mixture": tables.MIXTURE,
+        "specialists": tables.SPECIALISTS,
+        "diagnostics": tables.DIAGNOSTICS,
+        "names": tables.NAMES,
+        "plan": tables.PLAN,
+        "draws": tables.DRAWS,
+        "shards": tables.SHARDS,
+    }
+    return {
+        "config.schema.json": _text(Config.model_json_schema()),
+        "manifest.schema.json": _text(ShardsManifest.model_json_schema()),
+        **{f"{name}.arrow.json": _text(_arrow(schema)) for name, schema in of_tables.items()},
+    }
+
+
+def _arrow(schema: pa.Schema) -> dict[str, Any]:
+    return {
+        "fields": [
+            {
+                "name": field.name,
+                "type": str(field.type),
+                "nullable": field.nullable,
+                **({"doc": field.metadata[b"doc"].decode()} if field.metadata else {}),
+            }
+            for field in schema
+        ]
+    }
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files, or with `--check` say which are not current."""
+    texts = rendered()
+    if "--check" not in arguments:
+        FOLDER.mkdir(exist_ok=True)
+        for name, text in texts.items():
+            (FOLDER / name).write_text(text, encoding="utf-8")
+        return 0
+    present = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+    stale = sorted(name for name in texts.keys() | present.keys() if texts.get(name) != present.get(name))
+    if stale:
+        print(f"not current: {', '.join(stale)}; run `make schemas`", file=sys.stderr)
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""datatrove's readers, made strict: a row that they would skip, or die of, comes out as a bad row with its reason.
+
+datatrove skips a line that is not JSON and a row without text (a log line is all that tells), and stops at the first byte that is
+not UTF-8. What is kept of it: its folders and file systems, its choice of compression, its adapter hook and its documents.
+Importing this module imports datatrove (half a second), so `pipeline.readers` does it only when it reads.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datatrove.io import DataFolder
+from datatrove.pipeline.readers import JsonlReader, ParquetReader
+from datatrove.pipeline.readers.base import BaseDiskReader
+
+from pipeline.errors import InputError
+from pipeline.sources import EXCERPT_CHARACTERS, Bad, BadRowError, Document, Row, checked_id, checked_text
+from pipeline.sources.streams import ZstdStream
+
+MAX_LINE_BYTES = 1 << 30  # a longer line is skipped unread: an Arrow string ends at 2 GiB, and so does patience
+_BATCH_BYTES = 16 << 20  # of Parquet rows, uncompressed, held at once
+_BATCH_ROWS = 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+def _adapter(reader: BaseDiskReader, data: dict[str, Any], path: str, row: int) -> dict[str, Any]:  # noqa: ARG001 datatrove's shape
+    """datatrove's hook from raw columns to a document: checks id and text, and keeps every other column as metadata.
+
+    As in datatrove's own adapter, a `metadata` column that is an object, or the JSON text of one, is merged with the columns,
+    its keys first; a column wins over a key of the same name.
+    """
+    identifier = checked_id(data, reader.id_key) if reader.id_key else f"{reader.number:05d}-{row}"
+    try:
+        text = checked_text(data, reader.text_key)
+    except BadRowError as bad:
+        raise BadRowError(bad.reason, bad.detail, identifier) from bad
+    others = {key: value for key, value in data.items() if key not in (reader.text_key, reader.id_key)}
+    nested = others.get("metadata")
+    if isinstance(nested, str) and nested.startswith("{"):
+        try:
+            nested = orjson.loads(nested)
+        except orjson.JSONDecodeError:
+            nested = None
+    if isinstance(nested, dict):
+        del others["metadata"]
+        others = nested | others
+    return {"text": text, "id": identifier, "metadata": others}
+
+
+class _Strict:
+    """What both readers share. `read_file` yields every row of one file, in order."""
+
+    def __init__(self, folder: str, *, number: int, source: str, text_key: str, id_key: str | None) -> None:
+        super().__init__(DataFolder(folder, auto_mkdir=False), adapter=_adapter, text_key=text_key, id_key=id_key)  # type: ignore[call-arg]
+        self.add_file_path = False  # metadata must not depend on where a file lies; ParquetReader does not take it as an argument
+        self.number = number
+        self.source = source
+
+    def row(self, data: dict[str, Any], filepath: str, row: int, excerpt: str) -> Row:
+        try:
+            document = self.get_document_from_dict(data, filepath, row)  # type: ignore[attr-defined]
+        except BadRowError as bad:
+            return _bad_row(row, bad.reason, bad.detail, excerpt, bad.identifier)
+        metadata = document.metadata
+        source = metadata.pop("source") if isinstance(metadata.get("source"), str) and metadata["source"] else self.source
+        return Row(row, Document(document.id, document.text, source, _json_text(metadata)), None)
+
+
+class StrictJsonlReader(_Strict, JsonlReader):  # type: ignore[misc]
+    """JSON lines, plain, .gz or .zst. Lines end at a line feed and nowhere else; blank ones are passed over."""
+
+    def read_file(self, filepath: str) -> Iterator[Row]:
+        with _binary(self.data_folder, filepath) as lines:
+            row = -1
+            while line := lines.readline(MAX_LINE_BYTES):
+                row += 1
+                if row == 0:
+                    line = line.removeprefix(_BOM)
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    excerpt = _excerpt(line)
+                    while line and not line.endswith(b"\n"):
+                        line = lines.readline(1 << 20)
+                    yield _bad_row(row, "line_too_long", f"more than {MAX_LINE_BYTES} bytes", excerpt)
+                elif not line.isspace() and line:
+                    yield self._parse(line, filepath, row)
+
+    def _parse(self, line: bytes, filepath: str, row: int) -> Row:
+        try:
+            data = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            try:
+                line.decode()
+            except UnicodeDecodeError as undecodable:
+                return _bad_row(row, "invalid_utf8", f"at byte {undecodable.start} of the line", _excerpt(line))
+            return _bad_row(row, "not_json", str(error), _excerpt(line))
+        if not isinstance(data, dict):
+            return _bad_row(row, "not_an_object", f"the line holds a {type(data).__name__}", _excerpt(line))
+        return self.row(data, filepath, row, _excerpt(line))
+
+
+class StrictParquetReader(_Strict, ParquetReader):  # type: ignore[misc]
+    """Parquet, read in batches of a bounded number of bytes."""
+
+    def read_file(self, filepath: str) -> Iterator[Row]:
+        with (
+            self.data_folder.open(filepath, "rb") as raw,
+            # With a buffer, column chunks are streamed; without, each is held whole.
+            pq.ParquetFile(raw, buffer_size=1 << 20, page_checksum_verification=True) as parquet,
+        ):
+            for setting, key in (("text_key", self.text_key), ("id_key", self.id_key)):
+                if key is not None and key not in parquet.schema_arrow.names:
+                    raise InputError(
+                        f"{filepath} has no column {key!r} ({setting}); it has {', '.join(parquet.schema_arrow.names)}: "
+                        f"set {setting}, or leave the file out of paths"
+                    )
+            row = 0
+            for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata)):
+                yield from self._parse(batch, filepath, row)
+                row += batch.num_rows
+
+    def _parse(self, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:
+        for index, column in enumerate(batch.schema):
+            # Arrow's text of a timestamp needs no pandas, which nanoseconds would otherwise.
+            if pa.types.is_timestamp(column.type):
+                batch = batch.set_column(index, column.name, batch.column(index).cast(pa.string()))
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:
+            yield from self._parse_one_by_one(batch, filepath, first)
+            return
+        for offset, data in enumerate(rows):
+            yield self.row(data, filepath, first + offset, _excerpt_of(data, self.text_key))
+
+    def _parse_one_by_one(self, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:
+        for offset in range(batch.num_rows):
+            try:
+                data = batch.slice(offset, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                excerpt = error.object[:EXCERPT_CHARACTERS].decode("utf-8", "replace")
+                yield _bad_row(first + offset, "invalid_utf8", f"at byte {error.start} of a column", excerpt)
+            else:
+                yield self.row(data, filepath, first + offset, _excerpt_of(data, self.text_key))
+
+
+def _binary(folder: DataFolder, filepath: str) -> BinaryIO:
+    """The file's bytes, decompressed, buffered.
+
+    Raises:
+        EOFError: it is compressed and has no bytes at all.
+    """
+    if filepath.endswith((".gz", ".zst")) and folder.size(filepath) == 0:
+        raise EOFError("the file is empty")
+    if filepath.endswith(".zst"):
+        return io.BufferedReader(ZstdStream(folder.open(filepath, "rb")), 1 << 18)
+    opened: BinaryIO = folder.open(filepath, "rb", compression="infer")
+    # Local plain files are buffered by fsspec; gzip's own line reading is in Python.
+    return io.BufferedReader(opened, 1 << 18) if filepath.endswith(".gz") else opened  # type: ignore[type-var]
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(1, widest))))
+
+
+def _bad_row(row: int, reason: str, detail: str, excerpt: str, identifier: str | None = None) -> Row:
+    return Row(row, None, Bad(reason, detail, excerpt, identifier))
+
+
+def _excerpt(line: bytes) -> str:
+    return line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS].rstrip("\r\n")
+
+
+def _excerpt_of(data: dict[str, Any], text_key: str) -> str:
+    value = data.get(text_key)
+    return value[:EXCERPT_CHARACTERS] if isinstance(value, str) else str(data)[:EXCERPT_CHARACTERS]
+
+
+def _json_text(metadata: dict[str, Any]) -> str:
+    """Compact JSON, keys in order; NaN and infinity are null, what JSON does not know is its text."""
+    if not metadata:
+        return "{}"
+    return orjson.dumps(metadata, default=_text_of, option=orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _text_of(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,77 @@
+"""Assign each window to a leaf of the tree, by greedy descent: generalist and specialists down the same path (CRISP, 2410.03735).
+
+Shapes: N windows in a part, D width of the embedding.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine import Engine
+from pipeline.errors import StorageError
+from pipeline.stages.embed import read_embeddings
+from pipeline.step import Step, map_parts, part_names
+from pipeline.storage import Folder
+from pipeline.tables import ASSIGNMENTS
+from pipeline.tree import Tree
+
+
+def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) -> Step:
+    """The step that assigns the windows of one corpus."""
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        shared = (clustered.folder, prepared.folder, embedded.folder, folder)
+        parts = map_parts(engine, folder, part_names(embedded), _assign_part, title=f"assign {corpus}", shared=shared)
+        return {"corpus": corpus, "windows": sum(part["rows"] for part in parts), "parts": parts}
+
+    return Step(
+        stage="assign",
+        corpus=corpus,
+        version=1,
+        settings={},
+        inputs={"embeddings": embedded, "tree": clustered},
+        workdir=prepared.workdir,
+        work=work,
+    )
+
+
+def read_tree(folder: Folder) -> Tree:
+    """The tree that a cluster step left in its folder."""
+    return Tree.from_table(folder.read_table("tree.parquet"))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_tree(url: str) -> Tree:
+    return read_tree(Folder(url))
+
+
+def _assign_part(name: str, tree: Folder, windows: Folder, embeddings: Folder, folder: Folder) -> dict[str, Any]:
+    key_N, valid_N, x_ND = read_embeddings(embeddings, name)
+    table = windows.read_table(f"{name}.parquet", columns=["key", "tokens"])
+    if not np.array_equal(table["key"].to_numpy(), key_N):
+        raise StorageError(
+            f"{name}: windows and embeddings are not the same rows; delete {embeddings.url} and run again, it will be made anew"
+        )
+    result = assign_table(key_N, table["tokens"].to_numpy(), valid_N, x_ND, _loaded_tree(tree.url))
+    facts = {"rows": len(result)}
+    folder.write_table(f"{name}.parquet", result, ASSIGNMENTS, facts)
+    return facts
+
+
+def assign_table(
+    key_N: NDArray[np.uint64],
+    tokens_N: NDArray[np.int32],
+    valid_N: NDArray[np.bool_],
+    x_ND: NDArray[np.float16],
+    tree: Tree,
+) -> pa.Table:
+    """One ASSIGNMENTS row for each window, in order; leaf -1 where the embedding is not valid."""
+    leaf_N = np.full(len(key_N), -1, np.int32)
+    sq_dist_N = np.zeros(len(key_N), np.float32)
+    rows = np.flatnonzero(valid_N)
+    if len(rows):
+        leaf_N[rows], sq_dist_N[rows] = tree.descend(x_ND if len(rows) == len(x_ND) else x_ND[rows])
+    return pa.table({"key": key_N, "tokens": tokens_N, "leaf": leaf_N, "sq_dist": sq_dist_N})

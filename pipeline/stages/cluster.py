@@ -1,0 +1,149 @@
+"""Fit the tree: hierarchical k-means, level by level, each node on a hash-chosen sample of its windows (CRISP, 2410.03735).
+
+A level is one shuffle. Its mappers send the windows that they read down the tree so far, and keep of each node's windows those
+whose hash is low enough; its reducers each fit one node. So a worker holds the sample of one node, however large the corpus.
+
+Shapes: N windows, D width, K children of a node.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import config
+from pipeline.config import Config
+from pipeline.engine import Engine
+from pipeline.errors import InputError
+from pipeline.hashing import keyed_uniform
+from pipeline.kmeans import KMeansFit, fit_kmeans
+from pipeline.stages.embed import read_embeddings
+from pipeline.step import Step, groups, part_names
+from pipeline.storage import Folder
+from pipeline.tables import tree_schema
+from pipeline.tree import Tree, fan_out
+
+# Parts are read in this many groups: enough to spread over workers, few enough that pieces (groups × nodes) stay countable.
+_MAP_GROUPS = 64
+# A node's size is itself an estimate from a sample; this much more is let through, and the reducer cuts to the number wanted.
+_SLACK = 1.1
+
+# The hashes, keys and vectors of a node's windows.
+Piece = tuple[NDArray[Any], ...]
+
+
+def cluster_step(config: Config, embedded: Step) -> Step:
+    """The step that fits the tree on the generalist corpus."""
+    settings = config.cluster
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        windows = embedded.manifest["windows"] - embedded.manifest["invalid"]
+        if windows < settings.branching:
+            raise InputError(
+                f"the generalist corpus has {windows} windows, fewer than cluster.branching = {settings.branching}; "
+                "give it more text, or set cluster.branching lower"
+            )
+        tree = Tree.seedling(float(windows), embedded.manifest["dim"])
+        for level in range(settings.depth):
+            name = f"level-{level + 1}.parquet"
+            if folder.exists(name):
+                tree = Tree.from_table(folder.read_table(name))
+                continue
+            grown = _grow(engine, tree, level, part_names(embedded), embedded.folder, settings, config.seed)
+            if grown is None:
+                break
+            tree = grown
+            folder.write_table(name, tree.to_table(), tree_schema(tree.dim))
+        folder.write_table("tree.parquet", tree.to_table(), tree_schema(tree.dim))
+        return {"windows": windows, "nodes": tree.num_nodes, "leaves": tree.num_leaves, "depth": tree.depth, "dim": tree.dim}
+
+    return Step(
+        stage="cluster",
+        version=1,
+        settings={"cluster": settings.identity(), "seed": config.seed},
+        inputs={"embeddings": embedded},
+        workdir=embedded.workdir,
+        work=work,
+    )
+
+
+def _grow(
+    engine: Engine, tree: Tree, level: int, parts: Sequence[str], embeddings: Folder, settings: config.Cluster, seed: int
+) -> Tree | None:
+    """The tree with one level more, or None when no node of the deepest level can be split."""
+    fan = {int(node): _fan_out(tree, int(node), settings) for node in np.flatnonzero(tree.level_V == level)}
+    nodes = [node for node, num_children in fan.items() if num_children > 1]
+    threads = engine.threads_for(len(nodes))
+    work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
+    fits: dict[int, KMeansFit] = {}
+    for index, fit in engine.shuffle(
+        _sample_parts,
+        groups(parts, _MAP_GROUPS),
+        _fit_node,
+        nodes,
+        title=f"cluster level {level + 1}",
+        unit="nodes",
+        shared=(work, embeddings, threads),
+        threads=threads,
+    ):
+        if len(fit.centroid_KD) > 1:  # a node of equal vectors is a leaf
+            fits[nodes[index]] = fit
+    return tree.grow(fits) if fits else None
+
+
+def _fan_out(tree: Tree, node: int, settings: config.Cluster) -> int:
+    return fan_out(float(tree.size_V[node]), branching=settings.branching, min_windows=settings.min_windows)
+
+
+class LevelFit:
+    """How the nodes of one level are fitted: on which windows, and into how many children (`fan`, by node)."""
+
+    def __init__(self, tree: Tree, level: int, fan: dict[int, int], settings: config.Cluster, seed: int) -> None:
+        self.tree, self.fan, self.settings, self.seed = tree, fan, settings, seed
+        self.purpose = f"fit-{level}"
+        self.limit_V = np.zeros(tree.num_nodes)
+        for node in fan:
+            self.limit_V[node] = min(1.0, _SLACK * self.num_windows(node) / tree.size_V[node])
+
+    def num_windows(self, node: int) -> int:
+        """Windows that a node is fitted on, at most: `fit_windows`, but 100 a child at the least."""
+        return max(self.settings.fit_windows, 100 * self.fan[node])
+
+    def sample(
+        self, key_N: NDArray[np.uint64], valid_N: NDArray[np.bool_], x_ND: NDArray[np.float16], nodes: Sequence[int]
+    ) -> list[Piece]:
+        """(hash, key, vector) of the windows that each of the nodes takes from a part."""
+        u_N = keyed_uniform(key_N, seed=self.seed, purpose=self.purpose)
+        rows_N = np.flatnonzero(valid_N & (u_N <= self.limit_V.max()))
+        node_N = self.tree.descend_nodes(x_ND[rows_N])
+        chosen_N = u_N[rows_N] <= self.limit_V[node_N]
+        rows_N, node_N = rows_N[chosen_N], node_N[chosen_N]
+        order_N = np.argsort(node_N, kind="stable")
+        rows_N, node_N = rows_N[order_N], node_N[order_N]
+        bounds = zip(np.searchsorted(node_N, nodes, "left"), np.searchsorted(node_N, nodes, "right"), strict=True)
+        return [(u_N[rows], key_N[rows], x_ND[rows]) for rows in (rows_N[a:b] for a, b in bounds)]
+
+    def fit(self, node: int, pieces: Sequence[Piece], threads: int) -> KMeansFit:
+        """The children of one node, from its lowest hashes: the same for any order or split of the pieces."""
+        u_N, key_N, x_ND = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+        order_N = np.lexsort((key_N, u_N))[: self.num_windows(node)]
+        return fit_kmeans(
+            x_ND[order_N],
+            k=self.fan[node],
+            key_N=key_N[order_N],
+            seed=self.seed,
+            steps=self.settings.steps,
+            balance=self.settings.balance,
+            threads=threads,
+        )
+
+
+def _sample_parts(parts: Sequence[str], nodes: Sequence[int], work: LevelFit, embeddings: Folder, _threads: int) -> list[Piece]:
+    """The pieces of several parts, joined node by node."""
+    of_parts = [work.sample(*read_embeddings(embeddings, name), nodes) for name in parts]
+    return [tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True)) for pieces in zip(*of_parts, strict=True)]
+
+
+def _fit_node(node: int, pieces: Sequence[Piece], work: LevelFit, _embeddings: Folder, threads: int) -> KMeansFit:
+    return work.fit(node, pieces, threads)

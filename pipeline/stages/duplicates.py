@@ -1,0 +1,93 @@
+"""Documents whose id another has: the first by file and row stays, the others go to quarantine.
+
+The hashes of all ids are regrouped by their range, so no process holds more than one range of them. Shapes: N ids.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import Corpus
+from pipeline.engine import Engine
+from pipeline.readers import InputFile, read_rows
+from pipeline.sources import EXCERPT_CHARACTERS
+from pipeline.step import groups
+from pipeline.storage import Folder
+from pipeline.tables import QUARANTINE
+
+# 20 bytes an id: a worker holds half a gigabyte of them.
+_IDS_PER_RANGE = 20_000_000
+_MAP_GROUPS = 64
+
+
+def find_duplicates(
+    engine: Engine, scanned: Folder, files: Sequence[InputFile], num_documents: int, *, title: str
+) -> dict[int, dict[int, tuple[int, int]]]:
+    """For each file number that has some: its repeated rows, and (file number, row) of the first document with that id."""
+    num_ranges = max(1, -(-num_documents // _IDS_PER_RANGE))
+    numbers = groups([file.number for file in files], _MAP_GROUPS)
+    ranges = list(range(num_ranges))
+    found: dict[int, dict[int, tuple[int, int]]] = {}
+    for _, repeats_R4 in engine.shuffle(
+        _ids_by_range, numbers, _repeats_of_range, ranges, title=title, unit="ranges", shared=(scanned,)
+    ):
+        for file, row, first_file, first_row in repeats_R4.tolist():
+            found.setdefault(file, {})[row] = (first_file, first_row)
+    return found
+
+
+def scan_name(number: int) -> str:
+    """The name under which the scan and the quarantine of a file are kept."""
+    return f"file-{number:05d}"
+
+
+def _ids_by_range(numbers: Sequence[int], ranges: Sequence[int], scanned: Folder) -> list[tuple[NDArray[Any], ...]]:
+    """(hash, file, row) of the ids of several files, for each range of hashes."""
+    hashes, files, rows = [], [], []
+    for number in numbers:
+        table = scanned.read_table(f"{scan_name(number)}.parquet")
+        hashes.append(table["id_hash"].to_numpy())
+        rows.append(table["row"].to_numpy())
+        files.append(np.full(len(table), number, np.int32))
+    hash_N, file_N, row_N = np.concatenate(hashes), np.concatenate(files), np.concatenate(rows)
+    range_N = ((hash_N >> np.uint64(32)) * np.uint64(len(ranges))) >> np.uint64(32)
+    return [(hash_N[of], file_N[of], row_N[of]) for of in (np.flatnonzero(range_N == number) for number in ranges)]
+
+
+def _repeats_of_range(_number: int, pieces: Sequence[tuple[NDArray[Any], ...]], _scanned: Folder) -> NDArray[np.int64]:
+    hash_N, file_N, row_N = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+    return repeats(hash_N, file_N, row_N)
+
+
+def repeats(hash_N: NDArray[np.uint64], file_N: NDArray[np.int32], row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(R, 4) for each id but the first of its kind: its file and row, and those of the first."""
+    order_N = np.lexsort((row_N, file_N, hash_N))
+    hash_N, file_N, row_N = hash_N[order_N], file_N[order_N], row_N[order_N]
+    repeated_N = np.zeros(len(hash_N), bool)
+    repeated_N[1:] = hash_N[1:] == hash_N[:-1]
+    first_N = np.maximum.accumulate(np.where(repeated_N, 0, np.arange(len(hash_N))))[repeated_N]
+    return np.column_stack([file_N[repeated_N], row_N[repeated_N], file_N[first_N], row_N[first_N]]).astype(np.int64)
+
+
+def duplicates_table(file: InputFile, settings: Corpus, firsts: dict[int, tuple[int, int]], urls: Sequence[str]) -> pa.Table:
+    """The quarantine rows of the repeated documents of a file, read once more for their ids and text."""
+    rows = []
+    for row in read_rows(file, settings):
+        if row.row in firsts and row.document is not None:
+            first_file, first_row = firsts[row.row]
+            rows.append(
+                {
+                    "file": file.url,
+                    "row": row.row,
+                    "id": row.document.id,
+                    "reason": "duplicate_id",
+                    "detail": f"row {first_row} of {urls[first_file]} has this id",
+                    "excerpt": row.document.text[:EXCERPT_CHARACTERS],
+                }
+            )
+            if len(rows) == len(firsts):
+                break
+    return pa.Table.from_pylist(rows, schema=QUARANTINE)

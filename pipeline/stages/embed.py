@@ -1,0 +1,163 @@
+"""One vector for each window, by the model of `embed.model`.
+
+Two steps live here: `embedder` makes what a model has to be given first (a distilled static table, a fitted LSI), and is left out
+for models that need nothing; `embed` maps the parts of a corpus.
+
+Shapes: N windows in a part, D width of the embedding.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import embedders
+from pipeline.config import Config, Embed
+from pipeline.embedders import Embedder
+from pipeline.engine import Engine
+from pipeline.errors import InputError
+from pipeline.hashing import keyed_hash
+from pipeline.step import Step, map_parts, part_names
+from pipeline.storage import Folder
+from pipeline.tables import embeddings_schema
+
+# LSI is fitted on this many windows: its 256 directions are settled long before.
+_FIT_WINDOWS = 20_000
+
+
+def embedder_step(config: Config, prepared: Step) -> Step | None:
+    """The step that distils or fits the embedder, or None for a model that is used as it is."""
+    needs = embedders.fits_on(config.embed)
+    if needs == "nothing":
+        return None
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        item = prepared if needs == "texts" else None
+        shared = (config.embed, config.seed, folder)
+        ((_, facts),) = engine.map(_fit_embedder, [_Texts(item)], title="embedder", unit="models", shared=shared)
+        return dict(facts)
+
+    return Step(
+        stage="embedder",
+        version=1,
+        settings={"embedder": embedders.identify(config.embed), "seed": config.seed},
+        inputs={"generalist": prepared} if needs == "texts" else {},
+        workdir=prepared.workdir,
+        work=work,
+    )
+
+
+def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None) -> Step:
+    """The step that embeds the windows of one corpus."""
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        num_gpus = 0.0
+        if embedders.fits_on(config.embed) == "nothing" and engine.num_gpus:
+            num_gpus = 1.0 if config.engine.gpus_per_worker is None else config.engine.gpus_per_worker
+        artifact = fitted.folder if fitted else None
+        parts = map_parts(
+            engine,
+            folder,
+            part_names(prepared),
+            _embed_part,
+            title=f"embed {corpus}",
+            shared=(config.embed, artifact, prepared.folder, folder),
+            num_gpus=num_gpus,
+        )
+        hardware = [dict(pairs) for pairs in sorted({tuple(sorted(part.pop("hardware").items())) for part in parts})]
+        rows, invalid = sum(part["rows"] for part in parts), sum(part["invalid"] for part in parts)
+        # By tokens: a document's last window may be a full stop, in which a model of words sees nothing, and little is lost.
+        lost, tokens = sum(part["invalid_tokens"] for part in parts), prepared.manifest["tokens"]
+        if lost > config.max_bad_fraction * tokens:
+            raise InputError(
+                f"{invalid:,} windows of {corpus} have no finite embedding, {lost:,} of {tokens:,} tokens and more than "
+                f"max_bad_fraction = {config.max_bad_fraction}; is {config.embed.model} a model for this text? Else raise it"
+            )
+        return {
+            "corpus": corpus,
+            "dim": parts[0]["dim"] if parts else 0,
+            "windows": rows,
+            "invalid": invalid,
+            "hardware": hardware,
+            "parts": parts,
+        }
+
+    return Step(
+        stage="embed",
+        corpus=corpus,
+        version=1,
+        settings={"embedder": embedders.identify(config.embed)},
+        inputs={"windows": prepared, **({"embedder": fitted} if fitted else {})},
+        workdir=prepared.workdir,
+        work=work,
+    )
+
+
+class _Texts:
+    """The windows that an embedder is fitted on: an item of work."""
+
+    name = "model"
+
+    def __init__(self, prepared: Step | None) -> None:
+        # Only what a worker needs: a step holds functions of the driver.
+        self.folder = prepared.folder if prepared else None
+        self.parts = [(part["name"], part["rows"]) for part in prepared.manifest["parts"]] if prepared else []
+
+    def read(self, seed: int) -> list[str]:
+        """A hash-chosen sample of the windows' texts, in the order of the parts."""
+        if self.folder is None:
+            return []
+        rows = sum(rows for _, rows in self.parts)
+        limit = np.uint64(min(2**64 - 1, int(_FIT_WINDOWS / max(1, rows) * 2**64)))
+        texts: list[str] = []
+        for name, _ in self.parts:
+            table = self.folder.read_table(f"{name}.parquet", columns=["key", "text"])
+            chosen = keyed_hash(table["key"].to_numpy(), seed=seed, purpose="embedder") <= limit
+            texts += table["text"].filter(pa.array(chosen)).to_pylist()
+        return texts
+
+
+def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder) -> dict[str, Any]:
+    return embedders.fit(cfg, seed=seed, folder=folder, texts=item.read(seed))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(cfg: Embed, artifact_url: str | None) -> Embedder:
+    """The model, loaded once in a worker process."""
+    return embedders.load(cfg, Folder(artifact_url) if artifact_url else None, threads=1)
+
+
+def _embed_part(name: str, cfg: Embed, artifact: Folder | None, windows: Folder, folder: Folder) -> dict[str, Any]:
+    model = _loaded(cfg, artifact.url if artifact else None)
+    table = windows.read_table(f"{name}.parquet", columns=["key", "text", "tokens"])
+    result = embed_table(table, model)
+    valid = result["valid"].to_numpy()
+    facts = {
+        "rows": len(result),
+        "invalid": int((~valid).sum()),
+        "invalid_tokens": int(table["tokens"].to_numpy()[~valid].sum()),
+        "dim": model.dim,
+        "hardware": dict(model.hardware),
+    }
+    # Vectors do not compress; without a dictionary they are written and read several times faster.
+    folder.write_table(f"{name}.parquet", result, embeddings_schema(model.dim), facts, compression="none", use_dictionary=["key"])
+    return facts
+
+
+def embed_table(windows: pa.Table, model: Embedder) -> pa.Table:
+    """The embeddings part of a windows part: same rows, same order; `valid` is false where the vector is not finite."""
+    x_ND = model.encode(windows["text"].to_pylist()) if len(windows) else np.zeros((0, model.dim), np.float32)
+    valid_N = np.asarray(np.isfinite(x_ND).all(axis=1))
+    half_ND = np.where(valid_N[:, None], x_ND, np.float32(0)).astype(np.float16)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(half_ND.ravel()), model.dim)
+    return pa.table({"key": windows["key"], "valid": valid_N, "vector": vectors})
+
+
+def read_embeddings(folder: Folder, name: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.float16]]:
+    """(key_N, valid_N, x_ND) of an embeddings part; the vectors as they lie on disk, float16."""
+    table = folder.read_table(f"{name}.parquet").combine_chunks()
+    vectors = table["vector"].chunk(0) if table["vector"].num_chunks else pa.array([], table.schema.field("vector").type)
+    x_ND = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), table.schema.field("vector").type.list_size)
+    return table["key"].to_numpy(), table["valid"].to_numpy(zero_copy_only=False), x_ND

@@ -1,0 +1,161 @@
+"""The final shuffle: copies of windows, put into shards by a keyed hash, so that each shard is a uniform slice of the corpus.
+
+A window's copy goes to shard `hash · S / 2^64` and lies there in the order of its hash: the outcome does not depend on which part
+it came from or who moved it. Shapes: N windows of a part, R rows (copies), S shards.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.draws import attribute
+from pipeline.hashing import keyed_hash
+from pipeline.mixture.estimators import claims
+from pipeline.storage import Folder
+from pipeline.tables import SHARDS
+
+# A column of the pieces on their way, dropped when a shard is written.
+_ORDER = "order"
+# Loaders give row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
+WRITE_OPTIONS = {"row_group_size": 1024, "write_page_index": True, "use_content_defined_chunking": True}
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what each asks of the leaf."""
+
+    names: list[str]
+    claim_SL: NDArray[np.float64]  # S: the specialists, and `natural`
+
+    @classmethod
+    def read(cls, weights: Folder, config: Config) -> "Attribution":
+        """From the tables of the weights step."""
+        p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
+        table = weights.read_table("specialists.parquet")
+        p_L_of = {}
+        for name in config.specialists:
+            rows = table.filter(pc.field("specialist") == name)
+            p_L_of[name] = np.zeros(len(p_generalist_L))
+            p_L_of[name][rows["leaf"].to_numpy()] = rows["p"].to_numpy()
+        shares = {name: specialist.share for name, specialist in config.specialists.items()}
+        return cls(*claims(p_L_of, shares, config.weights.natural_share, p_generalist_L))
+
+    def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], leaf_R: NDArray[np.int32], *, seed: int) -> pa.Array:
+        """(R,) names, one for each copy."""
+        return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, leaf_R, self.claim_SL, seed)))
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """What the mappers and reducers of the shuffle need to know."""
+
+    windows: Folder
+    draws: Folder
+    output: Folder
+    num_shards: int
+    seed: int
+    attribution: Attribution
+
+
+def copies_table(windows: pa.Table, leaf_N: NDArray[np.int32], copies_N: NDArray[np.int32], work: Shuffle) -> pa.Table:
+    """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part."""
+    row_R = np.repeat(np.arange(len(windows)), copies_N)
+    copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
+    table = windows.take(pa.array(row_R))
+    key_R, leaf_R = table["key"].to_numpy(), leaf_N[row_R]
+    identifier = pc.binary_join_element_wise(
+        table["doc_id"], table["window"].cast(pa.string()), pa.array(copy_R).cast(pa.string()), ":"
+    )
+    return pa.table(
+        {
+            "id": identifier,
+            "text": table["text"],
+            "doc_id": table["doc_id"],
+            "window": table["window"],
+            "source": table["source"],
+            "specialist": work.attribution.of(key_R, copy_R, leaf_R, seed=work.seed),
+            "cluster": leaf_R,
+            "copy": copy_R.astype(np.int32),
+            "tokens": table["tokens"],
+            "origin": pa.repeat(pa.scalar("raw"), len(table)),
+            "metadata": table["metadata"],
+            _ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
+        }
+    )
+
+
+def split(table: pa.Table, num_shards: int) -> list[pa.Table]:
+    """The rows of each of the S shards."""
+    order_R = table[_ORDER].to_numpy()
+    shard_R = ((order_R >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)
+    by_shard_R = np.argsort(shard_R, kind="stable")
+    bounds_S = np.searchsorted(shard_R[by_shard_R], np.arange(num_shards + 1))
+    return [table.take(pa.array(by_shard_R[bounds_S[i] : bounds_S[i + 1]])) for i in range(num_shards)]
+
+
+def map_parts_to_shards(names: Sequence[str], shards: Sequence[int], work: Shuffle) -> list[pa.Table]:
+    """The pieces of several parts for the shards that are to be made."""
+    pieces: list[list[pa.Table]] = [[] for _ in shards]
+    for name in names:
+        draws = work.draws.read_table(f"{name}.parquet", columns=["key", "leaf", "copies"])
+        copies_N = draws["copies"].to_numpy()
+        if not copies_N.any():
+            continue
+        windows = work.windows.read_table(f"{name}.parquet")
+        assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
+        of_shard = split(copies_table(windows, draws["leaf"].to_numpy(), copies_N, work), work.num_shards)
+        for piece, shard in zip(pieces, shards, strict=True):
+            piece.append(of_shard[shard])
+    return [pa.concat_tables(tables) if tables else _empty() for tables in pieces]
+
+
+def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[str, Any]:
+    """Write one shard, and return what the manifest says of it."""
+    table = pa.concat_tables(pieces)
+    # Ties (equal hashes) keep the order of the parts, which is that of the input.
+    table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER)
+    facts = {
+        "rows": len(table),
+        "tokens": pc.sum(table["tokens"]).as_py() or 0,
+        "tokens_by_specialist": _tokens_by(table, "specialist"),
+        "tokens_by_source": _tokens_by(table, "source"),
+    }
+    name = shard_name(number)
+    written = work.output.write_table(f"{name}.parquet", table, SHARDS, facts, **WRITE_OPTIONS)
+    return {**facts, **written}
+
+
+def shard_facts(folder: Folder, number: int) -> dict[str, Any]:
+    """What `write_shard` returned, of a shard that an earlier run wrote; read back, so that its checksum is that of the file."""
+    name = f"{shard_name(number)}.parquet"
+    data = folder.read_bytes(name)
+    return {**folder.read_facts(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _tokens_by(table: pa.Table, column: str) -> dict[str, int]:
+    grouped = table.group_by(column).aggregate([("tokens", "sum")])
+    return dict(sorted(zip(grouped[column].to_pylist(), grouped["tokens_sum"].to_pylist(), strict=True)))
+
+
+def sum_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    """The sums of several counts, by name."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _empty() -> pa.Table:
+    return pa.schema([*SHARDS, pa.field(_ORDER, pa.uint64())]).empty_table()

@@ -1,0 +1,152 @@
+"""Histograms over the tree, and how much of each leaf the new corpus is to hold.
+
+A fold over the assignments of each corpus; the rest is arithmetic on the driver (`pipeline.mixture`). Leaves that matter most are
+named by their own words, read from a few parts.
+
+Shapes: L leaves, N windows of a part.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.engine import Engine
+from pipeline.hashing import keyed_uniform
+from pipeline.mixture.estimators import ESTIMATORS
+from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
+from pipeline.mixture.report import report
+from pipeline.names import cluster_terms
+from pipeline.stages.assign import read_tree
+from pipeline.step import Step, groups, part_names
+from pipeline.storage import Folder
+from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS
+
+_FOLD_GROUPS = 256
+# Names are for people: so many leaves, from so many windows each, in so many parts, are enough to read.
+_NAMED_LEAVES = 256
+_WINDOWS_PER_NAME = 20
+_PARTS_FOR_NAMES = 64
+_CHARACTERS = 4000
+
+Texts = dict[int, list[tuple[float, str]]]
+
+
+def weights_step(config: Config, prepared: Mapping[str, Step], assigned: Mapping[str, Step], clustered: Step) -> Step:
+    """The step that weighs the leaves. `prepared` and `assigned` hold the generalist, under that name, and each specialist."""
+    settings = config.weights
+    shares = {name: specialist.share for name, specialist in config.specialists.items()}
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        tree = read_tree(clustered.folder)
+        generalist = engine.fold(
+            _histogram,
+            groups(part_names(assigned["generalist"]), _FOLD_GROUPS),
+            lambda a, b: LeafHistogram.combine([a, b]),
+            LeafHistogram.zero(tree.num_leaves),
+            title="histogram generalist",
+            shared=(assigned["generalist"].folder, tree.num_leaves),
+        )
+        samples = {
+            name: engine.fold(
+                _documents,
+                groups(part_names(assigned[name]), _FOLD_GROUPS),
+                lambda a, b: DocumentCounts.combine([a, b]),
+                DocumentCounts(),
+                title=f"histogram {name}",
+                shared=(prepared[name].folder, assigned[name].folder),
+            )
+            for name in shares
+        }
+        mixes = ESTIMATORS[settings.estimator].estimate(tree, generalist, samples, settings)
+        tables = report(
+            tree,
+            generalist,
+            samples,
+            mixes,
+            settings,
+            shares=shares,
+            budget_tokens=config.sample.budget_tokens,
+            draw=config.sample.draw,
+            seed=config.seed,
+        )
+        leaves = _leaves_to_name(tables.mixture)
+        texts: Texts = engine.fold(
+            _texts_of_leaves,
+            _hash_chosen(part_names(assigned["generalist"]), config.seed),
+            _lowest,
+            {},
+            title="names",
+            shared=(prepared["generalist"].folder, assigned["generalist"].folder, leaves, config.seed),
+        )
+        names = cluster_terms({leaf: [text for _, text in found] for leaf, found in texts.items()})
+        name_table = pa.table({"leaf": list(names), "terms": list(names.values())}, schema=NAMES)
+        folder.write_table("mixture.parquet", tables.mixture, MIXTURE)
+        folder.write_table("specialists.parquet", tables.specialists, SPECIALISTS)
+        folder.write_table("diagnostics.parquet", tables.diagnostics, DIAGNOSTICS)
+        folder.write_table("names.parquet", name_table, NAMES)
+        return {"leaves": tree.num_leaves, "invalid": generalist.invalid}
+
+    return Step(
+        stage="weights",
+        version=1,
+        # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
+        settings={
+            "weights": settings.identity(),
+            "shares": shares,
+            "budget_tokens": config.sample.budget_tokens,
+            "draw": config.sample.draw,
+            "seed": config.seed,
+        },
+        inputs=dict(assigned),
+        workdir=clustered.workdir,
+        work=work,
+    )
+
+
+def _histogram(names: Sequence[str], assignments: Folder, num_leaves: int) -> LeafHistogram:
+    tables = (assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"]) for name in names)
+    return LeafHistogram.combine(
+        LeafHistogram.of_part(table["leaf"].to_numpy(), table["tokens"].to_numpy(), num_leaves) for table in tables
+    )
+
+
+def _documents(names: Sequence[str], windows: Folder, assignments: Folder) -> DocumentCounts:
+    parts = []
+    for name in names:
+        table = assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
+        doc_id_N = windows.read_table(f"{name}.parquet", columns=["doc_id"])["doc_id"].to_pylist()
+        parts.append(DocumentCounts.of_part(doc_id_N, table["leaf"].to_numpy(), table["tokens"].to_numpy()))
+    return DocumentCounts.combine(parts)
+
+
+def _leaves_to_name(mixture: pa.Table) -> list[int]:
+    """The leaves that people will ask about: those that hold most of the corpus before, or after, or moved most."""
+    p_L, target_L = mixture["p_generalist"].to_numpy(), mixture["p_target"].to_numpy()
+    interest_L = np.maximum(p_L, target_L) + np.abs(target_L - p_L)
+    leaf_M = np.argsort(-interest_L, kind="stable")[:_NAMED_LEAVES]
+    return sorted(int(leaf) for leaf in leaf_M if p_L[leaf] > 0)
+
+
+def _hash_chosen(names: Sequence[str], seed: int) -> list[str]:
+    u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose="names.parts")
+    return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:_PARTS_FOR_NAMES])]
+
+
+def _texts_of_leaves(name: str, windows: Folder, assignments: Folder, leaves: Sequence[int], seed: int) -> Texts:
+    """For each leaf the windows with the lowest hashes in a part: (hash, beginning of the text)."""
+    leaf_N = assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
+    table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
+    u_N = keyed_uniform(table["key"].to_numpy(), seed=seed, purpose="names.windows")
+    found: Texts = {}
+    for leaf in leaves:
+        rows = np.flatnonzero(leaf_N == leaf)
+        rows = rows[np.argsort(u_N[rows], kind="stable")[:_WINDOWS_PER_NAME]]
+        found[leaf] = [(float(u_N[row]), table["text"][int(row)].as_py()[:_CHARACTERS]) for row in rows]
+    return found
+
+
+def _lowest(a: Texts, b: Texts) -> Texts:
+    return {leaf: sorted(a.get(leaf, []) + b.get(leaf, []))[:_WINDOWS_PER_NAME] for leaf in a.keys() | b.keys()}

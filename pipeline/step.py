@@ -1,0 +1,115 @@
+"""A step: one stage applied to one corpus, with the identity of its output.
+
+The output lies at `<workdir>/<stage>/<fingerprint>/`, and its `manifest.json`, written last, means done. All fingerprints follow
+from the settings and the input files, so the whole plan is known before anything runs.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.engine import Engine
+from pipeline.identity import fingerprint
+from pipeline.storage import MANIFEST, Folder
+
+_FOOTER_READERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What to run, what it is made from, and where it goes.
+
+    `work(engine, folder)` writes everything but the manifest, and returns what the manifest says beside the identity. `version` is
+    raised by whoever changes the values that a stage computes.
+    """
+
+    stage: str
+    corpus: str = ""
+    version: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, "Step"]
+    workdir: Folder
+    work: Callable[[Engine, Folder], dict[str, Any]] = field(repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        return f"{self.stage} {self.corpus}".strip()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "settings": dict(self.settings),
+            "inputs": {role: step.fingerprint for role, step in self.inputs.items()},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    @cached_property
+    def folder(self) -> Folder:
+        return self.workdir.child(f"{self.stage}/{self.fingerprint}")
+
+    @property
+    def done(self) -> bool:
+        return self.folder.exists(MANIFEST)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a step that is done."""
+        manifest: dict[str, Any] = self.folder.read_json(MANIFEST)
+        return manifest
+
+    def run(self, engine: Engine) -> None:
+        """Make the output, going on from the parts that are there."""
+        body = self.work(engine, self.folder)
+        self.folder.remove_temporary()
+        self.folder.write_json(MANIFEST, {"fingerprint": self.fingerprint, "identity": self.identity, **body})
+
+
+def part_names(step: Step) -> list[str]:
+    """The names of a step's parts, in order."""
+    return [part["name"] for part in step.manifest["parts"]]
+
+
+def map_parts(
+    engine: Engine,
+    folder: Folder,
+    names: Sequence[str],
+    function: Callable[..., dict[str, Any]],
+    *,
+    title: str,
+    unit: str = "parts",
+    shared: tuple[Any, ...] = (),
+    num_gpus: float = 0,
+) -> list[dict[str, Any]]:
+    """Make each named part that `folder` does not hold yet; the facts of all parts, in the order of the names.
+
+    `function(name, *shared)` writes the part with its facts in the footer, and returns them.
+    """
+    present = set(folder.names(".parquet"))
+    todo = [name for name in names if f"{name}.parquet" not in present]
+    facts = {}
+    for index, result in engine.map(function, todo, title=title, unit=unit, shared=shared, num_gpus=num_gpus):
+        facts[todo[index]] = result
+    return with_facts(folder, names, facts)
+
+
+def with_facts(folder: Folder, names: Sequence[str], fresh: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The facts of the named parts, in order: from `fresh`, else from the footer of the part."""
+    kept = [name for name in names if name not in fresh]
+    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+        facts = {**fresh, **dict(zip(kept, pool.map(lambda name: folder.read_facts(f"{name}.parquet"), kept), strict=True))}
+    return [{"name": name, **facts[name]} for name in names]
+
+
+def groups(items: Sequence[Any], num_groups: int) -> list[list[Any]]:
+    """The items in at most `num_groups` runs of nearly equal length; for folds, whose result does not depend on the grouping."""
+    num_groups = max(1, min(len(items), num_groups))
+    bounds = [len(items) * i // num_groups for i in range(num_groups + 1)]
+    return [list(items[a:b]) for a, b in itertools.pairwise(bounds)]

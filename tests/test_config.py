@@ -1,0 +1,89 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.config import Config, load_config, parse_config
+from pipeline.errors import ConfigError
+
+BASE: dict[str, Any] = {
+    "workdir": "runs/x",
+    "generalist": {"paths": ["a.jsonl"]},
+    "specialists": {"law": {"paths": ["b.jsonl"]}},
+    "sample": {"budget_tokens": 1000},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("clutser", {"depth": 1}, "unknown setting clutser; did you mean cluster?"),
+        ("cluster.brnching", 3, "unknown setting cluster.brnching; did you mean cluster.branching?"),
+        ("specialists.law.shar", 1, "did you mean specialists.law.share?"),
+        ("cluster.branching", 1, "cluster.branching: input should be greater than or equal to 2, got 1"),
+        ("weights.smoothing", "often", "weights.smoothing: input should be 'auto' or 'none'"),
+        ("weights.max_epochs", float("nan"), "weights.max_epochs"),
+        ("sample", {}, "setting sample.budget_tokens is missing"),
+        ("specialists", {}, "specialists"),
+        ("specialists.natural", {"paths": ["x"]}, "cannot name a specialist"),
+        ("embed", {"model": "lsi", "pool": "mean"}, "embed.pool: mean has no meaning for lsi"),
+    ],
+)
+def test_a_mistake_is_named_with_its_setting_and_mend(path: str, value: Any, message: str) -> None:
+    raw = copy.deepcopy(BASE)
+    *sections, last = path.split(".")
+    target = raw
+    for section in sections:
+        target = target.setdefault(section, {})
+    target[last] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_nested_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "workdir: x\ngeneralist: {paths: [a]}\nspecialists: {law: {paths: [b]}}\nsample: {budget_tokens: 5}\n", encoding="utf-8"
+    )
+    config = load_config(
+        file, ["cluster.depth=3", "specialists.law.share=2.5", "generalist.paths=[c, d]", "weights.smoothing=none"]
+    )
+    assert (config.cluster.depth, config.specialists["law"].share) == (3, 2.5)
+    assert (config.generalist.paths, config.weights.smoothing) == (["c", "d"], "none")
+
+
+@pytest.mark.parametrize("override", ["cluster.depth", "=3", "seed.deep=1"])
+def test_an_override_without_a_setting_is_refused(override: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("workdir: x\nseed: 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(file, [override])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\xff"], ids=["a list", "not YAML", "not UTF-8"])
+def test_a_file_that_is_no_config_is_one_clear_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_config(tmp_path / "none.yaml")
+
+
+def _sections(model: type[BaseModel]) -> list[tuple[str, str, Any]]:
+    return [(name, str(field.description), field) for name, field in model.model_fields.items()]
+
+
+def test_every_setting_is_described_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for section, _, field in _sections(Config):
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            missing = [name for name in annotation.model_fields if f"`{section}.{name}`" not in readme]
+            assert not missing, f"README, Settings, says nothing of {section}: {missing}"
+        else:
+            assert f"`{section}" in readme

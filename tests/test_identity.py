@@ -1,0 +1,33 @@
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pipeline.identity import canonical_json, differences, fingerprint
+
+
+def test_fingerprint_is_the_same_in_another_process() -> None:
+    identity = {"stage": "x", "settings": {"b": 1.5, "a": [1, None, True, "é"]}}
+    code = f"from pipeline.identity import fingerprint; print(fingerprint({identity!r}))"
+    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    assert other == fingerprint(identity)
+
+
+def test_fingerprint_ignores_the_order_of_keys_and_nothing_else() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    values: list[Any] = [1, 2, "1", None, True, 1.5, [1], {"x": 1}]
+    assert len({fingerprint({"a": value}) for value in values}) == len(values)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {1: 2}, {1}, object(), b"x"], ids=repr)
+def test_what_has_no_stable_text_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError):
+        canonical_json({"a": value})
+
+
+def test_differences_name_each_field() -> None:
+    old = {"settings": {"tokens": 256, "same": 1}, "version": 1}
+    new = {"settings": {"tokens": 128, "same": 1}, "version": 1, "more": 2}
+    assert differences(old, new) == ["more: None → 2", "settings.tokens: 256 → 128"]

@@ -1,0 +1,74 @@
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import Folder
+
+SCHEMA = pa.schema([pa.field("a", pa.int32(), nullable=False), pa.field("b", pa.string())])
+TABLE = pa.table({"b": ["x", None], "a": [1, 2]})
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_table_and_facts_come_back_as_written(kind: str, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "deep" / "er") if kind == "local" else "memory://deep/er")
+    folder.write_table("t.parquet", TABLE, SCHEMA, {"rows": 2})
+    assert folder.read_table("t.parquet").cast(SCHEMA).equals(TABLE.select(["a", "b"]).cast(SCHEMA))
+    assert folder.read_facts("t.parquet") == {"rows": 2}
+    assert folder.names(".parquet") == ["t.parquet"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"a": [1]}),
+        pa.table({"a": [1], "b": ["x"], "c": [1]}),
+        pa.table({"a": pa.array([None], pa.int32()), "b": ["x"]}),
+        pa.table({"a": [2**40], "b": ["x"]}),
+        pa.table({"a": ["no number"], "b": ["x"]}),
+    ],
+    ids=["column missing", "column left over", "null where none may be", "too large", "wrong type"],
+)
+def test_a_table_that_does_not_fit_its_schema_is_refused(table: pa.Table, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Folder(str(tmp_path)).write_table("t.parquet", table, SCHEMA)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
+    assert Folder(str(tmp_path / "none")).names() == []
+
+
+def test_a_broken_file_is_named_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(StorageError, match=r"t\.parquet.*delete it and run again"):
+        Folder(str(tmp_path)).read_table("t.parquet")
+
+
+def test_a_full_disk_leaves_no_file_and_says_so(tmp_path: Path) -> None:
+    # A limit on the size of a file makes the kernel refuse the write, as a full disk does.
+    code = f"""
+import resource, signal
+from pipeline.storage import Folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+Folder({str(tmp_path)!r}).write_bytes("a.bin", b"x" * 5000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "StorageError: cannot write" in done.stderr
+    assert "the disk is full; free space and run the same command again" in done.stderr
+    assert os.listdir(tmp_path) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_temporary_files_of_a_killed_writer_are_hidden_and_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-abc").write_bytes(b"half")
+    folder = Folder(str(tmp_path))
+    assert folder.names() == []
+    folder.remove_temporary()
+    assert not list(tmp_path.iterdir())
