@@ -74,8 +74,9 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
     rate = {name: num / statistics.median(seconds[name]) for name, (_, num) in contenders.items()}
 
-    print(f"{args.rows} rows, D = {args.dim}, {args.branching} x {args.branching} tree, {args.threads} threads; median of {args.repeats}")
-    print(f"{'windows/s':<34}{'ours':>12}{'rival':>12}{'ratio':>8}  target")
+    shape = f"{args.branching} x {args.branching} tree"
+    print(f"{args.rows} rows, D = {args.dim}, {shape}, {args.threads} threads; median of {args.repeats}")
+    print(f"{'windows/s':<42}{'ours':>10}{'rival':>12}{'ratio':>8}  target")
     for ours in ("descend", "descend float16"):
         for rival, what, target in (("faiss", "faiss exact search", 8.0), ("sgemm", "sgemm of the same flops", 0.4)):
             row = f"{ours} / {what}"

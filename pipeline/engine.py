@@ -202,7 +202,7 @@ class Engine:
     def _explain(self, error: BaseException, where: str) -> BaseException:
         """The error that a user should see for one that came out of a task."""
         cause = getattr(error, "cause", None)
-        for candidate in (error, cause):
+        for candidate in (cause, error):  # Ray raises a class that is both; the message is the cause's
             if isinstance(candidate, CrispwrapError):
                 return type(candidate)(str(candidate))
         if isinstance(error, self._ray.exceptions.RayTaskError):

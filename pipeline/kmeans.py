@@ -24,7 +24,7 @@ I64 = NDArray[np.int64]
 BlockMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 BLOCK = 1024  # rows of one sgemm: rows, centroids and scores then fit in a core's share of the cache
-_SEED_ROWS = 32  # rows a centroid that seeding looks at
+_SEED_ROWS = 32  # rows a centroid that seeding looks at, but 4,096 at the least
 _SEED_DIM = 64  # width that seeding projects to
 _MEMORY = 0.8  # how much of the batches before a balanced step keeps
 _CLOSING_STEPS = 50  # most full Lloyd steps
@@ -59,8 +59,12 @@ def one_blas_thread() -> Iterator[None]:
 @contextmanager
 def block_map(threads: int) -> Iterator[BlockMap]:
     """A `map` that keeps order and runs on `threads` threads, each with one thread of BLAS."""
-    with one_blas_thread(), ThreadPoolExecutor(threads) as executor:
-        yield executor.map
+    with one_blas_thread():
+        if threads == 1:
+            yield map  # handing work over costs more than a small block does
+            return
+        with ThreadPoolExecutor(threads) as executor:
+            yield executor.map
 
 
 def blocks(num_rows: int, size: int = BLOCK) -> list[slice]:
@@ -182,16 +186,18 @@ def fit_kmeans(
         raise ValueError(f"fitting takes rows (N, D) and their keys (N,), N > 0; got {x_ND.shape} and {key_N.shape}")
     if k < 1 or steps < 0 or not balance > 1 or threads < 1:
         raise ValueError(f"fitting takes k, threads >= 1, steps >= 0, balance > 1; got {k=}, {threads=}, {steps=}, {balance=}")
+    if num_bad := np.count_nonzero(~np.isfinite(x_ND).all(axis=1)):
+        raise ValueError(f"{num_bad} of {len(x_ND)} rows are not finite; leave them out of the fit")
     order_N = np.argsort(keyed_hash(key_N, seed=seed, purpose="kmeans order"), kind="stable")
     x_ND = widen(x_ND[order_N])
     sq_N = np.einsum("nd,nd->n", x_ND, x_ND)
-    if not np.isfinite(sq_N).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(sq_N))} of {len(x_ND)} rows are not finite; leave them out of the fit")
     rng = np.random.default_rng(keyed_hash(key_N[order_N[:1]], seed=seed, purpose="kmeans seeds"))
     with block_map(threads) as run:
         seed_K = _seed_rows(x_ND, k, rng)
         if len(seed_K) < k:
             seed_K = _distinct_rows(x_ND, k, seed_K)
+        if len(seed_K) < k:
+            steps = 0  # a centroid for each kind of row: balancing could only spoil it
         lloyd = _Lloyd(run, x_ND, sq_N, x_ND[seed_K])
         moved = lloyd.balanced_steps(steps, balance)
         return lloyd.fit(steps + lloyd.closing_steps(), moved)
@@ -203,7 +209,7 @@ def _seed_rows(x_ND: F32, k: int, rng: np.random.Generator) -> I64:
     On the first rows and a random projection of them: seeds only start the EM steps, and at full width and length they would
     cost more than all of these.
     """
-    sample_MD = x_ND[: _SEED_ROWS * k]
+    sample_MD = x_ND[: max(_SEED_ROWS * k, 4096)]
     if x_ND.shape[1] > _SEED_DIM:
         sample_MD = sample_MD @ rng.standard_normal((x_ND.shape[1], _SEED_DIM), dtype=np.float32)
     sq_M = np.einsum("md,md->m", sample_MD, sample_MD)

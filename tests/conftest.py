@@ -42,6 +42,8 @@ def ray_session() -> Iterator[Any]:
     """The Ray of the suite: three workers, whatever the machine, so that one, two and three can be compared."""
     import ray
 
+    # Workers inherit it, and so find the functions of the tests.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context
     ray.shutdown()

@@ -226,7 +226,6 @@ def test_fit_alphas_of_documents_with_many_windows_smooths_more_than_of_windows_
     rows = [(f"d{d}", leaf, 10) for d, leaf in enumerate([0] * 7 + [1, 1, 2, 3, 3]) for _ in range(8)]
     by_document = fit_alphas(tree, generalist.node_tokens(tree), counted(rows))
     by_window = fit_alphas(tree, generalist.node_tokens(tree), counted([(f"w{i}", r[1], r[2]) for i, r in enumerate(rows)]))
-    print(by_document, by_window)
     assert np.isfinite(by_window).all()
     assert (by_document > 2 * by_window).all()
 
@@ -256,6 +255,16 @@ def test_fit_alphas_of_a_single_scattered_document_leaves_windows_out():
     tree, generalist = two_levels(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
     alpha_H = fit_alphas(tree, generalist.node_tokens(tree), counted([("d", leaf, 10) for leaf in [0, 1, 2, 3]]))
     assert np.isinf(alpha_H).all()  # exactly the generalist's mix: no window predicts another
+
+
+def test_fit_alphas_learns_nothing_from_windows_in_clusters_without_text():
+    tree, generalist = two_levels(), LeafHistogram(windows_L=np.array([50, 50, 50, 0]), tokens_L=np.array([500, 500, 500, 0]))
+    rows = [(f"d{i}", leaf, 10) for i, leaf in enumerate([0] * 30 + [1] * 6 + [2] * 5)]
+    lost = [(f"e{i}", 3, 10) for i in range(7)]
+    text_V = generalist.node_tokens(tree)
+    alpha, with_lost = fit_alphas(tree, text_V, counted(rows))[1], fit_alphas(tree, text_V, counted(rows + lost))[1]
+    assert np.isfinite(alpha)
+    assert with_lost == pytest.approx(alpha, rel=1e-3)
 
 
 def test_best_alpha_where_nothing_is_known_is_the_generalist():

@@ -16,7 +16,7 @@ from pipeline.mixture.shape import Floats
 
 Draw = Literal["rounded", "multinomial"]
 
-_R_STAR = 15.39  # arXiv 2305.16264, eq. 5 and its fit of R_D*
+_R_STAR = 15.39  # arXiv 2305.16264, the fit of R* for repeated data; per cluster is our reading: the paper repeats a whole corpus
 
 MEANINGS = {
     "epochs_max": "most passes over the text of any cluster",

@@ -60,7 +60,7 @@ class Estimator(Protocol):
 
 
 class Crisp:
-    """P(c|specialist) from its histogram, smoothed down the tree (arXiv 2410.03735, eq. for P(c|Ds); smoothing is ours)."""
+    """P(c|specialist) from its histogram, smoothed down the tree (arXiv 2410.03735; the smoothing is ours)."""
 
     name = "crisp"
 

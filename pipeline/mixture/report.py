@@ -125,7 +125,7 @@ def _gather(p_L: Floats, atoms: Atoms) -> Floats:
 
 def _interval(p_BA: NDArray[np.float32], atoms: Atoms, generalist: LeafHistogram) -> tuple[Floats, Floats]:
     """(L,) 5th and 95th percentiles: inside an atom leaves keep their proportions, so its percentiles are theirs."""
-    low_A, high_A = np.quantile(p_BA, _TAILS, axis=0)
+    low_A, high_A = np.quantile(p_BA, _TAILS, axis=0, overwrite_input=True)  # no second copy of the largest array here
     return atoms.expand(low_A.astype(np.float64), generalist), atoms.expand(high_A.astype(np.float64), generalist)
 
 

@@ -123,7 +123,7 @@ def map_parts_to_shards(names: Sequence[str], shards: Sequence[int], work: Shuff
 
 def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[str, Any]:
     """Write one shard, and return what the manifest says of it."""
-    table = pa.concat_tables(pieces)
+    table = pa.concat_tables([_empty(), *pieces])
     # Ties (equal hashes) keep the order of the parts, which is that of the input.
     table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER)
     facts = {

@@ -1,0 +1,52 @@
+"""The imports show the architecture; these hold it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pipeline"
+MATHS = ["kmeans.py", "tree.py", "draws.py", "hashing.py", *(f"mixture/{path.name}" for path in (PACKAGE / "mixture").glob("*.py"))]
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_ray_is_imported_by_the_engine_alone() -> None:
+    users = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "ray" in imported(path)}
+    assert users == {"engine.py"}
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_maths_imports_no_machinery(name: str) -> None:
+    allowed = {"numpy", "scipy", "sklearn", "faiss", "threadpoolctl", "pyarrow", "xxhash", "pipeline"} | set(sys.stdlib_module_names)
+    assert imported(PACKAGE / name) <= allowed
+    assert not {"os", "time", "random", "datetime"} & imported(PACKAGE / name)
+
+
+def test_models_are_imported_lazily() -> None:
+    heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "datatrove", "ray", "vllm"}
+    eager = {str(path.relative_to(PACKAGE)): imported(path, top_level_only=True) & heavy for path in PACKAGE.rglob("*.py")}
+    assert {name: found for name, found in eager.items() if found - ({"sklearn"} if name == "kmeans.py" else {"datatrove"})} == {}
+
+
+def test_planning_a_run_imports_neither_ray_nor_a_model() -> None:
+    code = "import sys, pipeline.run; print([m for m in ('ray', 'torch', 'sklearn', 'datatrove', 'faiss') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_module_is_a_second_room() -> None:
+    assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in PACKAGE.rglob("*.py")}

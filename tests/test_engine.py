@@ -1,0 +1,123 @@
+"""The engine on a real Ray."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import config
+from pipeline.engine import Engine
+from pipeline.errors import InputError, WorkerError
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def engine(ray_session: Any) -> Engine:
+    return Engine(config.Engine())
+
+
+def double(item: int, plus: int = 0) -> int:
+    return 2 * item + plus
+
+
+def test_map_returns_each_item_once_with_its_index(engine: Engine) -> None:
+    results = dict(engine.map(double, list(range(30)), title="t", shared=(1,)))
+    assert results == {i: 2 * i + 1 for i in range(30)}
+    assert engine.usage.tasks == 30
+
+
+def test_map_of_nothing_starts_nothing() -> None:
+    engine = Engine(config.Engine())
+    assert list(engine.map(double, [], title="t")) == []
+    assert not engine.started
+
+
+def fail_on_three(item: int, folder: str) -> int:
+    if item == 3:
+        raise InputError("file x, row 3: broken")
+    (Path(folder) / str(item)).write_text("done", encoding="utf-8")
+    return item
+
+
+def test_an_error_keeps_its_kind_and_message_and_what_ran_is_kept(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^file x, row 3: broken$"):
+        list(engine.map(fail_on_three, list(range(4)), title="t", shared=(str(tmp_path),)))
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2"}
+
+
+def divide(item: int) -> float:
+    return 1 / item
+
+
+def test_a_fault_of_ours_names_the_item(engine: Engine) -> None:
+    with pytest.raises(WorkerError, match=r"^halves, 0 failed: ZeroDivisionError"):
+        list(engine.map(divide, [1, 0], title="halves"))
+
+
+def die_once(item: int, folder: str) -> int:
+    mark = Path(folder) / str(item)
+    if item == 1 and not mark.exists():
+        mark.write_text("", encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_a_killed_worker_is_replaced_and_its_item_done(engine: Engine, tmp_path: Path) -> None:
+    assert dict(engine.map(die_once, [0, 1, 2], title="t", shared=(str(tmp_path),))) == {0: 0, 1: 1, 2: 2}
+    assert (tmp_path / "1").exists()
+
+
+def always_die(item: int) -> int:
+    if item == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_an_item_that_kills_every_worker_ends_the_run_with_its_name(ray_session: Any) -> None:
+    engine = Engine(config.Engine(attempts=2))
+    with pytest.raises(WorkerError, match=r"t, 1: its worker died 2 times.*finished parts are kept"):
+        list(engine.map(always_die, [0, 1], title="t"))
+
+
+def slow_first(item: int) -> int:
+    time.sleep(0.3 if item == 0 else 0)
+    return item
+
+
+def test_map_yields_in_the_order_of_finishing(engine: Engine) -> None:
+    assert [index for index, _ in engine.map(slow_first, [0, 1], title="t")] == [1, 0]
+
+
+def by_remainder(items: list[int], partitions: list[int]) -> list[np.ndarray]:
+    values = np.array(items)
+    return [values[values % 3 == partition] for partition in partitions]
+
+
+def joined(partition: int, pieces: tuple[np.ndarray, ...]) -> list[int]:
+    return [int(value) for value in np.concatenate(pieces)]
+
+
+@pytest.mark.parametrize("partitions", [[0, 1, 2], [2], []])
+def test_shuffle_regroups_everything_in_the_order_of_the_items(engine: Engine, partitions: list[int]) -> None:
+    items = [[5, 3, 1], [4, 2], [9, 0, 7]]
+    results = dict(engine.shuffle(by_remainder, items, joined, partitions, title="t", unit="groups"))
+    expected = [[value for item in items for value in item if value % 3 == partition] for partition in partitions]
+    assert [results[i] for i in range(len(partitions))] == expected
+
+
+def refuse(partition: int, pieces: tuple[np.ndarray, ...]) -> None:
+    raise InputError(f"partition {partition} is wrong")
+
+
+def test_an_error_in_a_reducer_reaches_the_user(engine: Engine) -> None:
+    with pytest.raises(InputError, match="partition 0 is wrong"):
+        list(engine.shuffle(by_remainder, [[1, 2]], refuse, [0], title="t", unit="groups"))
+
+
+def test_fold_combines_all(engine: Engine) -> None:
+    assert engine.fold(double, list(range(10)), lambda a, b: a + b, 0, title="t") == 90
