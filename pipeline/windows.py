@@ -198,9 +198,9 @@ class Scan:
     num_rows: int
     num_chunks: int
     num_bytes: int
-    row_N: NDArray[np.int64]  # noqa: N815
-    id_hash_N: NDArray[np.uint64]  # noqa: N815
-    chunk_N: NDArray[np.int32]  # noqa: N815
+    row_N: NDArray[np.int64]
+    id_hash_N: NDArray[np.uint64]
+    chunk_N: NDArray[np.int32]
     quarantine: pa.Table
 
 

@@ -24,6 +24,7 @@ from pipeline.tables import SHARDS
 
 # A column of the pieces on their way, dropped when a shard is written.
 _ORDER = "order"
+_PIECES = pa.schema([*SHARDS, pa.field(_ORDER, pa.uint64())])
 # Loaders give row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
 WRITE_OPTIONS = {"row_group_size": 1024, "write_page_index": True, "use_content_defined_chunking": True}
 
@@ -92,7 +93,8 @@ def copies_table(windows: pa.Table, leaf_N: NDArray[np.int32], copies_N: NDArray
             "origin": pa.repeat(pa.scalar("raw"), len(table)),
             "metadata": table["metadata"],
             _ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
-        }
+        },
+        schema=_PIECES,
     )
 
 
@@ -118,12 +120,12 @@ def map_parts_to_shards(names: Sequence[str], shards: Sequence[int], work: Shuff
         of_shard = split(copies_table(windows, draws["leaf"].to_numpy(), copies_N, work), work.num_shards)
         for piece, shard in zip(pieces, shards, strict=True):
             piece.append(of_shard[shard])
-    return [pa.concat_tables(tables) if tables else _empty() for tables in pieces]
+    return [pa.concat_tables(tables) if tables else _PIECES.empty_table() for tables in pieces]
 
 
 def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[str, Any]:
     """Write one shard, and return what the manifest says of it."""
-    table = pa.concat_tables([_empty(), *pieces])
+    table = pa.concat_tables([_PIECES.empty_table(), *pieces])
     # Ties (equal hashes) keep the order of the parts, which is that of the input.
     table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER)
     facts = {
@@ -156,6 +158,3 @@ def sum_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
         total.update(count)
     return dict(sorted(total.items()))
 
-
-def _empty() -> pa.Table:
-    return pa.schema([*SHARDS, pa.field(_ORDER, pa.uint64())]).empty_table()

@@ -1,0 +1,325 @@
+"""Whole runs on a real Ray: what comes out, that nothing but the settings decides it, and what a killed run leaves."""
+
+import collections
+import copy
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import TOPICS, topic_documents, write_jsonl
+
+import pipeline
+from pipeline.errors import ConfigError, InputError
+from pipeline.manifest import ShardsManifest
+from pipeline.tables import SHARDS
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+ROOT = Path(__file__).parent.parent
+
+
+def run(raw: dict[str, Any], until: str = "sample") -> pipeline.Run:
+    return pipeline.curate(pipeline.parse_config(raw), until=until)
+
+
+def rows_of(made: pipeline.Run) -> pa.Table:
+    return pa.concat_tables(pq.read_table(made.shards.file(name)) for name in made.shards.names(".parquet"))
+
+
+def shard_bytes(workdir: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((Path(workdir) / "shards").iterdir())}
+
+
+def other_workdir(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**copy.deepcopy(raw), "workdir": f"{raw['workdir']}-{name}"}
+
+
+def test_planted_mixture_comes_out_as_the_specialist_asks(topics: dict[str, Any]) -> None:
+    made = run(topics)
+    table = rows_of(made)
+    tokens = collections.Counter(dict.fromkeys(TOPICS, 0))
+    for source, count in zip(table["source"].to_pylist(), table["tokens"].to_pylist(), strict=True):
+        tokens[source] += count
+    assert tokens["law"] > 0.97 * tokens.total()
+    assert abs(tokens.total() - 20_000) <= max(0.005 * 20_000, 64)
+    assert set(table["specialist"].to_pylist()) == {"legal"}
+    assert set(table["origin"].to_pylist()) == {"raw"}
+
+
+def test_shards_are_as_the_contract_says(topics: dict[str, Any]) -> None:
+    made = run(topics)
+    manifest = ShardsManifest.model_validate(made.shards.read_json("manifest.json"))
+    assert manifest.fingerprint == made.step("sample").fingerprint
+    assert set(manifest.upstream) == {step.title for step in made.steps} - {"sample"}
+    table = rows_of(made)
+    assert len(set(table["id"].to_pylist())) == len(table) == manifest.rows
+    assert sum(table["tokens"].to_pylist()) == manifest.tokens == sum(manifest.tokens_by_specialist.values())
+    assert manifest.windows == len(set(zip(table["doc_id"].to_pylist(), table["window"].to_pylist(), strict=True)))
+    assert [shard.name for shard in manifest.shards] == made.shards.names(".parquet")
+
+    for shard in manifest.shards:
+        data = Path(made.shards.file(shard.name)).read_bytes()
+        assert (hashlib.sha256(data).hexdigest(), len(data)) == (shard.sha256, shard.bytes)
+        file = pq.ParquetFile(made.shards.file(shard.name))
+        assert file.schema_arrow.remove_metadata().equals(SHARDS.remove_metadata())
+        assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+        assert file.metadata.num_rows == shard.rows
+        assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= 1024
+
+
+def test_every_row_is_a_window_of_its_document_and_its_cluster(topics: dict[str, Any]) -> None:
+    made = run(topics)
+    texts = {row["id"]: row["text"] for topic in TOPICS for row in topic_documents(topic, 100)}
+    prepared, assigned = made.step("prepare", "generalist"), made.step("assign", "generalist")
+    leaf_of, joined = {}, collections.defaultdict(str)
+    for name in assigned.folder.names(".parquet"):
+        windows, assignments = prepared.folder.read_table(name), assigned.folder.read_table(name)
+        assert windows["key"].equals(assignments["key"])
+        for row, leaf in zip(windows.to_pylist(), assignments["leaf"].to_pylist(), strict=True):
+            leaf_of[row["doc_id"], row["window"]] = leaf
+            joined[row["doc_id"]] += row["text"]
+    assert joined == texts
+    for row in rows_of(made).to_pylist():
+        assert row["text"] in texts[row["doc_id"]]
+        assert row["cluster"] == leaf_of[row["doc_id"], row["window"]]
+        assert row["id"] == f"{row['doc_id']}:{row['window']}:{row['copy']}"
+
+
+def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_plan(topics: dict[str, Any]) -> None:
+    topics["sample"]["budget_tokens"] = 40_000  # three epochs of the one topic
+    made = run(topics)
+    copies = collections.defaultdict(list)
+    for row in rows_of(made).to_pylist():
+        copies[row["doc_id"], row["window"]].append(row["copy"])
+    assert all(sorted(numbers) == list(range(len(numbers))) for numbers in copies.values())
+    plan = made.step("sample").folder.read_table("plan.parquet").to_pylist()
+    realised = collections.Counter()
+    for row in rows_of(made).to_pylist():
+        realised[row["cluster"]] += row["tokens"]
+    for leaf in plan:
+        assert abs(realised[leaf["leaf"]] - leaf["planned_tokens"]) <= 64 + 1
+        assert leaf["epochs"] <= 4 + 1e-9
+
+
+@pytest.mark.parametrize("draw", ["rounded", "multinomial"])
+def test_one_two_and_three_workers_give_the_same_bytes(topics: dict[str, Any], draw: str) -> None:
+    topics["sample"]["draw"] = draw
+    outcomes = []
+    for workers in (1, 2, 3):
+        raw = other_workdir(topics, str(workers)) | {"engine": {"workers": workers}}
+        run(raw)
+        outcomes.append(shard_bytes(raw["workdir"]))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert len(outcomes[0]) > 2
+
+
+def test_input_in_another_place_has_the_same_fingerprints(topics: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    for path in (tmp_path / "input").iterdir():
+        (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
+    moved = other_workdir(topics, "moved") | {"generalist": {"paths": [str(tmp_path / "moved")]}}
+    here, there = (pipeline.plan(pipeline.parse_config(raw)) for raw in (topics, moved))
+    assert [step.fingerprint for step in here.steps] == [step.fingerprint for step in there.steps]
+
+
+IDENTITY_CHANGES = [
+    ("seed", 1),
+    ("window.tokens", 32),
+    ("prepare.part_documents", 20),
+    ("embed.dim", 4),
+    ("cluster.branching", 3),
+    ("cluster.depth", 1),
+    ("weights.smoothing", "none"),
+    ("weights.natural_share", 0.5),
+    ("weights.max_epochs", 2.0),
+    ("sample.budget_tokens", 10_000),
+    ("sample.draw", "multinomial"),
+    ("specialists.legal.share", 2.0),
+    ("generalist.limit", 5),
+]
+
+
+def test_every_identity_setting_changes_a_fingerprint_and_execution_settings_none(topics: dict[str, Any]) -> None:
+    def last(raw: dict[str, Any]) -> str:
+        return pipeline.plan(pipeline.parse_config(raw)).steps[-1].fingerprint
+
+    seen = {last(topics)}
+    for path, value in IDENTITY_CHANGES:
+        changed = copy.deepcopy(topics)
+        target = changed
+        *sections, key = path.split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[key] = value
+        fingerprint = last(changed)
+        assert fingerprint not in seen, f"{path} is not in the identity"
+        seen.add(fingerprint)
+    for execution in ({"engine": {"workers": 7, "attempts": 9}}, {"max_bad_fraction": 0.5}, {"workdir": topics["workdir"] + "x"}):
+        assert last(copy.deepcopy(topics) | execution) in seen
+
+
+def test_a_second_run_does_nothing_and_other_settings_leave_the_first_output(topics: dict[str, Any]) -> None:
+    run(topics)
+    first = shard_bytes(topics["workdir"])
+    before = {path: path.stat().st_mtime_ns for path in Path(topics["workdir"]).rglob("*.parquet")}
+    run(topics)
+    assert {path: path.stat().st_mtime_ns for path in Path(topics["workdir"]).rglob("*.parquet")} == before
+    other = copy.deepcopy(topics)
+    other["sample"]["budget_tokens"] = 10_000
+    run(other)
+    assert shard_bytes(topics["workdir"]) != first
+    run(topics)
+    assert shard_bytes(topics["workdir"]) == first
+
+
+def test_anything_deleted_comes_back_the_same(topics: dict[str, Any]) -> None:
+    made = run(topics)
+    clean = shard_bytes(topics["workdir"])
+    chooser = random.Random(0)
+    files = sorted(path for path in Path(topics["workdir"]).rglob("*") if path.is_file())
+    for path in chooser.sample(files, len(files) // 2):
+        path.unlink()
+    for step in made.steps:  # a manifest promises its parts: without some, it has to go too
+        (Path(step.folder.path) / "manifest.json").unlink(missing_ok=True)
+    (Path(topics["workdir"]) / "shards" / "manifest.json").unlink(missing_ok=True)
+    run(topics)
+    assert shard_bytes(topics["workdir"]) == clean
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_run_again_gives_the_bytes_of_a_clean_run(topics: dict[str, Any], tmp_path: Path) -> None:
+    topics["prepare"]["part_documents"] = 10
+    clean = other_workdir(topics, "clean")
+    run(clean)
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(topics), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(config)]
+    # Its own Ray, as a user has: it dies with its driver. Each try is given longer, so that some die in every stage.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["RAY_ADDRESS"] = "local"
+    kills = 0
+    for wait_s in (12, 16, 20, 24):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + wait_s
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills >= 1
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(topics["workdir"]) == shard_bytes(clean["workdir"])
+
+
+def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: Path) -> None:
+    topics["specialists"]["kitchen"] = {
+        "paths": [write_jsonl(tmp_path / "cooking.jsonl", topic_documents("cooking", 20, seed=2))],
+        "share": 3.0,
+    }
+    topics["weights"] = {"natural_share": 0.2}
+    made = run(topics)
+    found = made.shards.read_json("manifest.json")["tokens_by_specialist"]
+    total = sum(found.values())
+    assert found["natural"] / total == pytest.approx(0.2, abs=0.05)
+    assert found["legal"] / total == pytest.approx(0.2, abs=0.05)
+    assert found["kitchen"] / total == pytest.approx(0.6, abs=0.05)
+
+
+def test_natural_estimator_keeps_the_mix_of_the_generalist(topics: dict[str, Any]) -> None:
+    topics["weights"] = {"estimator": "natural"}
+    made = run(topics)
+    for held, drawn in made.step("sample").manifest["tokens_by_source"].values():
+        assert drawn / 20_000 == pytest.approx(held / 50_989, abs=0.02)
+
+
+def test_bad_rows_are_quarantined_with_their_reason_and_counted(topics: dict[str, Any], tmp_path: Path) -> None:
+    good = topic_documents("law", 300, seed=5)
+
+    lines = [json.dumps(row) for row in good]
+    lines[5:5] = ["{not json", json.dumps({"id": "e", "text": "  "}), json.dumps({"id": good[0]["id"], "text": "again"})]
+    (tmp_path / "input" / "9-bad.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = run(topics, until="prepare")
+    manifest = made.step("prepare", "generalist").manifest
+    assert manifest["reasons"] == {"duplicate_id": 1, "empty_text": 1, "not_json": 1}
+    assert manifest["documents"] + manifest["quarantined"] == 400 + len(lines)
+    folder = made.step("prepare", "generalist").folder.child("quarantine")
+    rows = [row for name in folder.names() for row in folder.read_table(name).to_pylist()]
+    assert {(row["row"], row["reason"]) for row in rows} == {(5, "not_json"), (6, "empty_text"), (7, "duplicate_id")}
+    assert "has this id" in next(row["detail"] for row in rows if row["reason"] == "duplicate_id")
+    topics["max_bad_fraction"] = 0.001
+    topics["workdir"] += "-strict"
+    with pytest.raises(InputError, match=r"3 of 703 rows of generalist cannot be used \(.*max_bad_fraction = 0\.001; see "):
+        run(topics, until="prepare")
+
+
+def test_ids_repeated_across_files_are_quarantined_in_the_order_of_files(topics: dict[str, Any], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "input" / "9-again.jsonl", topic_documents("cooking", 3))
+    topics["max_bad_fraction"] = 0.5
+    made = run(topics, until="prepare")
+    assert made.step("prepare", "generalist").manifest["reasons"] == {"duplicate_id": 3}
+    folder = made.step("prepare", "generalist").folder.child("quarantine")
+    assert {row["file"] for name in folder.names() for row in folder.read_table(name).to_pylist()} == {
+        str(tmp_path / "input" / "9-again.jsonl")
+    }
+
+
+def test_an_empty_specialist_is_one_clear_line(topics: dict[str, Any], tmp_path: Path) -> None:
+    topics["specialists"]["legal"]["paths"] = [write_jsonl(tmp_path / "empty.jsonl", [])]
+    with pytest.raises(InputError, match="legal has no document that can be used: 0 rows read"):
+        run(topics)
+
+
+def test_no_file_that_matches_is_one_clear_line(topics: dict[str, Any]) -> None:
+    topics["specialists"]["legal"]["paths"] = ["/nowhere/*.jsonl"]
+    with pytest.raises(InputError, match=r"specialists\.legal\.paths"):
+        pipeline.plan(pipeline.parse_config(topics))
+
+
+def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topics: dict[str, Any]) -> None:
+    topics["sample"]["budget_tokens"] = 10_000_000
+    with pytest.raises(ConfigError, match=r"sample\.budget_tokens 10,000,000 is more than weights\.max_epochs 4 allows.*at most"):
+        run(topics)
+
+
+def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any]) -> None:
+    topics["weights"] = {"overflow": "leave", "max_epochs": 1.0, "smoothing": "none"}
+    made = run(topics)
+    manifest = made.shards.read_json("manifest.json")
+    assert manifest["tokens"] < 14_000
+    assert manifest["deficit_tokens"] == pytest.approx(20_000 - manifest["tokens"], abs=200)
+
+
+@pytest.mark.parametrize("budget", [1, 30, 100, 1000])
+def test_small_budgets_are_met_to_one_window(topics: dict[str, Any], budget: int) -> None:
+    topics["sample"]["budget_tokens"] = budget
+    made = run(topics)
+    assert abs(made.shards.read_json("manifest.json")["tokens"] - budget) <= 64
+
+
+def test_shards_read_with_datasets_and_torch(topics: dict[str, Any]) -> None:
+    made = run(topics)
+    code = f"""
+import os
+os.environ["HF_HUB_OFFLINE"] = "1"
+from datasets import load_dataset
+from torch.utils.data import DataLoader
+data = load_dataset("parquet", data_files={made.shards.file("*.parquet")!r}, split="train", streaming=True)
+batches = list(DataLoader(data.select_columns(["id", "text", "tokens"]), batch_size=16))
+print(sum(len(batch["id"]) for batch in batches), sum(int(batch["tokens"].sum()) for batch in batches))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    manifest = made.shards.read_json("manifest.json")
+    assert done.stdout.split() == [str(manifest["rows"]), str(manifest["tokens"])]
