@@ -225,15 +225,15 @@ class Engine:
             try:
                 ray.init(address=address, **quiet)
                 logger.info(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
-            except ray.exceptions.AuthenticationError as error:
-                raise ConfigError(
-                    f"the Ray cluster refused us: {str(error).splitlines()[0]} Set RAY_AUTH_MODE=token and the same "
-                    "RAY_AUTH_TOKEN as the cluster; see README, On a cluster"
-                ) from error
-            except ConnectionError as error:
-                if self.settings.address or os.environ.get("RAY_ADDRESS"):
-                    where = self.settings.address or os.environ["RAY_ADDRESS"]
-                    raise ConfigError(f"no Ray cluster answers at {where}; start it, or leave engine.address out") from error
+            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+                reason = str(error).splitlines()[0]
+                if asked := self.settings.address or os.environ.get("RAY_ADDRESS"):
+                    raise ConfigError(
+                        f"the Ray cluster at {asked} cannot be joined ({reason}): start it, set RAY_AUTH_MODE=token and the "
+                        "RAY_AUTH_TOKEN that it was started with (README, On a cluster), or leave engine.address out"
+                    ) from error
+                if "Could not find any running Ray" not in reason:
+                    logger.warning(f"a Ray cluster is recorded on this machine but cannot be joined ({reason})")
                 started = time.monotonic()
                 num_cpus = max(os.cpu_count() or 1, self.settings.workers or 1)
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)

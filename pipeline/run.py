@@ -1,5 +1,6 @@
 """A whole run: the steps that a config asks for, which of them are done, and running the rest in order."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from loguru import logger
 
 from pipeline.config import Config
 from pipeline.engine import Engine, Usage
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import differences
 from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
@@ -51,6 +52,7 @@ def plan(config: Config) -> Run:
     Raises:
         UserError: a mistake in config or input that can be found without running.
     """
+    _refuse_lost_workdir(config.workdir)
     workdir = Folder(config.workdir)
     corpora = {GENERALIST: config.generalist, **config.specialists}
     prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
@@ -70,6 +72,15 @@ def plan(config: Config) -> Run:
         sampled,
     )
     return Run(config, workdir, steps)
+
+
+def _refuse_lost_workdir(workdir: str) -> None:
+    """Under `ray job submit` the working directory is a copy that Ray deletes."""
+    if "://" not in workdir and not os.path.isabs(workdir) and "working_dir_files" in os.getcwd():
+        raise ConfigError(
+            f"workdir {workdir} is relative, and this is a submitted job, whose working directory Ray deletes; give an absolute "
+            "path on storage that all nodes share, or a URL such as s3://bucket/run"
+        )
 
 
 def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:

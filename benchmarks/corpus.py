@@ -1,0 +1,69 @@
+"""What the benchmarks share: the real text that they read, the runs that they take in turns, and the table that they print.
+
+The text lies in the folder CRISPWRAP_CORPORA (default ../shared/corpora); a benchmark that finds none says so and stops.
+"""
+
+import io
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import zstandard
+
+GENERALIST = "generalist.jsonl.zst"
+SPECIALIST = "specialists/recipes/sample.jsonl.zst"
+
+
+def corpus_file(name: str = GENERALIST) -> str:
+    """Absolute path of a file of the corpora."""
+    folder = os.environ.get("CRISPWRAP_CORPORA", "../shared/corpora")
+    path = os.path.abspath(os.path.join(folder, name))
+    if not os.path.isfile(path):
+        sys.exit(f"no corpus: {path} is absent; set CRISPWRAP_CORPORA to the folder that holds {name}; nothing was measured")
+    return path
+
+
+def read_texts(name: str = GENERALIST) -> Iterator[str]:
+    """The texts of the documents, in order."""
+    with open(corpus_file(name), "rb") as raw:
+        for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)):
+            yield orjson.loads(line)["text"]
+
+
+def read_windows(tokenizer_file: str, num_windows: int, tokens: int) -> list[str]:
+    """The first windows of the generalist corpus, cut as `prepare` cuts."""
+    from pipeline.windows import WindowCutter
+
+    cutter = WindowCutter(tokenizer_file, tokens)
+    windows = (window for text in read_texts() for window, _ in cutter.cut([text])[0])
+    return list(itertools.islice(windows, num_windows))
+
+
+def interleaved(repeats: int, *works: Callable[[], Any]) -> list[float]:
+    """Median seconds of each; they take turns, so that another process on the machine slows all of them."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, taken in zip(works, seconds, strict=True):
+            taken.append(timed(work)[0])
+    return [statistics.median(taken) for taken in seconds]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what the work returned."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def print_head(title: str) -> None:
+    print(f"{title}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"{'what':<52}{'ours':>11}{'rival':>11}{'ratio':>8}  target")
+
+
+def print_row(what: str, ours: float, rival: float, target: str = "") -> None:
+    print(f"{what:<52}{ours:>11.5g}{rival:>11.5g}{ours / rival:>8.3g}  {target}".rstrip(), flush=True)

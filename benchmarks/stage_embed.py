@@ -1,0 +1,100 @@
+"""The embed stage on Ray against bare `SentenceTransformer.encode` of the same windows, in fp32, each with all cores.
+
+Both are warm: Ray runs, its workers and the rival have the model. What it takes until then is printed beside.
+
+    python benchmarks/stage_embed.py --documents 400 --tokens 256
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+
+from corpus import SPECIALIST, corpus_file, interleaved, print_head, print_row, timed
+
+from pipeline.config import Config, parse_config
+from pipeline.embedders.source import model_folder
+from pipeline.engine import Engine
+from pipeline.run import Run, plan
+from pipeline.step import part_names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled:all-MiniLM-L6-v2")
+    parser.add_argument("--documents", type=int, default=400, help="of the generalist corpus; some 3 windows each")
+    parser.add_argument("--tokens", type=int, default=256, help="most tokens of a window")
+    parser.add_argument("--parts", type=int, default=16, help="the stage's units of work")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as workdir:
+        config = settings(args, workdir)
+        # Small parts, so that each worker gets one and loads the model.
+        small = config.model_copy(
+            update={
+                "generalist": config.generalist.model_copy(update={"limit": 4 * os.cpu_count()}),
+                "prepare": config.prepare.model_copy(update={"part_documents": 1}),
+            }
+        )
+        started = time.perf_counter()
+        with Engine(config.engine) as engine:
+            for run in (plan(small), plan(config)):
+                run.step("prepare", "generalist").run(engine)
+            prepare_s = time.perf_counter() - started
+            load_s, _ = timed(lambda: plan(small).step("embed", "generalist").run(engine))
+            run = plan(config)
+            windows = read_prepared(run)
+            rival = bare_encode(config)
+            rival(windows[:32])
+            ours_s, rival_s = interleaved(args.repeats, lambda: embed_again(run, engine), lambda: rival(windows))
+
+    print_head(f"{len(windows)} windows of at most {args.tokens} tokens in {args.parts} parts, fp32, median of {args.repeats}")
+    print_row("embed stage, windows/s", len(windows) / ours_s, len(windows) / rival_s, ">= 0.95")
+    print(f"not counted: Ray and prepare {prepare_s:.1f} s, the model in all workers {load_s:.1f} s")
+
+
+def settings(args: argparse.Namespace, workdir: str) -> Config:
+    return parse_config(
+        {
+            "workdir": workdir,
+            "generalist": {"paths": [corpus_file()], "limit": args.documents},
+            "specialists": {"recipes": {"paths": [corpus_file(SPECIALIST)]}},
+            "prepare": {"part_documents": -(-args.documents // args.parts)},
+            "window": {"tokens": args.tokens},
+            "embed": {"model": args.model, "max_tokens": args.tokens, "precision": "fp32"},
+            "sample": {"budget_tokens": 1000},
+        }
+    )
+
+
+def read_prepared(run: Run) -> list[str]:
+    """The windows of all parts, in order."""
+    step = run.step("prepare", "generalist")
+    tables = (step.folder.read_table(f"{name}.parquet", columns=["text"]) for name in part_names(step))
+    return [text for table in tables for text in table["text"].to_pylist()]
+
+
+def embed_again(run: Run, engine: Engine) -> None:
+    step = run.step("embed", "generalist")
+    shutil.rmtree(step.folder.path, ignore_errors=True)
+    step.run(engine)
+
+
+def bare_encode(config: Config):
+    """The library's own encode, as its documentation has it, with a thread a core."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(os.cpu_count())
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    model = SentenceTransformer(model_folder(config.embed), device="cpu").float()
+    model.max_seq_length = config.embed.max_tokens
+    return lambda texts: model.encode(
+        texts, batch_size=config.embed.batch_size, normalize_embeddings=True, show_progress_bar=False
+    )
+
+
+if __name__ == "__main__":
+    main()
