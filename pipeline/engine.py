@@ -10,6 +10,7 @@ Ray is imported and started on the first use, so a run with nothing left to do s
 import functools
 import os
 import resource
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -220,27 +221,51 @@ class Engine:
         import ray
 
         if not ray.is_initialized():
-            address = self.settings.address or "auto"
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-            try:
-                ray.init(address=address, **quiet)
-                logger.info(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
-            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-                reason = str(error).splitlines()[0]
-                if asked := self.settings.address or os.environ.get("RAY_ADDRESS"):
-                    raise ConfigError(
-                        f"the Ray cluster at {asked} cannot be joined ({reason}): start it, set RAY_AUTH_MODE=token and the "
-                        "RAY_AUTH_TOKEN that it was started with (README, On a cluster), or leave engine.address out"
-                    ) from error
-                if "Could not find any running Ray" not in reason:
-                    logger.warning(f"a Ray cluster is recorded on this machine but cannot be joined ({reason})")
-                started = time.monotonic()
-                num_cpus = max(os.cpu_count() or 1, self.settings.workers or 1)
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+            address = self.settings.address or os.environ.get("RAY_ADDRESS") or _recorded_cluster()
+            if address and address != "local":
+                _join(ray, address)
+            else:
+                _start_here(ray, max(os.cpu_count() or 1, self.settings.workers or 1))
                 self._owned = True
-                logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
         self._ray = ray
         return ray
+
+
+# Ray's own log lines say nothing to a user of ours; failures come back as exceptions.
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _join(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise ConfigError(
+            f"the Ray cluster at {address} cannot be joined ({str(error).splitlines()[0]}): start it, set RAY_AUTH_MODE=token and "
+            "the RAY_AUTH_TOKEN that it was started with (README, On a cluster), or set engine.address: local to do without it"
+        ) from error
+    logger.info(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
+
+
+def _start_here(ray: Any, num_cpus: int) -> None:
+    started = time.monotonic()
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
+
+
+def _recorded_cluster() -> str | None:
+    """The address that `ray start` noted on this machine, if something answers there.
+
+    `ray.init(address="auto")` reads the same file, but tries a head that is long gone for minutes.
+    """
+    record = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    try:
+        with open(record, encoding="utf-8") as file:
+            address = file.read().strip()
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return address
+    except (OSError, ValueError):
+        return None
 
 
 def _name(item: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loguru import logger
 
+from pipeline import embedders
 from pipeline.config import Config
 from pipeline.engine import Engine, Usage
 from pipeline.errors import ConfigError, StorageError
@@ -54,6 +55,7 @@ def plan(config: Config) -> Run:
     """
     _refuse_lost_workdir(config.workdir)
     workdir = Folder(config.workdir)
+    config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
     prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
     fitted = embedder_step(config, prepared[GENERALIST])

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,19 @@ def stretches(text: str) -> Iterator[str]:
         yield text[begin:]
 
 
+@lru_cache(maxsize=2)
+def _tokenizer(content: bytes) -> Any:
+    """The tokenizer of a tokenizer.json, once a process: loading takes longer than cutting a small part."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 class WindowCutter:
-    """Cuts texts into windows by the tokens of one `tokenizer.json`. Pickles as its arguments; loads the tokenizer when used.
+    """Cuts texts into windows by the tokens of one `tokenizer.json`. Loads the tokenizer when used.
 
     Tokens are counted without special tokens, with the file's own truncation and padding switched off. One instance uses one
     core: more workers, not more threads, use more.
@@ -62,28 +73,24 @@ class WindowCutter:
     """
 
     def __init__(self, tokenizer_file: str, tokens: int) -> None:
-        self.tokenizer_file = tokenizer_file
+        with open(tokenizer_file, "rb") as file:
+            self._json = file.read()
         self.tokens = tokens
 
-    def __reduce__(self) -> tuple[type["WindowCutter"], tuple[str, int]]:
-        return WindowCutter, (self.tokenizer_file, self.tokens)
+    def __getstate__(self) -> dict[str, Any]:
+        # The file's content travels, not its path: other machines may not have it.
+        return {"_json": self._json, "tokens": self.tokens}
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 of the tokenizer's JSON without truncation and padding, which are not used. It does not cover `tokens`."""
-        with open(self.tokenizer_file, "rb") as file:
-            settings = orjson.loads(file.read())
+        settings = orjson.loads(self._json)
         counted = {key: value for key, value in settings.items() if key not in ("truncation", "padding")}
         return hashlib.sha256(orjson.dumps(counted, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    @cached_property
+    @property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(self.tokenizer_file)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _tokenizer(self._json)
 
     def cut(self, texts: Sequence[str]) -> list[list[tuple[str, int]]]:
         """For each text its windows, in order: their text and number of tokens, which is at least 1.

@@ -31,7 +31,9 @@ def test_ray_is_imported_by_the_engine_alone() -> None:
 
 @pytest.mark.parametrize("name", MATHS)
 def test_maths_imports_no_machinery(name: str) -> None:
-    allowed = {"numpy", "scipy", "sklearn", "faiss", "threadpoolctl", "pyarrow", "xxhash", "pipeline"} | set(sys.stdlib_module_names)
+    allowed = {"numpy", "scipy", "sklearn", "faiss", "threadpoolctl", "pyarrow", "xxhash", "pipeline"} | set(
+        sys.stdlib_module_names
+    )
     assert imported(PACKAGE / name) <= allowed
     assert not {"os", "time", "random", "datetime"} & imported(PACKAGE / name)
 

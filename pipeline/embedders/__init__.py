@@ -10,6 +10,7 @@ Nothing here imports torch, sentence-transformers or scikit-learn before an embe
 import torch to encode. Shapes: N texts, D width of the embedding.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -43,8 +44,8 @@ def identify(cfg: Embed) -> dict[str, Any]:
     """What the vectors depend on, by content and never by path, as JSON; fetches a hub model, but imports no torch.
 
     `source` names the model: `files` is a digest of a local folder's files, or `name` and `commit` are those of a hub model.
-    To hold other processes to that commit, give them `cfg` with `revision` set to it. An lsi embedder depends on its texts and
-    seed too, which the caller adds. `precision: auto` stays auto: what it came to is in `Embedder.hardware`.
+    An lsi embedder depends on its texts and seed too, which the caller adds. `precision: auto` stays auto: what it came to is
+    in `Embedder.hardware`.
 
     Raises:
         ConfigError: the model is unknown, cannot be had, or cannot do what the settings ask.
@@ -52,6 +53,21 @@ def identify(cfg: Embed) -> dict[str, Any]:
     if cfg.model == "lsi":
         return lsi.identify(cfg)
     return static.identify(cfg) if cfg.model.startswith(source.STATIC) else sentence.identify(cfg)
+
+
+def pinned(cfg: Embed) -> Embed:
+    """The settings with what other processes might read otherwise filled in: a hub model's commit, a folder's absolute path.
+
+    Raises:
+        ConfigError: as `identify`.
+    """
+    commit = identify(cfg).get("source", {}).get("commit")
+    if commit:
+        return cfg.model_copy(update={"revision": commit})
+    base = source.base_model(cfg)
+    if cfg.model != "lsi" and os.path.isdir(base):
+        return cfg.model_copy(update={"model": cfg.model.removesuffix(base) + os.path.abspath(base)})
+    return cfg
 
 
 def tokenizer_file(cfg: Embed) -> str:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from pipeline.mixture.histograms import DocumentCounts
 from pipeline.mixture.shape import Floats, TreeShape, leaf_nodes, level_slices, paths
@@ -152,6 +151,8 @@ def best_alpha(terms: HeldOut, num_windows: int) -> float:
     at_inf = terms.log_likelihood(np.inf)
     log_G = np.linspace(np.log(_LEAST_ALPHA), np.log(_SURELY_INF * num_windows), _GRID)
     likelihood_G = np.array([terms.log_likelihood(float(np.exp(x))) for x in log_G])
+    from scipy.optimize import minimize_scalar  # half a second, which a run that only plans need not pay
+
     best = int(likelihood_G.argmax())
     around = (log_G[max(best - 1, 0)], log_G[min(best + 1, _GRID - 1)])
     found = minimize_scalar(lambda x: -terms.log_likelihood(float(np.exp(x))), bounds=around, method="bounded")

@@ -157,4 +157,3 @@ def sum_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     for count in counts:
         total.update(count)
     return dict(sorted(total.items()))
-
