@@ -1,7 +1,7 @@
 """What a person reads in the terminal: a line a step, and at the end what changed in the mixture and how sure we are."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,51 +46,83 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
 
 def summary(run: "Run", until: str) -> Iterator[RenderableType]:
     """What there is to say at the end of a job."""
-    if until in ("weights", "sample"):
-        yield from _mixture(run)
+    if until not in ("weights", "sample"):
+        return
+    shares = _Shares(run, planned=until == "sample")
+    yield from shares.movers()
+    yield from _diagnostics(run)
     if until == "sample":
         yield from _sources(run)
+    yield Text()
+    yield from (Text(sentence) for sentence in shares.verdict())
+    if until == "sample":
         manifest = run.step("sample").manifest
         yield Text(
-            f"\n{manifest['rows']:,} windows, {manifest['tokens']:,} tokens (asked for {manifest['budget_tokens']:,}) "
+            f"{manifest['rows']:,} windows, {manifest['tokens']:,} tokens (asked for {manifest['budget_tokens']:,}) "
             f"in {len(manifest['shards'])} shards: {run.shards.url}"
         )
 
 
-def _mixture(run: "Run") -> Iterator[RenderableType]:
-    folder = run.step("weights").folder
-    mixture = folder.read_table("mixture.parquet")
-    names = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
-    specialists = folder.read_table("specialists.parquet").to_pylist()
-    p_L, target_L = mixture["p_generalist"].to_numpy(), mixture["p_target"].to_numpy()
-    weight_L = mixture["weight"].to_numpy()
-    moved_L = target_L - p_L
-    order = [int(i) for i in np.argsort(-moved_L, kind="stable") if p_L[i] > 0]
-    up = [i for i in order[:_MOVERS] if moved_L[i] > 0]
-    down = [i for i in order[-_MOVERS:] if moved_L[i] < 0 and i not in up]
-    sure = {(row["specialist"], row["leaf"]): row for row in specialists}
-    only = next(iter(run.config.specialists)) if len(run.config.specialists) == 1 else None
-    table = Table(title="\nClusters that moved most (share of tokens)", title_justify="left", box=None, pad_edge=False)
-    for heading, justify in [("cluster", "right"), ("what sets its text apart", "left"), ("generalist", "right")]:
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    if only:
-        table.add_column(f"{only} (90% interval)", justify="right")
-    table.add_column("new corpus", justify="right")
-    table.add_column("weight", justify="right")
-    for i in [*up, *down]:
-        row = [str(i), names.get(i, "") or "-", _percent(p_L[i])]
-        if only:
-            found = sure.get((only, i), {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
-            row.append(f"{_percent(found['p'])} ({_percent(found['p_low'])}–{_percent(found['p_high'])})")
-        table.add_row(*row, _percent(target_L[i]), f"{weight_L[i]:.2f}×")
-    yield table
+class _Shares:
+    """Shares of the leaves in the generalist corpus, in each sample, and in the new corpus: as planned, or before as asked for."""
 
-    facts = folder.read_table("diagnostics.parquet").to_pylist()
-    shown = Table(title="\nWhat that does", title_justify="left", box=None, pad_edge=False)
-    shown.add_column("")
-    shown.add_column("value", justify="right")
-    shown.add_column("90% interval", justify="right")
-    shown.add_column("meaning")
+    def __init__(self, run: "Run", *, planned: bool) -> None:
+        folder = run.step("weights").folder
+        mixture = folder.read_table("mixture.parquet")
+        self.names = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
+        self.before_L = mixture["p_generalist"].to_numpy()
+        self.after_L = mixture["p_target"].to_numpy()
+        self.epochs_L = None
+        if planned:
+            plan = run.step("sample").folder.read_table("plan.parquet")
+            self.after_L = plan["planned_tokens"].to_numpy() / max(1e-9, float(np.sum(plan["planned_tokens"].to_numpy())))
+            self.epochs_L = plan["epochs"].to_numpy()
+        self.samples: dict[str, dict[int, dict[str, float]]] = {name: {} for name in run.config.specialists}
+        for row in folder.read_table("specialists.parquet").to_pylist():
+            self.samples[row["specialist"]][row["leaf"]] = row
+
+    def movers(self) -> Iterator[RenderableType]:
+        """The clusters that gained and lost most."""
+        moved_L = self.after_L - self.before_L
+        order = [int(i) for i in np.argsort(-moved_L, kind="stable") if self.before_L[i] > 0]
+        up = [i for i in order[:_MOVERS] if moved_L[i] > 0]
+        down = [i for i in order[-_MOVERS:] if moved_L[i] < 0 and i not in up]
+        only = next(iter(self.samples)) if len(self.samples) == 1 else None
+        headings = ["cluster", "what sets its text apart", "generalist"]
+        headings += [f"{only} (90% interval)"] if only else []
+        headings += ["new corpus", "change"] + (["epochs"] if self.epochs_L is not None else [])
+        table = _table("Clusters that moved most (share of tokens)", headings, left=("what sets its text apart",))
+        for i in [*up, *down]:
+            row = [str(i), self.names.get(i, "") or "-", _percent(self.before_L[i])]
+            if only:
+                found = self.samples[only].get(i, {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
+                row.append(f"{_percent(found['p'])} ({_percent(found['p_low'])}–{_percent(found['p_high'])})")
+            row += [_percent(self.after_L[i]), f"{self.after_L[i] / self.before_L[i]:.2f}×"]
+            table.add_row(*row, *([f"{self.epochs_L[i]:.2f}"] if self.epochs_L is not None else []))
+        yield table
+
+    def verdict(self) -> Iterator[str]:
+        """A sentence for each specialist: whether the mixture moved its way."""
+        for name, leaves in self.samples.items():
+            favoured = [leaf for leaf, row in leaves.items() if row["p"] > self.before_L[leaf]]
+            sample = sum(leaves[leaf]["p"] for leaf in favoured)
+            before, after = float(self.before_L[favoured].sum()), float(self.after_L[favoured].sum())
+            yield (
+                f"{name}: the {len(favoured):,} clusters that its sample favours ({_percent(sample)} of it) are {_percent(before)} "
+                f"of the generalist corpus and {_percent(after)} of the new one."
+            )
+
+
+def _table(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    return table
+
+
+def _diagnostics(run: "Run") -> Iterator[RenderableType]:
+    facts = run.step("weights").folder.read_table("diagnostics.parquet").to_pylist()
+    shown = _table("What that does", ["", "value", "90% interval", "meaning"], left=("", "meaning"))
     for fact in facts:
         if fact["name"] in (_OF_SPECIALIST if fact["specialist"] else _HEADLINE) or fact["name"].startswith("alpha_"):
             interval = f"{_number(fact['low'])}–{_number(fact['high'])}" if fact["low"] is not None else ""
@@ -108,10 +140,7 @@ def _sources(run: "Run") -> Iterator[RenderableType]:
     )
     if len(rows) > 2 * _MOVERS:
         rows = rows[:_MOVERS] + rows[-_MOVERS:]
-    table = Table(title="\nSources that moved most (share of tokens)", title_justify="left", box=None, pad_edge=False)
-    table.add_column("source")
-    for heading in ("generalist", "new corpus", "change"):
-        table.add_column(heading, justify="right")
+    table = _table("Sources that moved most (share of tokens)", ["source", "generalist", "new corpus", "change"], left=("source",))
     for name, before, after in rows:
         table.add_row(name, _percent(before), _percent(after), f"{after / before:.2f}×" if before else "")
     yield table

@@ -148,11 +148,11 @@ def held_out_terms(
 
 def best_alpha(terms: HeldOut, num_windows: int) -> float:
     """The α in [0, ∞] with the largest likelihood; the largest of those that are equal within rounding."""
+    from scipy.optimize import minimize_scalar  # half a second, which a run that only plans need not pay
+
     at_inf = terms.log_likelihood(np.inf)
     log_G = np.linspace(np.log(_LEAST_ALPHA), np.log(_SURELY_INF * num_windows), _GRID)
     likelihood_G = np.array([terms.log_likelihood(float(np.exp(x))) for x in log_G])
-    from scipy.optimize import minimize_scalar  # half a second, which a run that only plans need not pay
-
     best = int(likelihood_G.argmax())
     around = (log_G[max(best - 1, 0)], log_G[min(best + 1, _GRID - 1)])
     found = minimize_scalar(lambda x: -terms.log_likelihood(float(np.exp(x))), bounds=around, method="bounded")
