@@ -1,4 +1,4 @@
-"""What the benchmarks share: the real text that they read, the runs that they take in turns, and the table that they print.
+"""What the benchmarks share: the real text that they read, a Ray of their own, taking turns, and the table that they print.
 
 The text lies in the folder CRISPWRAP_CORPORA (default ../shared/corpora); a benchmark that finds none says so and stops.
 """
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -58,6 +59,19 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
+
+
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """A Ray of this machine's cores that `Engine` finds running: figures must not depend on a cluster that happens to be there."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def print_head(title: str) -> None:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 
-from corpus import SPECIALIST, corpus_file, interleaved, print_head, print_row, timed
+from corpus import SPECIALIST, corpus_file, interleaved, own_ray, print_head, print_row, timed
 
 from pipeline.config import Config, parse_config
 from pipeline.embedders.source import model_folder
@@ -39,7 +39,7 @@ def main() -> None:
             }
         )
         started = time.perf_counter()
-        with Engine(config.engine) as engine:
+        with own_ray(), Engine(config.engine) as engine:
             for run in (plan(small), plan(config)):
                 run.step("prepare", "generalist").run(engine)
             prepare_s = time.perf_counter() - started

@@ -134,6 +134,8 @@ def _diagnostics(run: "Run") -> Iterator[RenderableType]:
 def _sources(run: "Run") -> Iterator[RenderableType]:
     manifest = run.step("sample").manifest
     sources: dict[str, list[int]] = manifest["tokens_by_source"]
+    if len(sources) < 2:
+        return
     held, drawn = (sum(counts[i] for counts in sources.values()) for i in (0, 1))
     rows = sorted(
         ((name, a / max(held, 1), b / max(drawn, 1)) for name, (a, b) in sources.items()), key=lambda row: (row[1] - row[2], row[0])

@@ -111,8 +111,16 @@ def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_plan(topics: dic
         assert leaf["epochs"] <= 4 + 1e-9
 
 
-@pytest.mark.parametrize("draw", ["rounded", "multinomial"])
-def test_one_two_and_three_workers_give_the_same_bytes(topics: dict[str, Any], draw: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "draw"),
+    [
+        ("lsi", "rounded"),
+        ("lsi", "multinomial"),
+        pytest.param("bundled:all-MiniLM-L6-v2", "rounded", marks=pytest.mark.slow),
+    ],
+)
+def test_one_two_and_three_workers_give_the_same_bytes(topics: dict[str, Any], model: str, draw: str) -> None:
+    topics["embed"]["model"] = model
     topics["sample"]["draw"] = draw
     outcomes = []
     for workers in (1, 2, 3):
