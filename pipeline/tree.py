@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.hashing import keyed_hash
-from pipeline.kmeans import KMeansFit, block_map, blocks, check_rows, fit_kmeans, half_sq_norms, nearest_in_block, sq_dists, widen
+from pipeline.kmeans import KMeansFit, fit_kmeans
+from pipeline.nearest import block_map, blocks, check_rows, half_sq_norms, nearest_in_block, sq_dists, widen
 from pipeline.tables import tree_schema
 
 F32 = NDArray[np.float32]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from pipeline import kmeans
-from pipeline.kmeans import _balanced, fit_kmeans, nearest, widen
+from pipeline.kmeans import _balanced, fit_kmeans
+from pipeline.nearest import nearest, widen
 
 
 def blobs(num: int, dim: int, centres: int, seed: int = 0, spread: float = 0.3) -> np.ndarray:

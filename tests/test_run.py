@@ -138,6 +138,9 @@ def test_input_in_another_place_has_the_same_fingerprints(topics: dict[str, Any]
     moved = other_workdir(topics, "moved") | {"generalist": {"paths": [str(tmp_path / "moved")]}}
     here, there = (pipeline.plan(pipeline.parse_config(raw)) for raw in (topics, moved))
     assert [step.fingerprint for step in here.steps] == [step.fingerprint for step in there.steps]
+    # The name is the source of documents that have none: with another name, the output is another.
+    (tmp_path / "moved" / "0-cooking.jsonl").rename(tmp_path / "moved" / "0-kitchen.jsonl")
+    assert pipeline.plan(pipeline.parse_config(moved)).steps[0].fingerprint != here.steps[0].fingerprint
 
 
 IDENTITY_CHANGES = [

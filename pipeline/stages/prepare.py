@@ -16,16 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import embedders
+from pipeline.chunks import cut_chunks, scan_file
 from pipeline.config import Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.readers import InputFile, digest, list_files
+from pipeline.sources.listing import base_name
 from pipeline.stages.duplicates import duplicates_table, find_duplicates, scan_name
 from pipeline.step import Step, groups, map_parts, with_facts
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE, SCANS, WINDOWS
-from pipeline.windows import WindowCutter, cut_chunks, scan_file
+from pipeline.windows import WindowCutter
 
 QUARANTINED = "quarantine"  # the folder of rows that were left out, beside the parts
 
@@ -47,34 +49,22 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         names = [scan_name(file.number) for file in files]
-        shared = (dict(zip(names, files, strict=True)), settings, config.prepare, folder)
+        shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder)
         scanned = folder.child("scan")
         scans = map_parts(engine, scanned, names, _scan_file, title=f"scan {corpus}", unit="files", shared=shared)
         rows = sum(scan["rows"] for scan in scans)
+
         repeated = find_duplicates(engine, scanned, files, rows, title=f"ids {corpus}")
-        for _ in engine.map(_describe_duplicates, sorted(repeated), title="duplicates", shared=(repeated, files, settings, folder)):
+        shared = (repeated, files, settings, folder)
+        for _ in engine.map(_describe_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared):
             pass
         bad = sum(scan["bad"] for scan in scans) + sum(len(of_file) for of_file in repeated.values())
         reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
 
-        present = set(folder.names(".parquet"))
-        missing = {
-            file.number: chunks
-            for file, scan in zip(files, scans, strict=True)
-            if (chunks := [i for i in range(scan["chunks"]) if f"{part_name(file.number, i)}.parquet" not in present])
-        }
+        chunks = {file.number: scan["chunks"] for file, scan in zip(files, scans, strict=True)}
         drop = {number: set(of_file) for number, of_file in repeated.items()}
-        work = cuts(files, missing, engine.num_workers) if missing else []
-        facts: dict[str, dict[str, Any]] = {}
-        for _, made in engine.map(
-            _cut_file, work, title=f"prepare {corpus}", unit="runs", shared=(settings, config.prepare, cutter, drop, folder)
-        ):
-            facts |= made
-        parts = with_facts(
-            folder,
-            [part_name(file.number, i) for file, scan in zip(files, scans, strict=True) for i in range(scan["chunks"])],
-            facts,
-        )
+        shared = (settings, config.prepare, cutter, drop, folder)
+        parts = _cut(engine, folder, files, chunks, shared, title=f"prepare {corpus}")
         windows = sum(part["rows"] for part in parts)
         if not windows:
             raise InputError(
@@ -98,7 +88,8 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder)
         version=1,
         settings={
             "corpus": {name: value for name, value in settings.identity().items() if name != "share"},
-            "files": [file.digest for file in files],
+            # A file's name is the source of its documents, where they name none themselves.
+            "files": [{"digest": file.digest, "name": base_name(file.url)} for file in files],
             "prepare": config.prepare.identity(),
             "window": config.window.identity(),
             "tokenizer": cutter.identity,
@@ -203,6 +194,23 @@ def cuts(files: Sequence[InputFile], missing: dict[int, list[int]], num_workers:
         # Reading Python sources means parsing them, which is dearer than cutting: one reader a package.
         for chunks in groups(missing[number], 1 if files[number].kind == "pydocs" else readers)
     ]
+
+
+def _cut(
+    engine: Engine, folder: Folder, files: Sequence[InputFile], chunks: dict[int, int], shared: tuple[Any, ...], *, title: str
+) -> list[dict[str, Any]]:
+    """Cut the chunks (their number, by file) whose parts are not there; the facts of all parts, in order."""
+    present = set(folder.names(".parquet"))
+    missing = {
+        number: left
+        for number, count in chunks.items()
+        if (left := [i for i in range(count) if f"{part_name(number, i)}.parquet" not in present])
+    }
+    items = cuts(files, missing, engine.num_workers) if missing else []
+    facts: dict[str, dict[str, Any]] = {}
+    for _, made in engine.map(_cut_file, items, title=title, unit="runs", shared=shared):
+        facts |= made
+    return with_facts(folder, [part_name(number, i) for number, count in chunks.items() for i in range(count)], facts)
 
 
 def part_name(file_number: int, chunk: int) -> str:

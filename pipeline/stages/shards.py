@@ -127,12 +127,11 @@ def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[
     """Write one shard, and return what the manifest says of it."""
     table = pa.concat_tables([_PIECES.empty_table(), *pieces])
     # Ties (equal hashes) keep the order of the parts, which is that of the input.
-    table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER)
+    table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER).combine_chunks()
     facts = {
         "rows": len(table),
         "tokens": pc.sum(table["tokens"]).as_py() or 0,
         "tokens_by_specialist": _tokens_by(table, "specialist"),
-        "tokens_by_source": _tokens_by(table, "source"),
     }
     name = shard_name(number)
     written = work.output.write_table(f"{name}.parquet", table, SHARDS, facts, **WRITE_OPTIONS)

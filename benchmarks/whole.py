@@ -1,0 +1,173 @@
+"""A whole run, from `curate()` with Ray's start to the published shards, against the sum of the bare kernels in one process.
+
+The kernels do the same work one after the other, with all cores and nothing between them: datatrove's reader and the tokenizer,
+`SentenceTransformer.encode`, `fit_tree`, `Tree.descend`, and pyarrow reading and writing what was drawn. Loading the model is
+counted for ours and not for the rival. Then a second run by the command line, in a fresh process, which has nothing to do.
+
+    python benchmarks/whole.py --model bundled:all-MiniLM-L6-v2 --documents 4500 --tokens 64
+    python benchmarks/whole.py --model static:bundled:all-MiniLM-L6-v2 --documents 20000 --tokens 256
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import yaml
+from corpus import SPECIALIST, corpus_file, own_ray, print_head, print_row, timed
+from sample import rewrite
+
+from pipeline import embedders
+from pipeline.config import Config, parse_config
+from pipeline.embedders.source import model_folder
+from pipeline.hashing import window_keys
+from pipeline.run import Run, curate
+from pipeline.storage import Folder
+from pipeline.tree import Tree, fit_tree
+
+CORES = os.cpu_count() or 1
+_TEXTS_AT_ONCE = 256  # documents tokenised together
+# Runs the job, and says on the last line whether Ray was so much as imported.
+_SECOND_RUN = "import atexit, runpy, sys; atexit.register(lambda: print('ray' in sys.modules)); runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled:all-MiniLM-L6-v2")
+    parser.add_argument("--documents", type=int, default=4500, help="of the generalist corpus")
+    parser.add_argument("--tokens", type=int, default=64, help="most tokens of a window")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as workdir:
+        config = settings(args, workdir)
+        whole_s, run = timed(lambda: curate_alone(config))
+        kernel_s = bare_kernels(config, run)
+        second_s, ray_imported = second_run(config)
+
+        num_windows = run.step("prepare", "generalist").manifest["windows"]
+        print_head(f"{num_windows} windows of at most {args.tokens} tokens, {args.model}, one run, seconds")
+        print_row("whole run / sum of the kernels", whole_s, sum(kernel_s.values()), "<= 1.25")
+        for stage, rival_s in kernel_s.items():
+            print_row(f"  {stage}", stage_seconds(run, stage), rival_s)
+        steps_s = sum(stage_seconds(run, stage) for stage in {step.stage for step in run.steps})
+        print(f"  weights {stage_seconds(run, 'weights'):.1f} s; Ray's start and end and the rest {whole_s - steps_s:.1f} s")
+        print_row("second run, nothing to do", second_s, 3.0, "<= 3 s")
+        print(f"second run {'imported Ray, and must not' if ray_imported else 'did not import Ray'}")
+
+
+def settings(args: argparse.Namespace, workdir: str) -> Config:
+    return parse_config(
+        {
+            "workdir": workdir,
+            "generalist": {"paths": [corpus_file()], "limit": args.documents},
+            "specialists": {"recipes": {"paths": [corpus_file(SPECIALIST)]}},
+            "prepare": {"part_documents": max(64, args.documents // 32)},
+            "window": {"tokens": args.tokens},
+            "embed": {"model": args.model, "max_tokens": args.tokens, "precision": "fp32"},
+            "cluster": {"branching": 16, "depth": 2},
+            "sample": {"budget_tokens": args.documents * 100, "shard_bytes": 4 << 20},
+        }
+    )
+
+
+def curate_alone(config: Config) -> Run:
+    with own_ray():
+        return curate(config)
+
+
+def stage_seconds(run: Run, stage: str) -> float:
+    return sum(step.folder.read_json("usage.json")["seconds"] for step in run.steps if step.stage == stage)
+
+
+def second_run(config: Config) -> tuple[float, bool]:
+    """Seconds of `jobs/curate.py` in a fresh process, and whether it imported Ray."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(config.model_dump(mode="json"), file)
+        file.flush()
+        command = [sys.executable, "-c", _SECOND_RUN, "jobs/curate.py", "--config", file.name]
+        seconds, done = timed(lambda: subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True))
+    return seconds, done.stdout.splitlines()[-1] == "True"
+
+
+def bare_kernels(config: Config, run: Run) -> dict[str, float]:
+    """Seconds of each kernel, by the stage that does its work."""
+    seconds = {}
+    corpora = (config.generalist, *config.specialists.values())
+    seconds["prepare"], windows = timed(lambda: [read_and_cut(config, corpus.paths[0], corpus.limit) for corpus in corpora])
+    if embedders.fits_on(config.embed) == "model":
+        folder = Folder(f"{config.workdir}/bare")
+        seconds["embedder"], _ = timed(lambda: embedders.fit(config.embed, seed=config.seed, folder=folder))
+        encode = static_encode(folder)
+    else:
+        encode = sentence_encode(config)
+    encode(windows[0][:32])
+    seconds["embed"], vectors = timed(lambda: [encode(texts).astype(np.float16) for texts in windows])
+    x_ND = vectors[0][np.isfinite(vectors[0]).all(axis=1)]
+    key_N = window_keys([str(number) for number in range(len(x_ND))], [0] * len(x_ND))
+    seconds["cluster"], tree = timed(lambda: grow(config, x_ND, key_N))
+    seconds["assign"], _ = timed(lambda: [tree.descend(np.nan_to_num(part), threads=CORES) for part in vectors])
+    step = run.step("sample")
+    files = [step.folder.file(shard["name"]) for shard in step.manifest["shards"]]
+    seconds["sample"], _ = timed(lambda: rewrite(files, f"{config.workdir}/rewritten"))
+    return seconds
+
+
+def read_and_cut(config: Config, path: str, limit: int | None) -> list[str]:
+    """The windows of a file: datatrove's reader, the tokenizer on all cores, a cut every `window.tokens`."""
+    from datatrove.pipeline.readers import JsonlReader
+    from tokenizers import Tokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", str(CORES)
+    tokenizer = Tokenizer.from_file(embedders.tokenizer_file(config.embed))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    folder, name = os.path.split(path)
+    texts = [document.text for document in JsonlReader(folder, glob_pattern=name, limit=limit or -1)()]
+    windows = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[start : start + _TEXTS_AT_ONCE]
+        for text, encoding in zip(some, tokenizer.encode_batch(some, add_special_tokens=False), strict=True):
+            starts = [encoding.token_to_chars(token)[0] for token in range(config.window.tokens, len(encoding), config.window.tokens)]
+            windows += [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
+    return windows
+
+
+def sentence_encode(config: Config) -> Callable[[list[str]], Any]:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(CORES)
+    model = SentenceTransformer(model_folder(config.embed), device="cpu").float()
+    model.max_seq_length = config.embed.max_tokens
+    return lambda texts: model.encode(
+        texts, batch_size=config.embed.batch_size, normalize_embeddings=True, show_progress_bar=False
+    )
+
+
+def static_encode(folder: Folder) -> Callable[[list[str]], Any]:
+    """The library's own runtime for the table that was distilled."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    torch.set_num_threads(CORES)
+    with np.load(folder.file("static.npz")) as arrays:
+        table_VD = arrays["table_VD"].astype(np.float32)
+    tokenizer = Tokenizer.from_file(folder.file("tokenizer.json"))
+    tokenizer.no_truncation()
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table_VD)], device="cpu")
+    return lambda texts: model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+
+
+def grow(config: Config, x_ND: np.ndarray, key_N: np.ndarray) -> Tree:
+    return fit_tree(x_ND, key_N, **config.cluster.identity(), seed=config.seed, threads=CORES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Rows into chunks, and chunks into parts of windows: the pure half of `prepare`.
+
+A chunk is a run of rows of one input file and becomes one part. Where chunks end depends on the rows alone, so pass 1
+(`scan_file`) and pass 2 (`cut_chunks`) agree on it, whichever worker they run on and whatever other files hold.
+
+Shapes: N good rows of a file.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline.config import Corpus, Prepare
+from pipeline.errors import InputError
+from pipeline.hashing import window_keys
+from pipeline.readers import read_rows
+from pipeline.sources import Document, InputFile
+from pipeline.tables import QUARANTINE, WINDOWS
+from pipeline.windows import WindowCutter, stretches
+
+
+class Chunker:
+    """Assigns good rows, in order, to the chunks of a file, numbered from 0.
+
+    A document goes into the chunk at hand unless that has `part_documents` documents, or would exceed `part_bytes` bytes of
+    text; then it opens the next one. A document that is larger by itself is split at the borders of its stretches.
+    """
+
+    def __init__(self, prepare: Prepare) -> None:
+        self._limits = prepare
+        self._chunk = 0
+        self._documents = 0
+        self._bytes = 0
+
+    @property
+    def num_chunks(self) -> int:
+        return self._chunk + 1 if self._documents else 0
+
+    def place(self, text: str) -> list[tuple[int, int, int]]:
+        """The chunks of the next document, and from which to which character it is in each; nearly always one."""
+        num_bytes = _utf8_bytes(text)
+        full = self._documents == self._limits.part_documents or self._bytes + num_bytes > self._limits.part_bytes
+        if self._documents and full:
+            self._open_next()
+        self._documents += 1
+        if num_bytes <= self._limits.part_bytes:
+            self._bytes += num_bytes
+            return [(self._chunk, 0, len(text))]
+        placed = []
+        begin = end = 0
+        for stretch in stretches(text):
+            num_bytes = _utf8_bytes(stretch)
+            if begin < end and self._bytes + num_bytes > self._limits.part_bytes:
+                placed.append((self._chunk, begin, end))
+                begin = end
+                self._open_next()
+                self._documents = 1
+            end += len(stretch)
+            self._bytes += num_bytes
+        return [*placed, (self._chunk, begin, end)]
+
+    def _open_next(self) -> None:
+        self._chunk += 1
+        self._documents = self._bytes = 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What pass 1 learns of a file: `num_rows` = N good rows + the rows of `quarantine`.
+
+    `row_N`, `id_hash_N` (xxh3 of the id) and `chunk_N` (the first chunk that the document is in) are of the good rows, in order.
+    `num_bytes` is their text in UTF-8.
+    """
+
+    num_rows: int
+    num_chunks: int
+    num_bytes: int
+    row_N: NDArray[np.int64]
+    id_hash_N: NDArray[np.uint64]
+    chunk_N: NDArray[np.int32]
+    quarantine: pa.Table
+
+
+def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare) -> Scan:
+    """Pass 1: every row of the file checked, hashed and assigned to a chunk; no tokenizer.
+
+    Raises:
+        InputError: as `read_rows`.
+    """
+    chunker = Chunker(prepare)
+    rows, hashes, chunks = array("q"), array("Q"), array("i")
+    bad: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in read_rows(file, corpus):
+        if row.document is None:
+            assert row.bad is not None
+            fields = {"id": row.bad.id, "reason": row.bad.reason, "detail": row.bad.detail, "excerpt": row.bad.excerpt}
+            bad.append({"file": file.url, "row": row.row, **fields})
+            continue
+        num_bytes += _utf8_bytes(row.document.text)
+        rows.append(row.row)
+        hashes.append(xxhash.xxh3_64_intdigest(row.document.id.encode()))
+        chunks.append(chunker.place(row.document.text)[0][0])
+    return Scan(
+        num_rows=len(rows) + len(bad),
+        num_chunks=chunker.num_chunks,
+        num_bytes=num_bytes,
+        row_N=np.frombuffer(rows, np.int64),
+        id_hash_N=np.frombuffer(hashes, np.uint64),
+        chunk_N=np.frombuffer(chunks, np.int32),
+        quarantine=pa.Table.from_pylist(bad, schema=QUARANTINE),
+    )
+
+
+def cut_chunks(
+    file: InputFile,
+    corpus: Corpus,
+    prepare: Prepare,
+    cutter: WindowCutter,
+    chunks: Collection[int],
+    drop_rows: Collection[int] = frozenset(),
+) -> Iterator[tuple[int, pa.Table]]:
+    """Pass 2: the WINDOWS table of each asked chunk, in ascending order; without rows where all its rows are dropped.
+
+    Only documents of these chunks are tokenised. Where a document is split over chunks, its windows are numbered on from one
+    to the next, so asking for a later chunk alone tokenises the document from its beginning: ask for runs of chunks.
+
+    Args:
+        chunks: numbers below `Scan.num_chunks`.
+        drop_rows: rows left out, such as duplicates; they still take their place when chunks are bounded.
+
+    Raises:
+        InputError: as `read_rows`; or the file has fewer chunks than were asked for, so it changed since it was scanned.
+    """
+    waiting = deque(sorted(chunks))
+    if not waiting:
+        return
+    chunker = Chunker(prepare)
+    wanted, last = frozenset(waiting), waiting[-1]
+    columns = _Columns()
+    for row in read_rows(file, corpus):
+        if row.document is None:
+            continue
+        placed = chunker.place(row.document.text)
+        if placed[0][0] > last:
+            break
+        last_wanted = max((chunk for chunk, *_ in placed if chunk in wanted), default=-1)
+        window = 0
+        for chunk, begin, end in placed:
+            while waiting and waiting[0] < chunk:
+                yield waiting.popleft(), columns.table()
+                columns = _Columns()
+            if chunk > last_wanted or row.row in drop_rows:
+                continue
+            windows = cutter.cut([row.document.text[begin:end]])[0]
+            if chunk in wanted:
+                columns.add(row.document, window, windows)
+            window += len(windows)
+    if last >= chunker.num_chunks:
+        raise InputError(f"{file.url} changed while it was read: chunk {last} is gone; run again when nothing writes to it")
+    for chunk in waiting:
+        yield chunk, columns.table()
+        columns = _Columns()
+
+
+class _Columns:
+    """The columns of a WINDOWS table, as they grow."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, list[Any]] = {name: [] for name in WINDOWS.names if name != "key"}
+
+    def add(self, document: Document, first: int, windows: Sequence[tuple[str, int]]) -> None:
+        lists = self.lists
+        lists["doc_id"] += [document.id] * len(windows)
+        lists["window"] += range(first, first + len(windows))
+        lists["text"] += [text for text, _ in windows]
+        lists["tokens"] += [tokens for _, tokens in windows]
+        lists["source"] += [document.source] * len(windows)
+        lists["metadata"] += [document.metadata] * len(windows)
+
+    def table(self) -> pa.Table:
+        key = window_keys(self.lists["doc_id"], self.lists["window"])
+        return pa.table({"key": key, **self.lists}, schema=WINDOWS)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
