@@ -9,6 +9,8 @@ counted for ours and not for the rival. Then a second run by the command line, i
 """
 
 import argparse
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -31,8 +33,13 @@ from pipeline.tree import Tree, fit_tree
 
 CORES = os.cpu_count() or 1
 _TEXTS_AT_ONCE = 256  # documents tokenised together
-# Runs the job, and says on the last line whether Ray was so much as imported.
-_SECOND_RUN = "import atexit, runpy, sys; atexit.register(lambda: print('ray' in sys.modules)); runpy.run_path(sys.argv[1], run_name='__main__')"
+# Runs a job with the arguments behind it, and says on the last line whether Ray was so much as imported.
+_JOB = """
+import atexit, runpy, sys
+atexit.register(lambda: print("ray" in sys.modules))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def main() -> None:
@@ -75,7 +82,8 @@ def settings(args: argparse.Namespace, workdir: str) -> Config:
 
 
 def curate_alone(config: Config) -> Run:
-    with own_ray():
+    """The run, without the report that it prints."""
+    with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         return curate(config)
 
 
@@ -89,7 +97,7 @@ def second_run(config: Config) -> tuple[float, bool]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config.model_dump(mode="json"), file)
         file.flush()
-        command = [sys.executable, "-c", _SECOND_RUN, "jobs/curate.py", "--config", file.name]
+        command = [sys.executable, "-c", _JOB, "jobs/curate.py", "--config", file.name]
         seconds, done = timed(lambda: subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True))
     return seconds, done.stdout.splitlines()[-1] == "True"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 _MOVERS = 6  # clusters and sources shown at each end
-_HEADLINE = ("unique_share", "epochs_max", "repeats_value", "effective_share", "clipped_mass", "deficit_share")
+_HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_share", "clipped_mass", "deficit_share")
 _OF_SPECIALIST = ("kl_generalist", "kl_output", "effective_leaves", "without_text")
 
 

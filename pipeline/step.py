@@ -110,6 +110,8 @@ def with_facts(folder: Folder, names: Sequence[str], fresh: Mapping[str, dict[st
 
 def groups(items: Sequence[Any], num_groups: int) -> list[list[Any]]:
     """The items in at most `num_groups` runs of nearly equal length; for folds, whose result does not depend on the grouping."""
-    num_groups = max(1, min(len(items), num_groups))
+    num_groups = min(len(items), max(1, num_groups))
+    if not num_groups:
+        return []
     bounds = [len(items) * i // num_groups for i in range(num_groups + 1)]
     return [list(items[a:b]) for a, b in itertools.pairwise(bounds)]

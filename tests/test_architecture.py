@@ -9,7 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pipeline"
-MATHS = ["nearest.py", "kmeans.py", "tree.py", "draws.py", "hashing.py", *(f"mixture/{path.name}" for path in (PACKAGE / "mixture").glob("*.py"))]
+MATHS = [
+    "nearest.py",
+    "kmeans.py",
+    "tree.py",
+    "draws.py",
+    "hashing.py",
+    *(f"mixture/{path.name}" for path in (PACKAGE / "mixture").glob("*.py")),
+]
 
 
 def imported(path: Path, *, top_level_only: bool = False) -> set[str]:

@@ -53,9 +53,6 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
     """The step that embeds the windows of one corpus."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        num_gpus = 0.0
-        if embedders.fits_on(config.embed) == "nothing" and engine.num_gpus:
-            num_gpus = 1.0 if config.engine.gpus_per_worker is None else config.engine.gpus_per_worker
         artifact = fitted.folder if fitted else None
         parts = map_parts(
             engine,
@@ -64,7 +61,7 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
             _embed_part,
             title=f"embed {corpus}",
             shared=(config.embed, artifact, prepared.folder, folder),
-            num_gpus=num_gpus,
+            num_gpus=_gpus_per_worker(config, engine),
         )
         hardware = [dict(pairs) for pairs in sorted({tuple(sorted(part.pop("hardware").items())) for part in parts})]
         rows, invalid = sum(part["rows"] for part in parts), sum(part["invalid"] for part in parts)
@@ -93,6 +90,14 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
         workdir=prepared.workdir,
         work=work,
     )
+
+
+def _gpus_per_worker(config: Config, engine: Engine) -> float:
+    if embedders.fits_on(config.embed) != "nothing":
+        return 0.0  # a table or a projection: the work is in the tokens
+    if config.engine.gpus_per_worker is not None:  # asked for, though an autoscaler may not have brought any up yet
+        return config.engine.gpus_per_worker
+    return 1.0 if engine.num_gpus else 0.0
 
 
 class _Texts:

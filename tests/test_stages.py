@@ -1,0 +1,165 @@
+"""What stages do to tables, with no cluster."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Cluster
+from pipeline.draws import attribute
+from pipeline.hashing import window_keys
+from pipeline.kmeans import KMeansFit
+from pipeline.sources import InputFile
+from pipeline.stages.assign import assign_table
+from pipeline.stages.cluster import LevelFit
+from pipeline.stages.duplicates import repeats
+from pipeline.stages.embed import embed_table, read_embeddings
+from pipeline.stages.prepare import cuts
+from pipeline.stages.shards import Attribution, Shuffle, copies_table, split
+from pipeline.step import groups
+from pipeline.storage import Folder
+from pipeline.tables import WINDOWS, embeddings_schema
+from pipeline.tree import Tree
+
+
+class FakeModel:
+    """Vectors by the length of the text; blank text has none."""
+
+    dim = 3
+    hardware: dict[str, str] = {}  # noqa: RUF012
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        return np.array([[len(text), 1.0, 0.5] if text.strip() else [np.nan] * 3 for text in texts], np.float32)
+
+
+def windows_table(texts: list[str], doc: str = "d") -> pa.Table:
+    count = len(texts)
+    return pa.table(
+        {
+            "key": window_keys([doc] * count, range(count)),
+            "doc_id": [doc] * count,
+            "window": range(count),
+            "text": texts,
+            "tokens": [len(text) for text in texts],
+            "source": ["s"] * count,
+            "metadata": ["{}"] * count,
+        },
+        schema=WINDOWS,
+    )
+
+
+def test_embeddings_keep_rows_and_order_and_mark_what_is_not_finite(tmp_path: Path) -> None:
+    result = embed_table(windows_table(["aa", " ", "aaaa"]), FakeModel())
+    Folder(str(tmp_path)).write_table("p.parquet", result, embeddings_schema(3))
+    key_N, valid_N, x_ND = read_embeddings(Folder(str(tmp_path)), "p")
+    assert key_N.tolist() == result["key"].to_pylist()
+    assert valid_N.tolist() == [True, False, True]
+    assert x_ND.tolist() == [[2, 1, 0.5], [0, 0, 0], [4, 1, 0.5]]
+
+
+def test_an_empty_part_stays_an_empty_part(tmp_path: Path) -> None:
+    Folder(str(tmp_path)).write_table("p.parquet", embed_table(windows_table([]), FakeModel()), embeddings_schema(3))
+    key_N, valid_N, x_ND = read_embeddings(Folder(str(tmp_path)), "p")
+    assert (len(key_N), len(valid_N), x_ND.shape) == (0, 0, (0, 3))
+
+
+def two_leaves() -> Tree:
+    fit = KMeansFit(
+        centroid_KD=np.array([[0.0, 0.0], [1.0, 0.0]], np.float32),
+        count_K=np.array([1, 1]),
+        sq_dist_K=np.zeros(2),
+        steps=1,
+        moved=0.0,
+        objective=0.0,
+    )
+    return Tree.seedling(100.0, 2).grow({0: fit})
+
+
+def test_windows_without_a_vector_have_no_leaf() -> None:
+    x_ND = np.array([[0.9, 0], [0, 0], [0.2, 0]], np.float16)
+    valid_N = np.array([True, False, True])
+    result = assign_table(np.arange(3, dtype=np.uint64), np.array([5, 6, 7], np.int32), valid_N, x_ND, two_leaves())
+    assert result["leaf"].to_pylist() == [1, -1, 0]
+    assert result["tokens"].to_pylist() == [5, 6, 7]
+    np.testing.assert_allclose(result["sq_dist"].to_numpy(), [0.01, 0, 0.04], atol=1e-3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 9)), unique_by=lambda row: row[1:]))
+def test_repeats_are_all_but_the_first_by_file_and_row(rows: list[tuple[int, int, int]]) -> None:
+    first: dict[int, tuple[int, int]] = {}
+    expected = set()
+    for identifier, file, row in sorted(rows, key=lambda row: row[1:]):
+        if identifier in first:
+            expected.add((file, row, *first[identifier]))
+        first.setdefault(identifier, (file, row))
+    columns = np.array(rows, np.int64).reshape(-1, 3)
+    found = repeats(columns[:, 0].astype(np.uint64), columns[:, 1].astype(np.int32), columns[:, 2])
+    assert {tuple(row) for row in found.tolist()} == expected
+
+
+@given(st.lists(st.integers()), st.integers(1, 20))
+def test_groups_keep_order_and_lose_nothing(items: list[int], num_groups: int) -> None:
+    found = groups(items, num_groups)
+    assert [item for group in found for item in group] == items
+    assert len(found) <= num_groups
+    assert all(found)
+
+
+def test_a_file_is_shared_by_workers_and_a_package_is_not() -> None:
+    files = [InputFile(0, "a.jsonl", "jsonl", ""), InputFile(1, "pydocs://x", "pydocs", "")]
+    made = cuts(files, {0: list(range(8)), 1: [0, 1]}, num_workers=4)
+    assert [(cut.file.number, cut.chunks) for cut in made] == [(0, [0, 1]), (0, [2, 3]), (0, [4, 5]), (0, [6, 7]), (1, [0, 1])]
+
+
+def level_fit(fit_windows: int, seed: int = 0) -> LevelFit:
+    return LevelFit(two_leaves(), 1, {1: 2, 2: 2}, Cluster(fit_windows=fit_windows), seed)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300))
+def test_the_sample_of_a_node_is_the_same_however_parts_are_split(seed: int, at: int) -> None:
+    rng = np.random.default_rng(seed)
+    key_N = rng.integers(0, 2**63, 300).astype(np.uint64)
+    x_ND = rng.random((300, 2)).astype(np.float16)
+    valid_N = rng.random(300) < 0.9
+    work = level_fit(10**6)
+    whole = work.sample(key_N, valid_N, x_ND, [1, 2])
+    halves = [work.sample(key_N[rows], valid_N[rows], x_ND[rows], [1, 2]) for rows in (slice(0, at), slice(at, None))]
+    for node in (0, 1):
+        once = {int(key): tuple(row) for key, row in zip(whole[node][1], whole[node][2].tolist(), strict=True)}
+        twice = {int(key): tuple(row) for half in halves for key, row in zip(half[node][1], half[node][2].tolist(), strict=True)}
+        assert once == twice
+    assert sum(len(piece[1]) for piece in whole) == valid_N.sum()
+
+
+def test_a_node_is_fitted_on_the_lowest_hashes() -> None:
+    work = level_fit(200)
+    key_N = np.arange(5000, dtype=np.uint64)
+    x_ND = np.stack([np.linspace(0.6, 1.4, 5000), np.zeros(5000)], axis=1).astype(np.float16)
+    (piece,) = work.sample(key_N, np.ones(5000, bool), x_ND, [2])
+    assert work.num_windows(2) == 200
+    fit = work.fit(2, [piece], threads=1)
+    assert fit.count_K.sum() == 200
+
+
+def test_copies_carry_their_window_and_go_to_one_shard_each() -> None:
+    windows = windows_table(["a", "bb", "ccc"])
+    attribution = Attribution(["law", "natural"], np.array([[1.0], [0.0]]))
+    folder = Folder("memory://x")
+    work = Shuffle(windows=folder, draws=folder, output=folder, num_shards=3, seed=0, attribution=attribution)
+    table = copies_table(windows, np.zeros(3, np.int32), np.array([2, 0, 3], np.int32), work)
+    assert table["id"].to_pylist() == ["d:0:0", "d:0:1", "d:2:0", "d:2:1", "d:2:2"]
+    assert table["text"].to_pylist() == ["a", "a", "ccc", "ccc", "ccc"]
+    assert set(table["specialist"].to_pylist()) == {"law"}
+    pieces = split(table, 3)
+    assert sorted(identifier for piece in pieces for identifier in piece["id"].to_pylist()) == table["id"].to_pylist()
+
+
+def test_copies_are_shared_out_as_the_claims_are() -> None:
+    key_N = np.arange(20_000, dtype=np.uint64)
+    claim_SL = np.array([[0.3, 0.0], [0.1, 0.5]])
+    leaf_N = (key_N % 2).astype(np.int64)
+    row_N = attribute(key_N, np.zeros(20_000, np.int64), leaf_N, claim_SL, 0)
+    assert abs((row_N[leaf_N == 0] == 0).mean() - 0.75) < 0.02
+    assert (row_N[leaf_N == 1] == 1).all()
