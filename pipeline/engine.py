@@ -104,29 +104,16 @@ class Engine:
         shared_refs = [ray.put(value) for value in shared]
         task = self._remote(_run, num_gpus=num_gpus)
         slots = int(ray.cluster_resources().get("GPU", 0) / num_gpus) if num_gpus else self.num_workers
-        limit = slots if self.settings.workers else max(1, slots) * (1 + _QUEUED_PER_SLOT)
+        limit = max(1, slots) * (1 if self.settings.workers else 1 + _QUEUED_PER_SLOT)
         waiting = iter(enumerate(items))
         running: dict[Any, int] = {}
-        failure: BaseException | None = None
-        with Progress(title, len(items), unit) as progress:
-            while True:
-                while failure is None and len(running) < limit and (entry := next(waiting, None)) is not None:
-                    index, item = entry
-                    running[task.remote(function, item, *shared_refs)] = index
-                if not running:
-                    break
-                (ref,), _ = ray.wait(list(running), num_returns=1)
-                index = running.pop(ref)
-                try:
-                    result, busy_s, rss_bytes = ray.get(ref)
-                except (ray.exceptions.RayError, CrispwrapError) as error:
-                    failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
-                    continue
-                self.usage.add(busy_s, rss_bytes)
-                progress.advance()
-                yield index, result
-        if failure is not None:
-            raise failure
+
+        def refill() -> None:
+            while len(running) < limit and (entry := next(waiting, None)) is not None:
+                index, item = entry
+                running[task.remote(function, item, *shared_refs)] = index
+
+        yield from self._finished(running, refill, items, title=title, unit=unit)
 
     def fold(
         self,
@@ -179,15 +166,25 @@ class Engine:
             for index, partition in enumerate(partitions)
         }
         pieces.clear()  # the reducers hold them now, so that each is freed when its reducer is done
+        yield from self._finished(running, lambda: None, partitions, title=title, unit=unit)
+
+    def _finished(
+        self, running: dict[Any, int], refill: Callable[[], None], items: Sequence[Any], *, title: str, unit: str
+    ) -> Iterator[tuple[int, Any]]:
+        """(index, result) of running tasks as they finish; after a failure no more are started, and it is raised at the end."""
         failure: BaseException | None = None
-        with Progress(title, len(partitions), unit) as progress:
-            while running:
-                (ref,), _ = ray.wait(list(running), num_returns=1)
+        with Progress(title, len(items), unit) as progress:
+            while True:
+                if failure is None:
+                    refill()
+                if not running:
+                    break
+                (ref,), _ = self._ray.wait(list(running), num_returns=1)
                 index = running.pop(ref)
                 try:
-                    result, busy_s, rss_bytes = ray.get(ref)
-                except (ray.exceptions.RayError, CrispwrapError) as error:
-                    failure = failure or self._explain(error, f"{title}, {_name(partitions[index])}")
+                    result, busy_s, rss_bytes = self._ray.get(ref)
+                except (self._ray.exceptions.RayError, CrispwrapError) as error:
+                    failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
                     continue
                 self.usage.add(busy_s, rss_bytes)
                 progress.advance()
@@ -225,7 +222,7 @@ class Engine:
             if address and address != "local":
                 _join(ray, address)
             else:
-                _start_here(ray, max(os.cpu_count() or 1, self.settings.workers or 1))
+                _start_here(ray, self.settings.workers or os.cpu_count() or 1)
                 self._owned = True
         self._ray = ray
         return ray

@@ -84,13 +84,19 @@ def test_an_item_that_kills_every_worker_ends_the_run_with_its_name(ray_session:
         list(engine.map(always_die, [0, 1], title="t"))
 
 
-def slow_first(item: int) -> int:
-    time.sleep(0.3 if item == 0 else 0)
+def first_waits_for_second(item: int, folder: str) -> int:
+    mark = Path(folder) / "second"
+    if item == 1:
+        mark.write_text("", encoding="utf-8")
+    deadline = time.monotonic() + 60
+    while not mark.exists() and time.monotonic() < deadline:
+        os.sched_yield()
+    assert mark.exists(), "the second item was not started"
     return item
 
 
-def test_map_yields_in_the_order_of_finishing(engine: Engine) -> None:
-    assert [index for index, _ in engine.map(slow_first, [0, 1], title="t")] == [1, 0]
+def test_items_run_side_by_side(engine: Engine, tmp_path: Path) -> None:
+    assert dict(engine.map(first_waits_for_second, [0, 1], title="t", shared=(str(tmp_path),))) == {0: 0, 1: 1}
 
 
 def by_remainder(items: list[int], partitions: list[int]) -> list[np.ndarray]:
