@@ -20,7 +20,7 @@ from pipeline.stages.embed import embed_step, embedder_step
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
 from pipeline.stages.weights import weights_step
-from pipeline.step import Step
+from pipeline.step import USAGE, Step
 from pipeline.storage import MANIFEST, Folder
 
 GENERALIST = "generalist"
@@ -107,7 +107,7 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
             step.run(engine)
             seconds = time.monotonic() - started
             usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
-            step.folder.write_json("usage.json", usage)
+            step.folder.write_json(USAGE, usage)
             logger.info(stage_line(step, engine.usage, seconds))
     if until == "sample":
         sampled = run.step("sample")

@@ -15,6 +15,7 @@ from pipeline.engine import Engine
 from pipeline.identity import fingerprint
 from pipeline.storage import MANIFEST, Folder
 
+USAGE = "usage.json"  # what making the output took; not part of it
 _FOOTER_READERS = 16
 
 
@@ -57,7 +58,8 @@ class Step:
 
     @property
     def done(self) -> bool:
-        return self.folder.exists(MANIFEST)
+        """Whether the manifest is there, and all that it names: what was deleted since is made again."""
+        return self.folder.exists(MANIFEST) and set(self.folder.read_json(MANIFEST)["files"]) <= set(self.folder.files())
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -69,7 +71,8 @@ class Step:
         """Make the output, going on from the parts that are there."""
         body = self.work(engine, self.folder)
         self.folder.remove_temporary()
-        self.folder.write_json(MANIFEST, {"fingerprint": self.fingerprint, "identity": self.identity, **body})
+        files = [name for name in self.folder.files() if name not in (MANIFEST, USAGE)]
+        self.folder.write_json(MANIFEST, {**body, "fingerprint": self.fingerprint, "identity": self.identity, "files": files})
 
 
 def part_names(step: Step) -> list[str]:

@@ -63,6 +63,12 @@ class Folder:
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith(_TMP))
 
+    def files(self) -> list[str]:
+        """Sorted names of all files below the folder, with the folders between, temporary ones left out."""
+        self.fs.invalidate_cache(self.path)
+        names = (path[len(self.path) + 1 :] for path in self.fs.find(self.path))
+        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(_TMP))
+
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Put a whole file in place at once, replacing what was there.
 

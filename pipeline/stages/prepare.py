@@ -72,7 +72,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder)
             )
         return {
             "corpus": corpus,
-            "files": [{"digest": file.digest, "rows": scan["rows"]} for file, scan in zip(files, scans, strict=True)],
+            "input_files": [{"digest": file.digest, "rows": scan["rows"]} for file, scan in zip(files, scans, strict=True)],
             "documents": rows - bad,
             "quarantined": bad,
             "reasons": reasons,

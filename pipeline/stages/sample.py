@@ -177,8 +177,10 @@ def _before_after(parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
 
 
 def published(step: Step, shards: Folder) -> bool:
-    """Whether `shards/` holds what the step made."""
-    return shards.exists(MANIFEST) and shards.read_json(MANIFEST)["fingerprint"] == step.fingerprint
+    """Whether `shards/` holds what the step made, all of it."""
+    if not shards.exists(MANIFEST) or shards.read_json(MANIFEST)["fingerprint"] != step.fingerprint:
+        return False
+    return {shard["name"] for shard in step.manifest["shards"]} == set(shards.names(".parquet"))
 
 
 def publish(step: Step, shards: Folder) -> None:

@@ -1,0 +1,192 @@
+"""Peak memory of a worker in cluster, assign and sample, for corpora of growing size: it should not grow with them.
+
+Windows and vectors are synthetic, written as the parts that prepare and embed would leave. Each step runs in a process and a Ray of
+its own, so that no step hides behind an earlier one. Peaks are of resident memory, as the kernel counts them: what a worker maps of
+Ray's object store is in them. `anonymous` leaves that out; it is sampled.
+
+    python benchmarks/memory.py --rows 100000 1000000
+    python benchmarks/memory.py --rows 100000 1000000 5000000 --folder /somewhere/with/30GB
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from corpus import own_ray
+
+from pipeline.config import Config, parse_config
+from pipeline.engine import Engine
+from pipeline.hashing import keyed_hash
+from pipeline.run import plan
+from pipeline.step import Step
+from pipeline.storage import MANIFEST
+from pipeline.tables import WINDOWS, embeddings_schema
+
+MEASURED = ("cluster", "assign", "sample")
+_STEPS = (("cluster", ""), ("assign", "generalist"), ("assign", "few"), ("weights", ""), ("sample", ""))
+_TOKENS = 500  # of each window; they only have to be counted
+_TOPICS = 512
+_SPECIALIST_ROWS = 2000
+_SAMPLE_EVERY_S = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--branching", type=int, default=64)
+    parser.add_argument("--part-rows", type=int, default=8192)
+    parser.add_argument("--text-bytes", type=int, default=1024, help="of a window")
+    parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
+    parser.add_argument("--step", help=argparse.SUPPRESS)  # a child: this step of the corpus in --folder
+    args = parser.parse_args()
+    if args.step:
+        print(json.dumps(run_step(args, *args.step.split("/"))))
+        return
+
+    print(f"D = {args.dim}, {args.branching} x {args.branching} tree, {args.text_bytes} bytes a window, MB at the peak")
+    print(f"{'step':<10}{'windows':>10}{'worker':>9}{'anonymous':>11}{'driver':>9}{'seconds':>9}{'/ smallest':>12}", flush=True)
+    smallest: dict[str, float] = {}
+    for num_rows in sorted(args.rows):
+        with tempfile.TemporaryDirectory(dir=args.folder) as workdir:
+            write_corpora(args, settings(args, workdir), num_rows)
+            for stage, corpus in _STEPS:
+                found = measure(args, stage, corpus, workdir)
+                if stage in MEASURED and corpus != "few":
+                    growth = found["worker"] / smallest.setdefault(stage, found["worker"])
+                    peaks = f"{found['worker']:>9.0f}{found['anonymous']:>11.0f}{found['driver']:>9.0f}"
+                    print(f"{stage:<10}{num_rows:>10}{peaks}{found['seconds']:>9.1f}{growth:>12.2f}", flush=True)
+
+
+def measure(args: argparse.Namespace, stage: str, corpus: str, workdir: str) -> dict[str, float]:
+    options = ("dim", "branching", "part_rows", "text_bytes")
+    flags = [text for name in options for text in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, float]:
+    """Run one step in this process; its peaks in MB."""
+    config = settings(args, args.folder)
+    if stage in ("weights", "sample"):
+        tokens = plan(config).step("prepare", "generalist").manifest["tokens"]
+        config = settings(args, args.folder, budget_tokens=tokens // 2)
+    step = plan(config).step(stage, corpus)
+    started = time.monotonic()
+    with own_ray(), Engine(config.engine) as engine, sampled_workers() as peak:
+        step.run(engine)
+        seconds = time.monotonic() - started
+        # The engine counts reducers and maps; the kernel's high-water mark of each worker has the mappers of a shuffle too.
+        worker = max(engine.usage.peak_rss_bytes, peak["VmHWM"])
+    driver = high_water(os.getpid())["VmHWM"]
+    return {"worker": worker / 1e6, "anonymous": peak["RssAnon"] / 1e6, "driver": driver / 1e6, "seconds": seconds}
+
+
+@contextmanager
+def sampled_workers() -> Iterator[dict[str, int]]:
+    """The largest values, in bytes, that any worker of this process's Ray was seen with."""
+    peak = {"VmHWM": 0, "RssAnon": 0}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(_SAMPLE_EVERY_S):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error, OSError):
+                    if process.name().startswith("ray::"):
+                        for name, value in high_water(process.pid).items():
+                            peak[name] = max(peak[name], value)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def high_water(pid: int) -> dict[str, int]:
+    with open(f"/proc/{pid}/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return {name: int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon")}
+
+
+def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int = 1) -> Config:
+    # Never read, but digested: the same bytes would be the same corpus.
+    source = {corpus: os.path.join(workdir, f"{corpus}.jsonl") for corpus in ("generalist", "few")}
+    for corpus, path in source.items():
+        if not os.path.exists(path):
+            with open(path, "w") as file:
+                file.write(f'"{corpus}"\n')
+    return parse_config(
+        {
+            "workdir": workdir,
+            "generalist": {"paths": [source["generalist"]]},
+            "specialists": {"few": {"paths": [source["few"]]}},
+            "embed": {"model": "lsi", "dim": args.dim},
+            "cluster": {"branching": args.branching, "depth": 2},
+            "weights": {"estimator": "natural", "bootstrap": 0},
+            # So that the smallest corpus fills shards too: what is bounded by a shard must not look as if it grew.
+            "sample": {"budget_tokens": budget_tokens, "shard_bytes": 16 << 20},
+        }
+    )
+
+
+def write_corpora(args: argparse.Namespace, config: Config, num_rows: int) -> None:
+    """What prepare and embed would have left of both corpora."""
+    run = plan(config)
+    rng = np.random.default_rng(0)
+    topic_TD = rng.standard_normal((_TOPICS, args.dim), dtype=np.float32)
+    # Random letters of a small alphabet: zstd takes about half off, as of text.
+    letters = rng.choice(np.frombuffer(b"etaoinshrdlu    ", np.uint8), args.part_rows * args.text_bytes + 4096)
+    for corpus, rows in (("generalist", num_rows), ("few", _SPECIALIST_ROWS)):
+        prepared, embedded = run.step("prepare", corpus), run.step("embed", corpus)
+        parts = []
+        for number, first in enumerate(range(0, rows, args.part_rows)):
+            name, num = f"part-00000-{number:05d}", min(args.part_rows, rows - first)
+            key_N = keyed_hash(np.arange(first, first + num, dtype=np.uint64), seed=0, purpose=corpus)
+            windows = {
+                "key": key_N,
+                "doc_id": [f"{corpus}-{row}" for row in range(first, first + num)],
+                "window": np.zeros(num, np.int32),
+                "text": texts(letters[number % 4096 :], num, args.text_bytes),
+                "tokens": np.full(num, _TOKENS, np.int32),
+                "source": ["synthetic"] * num,
+                "metadata": ["{}"] * num,
+            }
+            facts = {"rows": num, "tokens": num * _TOKENS, "text_bytes": num * args.text_bytes}
+            prepared.folder.write_table(f"{name}.parquet", pa.table(windows), WINDOWS, facts)
+            x_ND = topic_TD[rng.integers(_TOPICS, size=num)] + rng.standard_normal((num, args.dim), dtype=np.float32)
+            x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float16).ravel()), args.dim)
+            table = pa.table({"key": key_N, "valid": np.ones(num, bool), "vector": vectors})
+            options: dict[str, Any] = {"compression": "none", "use_dictionary": ["key"]}
+            embedded.folder.write_table(f"{name}.parquet", table, embeddings_schema(args.dim), facts, **options)
+            parts.append({"name": name, **facts})
+        finish(prepared, {"windows": rows, "tokens": rows * _TOKENS, "text_bytes": rows * args.text_bytes, "parts": parts})
+        finish(embedded, {"windows": rows, "invalid": 0, "dim": args.dim, "hardware": [], "parts": parts})
+
+
+def texts(letters: np.ndarray, num: int, num_bytes: int) -> pa.Array:
+    offset = np.arange(num + 1, dtype=np.int32) * num_bytes
+    return pa.StringArray.from_buffers(num, pa.py_buffer(offset), pa.py_buffer(np.ascontiguousarray(letters[: num * num_bytes])))
+
+
+def finish(step: Step, body: dict[str, Any]) -> None:
+    step.folder.write_json(MANIFEST, {"fingerprint": step.fingerprint, "identity": step.identity, **body})
+
+
+if __name__ == "__main__":
+    main()
