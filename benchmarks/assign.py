@@ -6,12 +6,10 @@ The tree's centroids and the rows are random unit vectors, made the same each ti
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import faiss
 import numpy as np
+from corpus import interleaved, print_head, print_row
 from threadpoolctl import threadpool_limits
 
 from pipeline.kmeans import KMeansFit
@@ -59,28 +57,21 @@ def main() -> None:
             np.matmul(x_ND, child_DK, out=out_NK)
             np.matmul(x_ND, child_DK, out=out_NK)
 
-    contenders: dict[str, tuple[Callable[[], object], int]] = {
-        "descend": (lambda: tree.descend(x_ND, threads=args.threads), args.rows),
-        "descend float16": (lambda: tree.descend(x16_ND, threads=args.threads), args.rows),
-        "faiss": (lambda: index.search(some_ND, 1), args.faiss_rows),
-        "sgemm": (sgemm_twice, args.rows),
+    works = {
+        "descend": lambda: tree.descend(x_ND, threads=args.threads),
+        "descend float16": lambda: tree.descend(x16_ND, threads=args.threads),
+        "faiss": lambda: index.search(some_ND, 1),
+        "sgemm": sgemm_twice,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(args.repeats + 1):  # interleaved, so that a busy machine slows all of them; the first warms up
-        for name, (work, _) in contenders.items():
-            start = time.perf_counter()
-            work()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    rate = {name: num / statistics.median(seconds[name]) for name, (_, num) in contenders.items()}
+    interleaved(1, *works.values())  # warms up
+    seconds = dict(zip(works, interleaved(args.repeats, *works.values()), strict=True))
+    rate = {name: (args.faiss_rows if name == "faiss" else args.rows) / taken for name, taken in seconds.items()}
 
     shape = f"{args.branching} x {args.branching} tree"
-    print(f"{args.rows} rows, D = {args.dim}, {shape}, {args.threads} threads; median of {args.repeats}")
-    print(f"{'windows/s':<42}{'ours':>10}{'rival':>12}{'ratio':>8}  target")
+    print_head(f"windows/s of {args.rows} rows, D = {args.dim}, {shape}, {args.threads} threads, median of {args.repeats}")
     for ours in ("descend", "descend float16"):
-        for rival, what, target in (("faiss", "faiss exact search", 8.0), ("sgemm", "sgemm of the same flops", 0.4)):
-            row = f"{ours} / {what}"
-            print(f"{row:<42}{rate[ours]:>10.0f}{rate[rival]:>12.0f}{rate[ours] / rate[rival]:>8.2f}  >= {target}")
+        print_row(f"{ours} / faiss exact search", rate[ours], rate["faiss"], ">= 8")
+        print_row(f"{ours} / sgemm of the same flops", rate[ours], rate["sgemm"], ">= 0.4")
     print(f"descend runs at {rate['descend'] * 4e-9 * args.dim * args.branching:.1f} GFLOP/s")
 
 

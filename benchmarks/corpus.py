@@ -54,10 +54,10 @@ def interleaved(repeats: int, *works: Callable[[], Any]) -> list[float]:
     return [statistics.median(taken) for taken in seconds]
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what the work returned."""
+def timed(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[float, Any]:
+    """Seconds, and what the function returned."""
     started = time.perf_counter()
-    result = work()
+    result = function(*args, **options)
     return time.perf_counter() - started, result
 
 

@@ -7,19 +7,12 @@ rival, ours, rival, so that another process on the machine slows both.
 """
 
 import argparse
-import io
-import itertools
-import json
-import os
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-import zstandard
-from tokenizers import Tokenizer
+from corpus import interleaved, print_head, print_row, read_windows
 
 from pipeline import embedders
 from pipeline.config import Embed
@@ -38,27 +31,24 @@ def main() -> None:
     parser.add_argument("--static-folder", help="keep the distilled table here, and use it again")
     args = parser.parse_args()
     cfg = Embed(model=args.model, batch_size=args.batch_size)
-    windows = read_windows(cfg, args.rows * 16, args.tokens)
+    windows = read_windows(embedders.tokenizer_file(cfg), args.rows * 16, args.tokens)
     rows = windows[: args.rows]
-    print(f"{len(rows)} windows of at most {args.tokens} tokens, {args.threads} threads, median of {args.runs} interleaved runs")
 
     model = embedders.load(cfg, None, threads=args.threads)
-    print(f"{model.hardware['device']}, precision auto is {model.hardware['precision']}\n")
-    print(f"{'what':<44}{'ours':>10}{'rival':>10}{'ratio':>8}{'target':>8}")
-    bare = sentence_transformer(cfg, model.hardware["precision"])
+    print(f"{model.hardware['device']}, precision auto is {model.hardware['precision']}")
+    print_head(f"{len(rows)} windows of at most {args.tokens} tokens, {args.threads} threads, median of {args.runs}")
+    bare = sentence_transformer(cfg, model.hardware["precision"], args.threads)
     ours_s, bare_s = interleaved(args.runs, lambda: model.encode(rows), lambda: bare(rows))
-    report("windows/s, against bare SentenceTransformer", len(rows) / ours_s, len(rows) / bare_s, 0.95)
+    print_row("windows/s / bare SentenceTransformer", len(rows) / ours_s, len(rows) / bare_s, ">= 0.95")
 
     fp32 = embedders.load(cfg.model_copy(update={"precision": "fp32"}), None, threads=args.threads)
     half = embedders.load(cfg.model_copy(update={"precision": "bf16"}), None, threads=args.threads)
-    few = (
-        rows[:32] if processor_has_bf16() or model.hardware["precision"] != "fp32" else rows[:4]
-    )  # emulation takes seconds a window
+    native = processor_has_bf16() or model.hardware["precision"] != "fp32"
+    few = rows[:32] if native else rows[:4]  # emulation takes seconds a window
     half_s, fp32_s = interleaved(args.runs, lambda: half.encode(few), lambda: fp32.encode(few))
     cosine = float((half.encode(few) * fp32.encode(few)).sum(axis=1).min())
-    if model.hardware["precision"] == "fp32" and not processor_has_bf16():
-        print("precision auto against fp32: not on this processor, which has no bf16; auto is fp32. Emulated bf16 would be:")
-    report(f"windows/s, bf16 against fp32 (cosine >= {cosine:.5f})", len(few) / half_s, len(few) / fp32_s, 1.0)
+    target = ">= 1.8, cosine >= 0.999" if native else "none: emulated, this processor has no bf16 and auto is fp32"
+    print_row(f"windows/s, bf16 / fp32 (cosine >= {cosine:.5f})", len(few) / half_s, len(few) / fp32_s, target)
 
     static_cfg = Embed(model=f"static:{args.model}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,30 +60,10 @@ def main() -> None:
         # A fresh embedder for each run: no word is known to it beforehand.
         fresh = [embedders.load(static_cfg, folder, threads=args.threads) for _ in range(args.runs)]
     static_s, model_s = interleaved(args.runs, lambda: fresh.pop().encode(windows), lambda: model.encode(rows))
-    report(f"windows/s, static against {args.model.split(':')[-1]}", len(windows) / static_s, len(rows) / model_s, 50)
+    print_row(f"windows/s, static / {args.model.split(':')[-1]}", len(windows) / static_s, len(rows) / model_s, ">= 50")
 
 
-def read_windows(cfg: Embed, num_windows: int, tokens: int) -> list[str]:
-    """The first windows of the corpus, cut as `prepare` cuts: at most `tokens`, none dropped."""
-    path = os.path.join(os.environ.get("CRISPWRAP_CORPORA", "../shared/corpora"), "generalist.jsonl.zst")
-    if not os.path.isfile(path):
-        sys.exit(f"no corpus: {path} is absent; set CRISPWRAP_CORPORA to the folder that holds generalist.jsonl.zst")
-    tokenizer = Tokenizer.from_file(embedders.tokenizer_file(cfg))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    windows: list[str] = []
-    with open(path, "rb") as file:
-        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
-            text = json.loads(line)["text"]
-            offsets = tokenizer.encode(text, add_special_tokens=False).offsets
-            cuts = [0, *(offsets[token][0] for token in range(tokens, len(offsets), tokens)), len(text)]
-            windows += [text[start:stop] for start, stop in itertools.pairwise(cuts)]
-            if len(windows) >= num_windows:
-                break
-    return windows[:num_windows]
-
-
-def sentence_transformer(cfg: Embed, precision: str) -> Callable[[list[str]], Any]:
+def sentence_transformer(cfg: Embed, precision: str, threads: int) -> Callable[[list[str]], Any]:
     """The rival: the library's own encode, as its documentation has it, at the same precision."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -101,7 +71,8 @@ def sentence_transformer(cfg: Embed, precision: str) -> Callable[[list[str]], An
     from pipeline.embedders.source import model_folder
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    model = SentenceTransformer(model_folder(cfg))
+    torch.set_num_threads(threads)
+    model = SentenceTransformer(model_folder(cfg)).float()
     model.max_seq_length = cfg.max_tokens
     on_cpu = model.device.type == "cpu"
     if not on_cpu:
@@ -112,21 +83,6 @@ def sentence_transformer(cfg: Embed, precision: str) -> Callable[[list[str]], An
             return model.encode(texts, batch_size=cfg.batch_size, normalize_embeddings=True, show_progress_bar=False)
 
     return encode
-
-
-def interleaved(runs: int, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of each, run in turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(runs):
-        for run, taken in zip((first, second), seconds, strict=True):
-            started = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - started)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
-def report(what: str, ours: float, rival: float, target: float) -> None:
-    print(f"{what:<44}{ours:>10.1f}{rival:>10.1f}{ours / rival:>8.2f}{target:>8.2f}", flush=True)
 
 
 if __name__ == "__main__":

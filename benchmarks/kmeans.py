@@ -7,47 +7,39 @@ runs of 1,500 characters, LSI to `--dim`, unit length. They are kept in the syst
 """
 
 import argparse
-import io
-import os
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import orjson
-import zstandard
+from corpus import corpus_file, print_head, print_row, read_texts, timed
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
+from pipeline.config import Cluster
 from pipeline.kmeans import fit_kmeans
 from pipeline.tree import fit_tree
 
 CHARACTERS = 1500  # of a run of text; shorter rests are left out
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    with path.open("rb") as raw:
-        for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)):
-            text = orjson.loads(line)["text"]
-            yield from (text[start : start + CHARACTERS] for start in range(0, len(text) - CHARACTERS + 1, CHARACTERS))
+def read_runs() -> Iterator[str]:
+    """Runs of so many characters of the documents, in order."""
+    for text in read_texts():
+        yield from (text[start : start + CHARACTERS] for start in range(0, len(text) - CHARACTERS + 1, CHARACTERS))
 
 
 def make_vectors(num: int, dim: int) -> np.ndarray:
     """(num, dim) unit vectors of real text, from the file that an earlier run left or from the corpus."""
-    path = Path(os.environ.get("CRISPWRAP_CORPORA", "../shared/corpora")) / "generalist.jsonl.zst"
     kept = Path(tempfile.gettempdir()) / f"crispwrap-lsi-{num}-{dim}.npy"
     if kept.exists():
         return np.load(kept)
-    if not path.exists():
-        sys.exit(f"no corpus at {path}: name its folder in CRISPWRAP_CORPORA, or pass --vectors FILE.npy; nothing was measured")
-    print(f"making vectors of {path}, a minute or two", flush=True)
-    texts = list(islice(read_texts(path), num))
+    print(f"making vectors of {corpus_file()}, a minute or two", flush=True)
+    texts = list(islice(read_runs(), num))
     counts = HashingVectorizer(
         n_features=1 << 15, alternate_sign=False, stop_words="english", norm=None, dtype=np.float32
     ).transform(texts)
@@ -76,44 +68,29 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     objective: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(args.repeats):  # interleaved, so that a busy machine slows all of them
-        start = time.perf_counter()
-        fit = fit_kmeans(x_ND, k=k, key_N=key_N, seed=seed, threads=args.threads)
-        seconds["ours"].append(time.perf_counter() - start)
+        taken, fit = timed(fit_kmeans, x_ND, k=k, key_N=key_N, seed=seed, threads=args.threads)
+        seconds["ours"].append(taken)
         objective["ours"].append(fit.objective)
 
-        start = time.perf_counter()
         with threadpool_limits(args.threads):
-            rival = KMeans(k, init="k-means++", n_init=1, random_state=seed).fit(x_ND)
-        seconds["scikit-learn"].append(time.perf_counter() - start)
+            taken, rival = timed(KMeans(k, init="k-means++", n_init=1, random_state=seed).fit, x_ND)
+        seconds["scikit-learn"].append(taken)
         objective["scikit-learn"].append(float(rival.inertia_))
 
-        start = time.perf_counter()
-        tree = fit_tree(
-            x_ND,
-            key_N,
-            branching=args.branching,
-            depth=2,
-            fit_windows=len(x_ND),
-            steps=20,
-            balance=1.5,
-            min_windows=32,
-            seed=seed,
-            threads=args.threads,
-        )
-        seconds["tree"].append(time.perf_counter() - start)
+        settings = Cluster(branching=args.branching, depth=2, fit_windows=len(x_ND)).identity()
+        taken, tree = timed(fit_tree, x_ND, key_N, **settings, seed=seed, threads=args.threads)
+        seconds["tree"].append(taken)
         objective["tree"].append(float(tree.descend(x_ND)[1].sum(dtype=np.float64)))
         print(f"seed {seed}: {fit.steps} steps against {rival.n_iter_}; tree of {tree.num_leaves} leaves", flush=True)
 
-    print(f"{len(x_ND)} rows, D = {x_ND.shape[1]}, k = {k}, {args.threads} threads; median of {args.repeats}")
-    print(f"{'':<36}{'ours':>12}{'rival':>12}{'ratio':>8}  target")
+    print_head(f"{len(x_ND)} rows, D = {x_ND.shape[1]}, k = {k}, {args.threads} threads, median of {args.repeats}")
     for what, values, ours, other, target in (
-        ("objective / scikit-learn", objective, "ours", "scikit-learn", 1.01),
-        ("seconds / scikit-learn", seconds, "ours", "scikit-learn", 1.0),
-        ("objective of tree / flat", objective, "tree", "ours", 1.10),
-        ("seconds of tree / flat", seconds, "tree", "ours", None),
+        ("objective / scikit-learn", objective, "ours", "scikit-learn", "<= 1.01"),
+        ("seconds / scikit-learn", seconds, "ours", "scikit-learn", "<= 1"),
+        ("objective of tree / flat", objective, "tree", "ours", "<= 1.10"),
+        ("seconds of tree / flat", seconds, "tree", "ours", ""),
     ):
-        a, b = statistics.median(values[ours]), statistics.median(values[other])
-        print(f"{what:<36}{a:>12.5g}{b:>12.5g}{a / b:>8.3f}  {'' if target is None else f'<= {target}'}")
+        print_row(what, statistics.median(values[ours]), statistics.median(values[other]), target)
 
 
 if __name__ == "__main__":

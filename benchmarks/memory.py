@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,11 @@ import pyarrow as pa
 from corpus import own_ray
 
 from pipeline.config import Config, parse_config
+from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
 from pipeline.hashing import keyed_hash
 from pipeline.run import plan
 from pipeline.step import Step
-from pipeline.storage import MANIFEST
 from pipeline.tables import WINDOWS, embeddings_schema
 
 MEASURED = ("cluster", "assign", "sample")
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--branching", type=int, default=64)
     parser.add_argument("--part-rows", type=int, default=8192)
-    parser.add_argument("--text-bytes", type=int, default=1024, help="of a window")
+    parser.add_argument("--text-bytes", type=int, default=2048, help="of a window; enough that the smallest corpus fills a mapper")
     parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
     parser.add_argument("--step", help=argparse.SUPPRESS)  # a child: this step of the corpus in --folder
     args = parser.parse_args()
@@ -82,7 +83,7 @@ def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, flo
     config = settings(args, args.folder)
     if stage in ("weights", "sample"):
         tokens = plan(config).step("prepare", "generalist").manifest["tokens"]
-        config = settings(args, args.folder, budget_tokens=tokens // 2)
+        config = settings(args, args.folder, budget_tokens=tokens)
     step = plan(config).step(stage, corpus)
     started = time.monotonic()
     with own_ray(), Engine(config.engine) as engine, sampled_workers() as peak:
@@ -103,7 +104,7 @@ def sampled_workers() -> Iterator[dict[str, int]]:
     def watch() -> None:
         while not stop.wait(_SAMPLE_EVERY_S):
             for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error, OSError):
+                with suppress(psutil.Error, OSError, KeyError):  # it may end meanwhile
                     if process.name().startswith("ray::"):
                         for name, value in high_water(process.pid).items():
                             peak[name] = max(peak[name], value)
@@ -185,7 +186,8 @@ def texts(letters: np.ndarray, num: int, num_bytes: int) -> pa.Array:
 
 
 def finish(step: Step, body: dict[str, Any]) -> None:
-    step.folder.write_json(MANIFEST, {"fingerprint": step.fingerprint, "identity": step.identity, **body})
+    """Call a step done whose parts are there."""
+    replace(step, work=lambda _engine, _folder: body).run(Engine(EngineSettings()))
 
 
 if __name__ == "__main__":

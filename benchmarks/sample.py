@@ -66,12 +66,12 @@ def main() -> None:
                     step.run(engine)
         stage_s, rival_s, parts_s = [], [], []
         for _ in range(args.repeats):
+            run = plan(config)
             with TimedEngine(config) as engine:
-                run = plan(config)
-                stage_s.append(timed(lambda: sample_again(run, engine))[0])
+                stage_s.append(timed(sample_again, run, engine)[0])
                 parts_s.append(engine.seconds)
-            files = [run.step("sample").folder.file(shard["name"]) for shard in run.step("sample").manifest["shards"]]
-            rival_s.append(timed(lambda: rewrite(files, f"{workdir}/rewritten"))[0])
+            files = shard_files(run)
+            rival_s.append(timed(rewrite, files, f"{workdir}/rewritten")[0])
         text_mb = drawn_text_bytes(files) / 1e6
 
     ours, rival = statistics.median(stage_s), statistics.median(rival_s)
@@ -101,6 +101,11 @@ def sample_again(run: Run, engine: Engine) -> None:
     step = run.step("sample")
     shutil.rmtree(step.folder.path, ignore_errors=True)
     step.run(engine)
+
+
+def shard_files(run: Run) -> list[str]:
+    step = run.step("sample")
+    return [step.folder.file(shard["name"]) for shard in step.manifest["shards"]]
 
 
 def rewrite(files: list[str], folder: str) -> None:

@@ -12,12 +12,14 @@ import tempfile
 import time
 
 from corpus import SPECIALIST, corpus_file, interleaved, own_ray, print_head, print_row, timed
+from embed import sentence_transformer
 
 from pipeline.config import Config, parse_config
-from pipeline.embedders.source import model_folder
 from pipeline.engine import Engine
 from pipeline.run import Run, plan
 from pipeline.step import part_names
+
+CORES = os.cpu_count() or 1
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
         # Small parts, so that each worker gets one and loads the model.
         small = config.model_copy(
             update={
-                "generalist": config.generalist.model_copy(update={"limit": 4 * os.cpu_count()}),
+                "generalist": config.generalist.model_copy(update={"limit": 4 * CORES}),
                 "prepare": config.prepare.model_copy(update={"part_documents": 1}),
             }
         )
@@ -43,10 +45,10 @@ def main() -> None:
             for run in (plan(small), plan(config)):
                 run.step("prepare", "generalist").run(engine)
             prepare_s = time.perf_counter() - started
-            load_s, _ = timed(lambda: plan(small).step("embed", "generalist").run(engine))
+            load_s, _ = timed(plan(small).step("embed", "generalist").run, engine)
             run = plan(config)
             windows = read_prepared(run)
-            rival = bare_encode(config)
+            rival = sentence_transformer(config.embed, "fp32", CORES)
             rival(windows[:32])
             ours_s, rival_s = interleaved(args.repeats, lambda: embed_again(run, engine), lambda: rival(windows))
 
@@ -80,20 +82,6 @@ def embed_again(run: Run, engine: Engine) -> None:
     step = run.step("embed", "generalist")
     shutil.rmtree(step.folder.path, ignore_errors=True)
     step.run(engine)
-
-
-def bare_encode(config: Config):
-    """The library's own encode, as its documentation has it, with a thread a core."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    torch.set_num_threads(os.cpu_count())
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    model = SentenceTransformer(model_folder(config.embed), device="cpu").float()
-    model.max_seq_length = config.embed.max_tokens
-    return lambda texts: model.encode(
-        texts, batch_size=config.embed.batch_size, normalize_embeddings=True, show_progress_bar=False
-    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from pipeline.errors import ConfigError
 
 NATURAL = "natural"  # the name under which the natural share appears beside the specialists
+GENERALIST = "generalist"  # the name of the large corpus among the corpora of a run
 _EXECUTION: JsonDict = {"identity": False}
 Execution = Field(json_schema_extra=_EXECUTION)
 
@@ -36,7 +37,7 @@ class Corpus(Section):
     paths: Annotated[list[str], Field(min_length=1, description="files or globs, local or any fsspec URL; pydocs://"), Execution]
     text_key: str = Field("text", description="column of the text")
     id_key: str | None = Field("id", description="column of the id; null: documents are numbered by file and row")
-    limit: int | None = Field(None, ge=1, description="documents read of each file, for a first look; null: all")
+    limit: int | None = Field(None, ge=1, description="rows read of each file, for a first look; null: all")
 
 
 class Generalist(Corpus):
@@ -106,10 +107,19 @@ class Weights(Section):
     bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
 
 
+def _whole(value: Any) -> Any:
+    """2e9 as well as 2_000_000_000: YAML takes the first for text."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return int(number) if isinstance(number, float) and number.is_integer() else value
+
+
 class Sample(Section):
     """What is drawn and how it is written."""
 
-    budget_tokens: int = Field(ge=1, description="tokens of the new corpus")
+    budget_tokens: Annotated[int, BeforeValidator(_whole), Field(ge=1, description="tokens of the new corpus")]
     draw: Literal["rounded", "multinomial"] = Field(
         "rounded", description="rounded: floor or ceil of the expected copies; multinomial: with replacement, as in the paper"
     )
@@ -153,9 +163,12 @@ class Config(Section):
     @classmethod
     def _names(cls, specialists: dict[str, Specialist]) -> dict[str, Specialist]:
         for name in specialists:
-            if name == NATURAL or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"{name!r} cannot name a specialist: use letters, digits, - and _, and not {NATURAL!r}")
-        return specialists
+            if name in (NATURAL, GENERALIST) or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"{name!r} cannot name a specialist: use letters, digits, - and _, and neither natural nor generalist"
+                )
+        # By name: the order in the file must not decide who a copy is drawn for.
+        return dict(sorted(specialists.items()))
 
     @model_validator(mode="after")
     def _pooling(self) -> "Config":
@@ -192,8 +205,9 @@ def parse_config(raw: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(item) for item in error.errors()))
-        raise ConfigError("; ".join(lines)) from error
+        # One line a setting: a union reports each of its alternatives.
+        lines = {_location(item): _explain(item) for item in reversed(error.errors())}
+        raise ConfigError("; ".join(reversed(lines.values()))) from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -216,7 +230,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _explain(item: Any) -> str:
     """One line for one of pydantic's errors: the setting, the rule, the value, the mend."""
-    location = [str(step) for step in item["loc"] if not str(step).startswith(("literal[", "constrained-", "float"))]
+    location = _location(item)
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = _known_keys(item["loc"][:-1])
@@ -229,6 +243,12 @@ def _explain(item: Any) -> str:
     if not name:
         return message
     return f"{name}: {message[:1].lower()}{message[1:]}, got {item['input']!r}"
+
+
+def _location(item: Any) -> tuple[str, ...]:
+    """The setting that one of pydantic's errors is about, without the alternatives of a union."""
+    steps = (str(step) for step in item["loc"])
+    return tuple(step for step in steps if step != "float" and not step.startswith(("literal[", "constrained-")))
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -80,6 +80,15 @@ class Engine:
         nodes = [node["Resources"].get("CPU", 1) for node in self._start().nodes() if node["Alive"]]
         return max(1, min(self.num_workers // max(1, num_tasks), int(max(nodes))))
 
+    def _slots(self, num_gpus: float) -> int:
+        """Tasks that can run at once; where GPUs are asked for and none is there yet, one, for which an autoscaler brings one."""
+        if not num_gpus:
+            return self.num_workers
+        held = self.num_gpus
+        if 0 < held < num_gpus:
+            raise ConfigError(f"engine.gpus_per_worker {num_gpus:g} is more than the {held:g} GPUs of the cluster; set it lower")
+        return max(1, int(held / num_gpus))
+
     def map(
         self,
         function: Callable[..., Any],
@@ -103,8 +112,7 @@ class Engine:
         ray = self._start()
         shared_refs = [ray.put(value) for value in shared]
         task = self._remote(_run, num_gpus=num_gpus)
-        slots = int(ray.cluster_resources().get("GPU", 0) / num_gpus) if num_gpus else self.num_workers
-        limit = max(1, slots) * (1 if self.settings.workers else 1 + _QUEUED_PER_SLOT)
+        limit = self.settings.workers or self._slots(num_gpus) * (1 + _QUEUED_PER_SLOT)
         waiting = iter(enumerate(items))
         running: dict[Any, int] = {}
 

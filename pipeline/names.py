@@ -11,7 +11,7 @@ import numpy as np
 _WORD = r"(?u)\b[^\W\d_]{3,}\b"
 
 
-def cluster_terms(texts: Mapping[int, Sequence[str]], num_terms: int = 5) -> dict[int, str]:
+def cluster_terms(texts: Mapping[int, Sequence[str]], num_terms: int = 4) -> dict[int, str]:
     """For each cluster its most telling words, best first, joined by spaces; ties go to the first in the alphabet.
 
     The weight of a word in a cluster is its frequency there times log(1 + words of a mean cluster / frequency over all clusters).

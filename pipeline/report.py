@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config import NATURAL
 from pipeline.engine import Usage
 from pipeline.step import Step
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from pipeline.run import Run
 
 # A log has no width: there, lines are as long as tables like.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 130)
 
 _MOVERS = 6  # clusters and sources shown at each end
-_HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_share", "clipped_mass", "deficit_share")
+_HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_windows", "clipped_mass", "deficit_share")
+_SHARE_OFF = 0.02  # said, when a share of the mixture is this far from what was asked
 _OF_SPECIALIST = ("kl_generalist", "kl_output", "effective_leaves", "without_text")
 
 
@@ -57,9 +59,10 @@ def summary(run: "Run", until: str) -> Iterator[RenderableType]:
     yield from (Text(sentence) for sentence in shares.verdict())
     if until == "sample":
         manifest = run.step("sample").manifest
+        yield from _realised(run, manifest)
         yield Text(
             f"{manifest['rows']:,} windows, {manifest['tokens']:,} tokens (asked for {manifest['budget_tokens']:,}) "
-            f"in {len(manifest['shards'])} shards: {run.shards.url}"
+            f"in {len(manifest['shards'])} shard{'s' if len(manifest['shards']) > 1 else ''}: {run.shards.url}"
         )
 
 
@@ -113,6 +116,29 @@ class _Shares:
             )
 
 
+def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
+    """How much is repeated, and whose share the cap on repeats changed."""
+    facts = run.step("weights").folder.read_table("diagnostics.parquet").to_pylist()
+    value = {fact["name"]: fact["value"] for fact in facts if not fact["specialist"]}
+    yield Text(
+        f"{_percent(value['unique_share'])} of its tokens are not repeats; no cluster is passed over more than "
+        f"{value['epochs_max']:.2f} times."
+    )
+    drawn: dict[str, int] = manifest["tokens_by_specialist"]
+    natural, total = run.config.weights.natural_share, max(1, manifest["tokens"])
+    shares = {name: specialist.share for name, specialist in run.config.specialists.items()}
+    asked = {name: (1 - natural) * share / sum(shares.values()) for name, share in shares.items()} | {NATURAL: natural}
+    off = [name for name, share in asked.items() if abs(drawn.get(name, 0) / total - share) > _SHARE_OFF]
+    if off and value["clipped_mass"] > 0:
+        said = ", ".join(f"{name} {_percent(drawn.get(name, 0) / total)} instead of {_percent(asked[name])}" for name in asked)
+        yield Text(
+            f"The cap on repeats moved {_percent(value['clipped_mass'])} of the budget to other clusters, and so shares of the "
+            f"mixture: {said}. More generalist text like the sample, a smaller budget or a higher weights.max_epochs keeps them."
+        )
+    if not manifest["rows"]:
+        yield Text("Nothing was drawn: sample.budget_tokens is less than half a window.")
+
+
 def _table(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
     table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
     for heading in headings:
@@ -144,7 +170,12 @@ def _sources(run: "Run") -> Iterator[RenderableType]:
         rows = rows[:_MOVERS] + rows[-_MOVERS:]
     table = _table("Sources that moved most (share of tokens)", ["source", "generalist", "new corpus", "change"], left=("source",))
     for name, before, after in rows:
-        table.add_row(name, _percent(before), _percent(after), f"{after / before:.2f}×" if before else "")
+        table.add_row(
+            "".join(c if c.isprintable() else "?" for c in name),
+            _percent(before),
+            _percent(after),
+            f"{after / before:.2f}×" if before else "",
+        )
     yield table
 
 

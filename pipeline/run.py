@@ -9,9 +9,9 @@ from typing import Any
 from loguru import logger
 
 from pipeline import embedders
-from pipeline.config import Config
+from pipeline.config import GENERALIST, Config, parse_config
 from pipeline.engine import Engine, Usage
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError
 from pipeline.identity import differences
 from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
@@ -23,7 +23,6 @@ from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step
 from pipeline.storage import MANIFEST, Folder
 
-GENERALIST = "generalist"
 # A job runs its stage and whatever is missing before it.
 STAGES = ("prepare", "embed", "cluster", "weights", "sample")
 
@@ -47,12 +46,13 @@ class Run:
         return self.workdir.child("shards")
 
 
-def plan(config: Config) -> Run:
+def plan(config: Config | Mapping[str, Any]) -> Run:
     """The steps of a config with their fingerprints; reads no more than the digests of its input files.
 
     Raises:
         UserError: a mistake in config or input that can be found without running.
     """
+    config = config if isinstance(config, Config) else parse_config(dict(config))
     _refuse_lost_workdir(config.workdir)
     workdir = Folder(config.workdir)
     config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
@@ -76,6 +76,17 @@ def plan(config: Config) -> Run:
     return Run(config, workdir, steps)
 
 
+def _check_budget(config: Config, prepared: Step) -> None:
+    """Refuse a budget that no mixture can meet before hours of embedding; the plan refuses the rest, once it knows the clusters."""
+    most = int(config.weights.max_epochs * prepared.manifest["tokens"])
+    if config.weights.overflow == "spread" and config.sample.budget_tokens > most:
+        raise ConfigError(
+            f"sample.budget_tokens {config.sample.budget_tokens:,} is more than weights.max_epochs {config.weights.max_epochs:g} "
+            f"allows: the generalist corpus holds {prepared.manifest['tokens']:,} tokens, so at most {most:,} can be had; lower "
+            "the budget, raise weights.max_epochs, set weights.overflow: leave, or add generalist text"
+        )
+
+
 def _refuse_lost_workdir(workdir: str) -> None:
     """Under `ray job submit` the working directory is a copy that Ray deletes."""
     if "://" not in workdir and not os.path.isabs(workdir) and "working_dir_files" in os.getcwd():
@@ -92,9 +103,8 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
         UserError: a mistake in config or input.
         RunError: the run failed; finished parts are kept, and running again goes on from them.
     """
-    if not isinstance(config, Config):
-        config = Config.model_validate(config)
     run = plan(config)
+    config = run.config
     steps = _steps_until(run, until)
     with Engine(config.engine) as engine:
         for step in steps:
@@ -109,6 +119,8 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
             usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
             step.folder.write_json(USAGE, usage)
             logger.info(stage_line(step, engine.usage, seconds))
+            if step is run.step("prepare", GENERALIST):
+                _check_budget(config, step)
     if until == "sample":
         sampled = run.step("sample")
         if not published(sampled, run.shards):
@@ -163,9 +175,8 @@ def _nearest_other(step: Step) -> tuple[Folder, list[str]] | None:
     others = []
     for name in stage_folder.names():
         folder = stage_folder.child(name)
-        try:
-            manifest = folder.read_json(MANIFEST)
-        except (StorageError, ValueError):
+        manifest = folder.read_json(MANIFEST)
+        if manifest is None:
             continue  # unfinished
         if manifest.get("corpus", "") == step.corpus and manifest["fingerprint"] != step.fingerprint:
             others.append((folder, differences(manifest["identity"], step.identity)))

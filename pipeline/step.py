@@ -59,7 +59,8 @@ class Step:
     @property
     def done(self) -> bool:
         """Whether the manifest is there, and all that it names: what was deleted since is made again."""
-        return self.folder.exists(MANIFEST) and set(self.folder.read_json(MANIFEST)["files"]) <= set(self.folder.files())
+        manifest = self.folder.read_json(MANIFEST)
+        return manifest is not None and set(manifest["files"]) <= set(self.folder.files())
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

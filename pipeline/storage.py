@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.tables import cast
 
 MANIFEST = "manifest.json"
 _TMP = ".tmp-"
+_ABANDONED_S = 3600.0  # a file is written in seconds
 _FACTS = b"crispwrap"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,7 +33,10 @@ class Folder:
     """One folder, by its fsspec URL. Cheap to make and to send to a worker."""
 
     def __init__(self, url: str) -> None:
-        self.fs, self.path = fsspec.core.url_to_fs(str(url))
+        try:
+            self.fs, self.path = fsspec.core.url_to_fs(str(url))
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{url} cannot be opened: {error}; install what it needs, or use another place") from error
         self.path = self.path.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         # Local paths are made absolute: a worker's working directory is not the driver's.
@@ -101,7 +106,13 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
+        """The value of a JSON file, or None where there is none, or a damaged one: whoever wrote it writes it again."""
+        if not self.exists(name):
+            return None
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError:
+            return None
 
     def write_table(
         self, name: str, table: pa.Table, schema: pa.Schema, facts: dict[str, Any] | None = None, **options: Any
@@ -154,11 +165,14 @@ class Folder:
             self.fs.cp_file(source, copy)
 
     def remove_temporary(self) -> None:
-        """Delete what a killed writer left behind (local folders only; a put leaves nothing)."""
-        if self.is_local and os.path.isdir(self.path):
-            for name in os.listdir(self.path):
-                if name.startswith(_TMP):
-                    os.remove(f"{self.path}/{name}")
+        """Delete what killed writers left in the folder and below (a put leaves nothing); what is fresh may be another run's."""
+        if not self.is_local:
+            return
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                path = os.path.join(folder, name)
+                if name.startswith(_TMP) and time.time() - os.path.getmtime(path) > _ABANDONED_S:
+                    os.remove(path)
 
 
 @contextmanager
@@ -173,4 +187,5 @@ def _named_failure(verb: str, path: str) -> Iterator[None]:
             raise StorageError(
                 f"cannot {verb} {path}: the disk is full; free space and run the same command again, finished parts are kept"
             ) from error
-        raise StorageError(f"cannot {verb} {path}: {error.strerror or error}") from error
+        mend = "is workdir a folder that you may write to?" if verb == "write" else "run again, what is missing will be made anew"
+        raise StorageError(f"cannot {verb} {path}: {error.strerror or error}; {mend}") from error

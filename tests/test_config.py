@@ -28,6 +28,8 @@ BASE: dict[str, Any] = {
         ("sample", {}, "setting sample.budget_tokens is missing"),
         ("specialists", {}, "specialists"),
         ("specialists.natural", {"paths": ["x"]}, "cannot name a specialist"),
+        ("specialists.generalist", {"paths": ["x"]}, "cannot name a specialist"),
+        ("sample.budget_tokens", "2.5", "sample.budget_tokens"),
         ("embed", {"model": "lsi", "pool": "mean"}, "embed.pool: mean has no meaning for lsi"),
     ],
 )
@@ -42,6 +44,17 @@ def test_a_mistake_is_named_with_its_setting_and_mend(path: str, value: Any, mes
         parse_config(raw)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_budget_may_be_written_as_a_power_of_ten() -> None:
+    assert parse_config(BASE | {"sample": {"budget_tokens": "2e9"}}).sample.budget_tokens == 2_000_000_000
+
+
+def test_the_order_of_specialists_is_not_identity() -> None:
+    names = ["b", "a", "c"]
+    for order in (names, names[::-1]):
+        raw = BASE | {"specialists": {name: {"paths": [name]} for name in order}}
+        assert list(parse_config(raw).specialists) == ["a", "b", "c"]
 
 
 def test_overrides_reach_nested_settings(tmp_path: Path) -> None:

@@ -155,7 +155,6 @@ IDENTITY_CHANGES = [
     ("weights.max_epochs", 2.0),
     ("sample.budget_tokens", 10_000),
     ("sample.draw", "multinomial"),
-    ("specialists.legal.share", 2.0),
     ("generalist.limit", 5),
 ]
 
@@ -175,6 +174,9 @@ def test_every_identity_setting_changes_a_fingerprint_and_execution_settings_non
         fingerprint = last(changed)
         assert fingerprint not in seen, f"{path} is not in the identity"
         seen.add(fingerprint)
+    embeds = pipeline.plan(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}}))
+    reseeded = pipeline.plan(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}, "seed": 5}))
+    assert embeds.step("embed", "generalist").fingerprint == reseeded.step("embed", "generalist").fingerprint
     for execution in ({"engine": {"workers": 7, "attempts": 9}}, {"max_bad_fraction": 0.5}, {"workdir": topics["workdir"] + "x"}):
         assert last(copy.deepcopy(topics) | execution) in seen
 
@@ -245,6 +247,25 @@ def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: 
     assert found["natural"] / total == pytest.approx(0.2, abs=0.05)
     assert found["legal"] / total == pytest.approx(0.2, abs=0.05)
     assert found["kitchen"] / total == pytest.approx(0.6, abs=0.05)
+
+
+def test_names_from_the_input_are_shown_as_they_are(
+    topics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [row | {"source": "[/b] [red]web"} for row in topic_documents("law", 20, seed=9)]
+    write_jsonl(tmp_path / "input" / "9-tags.jsonl", documents)
+    run(topics)
+    assert "[/b] [red]web" in capsys.readouterr().out
+
+
+def test_a_cap_that_moves_shares_is_said(topics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cooking = write_jsonl(tmp_path / "cooking.jsonl", topic_documents("cooking", 20, seed=2))
+    topics["specialists"]["kitchen"] = {"paths": [cooking], "share": 9.0}
+    topics["weights"] = {"max_epochs": 1.0}
+    run(topics)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The cap on repeats moved" in said
+    assert "instead of 90.0%" in said
 
 
 def test_natural_estimator_keeps_the_mix_of_the_generalist(topics: dict[str, Any]) -> None:

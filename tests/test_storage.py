@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import Folder
 
 SCHEMA = pa.schema([pa.field("a", pa.int32(), nullable=False), pa.field("b", pa.string())])
@@ -67,8 +67,23 @@ Folder({str(tmp_path)!r}).write_bytes("a.bin", b"x" * 5000)
 
 
 def test_temporary_files_of_a_killed_writer_are_hidden_and_removed(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-abc").write_bytes(b"half")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / ".tmp-abc").write_bytes(b"half")
+    (tmp_path / ".tmp-fresh").write_bytes(b"of another run")
+    os.utime(tmp_path / "deep" / ".tmp-abc", (0, 0))
     folder = Folder(str(tmp_path))
-    assert folder.names() == []
+    assert folder.files() == []
     folder.remove_temporary()
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".tmp-fresh", "deep"]
+
+
+@pytest.mark.parametrize("url", ["foo://bar/x", "s3nope://bucket/x"])
+def test_a_place_that_cannot_be_opened_is_one_clear_line(url: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{url} cannot be opened: .*; install what it needs"):
+        Folder(url)
+
+
+def test_damaged_json_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"half', encoding="utf-8")
+    assert Folder(str(tmp_path)).read_json("manifest.json") is None
+    assert Folder(str(tmp_path)).read_json("none.json") is None

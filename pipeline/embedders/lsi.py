@@ -36,12 +36,13 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[
 
     if len(texts) < cfg.dim:
         raise ConfigError(
-            f"embed.dim must be at most the number of windows that lsi is fitted on, {len(texts)}, got {cfg.dim}; lower embed.dim"
+            f"embed.dim must be at most the number of windows that lsi is fitted on, {len(texts)}, got {cfg.dim}; "
+            "lower embed.dim, or give it more text"
         )
     tf_NF = _sublinear_tf(texts)
     windows_F = np.bincount(tf_NF.indices, minlength=_NUM_FEATURES)  # each row names a feature once
     idf_F = (np.log((1 + len(texts)) / (1 + windows_F)) + 1).astype(np.float32)
-    svd = TruncatedSVD(cfg.dim, random_state=seed)
+    svd = TruncatedSVD(cfg.dim, random_state=seed % 2**32)  # all that NumPy takes
     with threadpool_limits(1):  # sums in one order, whatever the number of cores
         svd.fit(_weigh(tf_NF, idf_F))
     components_FD = np.ascontiguousarray(svd.components_.T, dtype=np.float32)

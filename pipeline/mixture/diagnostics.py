@@ -24,7 +24,7 @@ MEANINGS = {
     "repeats_value": "what a token of the output is worth, next to a new one, if repeats fade as in arXiv 2305.16264",
     "unique_share": "expected share of the output's tokens that are not repeats",
     "effective_windows": "generalist windows that the weighting uses, (sum w n)^2 / sum w^2 n",
-    "effective_share": "the same, as a share of all generalist windows",
+    "effective_share": "effective_windows as a share of all generalist windows",
     "clipped_mass": "share of the budget wanted of clusters beyond max_epochs",
     "deficit_share": "share of the budget that stays unfilled",
     "output_entropy": "entropy of the output over leaves, nats",

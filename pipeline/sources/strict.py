@@ -113,7 +113,8 @@ class StrictParquetReader(_Strict, ParquetReader):  # type: ignore[misc]
             for setting, key in (("text_key", self.text_key), ("id_key", self.id_key)):
                 if key is not None and key not in parquet.schema_arrow.names:
                     raise InputError(
-                        f"{filepath} has no column {key!r} ({setting}); it has {', '.join(parquet.schema_arrow.names)}: "
+                        f"{self.data_folder.path}/{filepath} has no column {key!r} ({setting}); "
+                        f"it has {', '.join(parquet.schema_arrow.names)}: "
                         f"set {setting}, or leave the file out of paths"
                     )
             row = 0

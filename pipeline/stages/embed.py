@@ -42,7 +42,8 @@ def embedder_step(config: Config, prepared: Step) -> Step | None:
     return Step(
         stage="embedder",
         version=1,
-        settings={"embedder": embedders.identify(config.embed), "seed": config.seed},
+        # Distilling draws nothing; what lsi is fitted on is drawn by the seed.
+        settings={"embedder": embedders.identify(config.embed), **({"seed": config.seed} if needs == "texts" else {})},
         inputs={"generalist": prepared} if needs == "texts" else {},
         workdir=prepared.workdir,
         work=work,

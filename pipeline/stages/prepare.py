@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import embedders
 from pipeline.chunks import cut_chunks, scan_file
-from pipeline.config import Config, Corpus
+from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
 from pipeline.errors import InputError
@@ -43,11 +43,12 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder)
     Raises:
         InputError: no file matches, or one cannot be read.
     """
-    name = corpus if corpus == "generalist" else f"specialists.{corpus}"
-    files = input_files(settings, workdir, setting=f"{name}.paths")
+    name = corpus if corpus == GENERALIST else f"specialists.{corpus}"
+    files, stamps = input_files(settings, workdir, setting=f"{name}.paths")
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        _remember(workdir, stamps)
         names = [scan_name(file.number) for file in files]
         shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder)
         scanned = folder.child("scan")
@@ -100,10 +101,10 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder)
     )
 
 
-def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> list[InputFile]:
-    """The files of a corpus with their digests, which are remembered in the workdir by size and time of change."""
+def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
+    """The files of a corpus with their digests; and for `_remember`, what spares digesting them again."""
     listed = list_files(settings, setting=setting)
-    known: dict[str, Any] = workdir.read_json(_INPUTS) if workdir.exists(_INPUTS) else {}
+    known: dict[str, Any] = workdir.read_json(_INPUTS) or {}
 
     def resolve(entry: tuple[str, str]) -> tuple[str, str, str]:
         url, kind = entry
@@ -115,12 +116,18 @@ def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> list[Inpu
     with ThreadPoolExecutor(_DIGEST_READERS) as pool:
         resolved = list(pool.map(resolve, listed))
     fresh = {url: {"stamp": stamp, "digest": value} for url, stamp, value in resolved if stamp}
-    if fresh != {url: known.get(url) for url in fresh}:
-        workdir.write_json(_INPUTS, {**known, **fresh})
-    return [
+    files = [
         InputFile(number=number, url=url, kind=kind, digest=value)
         for number, ((_, kind), (url, _, value)) in enumerate(zip(listed, resolved, strict=True))
     ]
+    return files, fresh
+
+
+def _remember(workdir: Folder, stamps: dict[str, Any]) -> None:
+    """Note the digests of files by size and time of change."""
+    known: dict[str, Any] = workdir.read_json(_INPUTS) or {}
+    if any(known.get(url) != stamp for url, stamp in stamps.items()):
+        workdir.write_json(_INPUTS, {**known, **stamps})
 
 
 def _stamp(url: str) -> str:

@@ -1,8 +1,7 @@
 """The plan, the draws and the shards of the new corpus.
 
 Three passes over the generalist's parts: a fold that finds who is near the edge of being drawn, a map that writes the copies of
-each
-window (`draws/`, aligned with the windows), and the one shuffle that moves text.
+each window (`draws/`, aligned with the windows), and the one shuffle that moves text.
 
 Shapes: L leaves, N windows of a part.
 """
@@ -95,6 +94,7 @@ def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, 
             "tokens_by_specialist": sum_counts([shard["tokens_by_specialist"] for shard in facts]),
             "tokens_by_source": _before_after(parts),
             "hardware": embedded.manifest["hardware"],
+            "versions": versions(),
             "shards": [
                 {"name": f"{shard_name(i)}.parquet", **{key: shard[key] for key in ("rows", "tokens", "bytes", "sha256")}}
                 for i, shard in enumerate(facts)
@@ -159,13 +159,19 @@ def _draw_part(
 
 
 def _tokens_by_source(source: pa.ChunkedArray, tokens_N: NDArray[np.int64], copies_N: NDArray[np.int32]) -> dict[str, list[int]]:
-    """Of each source its tokens in the part and those drawn; of a part with very many sources, the largest by name."""
+    """Of each source its tokens in the part and those drawn."""
     table = pa.table({"source": source, "held": tokens_N, "drawn": tokens_N * copies_N})
-    rows = table.group_by("source").aggregate([("held", "sum"), ("drawn", "sum")]).sort_by([("held_sum", "descending")])
-    found = {row["source"]: [row["held_sum"], row["drawn_sum"]] for row in rows[:_MOST_SOURCES].to_pylist()}
-    rest = rows[_MOST_SOURCES:]
-    if len(rest):
-        found[_OTHER] = [int(np.sum(rest["held_sum"].to_numpy())), int(np.sum(rest["drawn_sum"].to_numpy()))]
+    rows = table.group_by("source").aggregate([("held", "sum"), ("drawn", "sum")]).to_pylist()
+    return _largest({row["source"]: [row["held_sum"], row["drawn_sum"]] for row in rows})
+
+
+def _largest(sources: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The sources that hold most tokens, largest first, and what the others hold together: there may be one a document."""
+    order = sorted(sources.items(), key=lambda item: (item[0] == _OTHER, -item[1][0], item[0]))
+    kept, rest = order[:_MOST_SOURCES], order[_MOST_SOURCES:]
+    found = dict(kept)
+    if rest:
+        found[_OTHER] = [sum(counts[i] for _, counts in rest) for i in (0, 1)]
     return found
 
 
@@ -173,12 +179,13 @@ def _before_after(parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
     """Of each source its tokens in the generalist corpus and those drawn, over all parts."""
     held = sum_counts([{source: counts[0] for source, counts in part["sources"].items()} for part in parts])
     drawn = sum_counts([{source: counts[1] for source, counts in part["sources"].items()} for part in parts])
-    return {source: [held[source], drawn[source]] for source in sorted(held, key=lambda source: (-held[source], source))}
+    return _largest({source: [held[source], drawn[source]] for source in held})
 
 
 def published(step: Step, shards: Folder) -> bool:
     """Whether `shards/` holds what the step made, all of it."""
-    if not shards.exists(MANIFEST) or shards.read_json(MANIFEST)["fingerprint"] != step.fingerprint:
+    manifest = shards.read_json(MANIFEST)
+    if manifest is None or manifest["fingerprint"] != step.fingerprint:
         return False
     return {shard["name"] for shard in step.manifest["shards"]} == set(shards.names(".parquet"))
 
@@ -192,7 +199,6 @@ def publish(step: Step, shards: Folder) -> None:
     manifest = ShardsManifest(
         fingerprint=step.fingerprint,
         upstream=_upstream(step),
-        versions=versions(),
         tokens_by_origin={"raw": facts["tokens"]},
         **{name: facts[name] for name in _PUBLISHED},
     )
@@ -214,6 +220,7 @@ _PUBLISHED = (
     "tokens_by_source",
     "deficit_tokens",
     "hardware",
+    "versions",
     "shards",
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Config
+from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.estimators import ESTIMATORS
@@ -43,11 +43,11 @@ def weights_step(config: Config, prepared: Mapping[str, Step], assigned: Mapping
         tree = read_tree(clustered.folder)
         generalist = engine.fold(
             _histogram,
-            groups(part_names(assigned["generalist"]), _FOLD_GROUPS),
+            groups(part_names(assigned[GENERALIST]), _FOLD_GROUPS),
             lambda a, b: LeafHistogram.combine([a, b]),
             LeafHistogram.zero(tree.num_leaves),
             title="histogram generalist",
-            shared=(assigned["generalist"].folder, tree.num_leaves),
+            shared=(assigned[GENERALIST].folder, tree.num_leaves),
         )
         samples = {
             name: engine.fold(
@@ -75,11 +75,11 @@ def weights_step(config: Config, prepared: Mapping[str, Step], assigned: Mapping
         leaves = _leaves_to_name(tables.mixture)
         texts: Texts = engine.fold(
             _texts_of_leaves,
-            _hash_chosen(part_names(assigned["generalist"]), config.seed),
+            _hash_chosen(part_names(assigned[GENERALIST]), config.seed),
             _lowest,
             {},
             title="names",
-            shared=(prepared["generalist"].folder, assigned["generalist"].folder, leaves, config.seed),
+            shared=(prepared[GENERALIST].folder, assigned[GENERALIST].folder, leaves, config.seed),
         )
         names = cluster_terms({leaf: [text for _, text in found] for leaf, found in texts.items()})
         name_table = pa.table({"leaf": list(names), "terms": list(names.values())}, schema=NAMES)
@@ -95,7 +95,7 @@ def weights_step(config: Config, prepared: Mapping[str, Step], assigned: Mapping
         # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
         settings={
             "weights": settings.identity(),
-            "shares": shares,
+            "shares": {name: share / sum(shares.values()) for name, share in shares.items()},
             "budget_tokens": config.sample.budget_tokens,
             "draw": config.sample.draw,
             "seed": config.seed,
