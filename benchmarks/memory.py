@@ -1,8 +1,9 @@
 """Peak memory of a worker in cluster, assign and sample, for corpora of growing size: it should not grow with them.
 
 Windows and vectors are synthetic, written as the parts that prepare and embed would leave. Each step runs in a process and a Ray of
-its own, so that no step hides behind an earlier one. Peaks are of resident memory, as the kernel counts them: what a worker maps of
-Ray's object store is in them. `anonymous` leaves that out; it is sampled.
+its own, so that no step hides behind an earlier one. `private` is what a worker holds itself (anonymous memory, sampled): that
+should be flat. `resident` is the kernel's high-water mark: it has the pages of Ray's object store too, which a node has once and
+all its workers map; a shuffle fills them until the store spills.
 
     python benchmarks/memory.py --rows 100000 1000000
     python benchmarks/memory.py --rows 100000 1000000 5000000 --folder /somewhere/with/30GB
@@ -57,7 +58,8 @@ def main() -> None:
         return
 
     print(f"D = {args.dim}, {args.branching} x {args.branching} tree, {args.text_bytes} bytes a window, MB at the peak")
-    print(f"{'step':<10}{'windows':>10}{'worker':>9}{'anonymous':>11}{'driver':>9}{'seconds':>9}{'/ smallest':>12}", flush=True)
+    head = f"{'step':<10}{'windows':>10}{'private':>9}{'/ smallest':>12}{'resident':>10}{'driver':>9}{'seconds':>9}  target"
+    print(head, flush=True)
     smallest: dict[str, float] = {}
     for num_rows in sorted(args.rows):
         with tempfile.TemporaryDirectory(dir=args.folder) as workdir:
@@ -65,9 +67,9 @@ def main() -> None:
             for stage, corpus in _STEPS:
                 found = measure(args, stage, corpus, workdir)
                 if stage in MEASURED and corpus != "few":
-                    growth = found["worker"] / smallest.setdefault(stage, found["worker"])
-                    peaks = f"{found['worker']:>9.0f}{found['anonymous']:>11.0f}{found['driver']:>9.0f}"
-                    print(f"{stage:<10}{num_rows:>10}{peaks}{found['seconds']:>9.1f}{growth:>12.2f}", flush=True)
+                    growth = found["private"] / smallest.setdefault(stage, found["private"])
+                    others = f"{found['resident']:>10.0f}{found['driver']:>9.0f}{found['seconds']:>9.1f}"
+                    print(f"{stage:<10}{num_rows:>10}{found['private']:>9.0f}{growth:>12.2f}{others}  flat", flush=True)
 
 
 def measure(args: argparse.Namespace, stage: str, corpus: str, workdir: str) -> dict[str, float]:
@@ -89,10 +91,8 @@ def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, flo
     with own_ray(), Engine(config.engine) as engine, sampled_workers() as peak:
         step.run(engine)
         seconds = time.monotonic() - started
-        # The engine counts reducers and maps; the kernel's high-water mark of each worker has the mappers of a shuffle too.
-        worker = max(engine.usage.peak_rss_bytes, peak["VmHWM"])
     driver = high_water(os.getpid())["VmHWM"]
-    return {"worker": worker / 1e6, "anonymous": peak["RssAnon"] / 1e6, "driver": driver / 1e6, "seconds": seconds}
+    return {"private": peak["RssAnon"] / 1e6, "resident": peak["VmHWM"] / 1e6, "driver": driver / 1e6, "seconds": seconds}
 
 
 @contextmanager

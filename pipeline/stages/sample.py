@@ -27,8 +27,9 @@ from pipeline.tables import DRAWS, PLAN
 from pipeline.tree import Tree
 
 _FOLD_GROUPS = 256
-# Text drawn by one mapper of the shuffle, so that its memory is bounded.
-_GROUP_BYTES = 128 << 20
+# Text drawn by one mapper of the shuffle, so that its memory is bounded; but the driver counts each piece that goes to a shard.
+_GROUP_BYTES = 32 << 20
+_MOST_PIECES = 4_000_000
 _MOST_SOURCES = 256
 _OTHER = "(other sources)"
 
@@ -74,7 +75,8 @@ def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, 
         present = set(folder.names(".parquet"))
         missing = [i for i in range(work.num_shards) if f"{shard_name(i)}.parquet" not in present]
         drawn = [part["name"] for part in parts if part["drawn_tokens"]]
-        items = groups(drawn, max(engine.num_workers, round(text_bytes / _GROUP_BYTES))) if missing else []
+        num_groups = min(round(text_bytes / _GROUP_BYTES), _MOST_PIECES // work.num_shards)
+        items = groups(drawn, max(engine.num_workers, num_groups)) if missing else []
         made = {
             missing[index]: facts
             for index, facts in engine.shuffle(
