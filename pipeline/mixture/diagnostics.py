@@ -77,7 +77,7 @@ class Atoms:
 
     def expand(self, p_A: Floats, generalist: LeafHistogram) -> Floats:
         """(L,) shares of leaves; 0 in an atom without text."""
-        return (p_A / np.maximum(self.histogram.tokens_L, 1))[self.atom_L] * generalist.tokens_L
+        return np.asarray((p_A / np.maximum(self.histogram.tokens_L, 1))[self.atom_L] * generalist.tokens_L, np.float64)
 
     def entropy(self, p_A: Floats) -> float:
         """Entropy over leaves, nats."""

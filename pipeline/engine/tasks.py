@@ -1,4 +1,4 @@
-"""Ray, in one place: maps, folds and shuffles over named items of work.
+"""Maps, folds and shuffles over named items of work, on Ray.
 
 A stage hands over a plain function and a list of items; the function runs in Ray tasks and writes its own part. Ray gives retries
 after a dead worker or node, scheduling, spilling and autoscaling (queued tasks are demand). Tasks are used instead of Ray Data or
@@ -34,11 +34,22 @@ class Usage:
     tasks: int = 0
     busy_s: float = 0.0
     peak_rss_bytes: int = 0
+    generated_tokens: int = 0
+    generating_s: float = 0.0
+    gpu_utilisation: float | None = None  # mean, while a language model ran
 
     def add(self, busy_s: float, rss_bytes: int) -> None:
         self.tasks += 1
         self.busy_s += busy_s
         self.peak_rss_bytes = max(self.peak_rss_bytes, rss_bytes)
+
+    def add_generated(self, tokens: int, seconds: float, gpu_utilisation: float | None) -> None:
+        """What a language model wrote, how long that took with all that goes with it, and how busy the GPUs were."""
+        if gpu_utilisation is not None:
+            before = (self.gpu_utilisation or 0.0) * self.generating_s
+            self.gpu_utilisation = (before + gpu_utilisation * seconds) / max(1e-9, self.generating_s + seconds)
+        self.generated_tokens += tokens
+        self.generating_s += seconds
 
 
 class Engine:
