@@ -71,6 +71,10 @@ class WindowCutter:
     def _tokenizer(self) -> Any:
         return _tokenizer(self._json)
 
+    def count(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     def cut(self, texts: Sequence[str]) -> list[list[tuple[str, int]]]:
         """For each text its windows, in order: their text and number of tokens, which is at least 1.
 

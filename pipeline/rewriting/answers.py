@@ -1,0 +1,100 @@
+"""The store of answers: what a model was paid for is kept, whatever becomes of the run, and serves every later one.
+
+It lies at `<workdir>/answers/`, beside the steps; an answer's key says what it depends on (model, settings, prompt, window). Files
+appear whole and are never changed. Shapes: A answers, R requests.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.rewriting.exchange import Answer, Failure
+from pipeline.storage import Folder
+from pipeline.tables import ANSWERS
+
+Keys = NDArray[np.uint64]
+FOLDER = "answers"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What one file of the store answers."""
+
+    name: str
+    keys: Keys
+    output_tokens: int = 0
+
+
+def write_answers(folder: Folder, answers: Sequence[Answer], failures: Sequence[Failure] = ()) -> Stored:
+    """Store answers, and prompts to which there is none. The file is named by its keys: a retried task replaces its own file."""
+    rows = [(a.key, a.text, a.finish_reason, "", a.prompt_tokens, a.output_tokens) for a in answers]
+    rows += [(f.key, "", "error", f.error, 0, 0) for f in failures]
+    rows.sort(key=lambda row: row[0])
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(ANSWERS.names)
+    table = pa.table([pa.array(column, type=field.type) for column, field in zip(columns, ANSWERS, strict=True)], schema=ANSWERS)
+    keys = np.array([row[0] for row in rows], dtype=np.uint64)
+    name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
+    if rows:
+        folder.write_table(f"{name}.parquet", table, ANSWERS)
+    return Stored(name, keys, sum(answer.output_tokens for answer in answers))
+
+
+def read_keys(names: Sequence[str], folder: Folder) -> list[Stored]:
+    """What files of the store answer."""
+    return [Stored(name, folder.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()) for name in names]
+
+
+@dataclass
+class AnswerIndex:
+    """Which file of the store holds which answer. 8 bytes an answer and more on the driver: fine for hundreds of millions."""
+
+    files: dict[str, Keys] = field(default_factory=dict)
+
+    def add(self, stored: Iterable[Stored]) -> None:
+        """Note more files."""
+        for one in stored:
+            if len(one.keys):
+                self.files[one.name] = one.keys
+
+    def frozen(self) -> "FrozenIndex":
+        """The index as arrays, for workers. An answer that is there twice is that of the first file by name."""
+        names = sorted(self.files)
+        if not names:
+            return FrozenIndex([], np.empty(0, np.uint64), np.empty(0, np.int32))
+        key_A = np.concatenate([self.files[name] for name in names])
+        file_A = np.repeat(np.arange(len(names), dtype=np.int32), [len(self.files[name]) for name in names])
+        key_A, first = np.unique(key_A, return_index=True)
+        return FrozenIndex(names, key_A, file_A[first])
+
+
+@dataclass(frozen=True)
+class FrozenIndex:
+    """Sorted keys, and the file of each."""
+
+    names: list[str]
+    key_A: Keys
+    file_A: NDArray[np.int32]
+
+    def has(self, key_R: Keys) -> NDArray[np.bool_]:
+        """(R,) whether each is answered."""
+        return np.isin(key_R, self.key_A, kind="sort")
+
+    def read(self, folder: Folder, key_R: Keys) -> pa.Table:
+        """ANSWERS rows of the requests, in their order; a request without an answer is an assertion failure."""
+        place_R = np.searchsorted(self.key_A, key_R)
+        assert len(self.key_A), "no answers"
+        assert (self.key_A[np.minimum(place_R, len(self.key_A) - 1)] == key_R).all(), "a request has no answer"
+        file_R = self.file_A[place_R]
+        row_of: dict[tuple[int, int], int] = {}
+        tables, offset = [ANSWERS.empty_table()], 0
+        for number in np.unique(file_R):
+            table = folder.read_table(f"{self.names[number]}.parquet").cast(ANSWERS)
+            row_of |= {(int(number), int(key)): offset + row for row, key in enumerate(table["key"].to_numpy())}
+            tables.append(table)
+            offset += len(table)
+        rows = [row_of[int(number), int(key)] for number, key in zip(file_R, key_R, strict=True)]
+        return pa.concat_tables(tables).take(pa.array(rows, type=pa.int64()))

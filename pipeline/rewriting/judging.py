@@ -1,0 +1,169 @@
+"""What becomes of answers: accepted, rejected by a rule or quarantined; the accepted ones joined into rewrites of their windows.
+
+Shapes: R requests, D width of the embedding.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.hashing import window_keys
+from pipeline.rewriting import prompts
+from pipeline.rewriting.filters import HeldOut, Verdict, judge, openings
+from pipeline.rewriting.requests import Task
+from pipeline.tables import PASSAGES, REWRITES, cast
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+def judge_answers(
+    requests: pa.Table, answers: pa.Table, task: Task, encode: Encode, held_out: HeldOut | None, provenance: dict[str, str]
+) -> pa.Table:
+    """A PASSAGES row for each request; `provenance` holds model, revision and sampling."""
+    rows = []
+    for asked, answer in zip(requests.to_pylist(), answers.to_pylist(), strict=True):
+        style = task.styles[asked["style"]]
+        if answer["error"]:
+            verdict, said = "quarantined", Verdict("", (), "no_answer", answer["error"])
+        else:
+            said = judge(
+                answer["text"],
+                style=style,
+                source=asked["text"],
+                source_tokens=asked["source_tokens"],
+                finish_reason=answer["finish_reason"],
+                instructions=prompts.instructions(style),
+                examples=asked["examples"],
+                count=task.cutter.count,
+                held_out=held_out,
+            )
+            verdict = "rejected" if said.reason else "accepted"
+        rows.append(
+            {
+                **{name: asked[name] for name in _ASKED},
+                "verdict": verdict,
+                "reason": said.reason,
+                "detail": said.detail,
+                "removed": list(said.removed),
+                "similarity": None,
+                "text": said.text,
+                "tokens": task.cutter.count(said.text) if said.text else 0,
+                **{name: answer[name] for name in ("finish_reason", "prompt_tokens", "output_tokens")},
+                **provenance,
+            }
+        )
+    _compare(rows, requests["text"].to_pylist(), task, encode)
+    return cast(pa.Table.from_pylist(rows, schema=PASSAGES), PASSAGES)
+
+
+_ASKED = ("key", "window_key", "doc_id", "window", "leaf", "style", "variant", "passage", "source_tokens", "prompt_hash")
+
+
+def _compare(rows: list[dict[str, Any]], sources: Sequence[str], task: Task, encode: Encode) -> None:
+    """The rule `similarity`: reject answers whose embedding is far from that of their passage."""
+    compared = [i for i, row in enumerate(rows) if row["verdict"] == "accepted" and task.styles[row["style"]].applies("similarity")]
+    if not compared:
+        return
+    passages = list(dict.fromkeys(sources[i] for i in compared))  # one passage may have been rewritten in several styles
+    place = {text: number for number, text in enumerate(passages)}
+    x_PD, y_RD = encode(passages), encode([rows[i]["text"] for i in compared])
+    for i, y_D in zip(compared, y_RD, strict=True):
+        similarity = float(np.dot(x_PD[place[sources[i]]], y_D))
+        if np.isnan(similarity):  # one of them has no embedding: nothing that the model knows is in it
+            similarity = -1.0
+        least = task.styles[rows[i]["style"]].min_similarity
+        rows[i]["similarity"] = similarity
+        if similarity < least:
+            rows[i] |= {"verdict": "rejected", "reason": "similarity", "detail": f"cosine {similarity:.2f} < {least:.2f}"}
+
+
+def rewrites_table(requests: pa.Table, passages: pa.Table, task: Task) -> pa.Table:
+    """A REWRITES row for each window of text that accepted answers make up.
+
+    Neighbouring answers are joined by the style's `join`; a rejected one between them ends the text, so no gap is hidden.
+    """
+    rows: list[dict[str, Any]] = []
+    asked = zip(requests.to_pylist(), passages.select(["verdict", "text"]).to_pylist(), strict=True)
+    by_rewrite = itertools.groupby(asked, key=lambda pair: (pair[0]["window_key"], pair[0]["style"], pair[0]["variant"]))
+    for (parent_key, style, _), of_window in by_rewrite:
+        piece = 0
+        for accepted, run in itertools.groupby(of_window, key=lambda pair: pair[1]["verdict"] == "accepted"):
+            if not accepted:
+                continue
+            pairs = list(run)
+            parent = pairs[0][0]
+            text = task.styles[style].join.join(answer["text"] for _, answer in pairs)
+            for window, tokens in task.cutter.cut([text])[0]:
+                rows.append(
+                    {
+                        **{name: parent[name] for name in ("doc_id", "window", "source", "metadata", "style", "variant")},
+                        "key": 0,
+                        "text": window,
+                        "tokens": tokens,
+                        "parent_key": parent_key,
+                        "parent_leaf": parent["leaf"],
+                        "piece": piece,
+                    }
+                )
+                piece += 1
+    names = [f"{row['doc_id']}\0{row['window']}\0{row['style']}\0{row['variant']}" for row in rows]
+    for row, key in zip(rows, window_keys(names, [row["piece"] for row in rows]), strict=True):
+        row["key"] = int(key)
+    return cast(pa.Table.from_pylist(rows, schema=REWRITES), REWRITES)
+
+
+def facts_of(
+    requests: pa.Table,
+    passages: pa.Table,
+    rewrites: pa.Table,
+    leaf_R: NDArray[np.int32],
+    openings_share: float,
+) -> dict[str, Any]:
+    """What a group of requests adds to the accounts; `leaf_R` holds the leaf of each rewrite."""
+    outcomes: dict[str, Counter[str]] = {}
+    removed: dict[str, Counter[str]] = {}
+    opened: dict[str, Counter[str]] = {}
+    limit = int(openings_share * 2**64)
+    for row in passages.select(["key", "style", "verdict", "reason", "removed", "text"]).to_pylist():
+        outcomes.setdefault(row["style"], Counter())[row["reason"] or "accepted"] += 1
+        removed.setdefault(row["style"], Counter()).update(row["removed"])
+        if row["verdict"] == "accepted" and row["key"] < limit:
+            opened.setdefault(row["style"], Counter())[openings(row["text"])] += 1
+    tokens_R, parent_R = rewrites["tokens"].to_numpy(), rewrites["parent_leaf"].to_numpy()
+    return {
+        "requests": len(requests),
+        "rewrites": len(rewrites),
+        "tokens": int(tokens_R.sum()),
+        "moved": int((leaf_R != parent_R).sum()),
+        "moved_tokens": int(tokens_R[leaf_R != parent_R].sum()),
+        "prompt_tokens": int(passages["prompt_tokens"].to_numpy().sum()),
+        "output_tokens": int(passages["output_tokens"].to_numpy().sum()),
+        "asked": _sums(requests["leaf"].to_numpy(), requests["source_tokens"].to_numpy()),
+        "landed": _landed(leaf_R, parent_R, tokens_R),
+        "outcomes": _plain(outcomes),
+        "removed": _plain(removed),
+        "openings": _plain(opened),
+    }
+
+
+def _sums(leaf_R: NDArray[np.integer], value_R: NDArray[np.integer]) -> dict[str, int]:
+    """Sums by leaf; JSON has no other keys than text."""
+    leaves, place = np.unique(leaf_R, return_inverse=True)
+    sums = np.bincount(place, weights=value_R, minlength=len(leaves))
+    return {str(leaf): int(total) for leaf, total in zip(leaves, sums, strict=True)}
+
+
+def _landed(leaf_R: NDArray[np.int32], parent_R: NDArray[np.int32], tokens_R: NDArray[np.int32]) -> list[list[int]]:
+    """Windows and tokens of each pair of an own and a parent's leaf: [leaf, parent, windows, tokens]."""
+    pair_P, place, windows_P = np.unique(np.stack([leaf_R, parent_R], axis=1), axis=0, return_inverse=True, return_counts=True)
+    tokens_P = np.bincount(place.ravel(), weights=tokens_R, minlength=len(pair_P))
+    return [[int(v) for v in (*pair, windows, tokens)] for pair, windows, tokens in zip(pair_P, windows_P, tokens_P, strict=True)]
+
+
+def _plain(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(count.items())) for name, count in sorted(counts.items())}

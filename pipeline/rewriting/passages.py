@@ -1,0 +1,154 @@
+"""A window's text into passages that a model rewrites one at a time; joined in order they are the text.
+
+WRAP rewrites at most about 300 tokens at once: of longer passages models make summaries.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import regex
+
+from pipeline.rewriting.languages import detect
+
+_TINY = 1 / 3  # of the limit: a last passage below it is evened out with the one before
+_BLANK = regex.compile(r"[\s\x1c-\x1f]+")
+_LINE_FEED = regex.compile(r"\r\n|[\n\r\v\f\x85\u2028\u2029]")
+# Where to split within a sentence, best first: at line ends, after commas and the like, before words, between characters as read.
+_WITHIN = tuple(
+    regex.compile(pattern) for pattern in (r"(?:\r\n|[\n\r\v\f\x85\u2028\u2029])+", r"[,;:–—]\s+|[，、；：،؛]\s*", r"\s+", r"\X")
+)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A run of a text, and how many tokens it counts."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Unit:
+    text: str
+    tokens: int
+    ends_paragraph: bool
+
+
+def cut_passages(text: str, limit: int, count: Callable[[str], int]) -> list[Passage]:
+    """The text in passages of at most `limit` tokens, in order; joined they are the text. An empty text has none.
+
+    A passage ends after a sentence or line: at the last that fits, but after a paragraph if one ends within its last third. The
+    last two are evened out if the last were less than a third of the limit. A sentence above the limit is split at line ends,
+    commas, words, else characters; only a single character can be above it. White space belongs to the sentence before, indentation
+    to its line. Each sentence is counted once and a passage's tokens are the sum, which a tokenizer that joins across sentences
+    may count a little differently.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1 token, got {limit}")
+    units = [unit for sentence in _sentences(text) for unit in _split(sentence, limit, count)]
+    passages: list[list[_Unit]] = []
+    begin = 0
+    while begin < len(units):
+        end = _end(units, begin, limit)
+        passages.append(units[begin:end])
+        begin = end
+    if len(passages) > 1 and _tokens(passages[-1]) < _TINY * limit:
+        passages[-2:] = _evened(passages[-2] + passages[-1], limit)
+    return [Passage("".join(unit.text for unit in passage), _tokens(passage)) for passage in passages]
+
+
+def _tokens(units: list[_Unit]) -> int:
+    return sum(unit.tokens for unit in units)
+
+
+def _end(units: list[_Unit], begin: int, limit: int) -> int:
+    """Before which unit the passage that begins at unit `begin` ends."""
+    tokens, end, after_paragraph = 0, begin, 0
+    while end < len(units) and (end == begin or tokens + units[end].tokens <= limit):
+        tokens += units[end].tokens
+        end += 1
+        if units[end - 1].ends_paragraph and tokens * 3 >= limit * 2:
+            after_paragraph = end
+    return end if end == len(units) else after_paragraph or end
+
+
+def _evened(units: list[_Unit], limit: int) -> list[list[_Unit]]:
+    """The units of the last two passages, as one if that fits, else as two of about one length."""
+    total = _tokens(units)
+    if total <= limit:
+        return [units]
+    best, best_cost, before = 0, float("inf"), 0
+    for border in range(1, len(units)):
+        before += units[border - 1].tokens
+        # A paragraph's end may be somewhat off the middle. The earlier passage is the longer one where two are as good.
+        cost = abs(2 * before - total) - (total / 3 if units[border - 1].ends_paragraph else 0)
+        if max(before, total - before) <= limit and cost <= best_cost:
+            best, best_cost = border, cost
+    # None fits only if a single character has more tokens than the limit: the first passage is then that of before.
+    best = best or _end(units, 0, limit)
+    return [part for part in (units[:best], units[best:]) if part]
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Sentences with the white space after them; lines too, but where a line is only wrapped. Joined, the text."""
+    borders = sorted({*_sentence_ends(text), *_line_ends(text)})
+    # White space belongs to the sentence before it, but indentation to its line.
+    moved = {border for border in borders if not any(map(str.isspace, text[max(0, border - 1) : border + 1]))}
+    for blank in _BLANK.finditer(text):
+        first = bisect_left(borders, blank.start())
+        if first < len(borders) and borders[first] <= blank.end():
+            line_ends = list(_LINE_FEED.finditer(blank[0]))
+            moved.add(blank.start() + line_ends[-1].end() if line_ends else blank.end())
+    ink = len(text) - len(text.lstrip())
+    kept = sorted(border for border in moved if ink < border < len(text.rstrip()))
+    for begin, end in pairwise([0, *kept, len(text)]):
+        if begin < end:
+            yield text[begin:end]
+
+
+def _sentence_ends(text: str) -> Iterator[int]:
+    import sentencex
+
+    # sentencex is Rust, where a text cannot hold a half of a surrogate pair; another character keeps the place.
+    clean = regex.sub(r"[\ud800-\udfff]", "\ufffd", text)
+    end = 0
+    for sentence in sentencex.segment(detect(text)[0], clean):
+        # The pieces join to the text for all inputs tried; should one not, its border is looked for, and the text is never touched.
+        found = end if clean.startswith(sentence, end) else clean.find(sentence.strip() or sentence, end)
+        if found < 0:
+            continue
+        end = found + len(sentence if found == end else sentence.strip() or sentence)
+        yield end
+
+
+def _line_ends(text: str) -> Iterator[int]:
+    for line_end in _LINE_FEED.finditer(text):
+        following = text[line_end.end() : line_end.end() + 1]
+        # A lower-case letter goes on with the sentence: the line is wrapped, or a verse, of which `_split` makes lines if need be.
+        if not following.islower():
+            yield line_end.end()
+
+
+def _split(sentence: str, limit: int, count: Callable[[str], int]) -> Iterator[_Unit]:
+    """The sentence, or its parts of at most `limit` tokens, halved as often as need be: each of its tokens is counted log times."""
+    tokens = count(sentence)
+    middle = _middle(sentence) if tokens > limit else 0
+    if middle:
+        yield from _split(sentence[:middle], limit, count)
+        yield from _split(sentence[middle:], limit, count)
+    else:
+        trailing = sentence[len(sentence.rstrip()) :]
+        yield _Unit(sentence, tokens, len(_LINE_FEED.findall(trailing)) > 1)
+
+
+def _middle(sentence: str) -> int:
+    """The border nearest to the middle, of the best kind that has one in the middle half; 0 for a single character."""
+    half = len(sentence) / 2
+    for kind in _WITHIN:
+        borders = [match.end() for match in kind.finditer(sentence) if 0 < match.end() < len(sentence)]
+        best = min(borders, key=lambda border: abs(border - half), default=0)
+        if best and (abs(best - half) <= half / 2 or kind is _WITHIN[-1]):
+            return best
+    return len(sentence) // 2  # a character of several code points, which alone is above the limit
