@@ -5,20 +5,20 @@
     run = pipeline.curate(pipeline.load_config("configs/demo.yaml"))
     run.shards.names()
 
-`prepare`, `embed`, `cluster`, `weights` and `sample` run up to and with their stage; `curate` runs all of them.
+`prepare`, `embed`, `cluster`, `weights`, `rephrase` and `sample` run up to and with their stage; `curate` runs all of them.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config, parse_config
-    from pipeline.run import Run, cluster, curate, embed, plan, prepare, sample, weights
+    from pipeline.run import Run, cluster, curate, embed, plan, prepare, rephrase, sample, weights
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     **dict.fromkeys(("Config", "load_config", "parse_config"), "pipeline.config"),
-    **dict.fromkeys(("Run", "curate", "plan", "prepare", "embed", "cluster", "weights", "sample"), "pipeline.run"),
+    **dict.fromkeys(("Run", "curate", "plan", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.run"),
 }
 __all__ = [
     "Config",
@@ -30,6 +30,7 @@ __all__ = [
     "parse_config",
     "plan",
     "prepare",
+    "rephrase",
     "sample",
     "weights",
 ]

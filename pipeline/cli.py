@@ -59,10 +59,12 @@ def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) ->
 
 def _print_plan(plan: "Run", until: str) -> None:
     from pipeline.report import console
-    from pipeline.run import describe
+    from pipeline.run import cost, describe, reaches
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
     for step, state in describe(plan, until):
         table.add_row(step.title, state, f"{step.stage}/{step.fingerprint}")
     console.print(table)
     console.print(f"workdir {plan.workdir.url}")
+    if reaches(until, "rephrase") and (said := cost(plan)):
+        console.print(said)

@@ -37,9 +37,11 @@ class ShardsManifest(Record):
     budget_tokens: int
     windows: int = Field(description="distinct windows; rows / windows is how often one is repeated on average")
     tokens_by_specialist: dict[str, int] = Field(description="tokens drawn for each specialist; natural: for none")
-    tokens_by_origin: dict[str, int]
+    tokens_by_origin: dict[str, int] = Field(description="raw, and rephrased where there are rewrites")
+    tokens_by_style: dict[str, int] = Field(description="of rewrites")
     tokens_by_source: dict[str, list[int]] = Field(description="source: tokens in the generalist corpus, tokens in the shards")
     deficit_tokens: float = Field(description="asked for beyond max_epochs: work for rewrites")
+    rewritten_tokens: float = Field(description="planned of rewrites")
     hardware: list[dict[str, str]] = Field(description="on which the embeddings were computed")
     versions: dict[str, str]
     shards: list[Shard]

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from pipeline.config import NATURAL
 from pipeline.engine import Usage
-from pipeline.step import Step
+from pipeline.rewriting.accounts import account
+from pipeline.step import USAGE, Step
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -34,6 +35,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
         "cluster": ("leaves", "depth"),
         "assign": ("windows",),
         "weights": ("leaves",),
+        "rephrase": ("requests", "rewrites", "tokens"),
         "sample": ("rows", "tokens"),
     }.get(step.stage, ())
     said = ", ".join(f"{manifest[name]:,} {name}" for name in counts if manifest[name] or name not in ("invalid", "quarantined"))
@@ -48,6 +50,9 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
 
 def summary(run: "Run", until: str) -> Iterator[RenderableType]:
     """What there is to say at the end of a job."""
+    if until == "rephrase" or (until == "sample" and run.config.rephrase):
+        rephrased = run.step("rephrase")
+        yield from account(rephrased.manifest, rephrased.folder.read_json(USAGE))
     if until not in ("weights", "sample"):
         return
     shares = _Shares(run, planned=until == "sample")
@@ -78,7 +83,8 @@ class _Shares:
         self.epochs_L = None
         if planned:
             plan = run.step("sample").folder.read_table("plan.parquet")
-            self.after_L = plan["planned_tokens"].to_numpy() / max(1e-9, float(np.sum(plan["planned_tokens"].to_numpy())))
+            planned_L = plan["planned_tokens"].to_numpy() + plan["rewritten_tokens"].to_numpy()
+            self.after_L = planned_L / max(1e-9, float(planned_L.sum()))
             self.epochs_L = plan["epochs"].to_numpy()
         self.samples: dict[str, dict[int, dict[str, float]]] = {name: {} for name in run.config.specialists}
         for row in folder.read_table("specialists.parquet").to_pylist():
@@ -120,9 +126,12 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
     """How much is repeated, and whose share the cap on repeats changed."""
     facts = run.step("weights").folder.read_table("diagnostics.parquet").to_pylist()
     value = {fact["name"]: fact["value"] for fact in facts if not fact["specialist"]}
+    epochs = run.step("sample").folder.read_table("plan.parquet")["epochs"].to_numpy()
+    rewritten = manifest["tokens_by_origin"].get("rephrased", 0) / max(1, manifest["tokens"])
     yield Text(
-        f"{_percent(value['unique_share'])} of its tokens are not repeats; no cluster is passed over more than "
-        f"{value['epochs_max']:.2f} times."
+        f"{_percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
+        + (f", {_percent(rewritten)} are rewrites" if run.config.rephrase else "")
+        + f"; no cluster is passed over more than {float(epochs.max()):.2f} times."
     )
     drawn: dict[str, int] = manifest["tokens_by_specialist"]
     natural, total = run.config.weights.natural_share, max(1, manifest["tokens"])

@@ -24,7 +24,7 @@ from pipeline.step import USAGE, Step
 from pipeline.storage import MANIFEST, Folder
 
 # A job runs its stage and whatever is missing before it.
-STAGES = ("prepare", "embed", "cluster", "weights", "sample")
+STAGES = ("prepare", "embed", "cluster", "weights", "rephrase", "sample")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     clustered = cluster_step(config, embedded[GENERALIST])
     assigned = {name: assign_step(name, prepared[name], embedded[name], clustered) for name in corpora}
     weighted = weights_step(config, prepared, assigned, clustered)
-    sampled = sample_step(config, prepared[GENERALIST], embedded[GENERALIST], assigned[GENERALIST], clustered, weighted)
+    of_generalist = (prepared[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
+    rephrased = _rephrase_step(config, prepared, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
+    sampled = sample_step(config, *of_generalist, clustered, weighted, rephrased)
     steps = (
         *prepared.values(),
         *([fitted] if fitted else []),
@@ -71,13 +73,24 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         clustered,
         *assigned.values(),
         weighted,
+        *([rephrased] if rephrased else []),
         sampled,
     )
     return Run(config, workdir, steps)
 
 
+def _rephrase_step(config: Config, *steps: Any) -> Step:
+    try:
+        from pipeline.stages.rephrase import rephrase_step
+    except ImportError as error:
+        raise ConfigError(f'rephrase needs a package that is not here ({error.name}): pip install "crispwrap[rephrase]"') from error
+    return rephrase_step(config, *steps)
+
+
 def _check_budget(config: Config, prepared: Step) -> None:
     """Refuse a budget that no mixture can meet before hours of embedding; the plan refuses the rest, once it knows the clusters."""
+    if config.rephrase and config.rephrase.mode == "deficit":
+        return  # rewrites fill what the text does not give
     most = int(config.weights.max_epochs * prepared.manifest["tokens"])
     if config.weights.overflow == "spread" and config.sample.budget_tokens > most:
         raise ConfigError(
@@ -139,12 +152,14 @@ def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], Run]:
     return stage
 
 
-prepare, embed, cluster, weights, sample = (_stage(name) for name in STAGES)
+prepare, embed, cluster, weights, rephrase, sample = (_stage(name) for name in STAGES)
 
 
 def _steps_until(run: Run, until: str) -> Sequence[Step]:
     # `cluster` gives every window its cluster, so it ends with the assignment.
     last = {"cluster": "assign"}.get(until, until)
+    if until == "rephrase" and run.config.rephrase is None:
+        raise ConfigError("the config has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
     index = max(i for i, step in enumerate(run.steps) if step.stage == last)
     return run.steps[: index + 1]
 
@@ -152,6 +167,22 @@ def _steps_until(run: Run, until: str) -> Sequence[Step]:
 def describe(run: Run, until: str) -> list[tuple[Step, str]]:
     """Each step up to `until` with its state: done, how far it has come, or to do and why."""
     return [(step, _state(step)) for step in _steps_until(run, until)]
+
+
+def reaches(until: str, stage: str) -> bool:
+    """Whether a run up to and with `until` gets to `stage`."""
+    return STAGES.index(until) >= STAGES.index(stage)
+
+
+def cost(run: Run) -> str | None:
+    """What rewriting will cost, in a sentence; None where nothing is rewritten, or it is done."""
+    if run.config.rephrase is None or run.step("rephrase").done:
+        return None
+    if not run.step("weights").done:
+        return "rephrase: what it costs is known once weights is done; run jobs/weights.py, then ask again"
+    from pipeline.stages.rephrase import estimate_cost
+
+    return estimate_cost(run.config, run.step("weights"))
 
 
 def _state(step: Step) -> str:

@@ -31,6 +31,12 @@ def rendered() -> dict[str, str]:
         "plan": tables.PLAN,
         "draws": tables.DRAWS,
         "shards": tables.SHARDS,
+        "requests": tables.REQUESTS,
+        "answers": tables.ANSWERS,
+        "passages": tables.PASSAGES,
+        "rewrites": tables.REWRITES,
+        "rewriting": tables.REWRITING,
+        "landed": tables.LANDED,
     }
     return {
         "config.schema.json": _text(Config.model_json_schema()),

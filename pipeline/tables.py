@@ -94,8 +94,9 @@ PLAN = pa.schema(
         pa.field("leaf", pa.int32(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "generalist tokens the leaf holds"}),
         pa.field("wanted_tokens", pa.float64(), nullable=False, metadata={"doc": "budget × p_target"}),
-        pa.field("planned_tokens", pa.float64(), nullable=False, metadata={"doc": "after the cap on epochs"}),
+        pa.field("planned_tokens", pa.float64(), nullable=False, metadata={"doc": "of the text itself, after the cap on epochs"}),
         pa.field("epochs", pa.float64(), nullable=False, metadata={"doc": "planned_tokens / tokens"}),
+        pa.field("rewritten_tokens", pa.float64(), nullable=False, metadata={"doc": "planned of rewrites"}),
         pa.field("deficit_tokens", pa.float64(), nullable=False, metadata={"doc": "wanted beyond the cap: work for rewrites"}),
     ]
 )
@@ -112,7 +113,12 @@ DRAWS = pa.schema(
 
 SHARDS = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False, metadata={"doc": "doc_id:window:copy, unique in the corpus"}),
+        pa.field(
+            "id",
+            pa.string(),
+            nullable=False,
+            metadata={"doc": "unique in the corpus: doc_id:window:copy, or doc_id:window:style.variant.piece:copy of a rewrite"},
+        ),
         pa.field("text", pa.string(), nullable=False),
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("window", pa.int32(), nullable=False),
@@ -122,7 +128,93 @@ SHARDS = pa.schema(
         pa.field("copy", pa.int32(), nullable=False, metadata={"doc": "0 for the first copy of a window"}),
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("origin", pa.string(), nullable=False, metadata={"doc": "raw or rephrased"}),
+        pa.field("parent", pa.string(), nullable=False, metadata={"doc": "doc_id:window of what was rewritten; empty for raw"}),
+        pa.field("style", pa.string(), nullable=False, metadata={"doc": "of the rewrite; empty for raw"}),
         pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object"}),
+    ]
+)
+
+# What a language model is asked for: a row a passage of a window, a style and a variant.
+_PASSAGE = [
+    pa.field("key", pa.uint64(), nullable=False, metadata={"doc": "identity of the answer: model, settings, prompt, window"}),
+    pa.field("window_key", pa.uint64(), nullable=False, metadata={"doc": "key of the parent window"}),
+    pa.field("doc_id", pa.string(), nullable=False, metadata={"doc": "of the parent window"}),
+    pa.field("window", pa.int32(), nullable=False, metadata={"doc": "of the parent window"}),
+    pa.field("leaf", pa.int32(), nullable=False, metadata={"doc": "of the parent window"}),
+    pa.field("style", pa.string(), nullable=False),
+    pa.field("variant", pa.int32(), nullable=False),
+    pa.field("passage", pa.int32(), nullable=False, metadata={"doc": "0, 1, … within the window"}),
+    pa.field("source_tokens", pa.int32(), nullable=False, metadata={"doc": "of the passage, by the embedder's tokenizer"}),
+    pa.field("prompt_hash", pa.string(), nullable=False, metadata={"doc": "of the style's wording"}),
+]
+
+REQUESTS = pa.schema(
+    [
+        *_PASSAGE,
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "the passage"}),
+        pa.field("examples", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+        pa.field("source", pa.string(), nullable=False, metadata={"doc": "of the parent window"}),
+        pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "of the parent window"}),
+    ]
+)
+
+ANSWERS = pa.schema(
+    [
+        pa.field("key", pa.uint64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "as the model gave it"}),
+        pa.field("finish_reason", pa.string(), nullable=False, metadata={"doc": "stop, length, or error"}),
+        pa.field("error", pa.string(), nullable=False, metadata={"doc": "why there is no answer; empty: there is one"}),
+        pa.field("prompt_tokens", pa.int32(), nullable=False, metadata={"doc": "by the model's tokenizer"}),
+        pa.field("output_tokens", pa.int32(), nullable=False, metadata={"doc": "by the model's tokenizer"}),
+    ]
+)
+
+PASSAGES = pa.schema(
+    [
+        *_PASSAGE,
+        pa.field("verdict", pa.string(), nullable=False, metadata={"doc": "accepted, rejected or quarantined"}),
+        pa.field("reason", pa.string(), nullable=False, metadata={"doc": "the rule that rejected it, or why there is no answer"}),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("removed", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False, metadata={"doc": "cleanings"}),
+        pa.field("similarity", pa.float32(), nullable=True, metadata={"doc": "cosine of the embeddings of answer and passage"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "the answer, cleaned"}),
+        pa.field("tokens", pa.int32(), nullable=False, metadata={"doc": "of text, by the embedder's tokenizer"}),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False, metadata={"doc": "by the model's tokenizer"}),
+        pa.field("output_tokens", pa.int32(), nullable=False, metadata={"doc": "by the model's tokenizer"}),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("revision", pa.string(), nullable=False, metadata={"doc": "commit, digest of a folder, or empty for an endpoint"}),
+        pa.field("sampling", pa.string(), nullable=False, metadata={"doc": "JSON object"}),
+    ]
+)
+
+REWRITES = pa.schema(
+    [
+        *WINDOWS,
+        pa.field("parent_key", pa.uint64(), nullable=False, metadata={"doc": "key of the window that was rewritten"}),
+        pa.field("parent_leaf", pa.int32(), nullable=False),
+        pa.field("style", pa.string(), nullable=False),
+        pa.field("variant", pa.int32(), nullable=False),
+        pa.field("piece", pa.int32(), nullable=False, metadata={"doc": "0, 1, … of one window, style and variant"}),
+    ]
+)
+
+REWRITING = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("wanted_tokens", pa.float64(), nullable=False, metadata={"doc": "of rewrites"}),
+        pa.field("asked_tokens", pa.int64(), nullable=False, metadata={"doc": "of passages of this leaf sent to the model"}),
+        pa.field("asked_share", pa.float64(), nullable=False, metadata={"doc": "of all that could be asked for; 1: exhausted"}),
+        pa.field("filled_tokens", pa.float64(), nullable=False, metadata={"doc": "of rewrites that are used for this leaf"}),
+    ]
+)
+
+LANDED = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False, metadata={"doc": "in which rewrites lie"}),
+        pa.field("parent_leaf", pa.int32(), nullable=False, metadata={"doc": "of the text that they were made from"}),
+        pa.field("windows", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
     ]
 )
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.mixture.plan import capped_plan, plan, water_fill
+from pipeline.mixture.plan import capped_plan, plan, shared_plan, water_fill
 from pipeline.tables import PLAN
 
 seeds = st.integers(0, 10**6)
@@ -94,3 +94,36 @@ def test_plan_beyond_what_the_cap_allows_says_what_can_be_had():
     assert "\n" not in text
     assert capped_plan(P, TOKENS, budget_tokens=451, max_epochs=1.5, overflow="spread").deficit_share == pytest.approx(1 / 451)
     assert plan(P, TOKENS, budget_tokens=451, max_epochs=1.5, overflow="leave").planned_L.sum() < 451
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
+    wanted, cap, rng = case(seed)
+    p, tokens = wanted / wanted.sum(), np.ceil(cap * 1000).astype(np.int64)
+    budget = int(rng.integers(1, 20_000))
+    limits = {"budget_tokens": budget, "max_epochs": 2.0}
+    alone = capped_plan(p, tokens, **limits, overflow="leave")
+    rewrites = rng.exponential(size=len(p)) * 1000
+    filled = capped_plan(p, tokens, **limits, overflow="leave", rewrites_L=rewrites)
+    np.testing.assert_allclose(filled.planned_L, alone.planned_L, atol=1e-6)
+    np.testing.assert_allclose(filled.rewritten_L, np.minimum(alone.deficit_L, rewrites))
+    spread = capped_plan(p, tokens, **limits, overflow="spread", rewrites_L=rewrites)
+    np.testing.assert_allclose(spread.rewritten_L, filled.rewritten_L)
+    assert (spread.planned_L >= filled.planned_L - 1e-6).all()
+    assert (spread.planned_L <= 2.0 * tokens + 1e-6).all()
+    enough = 2.0 * tokens[p > 0].sum() + spread.rewritten_L.sum()
+    assert spread.planned_L.sum() + spread.rewritten_L.sum() == pytest.approx(min(budget, enough), rel=1e-9, abs=1e-6)
+
+
+def test_a_share_of_rewrites_leaves_the_mixture_as_asked():
+    p, tokens = np.array([0.5, 0.3, 0.2]), np.array([10_000, 10_000, 10_000])
+    limits = {"budget_tokens": 9000, "max_epochs": 4.0, "overflow": "spread", "real_to_synthetic": 2.0}
+    made = shared_plan(p, tokens, **limits, rewrites_L=np.array([5000.0, 500.0, 500.0]))
+    assert made.rewritten_L.sum() == pytest.approx(3000)
+    np.testing.assert_allclose(made.planned_L + made.rewritten_L, 9000 * p)
+    few = shared_plan(p, tokens, **limits, rewrites_L=np.array([500.0, 0.0, 0.0]))
+    assert few.rewritten_L.sum() == 500
+    np.testing.assert_allclose(few.planned_L + few.rewritten_L, 9000 * p)
+    left = shared_plan(p, tokens, **{**limits, "overflow": "leave"}, rewrites_L=np.array([500.0, 0.0, 0.0]))
+    assert left.planned_L.sum() == pytest.approx(6000)

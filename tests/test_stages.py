@@ -147,7 +147,7 @@ def test_copies_carry_their_window_and_go_to_one_shard_each() -> None:
     windows = windows_table(["a", "bb", "ccc"])
     attribution = Attribution(["law", "natural"], np.array([[1.0], [0.0]]))
     folder = Folder("memory://x")
-    work = Shuffle(windows=folder, draws=folder, output=folder, num_shards=3, seed=0, attribution=attribution)
+    work = Shuffle(pools={}, output=folder, num_shards=3, seed=0, attribution=attribution)
     table = copies_table(windows, np.zeros(3, np.int32), np.array([2, 0, 3], np.int32), work)
     assert table["id"].to_pylist() == ["d:0:0", "d:0:1", "d:2:0", "d:2:1", "d:2:2"]
     assert table["text"].to_pylist() == ["a", "a", "ccc", "ccc", "ccc"]

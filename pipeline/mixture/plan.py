@@ -22,14 +22,15 @@ class Plan:
 
     tokens_L: Ints
     wanted_L: Floats
-    planned_L: Floats
+    planned_L: Floats  # of the text itself, repeats counted
+    rewritten_L: Floats  # of rewrites
     deficit_L: Floats  # wanted beyond the cap: what rewrites could fill, also where `spread` gave it to other leaves
     budget_tokens: int
 
     @property
     def epochs_L(self) -> Floats:
         """(L,) how often the text of each leaf is passed over; 0 where it has none."""
-        return self.planned_L / np.maximum(self.tokens_L, 1)
+        return np.asarray(self.planned_L / np.maximum(self.tokens_L, 1), np.float64)
 
     @property
     def clipped_mass(self) -> float:
@@ -38,8 +39,8 @@ class Plan:
 
     @property
     def deficit_share(self) -> float:
-        """Share of the budget that stays unfilled: the clipped mass under `leave`, nothing under `spread`."""
-        return max(0.0, float(1.0 - self.planned_L.sum() / self.budget_tokens))
+        """Share of the budget that stays unfilled: under `leave` the clipped mass without rewrites, nothing under `spread`."""
+        return max(0.0, float(1.0 - (self.planned_L.sum() + self.rewritten_L.sum()) / self.budget_tokens))
 
     def table(self) -> pa.Table:
         """The plan as a PLAN table, one row a leaf."""
@@ -51,6 +52,7 @@ class Plan:
                     "wanted_tokens": self.wanted_L,
                     "planned_tokens": self.planned_L,
                     "epochs": self.epochs_L,
+                    "rewritten_tokens": self.rewritten_L,
                     "deficit_tokens": self.deficit_L,
                 }
             ),
@@ -75,16 +77,63 @@ def plan(p_target_L: Floats, tokens_L: Ints, *, budget_tokens: int, max_epochs: 
     return made
 
 
-def capped_plan(p_target_L: Floats, tokens_L: Ints, *, budget_tokens: int, max_epochs: float, overflow: Overflow) -> Plan:
-    """As `plan`, but where the budget cannot be met every leaf with mass is at its cap, and the rest is a deficit."""
+def capped_plan(
+    p_target_L: Floats,
+    tokens_L: Ints,
+    *,
+    budget_tokens: int,
+    max_epochs: float,
+    overflow: Overflow,
+    rewrites_L: Floats | None = None,
+) -> Plan:
+    """As `plan`, but where the budget cannot be met every leaf with mass is at its cap, and the rest is a deficit.
+
+    `rewrites_L` are tokens of rewrites that lie in each leaf: they fill its deficit, and what is left of that is spread.
+    """
     wanted_L = budget_tokens * np.asarray(p_target_L, dtype=np.float64)
     cap_L = max_epochs * np.asarray(tokens_L, dtype=np.float64)
-    planned_L = water_fill(wanted_L, cap_L) if overflow == "spread" else np.minimum(wanted_L, cap_L)
+    deficit_L = np.maximum(wanted_L - cap_L, 0.0)
+    rewritten_L = np.zeros(len(wanted_L)) if rewrites_L is None else np.minimum(deficit_L, rewrites_L)
+    # A leaf with a deficit is full at any level, so that rewrites never take the place of its own text.
+    total_L = water_fill(wanted_L, cap_L + rewritten_L) if overflow == "spread" else np.minimum(wanted_L, cap_L + rewritten_L)
     return Plan(
         tokens_L=tokens_L,
         wanted_L=wanted_L,
-        planned_L=planned_L,
-        deficit_L=np.maximum(wanted_L - cap_L, 0.0),
+        planned_L=np.maximum(total_L - rewritten_L, 0.0),
+        rewritten_L=rewritten_L,
+        deficit_L=deficit_L,
+        budget_tokens=budget_tokens,
+    )
+
+
+def shared_plan(
+    p_target_L: Floats,
+    tokens_L: Ints,
+    *,
+    budget_tokens: int,
+    max_epochs: float,
+    overflow: Overflow,
+    rewrites_L: Floats,
+    real_to_synthetic: float,
+) -> Plan:
+    """A plan in which rewrites are one part of `1 + real_to_synthetic` (WRAP, arXiv 2401.16380: 1 : 1 in tokens), all used alike.
+
+    The text itself makes up the mixture around them, so that the whole is as asked. With too few rewrites it takes their place too.
+    """
+    wanted_L = budget_tokens * np.asarray(p_target_L, dtype=np.float64)
+    cap_L = max_epochs * np.asarray(tokens_L, dtype=np.float64)
+    synthetic = budget_tokens / (1.0 + real_to_synthetic)
+    held = float(rewrites_L.sum())
+    rewritten_L = rewrites_L * (min(1.0, synthetic / held) if held else 0.0)
+    rest_L = np.maximum(wanted_L - rewritten_L, 0.0)
+    raw = budget_tokens - (rewritten_L.sum() if overflow == "spread" else synthetic)
+    rest_L *= raw / max(rest_L.sum(), 1e-300)
+    return Plan(
+        tokens_L=tokens_L,
+        wanted_L=wanted_L,
+        planned_L=water_fill(rest_L, cap_L) if overflow == "spread" else np.minimum(rest_L, cap_L),
+        rewritten_L=rewritten_L,
+        deficit_L=np.maximum(rest_L - cap_L, 0.0),
         budget_tokens=budget_tokens,
     )
 

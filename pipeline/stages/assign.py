@@ -44,7 +44,8 @@ def read_tree(folder: Folder) -> Tree:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded_tree(url: str) -> Tree:
+def loaded_tree(url: str) -> Tree:
+    """The tree of a cluster step's folder, read once in a worker process."""
     return read_tree(Folder(url))
 
 
@@ -55,7 +56,7 @@ def _assign_part(name: str, tree: Folder, windows: Folder, embeddings: Folder, f
         raise StorageError(
             f"{name}: windows and embeddings are not the same rows; delete {embeddings.url} and run again, it will be made anew"
         )
-    result = assign_table(key_N, table["tokens"].to_numpy(), valid_N, x_ND, _loaded_tree(tree.url))
+    result = assign_table(key_N, table["tokens"].to_numpy(), valid_N, x_ND, loaded_tree(tree.url))
     facts = {"rows": len(result)}
     folder.write_table(f"{name}.parquet", result, ASSIGNMENTS, facts)
     return facts

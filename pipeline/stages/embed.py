@@ -62,7 +62,7 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
             _embed_part,
             title=f"embed {corpus}",
             shared=(config.embed, artifact, prepared.folder, folder),
-            num_gpus=_gpus_per_worker(config, engine),
+            num_gpus=embedder_gpus(config, engine),
         )
         hardware = [dict(pairs) for pairs in sorted({tuple(sorted(part.pop("hardware").items())) for part in parts})]
         rows, invalid = sum(part["rows"] for part in parts), sum(part["invalid"] for part in parts)
@@ -93,7 +93,8 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
     )
 
 
-def _gpus_per_worker(config: Config, engine: Engine) -> float:
+def embedder_gpus(config: Config, engine: Engine) -> float:
+    """GPUs of a worker that embeds."""
     if embedders.fits_on(config.embed) != "nothing":
         return 0.0  # a table or a projection: the work is in the tokens
     if config.engine.gpus_per_worker is not None:  # asked for, though an autoscaler may not have brought any up yet
@@ -130,13 +131,13 @@ def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder) -> dict[s
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(cfg: Embed, artifact_url: str | None) -> Embedder:
+def loaded_embedder(cfg: Embed, artifact_url: str | None) -> Embedder:
     """The model, loaded once in a worker process."""
     return embedders.load(cfg, Folder(artifact_url) if artifact_url else None, threads=1)
 
 
 def _embed_part(name: str, cfg: Embed, artifact: Folder | None, windows: Folder, folder: Folder) -> dict[str, Any]:
-    model = _loaded(cfg, artifact.url if artifact else None)
+    model = loaded_embedder(cfg, artifact.url if artifact else None)
     table = windows.read_table(f"{name}.parquet", columns=["key", "text", "tokens"])
     result = embed_table(table, model)
     valid = result["valid"].to_numpy()

@@ -1,13 +1,15 @@
 """The plan, the draws and the shards of the new corpus.
 
 Three passes over the generalist's parts: a fold that finds who is near the edge of being drawn, a map that writes the copies of
-each window (`draws/`, aligned with the windows), and the one shuffle that moves text.
+each window (`draws/`, aligned with the windows), and the one shuffle that moves text. Rewrites are drawn in the same way from their
+own parts, and shuffled in.
 
 Shapes: L leaves, N windows of a part.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +20,14 @@ from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, fi
 from pipeline.engine import Engine
 from pipeline.manifest import ShardsManifest, versions
 from pipeline.mixture.estimators import ESTIMATORS
+from pipeline.mixture.plan import Plan, capped_plan, shared_plan
 from pipeline.mixture.plan import plan as make_plan
+from pipeline.rewriting.serving import Serving
 from pipeline.stages.assign import read_tree
-from pipeline.stages.shards import Attribution, Shuffle, map_parts_to_shards, shard_facts, shard_name, sum_counts, write_shard
+from pipeline.stages.shards import Attribution, Pool, Shuffle, map_parts_to_shards, shard_facts, shard_name, sum_counts, write_shard
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import MANIFEST, Folder
-from pipeline.tables import DRAWS, PLAN
+from pipeline.tables import DRAWS, LANDED, PLAN
 from pipeline.tree import Tree
 
 _FOLD_GROUPS = 256
@@ -34,19 +38,16 @@ _MOST_SOURCES = 256
 _OTHER = "(other sources)"
 
 
-def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, clustered: Step, weighted: Step) -> Step:
-    """The step that draws from the generalist corpus and writes the shards."""
+def sample_step(
+    config: Config, prepared: Step, embedded: Step, assigned: Step, clustered: Step, weighted: Step, rephrased: Step | None
+) -> Step:
+    """The step that draws from the generalist corpus, and from its rewrites, and writes the shards."""
     settings = config.sample
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         mixture = weighted.folder.read_table("mixture.parquet")
-        plan = make_plan(
-            mixture["p_target"].to_numpy(),
-            mixture["tokens"].to_numpy(),
-            budget_tokens=settings.budget_tokens,
-            max_epochs=config.weights.max_epochs,
-            overflow=config.weights.overflow,
-        )
+        used = _used(config, rephrased) if rephrased else None
+        plan = planned(config, mixture, used.filled_L if used else None)
         folder.write_table("plan.parquet", plan.table(), PLAN)
         draw = DrawPlan(
             method=settings.draw,
@@ -55,18 +56,24 @@ def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, 
             planned_L=plan.planned_L,
             windows_L=mixture["windows"].to_numpy(),
         )
-        names = part_names(assigned)
         tree = read_tree(clustered.folder)
-        settled = _settle(engine, names, assigned.folder, draw, tree, config.weights.estimator)
-        draws = folder.child("draws")
-        shared = (prepared.folder, assigned.folder, draws, draw, settled, config.weights.estimator)
-        parts = map_parts(engine, draws, names, _draw_part, title="draw", shared=shared)
+        raw = Pool("raw", prepared.folder, assigned.folder, folder.child("draws"))
+        parts = _draw(engine, raw, part_names(assigned), draw, tree, EstimatorFactors(config.weights.estimator))
+        pools = {raw.origin: (raw, parts)}
+        if rephrased and used and rephrased.manifest["rewrites"]:
+            pool = Pool(
+                *("rephrased", rephrased.folder.child("rewrites"), rephrased.folder.child("assignments")),
+                folder.child("draws-rephrased"),
+            )
+            draw = _rewrites_plan(rephrased, used, config.seed)
+            factors = ServingFactors(pool.windows, used)
+            pools[pool.origin] = (pool, _draw(engine, pool, part_names(rephrased), draw, tree, factors))
+        parts = [part for _, of_pool in pools.values() for part in of_pool]
 
         bytes_per_token = prepared.manifest["text_bytes"] / max(1, prepared.manifest["tokens"])
         text_bytes = bytes_per_token * sum(part["drawn_tokens"] for part in parts)
         work = Shuffle(
-            windows=prepared.folder,
-            draws=draws,
+            pools={origin: pool for origin, (pool, _) in pools.items()},
             output=folder,
             num_shards=max(1, round(text_bytes / settings.shard_bytes)),
             seed=config.seed,
@@ -74,7 +81,7 @@ def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, 
         )
         present = set(folder.names(".parquet"))
         missing = [i for i in range(work.num_shards) if f"{shard_name(i)}.parquet" not in present]
-        drawn = [part["name"] for part in parts if part["drawn_tokens"]]
+        drawn = [(origin, part["name"]) for origin, (_, of_pool) in pools.items() for part in of_pool if part["drawn_tokens"]]
         num_groups = min(round(text_bytes / _GROUP_BYTES), _MOST_PIECES // work.num_shards)
         items = groups(drawn, max(engine.num_workers, num_groups)) if missing else []
         made = {
@@ -88,13 +95,17 @@ def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, 
             "budget_tokens": settings.budget_tokens,
             "seed": config.seed,
             "deficit_tokens": float(plan.deficit_L.sum()),
+            "rewritten_tokens": float(plan.rewritten_L.sum()),
             "clipped_mass": plan.clipped_mass,
             "deficit_share": plan.deficit_share,
             "rows": sum(shard["rows"] for shard in facts),
             "tokens": sum(shard["tokens"] for shard in facts),
             "windows": sum(part["drawn_windows"] for part in parts),
+            "first_tokens": sum(shard["first_tokens"] for shard in facts),
             "tokens_by_specialist": sum_counts([shard["tokens_by_specialist"] for shard in facts]),
-            "tokens_by_source": _before_after(parts),
+            "tokens_by_origin": sum_counts([shard["tokens_by_origin"] for shard in facts]),
+            "tokens_by_style": sum_counts([shard["tokens_by_style"] for shard in facts]),
+            "tokens_by_source": _before_after(pools["raw"][1], parts),
             "hardware": embedded.manifest["hardware"],
             "versions": versions(),
             "shards": [
@@ -112,18 +123,107 @@ def sample_step(config: Config, prepared: Step, embedded: Step, assigned: Step, 
             "overflow": config.weights.overflow,
             "seed": config.seed,
         },
-        inputs={"windows": prepared, "assignments": assigned, "weights": weighted},
+        inputs={
+            "windows": prepared,
+            "assignments": assigned,
+            "weights": weighted,
+            **({"rewrites": rephrased} if rephrased else {}),
+        },
         workdir=prepared.workdir,
         work=work,
     )
 
 
-def _settle(engine: Engine, names: Sequence[str], assignments: Folder, draw: DrawPlan, tree: Tree, estimator: str) -> Settled:
+def _used(config: Config, rephrased: Step) -> Serving:
+    """How the rewrites are used."""
+    from pipeline.stages.rephrase import serving
+
+    wanted_L = rephrased.folder.read_table("rewriting.parquet")["wanted_tokens"].to_numpy()
+    return serving(config, wanted_L, rephrased.folder.read_table("landed.parquet"))
+
+
+def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> DrawPlan:
+    """How often rewrites are drawn: each once at most, whatever the way of drawing raw text; factors are the chances themselves."""
+    landed = rephrased.folder.read_table("landed.parquet")
+    leaf_P, parent_P, windows_P, tokens_P = (landed[name].to_numpy() for name in LANDED.names)
+    valid_P = leaf_P >= 0
+    expected_P = used.chance(leaf_P, parent_P) * tokens_P
+    num_leaves = len(used.own_L)
+    return DrawPlan(
+        method="rounded",
+        seed=seed,
+        epochs_L=np.ones(num_leaves),
+        planned_L=np.asarray(np.bincount(leaf_P[valid_P], weights=expected_P[valid_P], minlength=num_leaves), np.float64),
+        windows_L=np.bincount(leaf_P[valid_P], weights=windows_P[valid_P], minlength=num_leaves),
+    )
+
+
+class Factors(Protocol):
+    """Expected copies of windows, relative to the epochs of their leaves."""
+
+    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
+        """(N,) factors of the windows of a part."""
+
+
+@dataclass(frozen=True)
+class EstimatorFactors:
+    """The factors of raw text: those of the estimator."""
+
+    estimator: str
+
+    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:  # noqa: ARG002
+        return ESTIMATORS[self.estimator].factors(leaf_N)
+
+
+@dataclass(frozen=True)
+class ServingFactors:
+    """The factors of rewrites: the chance that one is used."""
+
+    rewrites: Folder
+    used: Serving
+
+    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
+        parent_N = self.rewrites.read_table(f"{name}.parquet", columns=["parent_leaf"])["parent_leaf"].to_numpy()
+        return self.used.chance(leaf_N, parent_N)
+
+
+def planned(config: Config, mixture: pa.Table, rewrites_L: NDArray[np.float64] | None) -> Plan:
+    """What is drawn of each leaf: its own text, and `rewrites_L` tokens of rewrites.
+
+    Raises:
+        ConfigError: the budget is more than the text gives, and there are no rewrites to fill it.
+    """
+    p_L, tokens_L = mixture["p_target"].to_numpy(), mixture["tokens"].to_numpy()
+    limits: dict[str, Any] = {
+        "budget_tokens": config.sample.budget_tokens,
+        "max_epochs": config.weights.max_epochs,
+        "overflow": config.weights.overflow,
+    }
+    if rewrites_L is None:
+        return make_plan(p_L, tokens_L, **limits)
+    assert config.rephrase
+    if config.rephrase.mode == "share":
+        ratio = config.rephrase.real_to_synthetic
+        return shared_plan(p_L, tokens_L, **limits, rewrites_L=rewrites_L, real_to_synthetic=ratio)
+    return capped_plan(p_L, tokens_L, **limits, rewrites_L=rewrites_L)
+
+
+def _draw(engine: Engine, pool: Pool, names: Sequence[str], draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
+    """Draw from one pool of text; the facts of its parts."""
+    title = "draw" if pool.origin == "raw" else f"draw {pool.origin}"
+    settled = _settle(engine, names, pool.assignments, draw, tree, factors, title=title)
+    shared = (pool.windows, pool.assignments, pool.draws, draw, settled, factors)
+    return map_parts(engine, pool.draws, names, _draw_part, title=title, shared=shared)
+
+
+def _settle(
+    engine: Engine, names: Sequence[str], assignments: Folder, draw: DrawPlan, tree: Tree, factors: Factors, *, title: str
+) -> Settled:
     """Decide who is drawn, in as many folds as it takes: one, but for rare luck."""
     band_G = first_band(draw)
     while True:
-        shared = (assignments, draw, band_G, estimator)
-        states = [state for _, state in engine.map(_candidates, groups(names, _FOLD_GROUPS), title="draw plan", shared=shared)]
+        shared = (assignments, draw, band_G, factors)
+        states = [state for _, state in engine.map(_candidates, groups(names, _FOLD_GROUPS), title=f"{title} plan", shared=shared)]
         decided = settle(Candidates.combine(states), draw, band_G, tree)
         if isinstance(decided, Settled):
             return decided
@@ -131,23 +231,23 @@ def _settle(engine: Engine, names: Sequence[str], assignments: Folder, draw: Dra
 
 
 def _candidates(
-    names: Sequence[str], assignments: Folder, draw: DrawPlan, band_G: NDArray[np.float64], estimator: str
+    names: Sequence[str], assignments: Folder, draw: DrawPlan, band_G: NDArray[np.float64], factors: Factors
 ) -> Candidates:
     states = []
     for name in names:
         table = assignments.read_table(f"{name}.parquet", columns=["key", "leaf", "tokens"])
         leaf_N = table["leaf"].to_numpy()
-        factor_N = ESTIMATORS[estimator].factors(leaf_N)
+        factor_N = factors.of(name, leaf_N)
         states.append(candidates(table["key"].to_numpy(), leaf_N, table["tokens"].to_numpy(), factor_N, draw, band_G))
     return Candidates.combine(states)
 
 
 def _draw_part(
-    name: str, windows: Folder, assignments: Folder, draws: Folder, draw: DrawPlan, settled: Settled, estimator: str
+    name: str, windows: Folder, assignments: Folder, draws: Folder, draw: DrawPlan, settled: Settled, factors: Factors
 ) -> dict[str, Any]:
     table = assignments.read_table(f"{name}.parquet", columns=["key", "leaf", "tokens"])
     leaf_N, tokens_N = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.int64)
-    result = copies(table["key"].to_numpy(), leaf_N, ESTIMATORS[estimator].factors(leaf_N), draw, settled)
+    result = copies(table["key"].to_numpy(), leaf_N, factors.of(name, leaf_N), draw, settled)
     copies_N = result["copies"].to_numpy()
     source = windows.read_table(f"{name}.parquet", columns=["source"])["source"]
     facts = {
@@ -177,11 +277,11 @@ def _largest(sources: dict[str, list[int]]) -> dict[str, list[int]]:
     return found
 
 
-def _before_after(parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """Of each source its tokens in the generalist corpus and those drawn, over all parts."""
-    held = sum_counts([{source: counts[0] for source, counts in part["sources"].items()} for part in parts])
+def _before_after(raw: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Of each source its tokens in the generalist corpus, and those drawn over all parts; a rewrite is of its parent's source."""
+    held = sum_counts([{source: counts[0] for source, counts in part["sources"].items()} for part in raw])
     drawn = sum_counts([{source: counts[1] for source, counts in part["sources"].items()} for part in parts])
-    return _largest({source: [held[source], drawn[source]] for source in held})
+    return _largest({source: [held.get(source, 0), drawn[source]] for source in drawn})
 
 
 def published(step: Step, shards: Folder) -> bool:
@@ -201,7 +301,6 @@ def publish(step: Step, shards: Folder) -> None:
     manifest = ShardsManifest(
         fingerprint=step.fingerprint,
         upstream=_upstream(step),
-        tokens_by_origin={"raw": facts["tokens"]},
         **{name: facts[name] for name in _PUBLISHED},
     )
     for name in [MANIFEST, *shards.names(".parquet")]:
@@ -219,8 +318,11 @@ _PUBLISHED = (
     "budget_tokens",
     "windows",
     "tokens_by_specialist",
+    "tokens_by_origin",
+    "tokens_by_style",
     "tokens_by_source",
     "deficit_tokens",
+    "rewritten_tokens",
     "hardware",
     "versions",
     "shards",

@@ -59,26 +59,45 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Text that is drawn from, in aligned parts: the generalist's windows (`raw`), or rewrites of them (`rephrased`)."""
+
+    origin: str
+    windows: Folder
+    assignments: Folder
+    draws: Folder
+
+
+@dataclass(frozen=True)
 class Shuffle:
     """What the mappers and reducers of the shuffle need to know."""
 
-    windows: Folder
-    draws: Folder
+    pools: dict[str, Pool]
     output: Folder
     num_shards: int
     seed: int
     attribution: Attribution
 
 
-def copies_table(windows: pa.Table, leaf_N: NDArray[np.int32], copies_N: NDArray[np.int32], work: Shuffle) -> pa.Table:
+def copies_table(
+    windows: pa.Table, leaf_N: NDArray[np.int32], copies_N: NDArray[np.int32], work: Shuffle, origin: str = "raw"
+) -> pa.Table:
     """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part."""
     row_R = np.repeat(np.arange(len(windows)), copies_N)
     copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
     table = windows.take(pa.array(row_R))
-    key_R, leaf_R = table["key"].to_numpy(), leaf_N[row_R]
-    identifier = pc.binary_join_element_wise(
-        table["doc_id"], table["window"].cast(pa.string()), pa.array(copy_R).cast(pa.string()), ":"
-    )
+    key_R = table["key"].to_numpy()
+    parent = pc.binary_join_element_wise(table["doc_id"], table["window"].cast(pa.string()), ":")
+    copy = pa.array(copy_R).cast(pa.string())
+    if origin == "raw":
+        identifier = pc.binary_join_element_wise(parent, copy, ":")
+        parent = style = pa.repeat(pa.scalar(""), len(table))
+        asked_R = leaf_N[row_R]
+    else:
+        asked_R = table["parent_leaf"].to_numpy()  # the cluster that ran short
+        style = table["style"]
+        rewrite = pc.binary_join_element_wise(style, *(table[name].cast(pa.string()) for name in ("variant", "piece")), ".")
+        identifier = pc.binary_join_element_wise(parent, rewrite, copy, ":")
     return pa.table(
         {
             "id": identifier,
@@ -86,11 +105,13 @@ def copies_table(windows: pa.Table, leaf_N: NDArray[np.int32], copies_N: NDArray
             "doc_id": table["doc_id"],
             "window": table["window"],
             "source": table["source"],
-            "specialist": work.attribution.of(key_R, copy_R, leaf_R, seed=work.seed),
-            "cluster": leaf_R,
+            "specialist": work.attribution.of(key_R, copy_R, asked_R, seed=work.seed),
+            "cluster": leaf_N[row_R],
             "copy": copy_R.astype(np.int32),
             "tokens": table["tokens"],
-            "origin": pa.repeat(pa.scalar("raw"), len(table)),
+            "origin": pa.repeat(pa.scalar(origin), len(table)),
+            "parent": parent,
+            "style": style,
             "metadata": table["metadata"],
             _ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
         },
@@ -107,17 +128,18 @@ def split(table: pa.Table, num_shards: int) -> list[pa.Table]:
     return [table.take(pa.array(by_shard_R[bounds_S[i] : bounds_S[i + 1]])) for i in range(num_shards)]
 
 
-def map_parts_to_shards(names: Sequence[str], shards: Sequence[int], work: Shuffle) -> list[pa.Table]:
-    """The pieces of several parts for the shards that are to be made."""
+def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int], work: Shuffle) -> list[pa.Table]:
+    """The pieces of several parts (origin, name) for the shards that are to be made."""
     pieces: list[list[pa.Table]] = [[] for _ in shards]
-    for name in names:
-        draws = work.draws.read_table(f"{name}.parquet", columns=["key", "leaf", "copies"])
+    for origin, name in parts:
+        pool = work.pools[origin]
+        draws = pool.draws.read_table(f"{name}.parquet", columns=["key", "leaf", "copies"])
         copies_N = draws["copies"].to_numpy()
         if not copies_N.any():
             continue
-        windows = work.windows.read_table(f"{name}.parquet")
+        windows = pool.windows.read_table(f"{name}.parquet")
         assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
-        of_shard = split(copies_table(windows, draws["leaf"].to_numpy(), copies_N, work), work.num_shards)
+        of_shard = split(copies_table(windows, draws["leaf"].to_numpy(), copies_N, work, origin), work.num_shards)
         for piece, shard in zip(pieces, shards, strict=True):
             piece.append(of_shard[shard])
     return [pa.concat_tables(tables) if tables else _PIECES.empty_table() for tables in pieces]
@@ -131,7 +153,10 @@ def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[
     facts = {
         "rows": len(table),
         "tokens": pc.sum(table["tokens"]).as_py() or 0,
+        "first_tokens": pc.sum(table["tokens"].filter(pc.equal(table["copy"], 0))).as_py() or 0,
         "tokens_by_specialist": _tokens_by(table, "specialist"),
+        "tokens_by_origin": _tokens_by(table, "origin"),
+        "tokens_by_style": _tokens_by(table.filter(pc.not_equal(table["style"], "")), "style"),
     }
     name = shard_name(number)
     written = work.output.write_table(f"{name}.parquet", table, SHARDS, facts, **WRITE_OPTIONS)

@@ -1,0 +1,215 @@
+"""Have every request answered, or quarantined: what is in the store is never asked again, what fails is tried anew.
+
+The first try sends many prompts together; what then has no answer is sent in small blocks, at last alone, so that one prompt that
+kills its engine takes nobody with it. Shapes: R requests of a group.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from loguru import logger
+from numpy.typing import NDArray
+
+from pipeline.config import Rephrase
+from pipeline.engine import Engine
+from pipeline.engine.gpus import GpuWatch
+from pipeline.errors import RunError, WorkerError
+from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, read_keys, write_answers
+from pipeline.rewriting.exchange import Answer, Failure, Request
+from pipeline.rewriting.model import Model
+from pipeline.rewriting.requests import Task, as_requests
+from pipeline.step import groups
+from pipeline.storage import Folder
+
+_SMALLER = 8  # a later try sends blocks this much smaller
+_FLUSH_S = 20.0  # an endpoint's answers are stored at least this often
+_FOLD_GROUPS = 256
+_DIED = "the engine died, or was lost, each time this prompt was in it"
+
+
+@dataclass(frozen=True)
+class Block:
+    """An item of work: rows of a group of requests."""
+
+    group: str
+    rows: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}, {len(self.rows)} prompts"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of some prompts: what is stored, and what may be tried again."""
+
+    stored: list[Stored]
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Asking:
+    """The requests of a run, the model, and the store of its answers."""
+
+    def __init__(self, engine: Engine, settings: Rephrase, model: Model, task: Task, requests: Folder, store: Folder) -> None:
+        self.engine, self.settings, self.model, self.task = engine, settings, model, task
+        self.requests, self.store = requests, store
+        self._index: AnswerIndex | None = None
+
+    def answer(self, names: Sequence[str], *, title: str, max_bad_fraction: float) -> FrozenIndex:
+        """The index of the store, in which every request of the named groups is answered or has an error.
+
+        Raises:
+            RunError: no engine or server answers at all, or more prompts than `max_bad_fraction` have none.
+        """
+        index = self._read_index()
+        todo = self._unanswered(names, index.frozen())
+        asked = sum(len(block.rows) for block in todo)
+        if not asked:
+            return index.frozen()
+        errors: dict[int, str] = {}
+        started, output_tokens = time.monotonic(), 0
+        with GpuWatch(self.engine) as gpus:
+            for attempt in range(self.settings.attempts):
+                blocks = [block for whole in todo for block in self._split(whole, attempt)]
+                answered = False
+                for outcome in self._ask(blocks, title=title if not attempt else f"{title}, try {attempt + 1}", alone=attempt > 0):
+                    index.add(outcome.stored)
+                    output_tokens += sum(stored.output_tokens for stored in outcome.stored)
+                    answered = answered or bool(outcome.stored)
+                    errors |= {failure.key: failure.error for failure in outcome.failures}
+                todo = self._unanswered(names, index.frozen())
+                if not todo:
+                    break
+                if not answered and attempt == 0:
+                    said = next(iter(errors.values()), "its engine died")
+                    raise RunError(
+                        f"{title}: no prompt of {asked:,} was answered ({said}); mend rephrase.model or its endpoint, and run again"
+                    )
+            index.add(self._quarantine(todo, errors, asked, max_bad_fraction, title))
+            self.engine.usage.add_generated(output_tokens, time.monotonic() - started, gpus.mean())
+        return index.frozen()
+
+    def _read_index(self) -> AnswerIndex:
+        if self._index is None:
+            self._index = AnswerIndex()
+            names = [name.removesuffix(".parquet") for name in self.store.names(".parquet")]
+            for _, stored in self.engine.map(
+                read_keys, groups(names, _FOLD_GROUPS), title="answers in store", shared=(self.store,)
+            ):
+                self._index.add(stored)
+        return self._index
+
+    def _unanswered(self, names: Sequence[str], index: FrozenIndex) -> list[Block]:
+        """The rows of each group that have no answer yet."""
+        found = self.engine.map(_missing, names, title="unanswered", unit="groups", shared=(self.requests, index))
+        blocks = [Block(names[i], rows) for i, rows in sorted(found, key=lambda entry: entry[0])]
+        return [block for block in blocks if len(block.rows)]
+
+    def _split(self, block: Block, attempt: int) -> list[Block]:
+        last = attempt == self.settings.attempts - 1 and attempt > 0
+        size = 1 if last else max(1, self.settings.batch // _SMALLER**attempt)
+        return [Block(block.group, block.rows[i : i + size]) for i in range(0, len(block.rows), size)]
+
+    def _ask(self, blocks: list[Block], *, title: str, alone: bool) -> Iterator[Outcome]:
+        if self.settings.backend == "endpoint":
+            shared: tuple[Any, ...] = (self.requests, self.store, self.task, self.settings, self.model)
+            for _, outcome in self.engine.map(_ask_endpoint, blocks, title=title, unit="blocks", shared=(*shared, not alone)):
+                yield outcome
+            return
+        from pipeline.engine.generation import generate
+
+        yield from generate(
+            self.engine,
+            blocks,
+            read=_read_block,
+            store=_store,
+            settings=self.settings,
+            model=self.model.source,
+            revision=self.model.commit,
+            title=title,
+            one_at_a_time=alone,
+            shared=(self.requests, self.store, self.task),
+        )
+
+    def _quarantine(
+        self, todo: list[Block], errors: dict[int, str], asked: int, max_bad_fraction: float, title: str
+    ) -> list[Stored]:
+        """Store an error for each prompt that is left, unless there are too many of them."""
+        left = sum(len(block.rows) for block in todo)
+        if left > max_bad_fraction * asked:
+            said = next(iter(errors.values()), _DIED)
+            raise RunError(
+                f"{title}: {left:,} of {asked:,} prompts have no answer after {self.settings.attempts} tries, more than "
+                f"max_bad_fraction = {max_bad_fraction} ({said}); mend the cause and run again, or raise it; answers are kept"
+            )
+        stored = []
+        for block in todo:
+            keys = self.requests.read_table(f"{block.group}.parquet", columns=["key"])["key"].to_numpy()[block.rows]
+            failures = [Failure(int(key), errors.get(int(key), _DIED), "backend") for key in keys]
+            stored.append(write_answers(self.store, [], failures))
+        if left:
+            logger.warning(f"{title}: {left:,} prompts are quarantined after {self.settings.attempts} tries")
+        return stored
+
+
+def _missing(name: str, requests: Folder, index: FrozenIndex) -> NDArray[np.int64]:
+    return np.flatnonzero(~index.has(requests.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()))
+
+
+def _read_block(block: Block, requests: Folder, store: Folder, task: Task) -> list[Request]:  # noqa: ARG001  as `_store`
+    table = requests.read_table(f"{block.group}.parquet", columns=["key", "style", "text", "examples", "source_tokens"])
+    return as_requests(table.take(pa.array(block.rows)), task.styles)
+
+
+def _store(answers: Sequence[Answer], failures: Sequence[Failure], requests: Folder, store: Folder, task: Task) -> Outcome:  # noqa: ARG001
+    """A prompt that is at fault itself would fail again: its error is its answer."""
+    stored = write_answers(store, answers, [failure for failure in failures if failure.kind == "prompt"])
+    return Outcome([stored], [failure for failure in failures if failure.kind == "backend"])
+
+
+def _ask_endpoint(
+    block: Block, requests: Folder, store: Folder, task: Task, settings: Rephrase, model: Model, give_up: bool
+) -> Outcome:
+    """Ask a server for a block; `give_up`: where it answers nothing at all, it is taken to be dead."""
+    from pipeline.rewriting.endpoint import ask
+
+    assert settings.endpoint
+    answers: list[Answer] = []
+    wrong: list[Failure] = []
+    failures: list[Failure] = []
+    stored: list[Stored] = []
+    flushed = time.monotonic()
+
+    def flush() -> None:
+        nonlocal answers, wrong, flushed
+        if answers or wrong:
+            stored.append(write_answers(store, answers, wrong))
+        answers, wrong, flushed = [], [], time.monotonic()
+
+    asked = _read_block(block, requests, store, task)
+    try:
+        for said in ask(
+            asked,
+            model=model.source,
+            endpoint=settings.endpoint,
+            sampling=settings.sampling,
+            chat_template_kwargs=settings.chat_template_kwargs,
+        ):
+            if isinstance(said, Answer):
+                answers.append(said)
+            else:
+                (wrong if said.kind == "prompt" else failures).append(said)
+            if time.monotonic() - flushed > _FLUSH_S:
+                flush()
+    finally:
+        flush()
+    if give_up and failures and len(failures) == len(asked) > 1:
+        raise WorkerError(
+            f"{settings.endpoint.url} answered none of {len(asked)} prompts ({failures[0].error}); start the server that "
+            "rephrase.endpoint names, and run again: answers so far are kept"
+        )
+    return Outcome(stored, failures)

@@ -1,0 +1,422 @@
+"""Rewrite windows of clusters that run short (`deficit`), or a share of everything (`share`, WRAP, arXiv 2401.16380).
+
+In rounds: choose windows by hash, ask a language model, judge its answers, embed and assign what is accepted, count it, and ask
+for more until the plan is met or there is nothing left to ask for. Answers go to a store beside the steps.
+
+Shapes: L leaves.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import NATURAL, Config
+from pipeline.engine import Engine
+from pipeline.errors import ConfigError
+from pipeline.mixture.plan import capped_plan
+from pipeline.rewriting import model as models
+from pipeline.rewriting import prompts
+from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
+from pipeline.rewriting.answers import FOLDER, FrozenIndex
+from pipeline.rewriting.choosing import Tally, Way, asked_share, ways
+from pipeline.rewriting.filters import HeldOut
+from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
+from pipeline.rewriting.requests import Task, choose, requests_table
+from pipeline.rewriting.serving import Serving, serve, serve_alike
+from pipeline.rewriting.styles import Style, load_style
+from pipeline.stages.asking import Asking
+from pipeline.stages.assign import assign_table, loaded_tree, read_tree
+from pipeline.stages.embed import embed_table, embedder_gpus, loaded_embedder
+from pipeline.stages.held_out import held_out_identity, read_held_out
+from pipeline.stages.shards import Attribution
+from pipeline.step import Step, groups, map_parts, part_names
+from pipeline.storage import Folder
+from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema
+
+_GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
+_OPENINGS = 10_000  # answers of a style whose openings are counted, as FinePhrase did
+_EXAMPLE_TOKENS = 160
+_SAMPLES = 64  # excerpts of a specialist's sample to draw examples from
+
+Counts = dict[str, dict[str, int]]
+
+
+def load_styles(config: Config) -> dict[str, Style]:
+    """The styles of `rephrase.styles`, by name.
+
+    Raises:
+        ConfigError: one is unknown or its file is wrong, or needs examples and none are allowed.
+    """
+    settings = config.rephrase
+    assert settings
+    styles = {name: load_style(name, settings.styles_folder) for name in settings.style_shares}
+    for style in styles.values():
+        if prompts.needs_examples(style) and not settings.examples:
+            raise ConfigError(
+                f"rephrase.styles has {style.name}, whose prompt has {{specialist}}; set rephrase.examples to 1 or more"
+            )
+    return styles
+
+
+def rephrase_step(
+    config: Config,
+    prepared: Mapping[str, Step],
+    embedded: Step,
+    assigned: Step,
+    fitted: Step | None,
+    clustered: Step,
+    weighted: Step,
+) -> Step:
+    """The step that rewrites text of the generalist corpus.
+
+    Raises:
+        UserError: a style, the model or the held-out text cannot be had.
+    """
+    settings = config.rephrase
+    assert settings
+    styles = load_styles(config)
+    model = models.resolve(settings)
+    generalist = prepared["generalist"]
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        used = ways(settings.style_shares, {name: style.expected_ratio for name, style in styles.items()}, settings.variants)
+        mixture = weighted.folder.read_table("mixture.parquet")
+        tree = read_tree(clustered.folder)
+        by_leaf = settings.mode == "deficit"
+        size = passage_size(settings.passage_tokens, mixture)
+        tally = Tally(
+            wanted_L=wanted(config, mixture),
+            tokens_L=mixture["tokens"].to_numpy(),
+            asked_L=np.zeros(tree.num_leaves),
+            gained_L=np.zeros(tree.num_leaves),
+            accepted=0,
+            rate_L=np.zeros(tree.num_leaves),
+        )
+        steered = any(prompts.needs_examples(style) for style in styles.values())
+        task = Task(
+            styles=styles,
+            ways=used,
+            generator=models.generator(settings, model),
+            passage_tokens=settings.passage_tokens,
+            num_examples=settings.examples,
+            cutter=cutter(config),
+            samples=_samples(engine, config, prepared) if steered else {},
+            steer_L=_steering(config, weighted, tree.num_leaves),
+            seed=config.seed,
+        )
+        held_out = read_held_out(engine, config, folder)
+        asking = Asking(
+            engine, settings, model, task, folder.child("requests"), generalist.workdir.child(f"{FOLDER}/{task.generator}")
+        )
+        provenance = {
+            "model": settings.model,
+            "revision": model.revision,
+            "sampling": json.dumps(settings.sampling, sort_keys=True),
+        }
+        judging = (
+            *(task, config.embed, fitted.folder if fitted else None, clustered.folder, held_out, provenance, folder),
+            min(1.0, _OPENINGS / max(1.0, tally.wanted_L.sum() / mean_ratio(used) / size / len(used))),
+        )
+        facts: list[dict[str, Any]] = []
+        names: list[str] = []
+        rounds, why = 0, "met"
+        while (rate_L := tally.next_rates(used, by_leaf=by_leaf)) is not None:
+            if rounds == settings.rounds:
+                why = "rounds"
+                break
+            parts = _groups(rounds, part_names(assigned), tally, rate_L, used, size)
+            shared: tuple[Any, ...] = (
+                parts,
+                generalist.folder,
+                assigned.folder,
+                tally.rate_L,
+                rate_L,
+                task,
+                folder.child("requests"),
+            )
+            title = f"round {rounds + 1}"
+            map_parts(engine, folder.child("requests"), list(parts), _choose_group, title=f"choose, {title}", shared=shared)
+            index = asking.answer(list(parts), title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
+            shared = (asking.requests, asking.store, index, *judging)
+            made = map_parts(
+                *(engine, folder.child("passages"), list(parts), _judge_group),
+                title=f"judge, {title}",
+                shared=shared,
+                num_gpus=embedder_gpus(config, engine),
+            )
+            facts += made
+            names += parts
+            tally = Tally(
+                wanted_L=tally.wanted_L,
+                tokens_L=tally.tokens_L,
+                asked_L=tally.asked_L + _by_leaf(made, "asked", tree.num_leaves),
+                gained_L=serving(config, tally.wanted_L, _landed(facts)).filled_L,
+                accepted=tally.accepted + sum(fact["tokens"] for fact in made),
+                rate_L=rate_L,
+            )
+            rounds += 1
+        missing = float(tally.missing(by_leaf=by_leaf).sum())
+        if why == "met" and missing > 0.01 * tally.wanted_L.sum():
+            why = "exhausted"
+        folder.write_table("landed.parquet", _landed(facts), LANDED)
+        folder.write_table("rewriting.parquet", _rewriting(tally, used), REWRITING)
+        return {
+            "mode": settings.mode,
+            **{key: provenance[key] for key in ("model", "revision")},
+            "sampling": settings.sampling,
+            "rounds": rounds,
+            "ended": why,
+            "wanted_tokens": float(tally.wanted_L.sum()),
+            "missing_tokens": missing,
+            **{key: sum(fact[key] for fact in facts) for key in _SUMMED},
+            "outcomes": _sum_counts(facts, "outcomes"),
+            "removed": _sum_counts(facts, "removed"),
+            "openings": {style: _openings(counts) for style, counts in _sum_counts(facts, "openings").items()},
+            "parts": [
+                {"name": name, "rows": fact["rewrites"], "tokens": fact["tokens"]} for name, fact in zip(names, facts, strict=True)
+            ],
+        }
+
+    return Step(
+        stage="rephrase",
+        version=1,
+        settings={
+            "rephrase": models.identity(settings, model),
+            "wording": {
+                name: {k: v for k, v in style.model_dump(mode="json").items() if k != "about"} for name, style in styles.items()
+            },
+            "held_out": held_out_identity(config, generalist.workdir),
+            "max_epochs": config.weights.max_epochs,
+            "budget_tokens": config.sample.budget_tokens,
+            "seed": config.seed,
+        },
+        inputs={"windows": generalist, "assignments": assigned, "embeddings": embedded, "weights": weighted},
+        workdir=generalist.workdir,
+        work=work,
+    )
+
+
+_SUMMED = ("requests", "rewrites", "tokens", "moved", "moved_tokens", "prompt_tokens", "output_tokens")
+
+
+def wanted(config: Config, mixture: pa.Table) -> NDArray[np.float64]:
+    """(L,) tokens of rewrites that the corpus is to hold."""
+    settings, p_L = config.rephrase, mixture["p_target"].to_numpy()
+    assert settings
+    if settings.mode == "share":
+        return np.asarray(config.sample.budget_tokens / (1.0 + settings.real_to_synthetic) * p_L)
+    plan = capped_plan(
+        p_L,
+        mixture["tokens"].to_numpy(),
+        budget_tokens=config.sample.budget_tokens,
+        max_epochs=config.weights.max_epochs,
+        overflow="leave",
+    )
+    return plan.deficit_L
+
+
+def _steering(config: Config, weighted: Step, num_leaves: int) -> list[str]:
+    """The specialist that asks most of each leaf."""
+    claims = Attribution.read(weighted.folder, config)
+    rows = [i for i, name in enumerate(claims.names) if name != NATURAL]
+    best_L = np.argmax(claims.claim_SL[rows], axis=0)
+    assert len(best_L) == num_leaves
+    return [claims.names[rows[best]] for best in best_L]
+
+
+def _samples(engine: Engine, config: Config, prepared: Mapping[str, Step]) -> dict[str, list[str]]:
+    """Excerpts of each specialist's sample."""
+    return {
+        name: [
+            text
+            for _, found in engine.map(
+                _excerpts,
+                groups(part_names(prepared[name]), 1),
+                title=f"examples {name}",
+                shared=(prepared[name].folder, cutter(config), config.seed),
+            )
+            for text in found
+        ]
+        for name in config.specialists
+    }
+
+
+def _excerpts(names: Sequence[str], windows: Folder, cut: Any, seed: int) -> list[str]:
+    first: list[str] = []
+    for name in names:
+        table = windows.read_table(f"{name}.parquet", columns=["window", "text"])
+        first += [row["text"] for row in table.to_pylist() if row["window"] == 0]
+    return [prompts.excerpt(text, _EXAMPLE_TOKENS, cut.count) for text in prompts.draw_examples(first, _SAMPLES, seed=seed, key=0)]
+
+
+def _groups(
+    number: int, names: Sequence[str], tally: Tally, rate_L: NDArray[np.float64], used: list[Way], size: float
+) -> dict[str, list[str]]:
+    """The parts of the corpus, by the name of the group of requests that they become in a round."""
+    more_L = (asked_share(rate_L, used) - asked_share(tally.rate_L, used)) * tally.tokens_L * len(used)
+    count = round(float(more_L.sum()) / size / _GROUP_PASSAGES)
+    return {f"round-{number}-{i:05d}": parts for i, parts in enumerate(groups(names, max(1, count)))}
+
+
+def _choose_group(
+    name: str,
+    parts: dict[str, list[str]],
+    windows: Folder,
+    assignments: Folder,
+    before_L: NDArray[np.float64],
+    after_L: NDArray[np.float64],
+    task: Task,
+    folder: Folder,
+) -> dict[str, Any]:
+    tables = [REQUESTS.empty_table()]
+    for part in parts[name]:
+        assigned = assignments.read_table(f"{part}.parquet", columns=["key", "leaf"])
+        leaf_N = assigned["leaf"].to_numpy()
+        chosen = choose(assigned["key"].to_numpy(), leaf_N, before_L, after_L, task)
+        if chosen:
+            tables.append(requests_table(windows.read_table(f"{part}.parquet"), leaf_N, chosen, task))
+    table = pa.concat_tables(tables)
+    facts = {"rows": len(table)}
+    folder.write_table(f"{name}.parquet", table, REQUESTS, facts)
+    return facts
+
+
+def _judge_group(
+    name: str,
+    requests: Folder,
+    store: Folder,
+    index: FrozenIndex,
+    task: Task,
+    embed: Any,
+    artifact: Folder | None,
+    tree: Folder,
+    held_out: Folder | None,
+    provenance: dict[str, str],
+    folder: Folder,
+    openings_share: float,
+) -> dict[str, Any]:
+    asked = requests.read_table(f"{name}.parquet")
+    embedder = loaded_embedder(embed, artifact.url if artifact else None)
+    answers = index.read(store, asked["key"].to_numpy())
+    passages = judge_answers(
+        asked, answers, task, embedder.encode, _loaded_held_out(held_out.url) if held_out else None, provenance
+    )
+    rewrites = rewrites_table(asked, passages, task)
+    vectors = embed_table(rewrites, embedder)
+    x_RD = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, embedder.dim)
+    valid_R = vectors["valid"].to_numpy(zero_copy_only=False)
+    key_R, tokens_R = rewrites["key"].to_numpy(), rewrites["tokens"].to_numpy()
+    assignments = assign_table(key_R, tokens_R, valid_R, x_RD, loaded_tree(tree.url))
+    facts = facts_of(asked, passages, rewrites, assignments["leaf"].to_numpy(), openings_share)
+    folder.child("rewrites").write_table(f"{name}.parquet", rewrites, REWRITES)
+    folder.child("embeddings").write_table(f"{name}.parquet", vectors, embeddings_schema(embedder.dim), compression="none")
+    folder.child("assignments").write_table(f"{name}.parquet", assignments, ASSIGNMENTS)
+    # Last: this is the file that says that the group is done.
+    folder.child("passages").write_table(f"{name}.parquet", passages, PASSAGES, facts)
+    return facts
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_held_out(url: str) -> HeldOut:
+    return HeldOut.from_table(Folder(url).read_table("held_out.parquet"))
+
+
+def _by_leaf(facts: Sequence[Mapping[str, Any]], key: str, num_leaves: int) -> NDArray[np.float64]:
+    total_L = np.zeros(num_leaves)
+    for fact in facts:
+        for leaf, value in fact[key].items():
+            if int(leaf) >= 0:
+                total_L[int(leaf)] += value
+    return total_L
+
+
+def _sum_counts(facts: Sequence[Mapping[str, Any]], key: str) -> Counts:
+    total: Counts = {}
+    for fact in facts:
+        for style, counts in fact[key].items():
+            of_style = total.setdefault(style, {})
+            for name, count in counts.items():
+                of_style[name] = of_style.get(name, 0) + count
+    return {style: dict(sorted(counts.items())) for style, counts in sorted(total.items())}
+
+
+def _openings(counts: Mapping[str, int]) -> dict[str, Any]:
+    from pipeline.rewriting.filters import collapse
+
+    distinct, share, commonest = collapse(counts)
+    return {"answers": sum(counts.values()), "distinct": distinct, "commonest": commonest, "commonest_share": share}
+
+
+def _landed(facts: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rewrites by their own leaf and their parent's."""
+    total: dict[tuple[int, int], list[int]] = {}
+    for fact in facts:
+        for leaf, parent, windows, tokens in fact["landed"]:
+            of_pair = total.setdefault((leaf, parent), [0, 0])
+            of_pair[0] += windows
+            of_pair[1] += tokens
+    rows = [(*pair, *counts) for pair, counts in sorted(total.items())]
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), LANDED, strict=True)] if rows else [[]] * 4,
+        schema=LANDED,
+    )
+
+
+def serving(config: Config, wanted_L: NDArray[np.float64], landed: pa.Table) -> Serving:
+    """How the rewrites that there are will be used."""
+    assert config.rephrase
+    leaf_P, parent_P, tokens_P = (landed[name].to_numpy() for name in ("leaf", "parent_leaf", "tokens"))
+    if config.rephrase.mode == "share":
+        return serve_alike(float(wanted_L.sum()), leaf_P, tokens_P, len(wanted_L))
+    return serve(wanted_L, leaf_P, parent_P, tokens_P)
+
+
+def _rewriting(tally: Tally, used: list[Way]) -> pa.Table:
+    return pa.table(
+        {
+            "leaf": np.arange(len(tally.wanted_L)),
+            "wanted_tokens": tally.wanted_L,
+            "asked_tokens": tally.asked_L.astype(np.int64),
+            "asked_share": asked_share(tally.rate_L, used),
+            "filled_tokens": tally.gained_L,
+        }
+    )
+
+
+def passage_size(most: int, mixture: pa.Table) -> float:
+    """Tokens of a usual passage: it ends with a sentence, and a window is seldom a multiple of it."""
+    mean = float(mixture["tokens"].to_numpy().sum() / max(1, mixture["windows"].to_numpy().sum()))
+    return max(1.0, mean / math.ceil(mean / (0.9 * most)))
+
+
+def estimate_cost(config: Config, weighted: Step) -> str:
+    """What rewriting will cost once the plan is known, in a sentence or two."""
+    settings, styles = config.rephrase, load_styles(config)
+    assert settings
+    used = ways(settings.style_shares, {name: style.expected_ratio for name, style in styles.items()}, settings.variants)
+    mixture = weighted.folder.read_table("mixture.parquet")
+    zero_L = np.zeros(len(mixture))
+    guess = estimate(
+        Tally(wanted(config, mixture), mixture["tokens"].to_numpy(), zero_L, zero_L, 0, zero_L),
+        used,
+        styles,
+        by_leaf=settings.mode == "deficit",
+        passage_tokens=passage_size(settings.passage_tokens, mixture),
+        tokens_per_second=settings.gpu_tokens_per_second,
+        cutter=cutter(config),
+    )
+    return estimate_line(guess, settings.gpu_tokens_per_second)
+
+
+def cutter(config: Config) -> Any:
+    """What cuts windows, and counts their tokens."""
+    from pipeline import embedders
+    from pipeline.windows import WindowCutter
+
+    return WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)

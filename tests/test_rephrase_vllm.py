@@ -1,0 +1,71 @@
+"""The stage that rewrites, whole, with a real vLLM engine on the CPU."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from test_rephrase import run, shards_of, stored_keys, table_of
+from tiny_llama import make_tiny_llama
+
+pytestmark = [
+    *(pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("ray_session")),
+    pytest.mark.filterwarnings("ignore"),  # what is imported with vLLM warns of itself
+]
+
+# A model of random weights says nothing, so nothing is asked of what it says.
+STYLE = """
+about: for tests
+prompt: |
+  Rewrite. Answer with the new text alone.
+
+  Text:
+  {text}
+max_output: 0.5
+length_ratio: [0.0, 9.0]
+expected_ratio: 0.5
+skip_filters: [empty, cut, refusal, prompt_leak, length_ratio, repetition, language, copy, similarity]
+"""
+
+
+def test_rewrites_of_a_real_engine_fill_the_plan_and_a_second_style_pays_for_itself_alone(
+    topics: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "styles"
+    folder.mkdir()
+    for name in ("first", "second"):
+        (folder / f"{name}.yaml").write_text(STYLE.replace("Rewrite", f"Rewrite in the {name} way"), encoding="utf-8")
+    raw = topics | {
+        "weights": {"max_epochs": 1.0, "bootstrap": 0},
+        "rephrase": {
+            "model": make_tiny_llama(tmp_path / "model"),
+            "styles": ["first"],
+            "styles_folder": str(folder),
+            "engine": {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 64 << 20},
+            "sampling": {"temperature": 0.7},
+            "batch": 32,
+            "rounds": 1,  # each starts an engine
+        },
+    }
+    made = run(raw)
+    facts, manifest = made.step("rephrase").manifest, made.shards.read_json("manifest.json")
+    passages = table_of(made, "passages")
+    assert len(passages) == facts["requests"] == sum(facts["outcomes"]["first"].values())
+    assert manifest["tokens"] == pytest.approx(20_000, rel=0.005)
+    if facts["ended"] == "met":
+        assert manifest["tokens_by_origin"]["rephrased"] == pytest.approx(facts["wanted_tokens"], rel=0.02)
+    assert manifest["tokens_by_origin"]["rephrased"] > 0
+    assert {row["finish_reason"] for row in passages.to_pylist()} <= {"stop", "length"}
+    assert all(row["prompt_tokens"] > 0 and row["output_tokens"] > 0 and row["revision"] for row in passages.to_pylist())
+    rewrites = shards_of(made).filter(pa.compute.equal(shards_of(made)["origin"], "rephrased"))
+    assert set(rewrites["style"].to_pylist()) == {"first"}
+
+    before = stored_keys(raw["workdir"])
+    again = copy.deepcopy(raw)
+    again["rephrase"]["styles"] = ["first", "second"]
+    made = run(again)
+    fresh = stored_keys(raw["workdir"]) - before
+    styles = dict(zip(*(table_of(made, "passages")[name].to_pylist() for name in ("key", "style")), strict=True))
+    assert fresh
+    assert {styles[key] for key in fresh} == {"second"}
