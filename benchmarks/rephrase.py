@@ -1,0 +1,160 @@
+"""Prompts through `generate` (vLLM on Ray, read and stored as Parquet) against bare `vllm.LLM.chat`, the same prompts and engine.
+
+The model is the tiny random Llama of the tests: with so little to compute, what is measured is the way around the engine. Passages
+are real text. Each side runs in a process of its own, in turns; the engine's start and a warm-up are left out on both sides.
+
+    python benchmarks/rephrase.py --prompts 2048 --repeats 3
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from corpus import own_ray, print_head, print_row, read_texts
+
+from pipeline import config
+from pipeline.engine import Engine
+from pipeline.rewriting.exchange import Answer, Failure, Request
+
+TESTS = str(Path(__file__).parent.parent / "tests")
+ENGINE = {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "disable_log_stats": True}
+SAMPLING = {"temperature": 0.0, "ignore_eos": True}
+WARM = "0.parquet"
+TASK = "Rewrite the following passage in plain words, as an encyclopedia would put it."
+
+
+def requests(num: int, max_tokens: int) -> list[Request]:
+    """One for each passage of 200 to 600 characters; the lengths of answers vary."""
+    made: list[Request] = []
+    for text in read_texts():
+        passage = " ".join(text.split())[:600]
+        if len(passage) >= 200 and passage.isascii():  # the tiny tokenizer gives a token to each byte of other scripts
+            content = f"{TASK}\n\n{passage}"
+            made.append(Request(len(made), [{"role": "user", "content": content}], max_tokens // 2 + len(made) % (max_tokens // 2)))
+        if len(made) == num:
+            return made
+    return sys.exit(f"the corpus has only {len(made)} passages; set --prompts lower")
+
+
+def read_block(block: Sequence[Request], folder: str) -> Sequence[Request]:
+    """The first block goes alone, to warm up; the others wait until it is stored."""
+    while block[0].key and not os.path.exists(os.path.join(folder, WARM)):
+        time.sleep(0.02)
+    return block
+
+
+def store(answers: Sequence[Answer], failures: Sequence[Failure], folder: str) -> tuple[int, float]:
+    """Writes a file; the tokens in it, and when it was there."""
+    assert not failures, failures
+    columns = ("key", "text", "finish_reason", "prompt_tokens", "output_tokens")
+    table = pa.table({name: [getattr(answer, name) for answer in answers] for name in columns})
+    path = os.path.join(folder, f"{answers[0].key}.parquet")
+    pq.write_table(table, f"{path}.part", compression="zstd")
+    os.replace(f"{path}.part", path)
+    return sum(answer.output_tokens for answer in answers), time.time()
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    """From when the first block is stored to when the last one is known to be."""
+    import rephrase as here  # Ray's workers find the functions by this name
+
+    from pipeline.engine.generation import generate
+
+    asked = requests(args.prompts + args.batch, args.tokens)
+    blocks = [asked[i : i + args.batch] for i in range(0, len(asked), args.batch)]
+    settings = config.Rephrase(model=args.model, engine=ENGINE, sampling=SAMPLING, batch=args.batch)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with own_ray(), tempfile.TemporaryDirectory() as folder, Engine(config.Engine()) as engine:
+        (_, started), *rest = generate(
+            engine,
+            blocks,
+            read=here.read_block,
+            store=here.store,
+            settings=settings,
+            model=args.model,
+            title="rephrase",
+            shared=(folder,),
+        )
+        return {"tokens": sum(tokens for tokens, _ in rest), "seconds": max(at for _, at in rest) - started}
+
+
+def bare(args: argparse.Namespace) -> dict[str, Any]:
+    import vllm
+
+    llm = vllm.LLM(args.model, **ENGINE)
+    asked = requests(args.prompts + args.batch, args.tokens)
+    params = [vllm.SamplingParams(**SAMPLING, max_tokens=request.max_tokens) for request in asked]
+    messages: list[Any] = [request.messages for request in asked]
+    llm.chat(messages[: args.batch], params[: args.batch], use_tqdm=False)
+    started = time.perf_counter()
+    outputs = llm.chat(messages[args.batch :], params[args.batch :], use_tqdm=False)
+    seconds = time.perf_counter() - started
+    return {"tokens": sum(len(output.outputs[0].token_ids) for output in outputs), "seconds": seconds}
+
+
+SIDES = {"ours": ours, "bare": bare}
+
+
+def measured(side: str, args: argparse.Namespace) -> float:
+    """Output tokens a second of a side, in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--model", args.model]
+    command += ["--prompts", str(args.prompts), "--tokens", str(args.tokens), "--batch", str(args.batch)]
+    environment = {
+        **os.environ,
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(os.cpu_count()),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr[-4000:]}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"  {side}: {result['tokens']} tokens in {result['seconds']:.1f} s, load {os.getloadavg()[0]:.1f}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return float(result["tokens"] / result["seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=128, help="most output tokens of a prompt; answers have half of it and more")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="", help="folder of a model; none: a tiny one is made")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(SIDES[args.side](args)))
+        return
+
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.model:
+            sys.path.append(TESTS)
+            from tiny_llama import make_tiny_llama
+
+            args.model = make_tiny_llama(Path(folder))
+        rates: dict[str, list[float]] = {side: [] for side in SIDES}
+        for _ in range(args.repeats):
+            for side, found in rates.items():
+                found.append(measured(side, args))
+    print_head(f"output tokens/s of {args.prompts} prompts, batches of {args.batch}, median of {args.repeats}")
+    median = {side: statistics.median(found) for side, found in rates.items()}
+    print_row("generate / vllm.LLM.chat", median["ours"], median["bare"], ">= 0.9")
+
+
+if __name__ == "__main__":
+    main()
