@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pipeline.rewriting.choosing import Tally, asked_share, exhausted_rate, pairs, ways
 
 SHARES = {"qa": 0.25, "wikipedia": 0.75}

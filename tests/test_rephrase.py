@@ -19,10 +19,10 @@ import pytest
 import yaml
 from conftest import topic_documents, write_jsonl
 from fake_endpoint import Call, FakeEndpoint, Reply, rewriting
-from pipeline.rewriting.serving import serve, serve_alike
 
 import pipeline
 from pipeline.errors import ConfigError, CrispwrapError, RunError
+from pipeline.rewriting.serving import serve, serve_alike
 from pipeline.tables import PASSAGES, SHARDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
