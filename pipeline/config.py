@@ -131,7 +131,7 @@ class Endpoint(Section):
 
     url: str = Field(min_length=8, description="base URL, such as http://localhost:8000/v1", json_schema_extra=_EXECUTION)
     api_key_env: str | None = Field(None, description="environment variable that holds the key", json_schema_extra=_EXECUTION)
-    concurrency: int = Field(64, ge=1, description="requests in flight, of one worker", json_schema_extra=_EXECUTION)
+    concurrency: int = Field(64, ge=1, description="requests in flight, of all workers together", json_schema_extra=_EXECUTION)
     timeout_s: float = Field(300.0, gt=0, description="of one request", json_schema_extra=_EXECUTION)
     retries: int = Field(4, ge=0, description="after a 429, a 5xx or a lost connection", json_schema_extra=_EXECUTION)
 

@@ -40,7 +40,7 @@ class ShardsManifest(Record):
     tokens_by_origin: dict[str, int] = Field(description="raw, and rephrased where there are rewrites")
     tokens_by_style: dict[str, int] = Field(description="of rewrites")
     tokens_by_source: dict[str, list[int]] = Field(description="source: tokens in the generalist corpus, tokens in the shards")
-    deficit_tokens: float = Field(description="asked for beyond max_epochs: work for rewrites")
+    deficit_tokens: float = Field(description="asked for beyond max_epochs, and not rewritten")
     rewritten_tokens: float = Field(description="planned of rewrites")
     hardware: list[dict[str, str]] = Field(description="on which the embeddings were computed")
     versions: dict[str, str]

@@ -97,7 +97,7 @@ PLAN = pa.schema(
         pa.field("planned_tokens", pa.float64(), nullable=False, metadata={"doc": "of the text itself, after the cap on epochs"}),
         pa.field("epochs", pa.float64(), nullable=False, metadata={"doc": "planned_tokens / tokens"}),
         pa.field("rewritten_tokens", pa.float64(), nullable=False, metadata={"doc": "planned of rewrites"}),
-        pa.field("deficit_tokens", pa.float64(), nullable=False, metadata={"doc": "wanted beyond the cap: work for rewrites"}),
+        pa.field("deficit_tokens", pa.float64(), nullable=False, metadata={"doc": "wanted beyond the cap, and not rewritten"}),
     ]
 )
 
@@ -162,8 +162,7 @@ ANSWERS = pa.schema(
     [
         pa.field("key", pa.uint64(), nullable=False),
         pa.field("text", pa.string(), nullable=False, metadata={"doc": "as the model gave it"}),
-        pa.field("finish_reason", pa.string(), nullable=False, metadata={"doc": "stop, length, or error"}),
-        pa.field("error", pa.string(), nullable=False, metadata={"doc": "why there is no answer; empty: there is one"}),
+        pa.field("finish_reason", pa.string(), nullable=False, metadata={"doc": "stop, or length: it was cut"}),
         pa.field("prompt_tokens", pa.int32(), nullable=False, metadata={"doc": "by the model's tokenizer"}),
         pa.field("output_tokens", pa.int32(), nullable=False, metadata={"doc": "by the model's tokenizer"}),
     ]

@@ -227,7 +227,8 @@ def _execute(ray: Any, blocks: Sequence[Any], work: _Work, pool: _Pool) -> Itera
     small = {**pool.small, "batch_size": None, "batch_format": "pyarrow", "fn_kwargs": {"work": work}}
     pickled = (ray.cloudpickle.dumps(block) for block in blocks)
     tables = [pa.table({"number": [number], "block": [block]}) for number, block in enumerate(pickled)]
-    with _hushed(), ray.data.DataContext.current(_context(ray.data.DataContext.get_current(), pool)):
+    context = _context(ray.data.DataContext.get_current(), pool)
+    with _hushed(), ray.data.DataContext.current(context):
         processor = _processor(pool, work)
         answers = processor(ray.data.from_arrow(tables).map_batches(_read, **small)).map_batches(_store, **small)
         batches = answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -238,7 +239,12 @@ def _execute(ray: Any, blocks: Sequence[Any], work: _Work, pool: _Pool) -> Itera
         except ray.exceptions.RayError as error:
             raise _explained(error) from error
         except ray.data.exceptions.ExecutionTimeoutError as error:
-            raise WorkerError("no engine gave an answer: " + _one_line(error)) from error
+            raise WorkerError(
+                f"no vLLM engine did anything for {context.execution_no_progress_timeout_s / 60:.0f} minutes: there is no room for "
+                "rephrase.resources in the cluster, or an engine died and could not be started again (its own words are in the "
+                "worker logs of Ray's session); mend that and run again: answers so far are kept. "
+                "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S sets the seconds"
+            ) from error
 
 
 def _processor(pool: _Pool, work: _Work) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.engine.tasks import Engine
 
 _EVERY_S = 1.0
+_ANSWER_S = 10.0
 
 
 class GpuWatch:
@@ -23,7 +24,7 @@ class GpuWatch:
 
             for node in ray.nodes():  # type: ignore[no-untyped-call]
                 if node["Alive"] and node["Resources"].get("GPU"):
-                    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+                    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                     self._watchers.append(ray.remote(Watcher).options(num_cpus=0, scheduling_strategy=here).remote())
         return self
 
@@ -38,8 +39,14 @@ class GpuWatch:
         """Mean share of the time in which a GPU computed, over all of them; None where none is known."""
         import ray
 
-        sums = [found for found in ray.get([watcher.sums.remote() for watcher in self._watchers]) if found[1]]
-        return sum(total for total, _ in sums) / sum(count for _, count in sums) if sums else None
+        total, count = 0.0, 0
+        for watcher in self._watchers:
+            try:
+                of_node = ray.get(watcher.sums.remote(), timeout=_ANSWER_S)
+            except ray.exceptions.RayError:
+                continue  # its node is gone, and what it saw with it
+            total, count = total + of_node[0], count + of_node[1]
+        return total / count if count else None
 
 
 class Watcher:

@@ -264,7 +264,13 @@ def _join(ray: Any, address: str) -> None:
 
 def _start_here(ray: Any, num_cpus: int) -> None:
     started = time.monotonic()
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    except Exception as error:  # Ray raises plain ones for processes that do not come up
+        raise WorkerError(
+            f"Ray could not be started here ({' '.join(str(error).split())[:200]}); run again once the machine is less busy, or "
+            "/tmp less full"
+        ) from error
     logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
 
 

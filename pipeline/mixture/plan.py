@@ -24,7 +24,7 @@ class Plan:
     wanted_L: Floats
     planned_L: Floats  # of the text itself, repeats counted
     rewritten_L: Floats  # of rewrites
-    deficit_L: Floats  # wanted beyond the cap: what rewrites could fill, also where `spread` gave it to other leaves
+    deficit_L: Floats  # wanted beyond the cap and not rewritten: what rewrites could fill, also where `spread` gave it to others
     budget_tokens: int
 
     @property
@@ -101,7 +101,7 @@ def capped_plan(
         wanted_L=wanted_L,
         planned_L=np.maximum(total_L - rewritten_L, 0.0),
         rewritten_L=rewritten_L,
-        deficit_L=deficit_L,
+        deficit_L=deficit_L - rewritten_L,
         budget_tokens=budget_tokens,
     )
 

@@ -153,10 +153,23 @@ def _ended(facts: Mapping[str, Any]) -> str:
         share
         + {
             "met": ".",
-            "exhausted": ": all text of these clusters has been asked for in all styles; add styles or rephrase.variants for more.",
+            "exhausted": f": hardly anything is left to ask for in these clusters; {_mend(facts)}.",
             "rounds": ": rephrase.rounds ended it; raise that and run again, answers are kept.",
         }[facts["ended"]]
     )
+
+
+def _mend(facts: Mapping[str, Any]) -> str:
+    counts = totals(facts["outcomes"])
+    lost = counts["rejected"] + counts["quarantined"]
+    if lost <= counts["accepted"]:
+        return "add styles or rephrase.variants for more"
+    rules: dict[str, int] = {}
+    for of_style in facts["outcomes"].values():
+        for rule, number in of_style.items():
+            rules[rule] = rules.get(rule, 0) + number * (rule != "accepted")
+    commonest = max(rules, key=lambda rule: rules[rule])
+    return f"{lost:,} of {facts['requests']:,} answers cannot be used, most for {commonest}: see passages/, and try another model"
 
 
 def mean_ratio(used: Sequence[Way]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.rewriting.exchange import Answer, Failure
+from pipeline.rewriting.exchange import Answer
 from pipeline.storage import Folder
 from pipeline.tables import ANSWERS
 
@@ -29,17 +29,13 @@ class Stored:
     output_tokens: int = 0
 
 
-def write_answers(folder: Folder, answers: Sequence[Answer], failures: Sequence[Failure] = ()) -> Stored:
-    """Store answers, and prompts to which there is none. The file is named by its keys: a retried task replaces its own file."""
-    rows = [(a.key, a.text, a.finish_reason, "", a.prompt_tokens, a.output_tokens) for a in answers]
-    rows += [(f.key, "", "error", f.error, 0, 0) for f in failures]
-    rows.sort(key=lambda row: row[0])
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(ANSWERS.names)
-    table = pa.table([pa.array(column, type=field.type) for column, field in zip(columns, ANSWERS, strict=True)], schema=ANSWERS)
-    keys = np.array([row[0] for row in rows], dtype=np.uint64)
+def write_answers(folder: Folder, answers: Sequence[Answer]) -> Stored:
+    """Store answers. The file is named by its keys: a retried task replaces its own file."""
+    answers = sorted(answers, key=lambda answer: answer.key)
+    table = pa.Table.from_pylist([vars(answer) for answer in answers], schema=ANSWERS)
+    keys = table["key"].to_numpy()
     name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
-    if rows:
-        folder.write_table(f"{name}.parquet", table, ANSWERS)
+    folder.write_table(f"{name}.parquet", table, ANSWERS)
     return Stored(name, keys, sum(answer.output_tokens for answer in answers))
 
 
@@ -85,6 +81,8 @@ class FrozenIndex:
 
     def read(self, folder: Folder, key_R: Keys) -> pa.Table:
         """ANSWERS rows of the requests, in their order; a request without an answer is an assertion failure."""
+        if not len(key_R):
+            return ANSWERS.empty_table()
         place_R = np.searchsorted(self.key_A, key_R)
         assert len(self.key_A), "no answers"
         assert (self.key_A[np.minimum(place_R, len(self.key_A) - 1)] == key_R).all(), "a request has no answer"

@@ -35,6 +35,17 @@ _SAID_CHARACTERS = 120  # of what the server said, where we have something to sa
 Outcome = Answer | Failure
 
 
+def check(endpoint: Endpoint, sampling: Mapping[str, Any]) -> None:
+    """Refuse settings with which no request could be made, before anything runs.
+
+    Raises:
+        ConfigError: the URL, the key or a sampling setting cannot be used.
+    """
+    _check_url(endpoint.url)
+    _body("", sampling, {})
+    _api_key(endpoint)
+
+
 def ask(
     requests: Sequence[Request],
     *,

@@ -5,7 +5,7 @@ Shapes: R requests, D width of the embedding.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,27 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 def judge_answers(
-    requests: pa.Table, answers: pa.Table, task: Task, encode: Encode, held_out: HeldOut | None, provenance: dict[str, str]
+    requests: pa.Table,
+    answers: pa.Table,
+    errors: Mapping[int, str],
+    task: Task,
+    encode: Encode,
+    held_out: HeldOut | None,
+    provenance: dict[str, str],
 ) -> pa.Table:
-    """A PASSAGES row for each request; `provenance` holds model, revision and sampling."""
+    """A PASSAGES row for each request, which has an answer (ANSWERS, in the same order) or an error.
+
+    `provenance` holds model, revision and sampling.
+    """
     rows = []
-    for asked, answer in zip(requests.to_pylist(), answers.to_pylist(), strict=True):
+    given = iter(answers.to_pylist())
+    for asked in requests.to_pylist():
         style = task.styles[asked["style"]]
-        if answer["error"]:
-            verdict, said = "quarantined", Verdict("", (), "no_answer", answer["error"])
+        error = errors.get(asked["key"])
+        answer = _NO_ANSWER if error is not None else next(given)
+        assert error is not None or answer["key"] == asked["key"], "answers and requests are not aligned"
+        if error is not None:
+            verdict, said = "quarantined", Verdict("", (), "no_answer", error)
         else:
             said = judge(
                 answer["text"],
@@ -61,6 +74,7 @@ def judge_answers(
     return cast(pa.Table.from_pylist(rows, schema=PASSAGES), PASSAGES)
 
 
+_NO_ANSWER: dict[str, Any] = {"finish_reason": "", "prompt_tokens": 0, "output_tokens": 0}
 _ASKED = ("key", "window_key", "doc_id", "window", "leaf", "style", "variant", "passage", "source_tokens", "prompt_hash")
 
 

@@ -31,7 +31,6 @@ _EXECUTION = frozenset(
         "compilation_config",
         "speculative_config",
         "disable_log_stats",
-        "load_format",
         "download_dir",
     }
 )

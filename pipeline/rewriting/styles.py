@@ -90,6 +90,8 @@ def load_style(name: str, folder: str | None = None) -> Style:
     Raises:
         ConfigError: there is none, or its file is wrong.
     """
+    if os.path.basename(name) != name:
+        raise ConfigError(f"rephrase.styles has {name!r}; give the name of a style, and its folder as rephrase.styles_folder")
     for place in [folder, BUILT_IN] if folder else [BUILT_IN]:
         path = os.path.join(str(place), f"{name}.yaml")
         if os.path.isfile(path):

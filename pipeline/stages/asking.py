@@ -5,7 +5,7 @@ kills its engine takes nobody with it. Shapes: R requests of a group.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,39 +59,55 @@ class Asking:
         self.requests, self.store = requests, store
         self._index: AnswerIndex | None = None
 
-    def answer(self, names: Sequence[str], *, title: str, max_bad_fraction: float) -> FrozenIndex:
-        """The index of the store, in which every request of the named groups is answered or has an error.
+    def answer(self, names: Sequence[str], *, title: str, max_bad_fraction: float) -> tuple[FrozenIndex, dict[int, str]]:
+        """The index of the store, and why there is no answer to some requests of the named groups, by key; all others have one.
+
+        Errors are not stored: a run that is started again, or a later one, asks for these prompts once more.
 
         Raises:
-            RunError: no engine or server answers at all, or more prompts than `max_bad_fraction` have none.
+            RunError: no engine or server answers at all, or more prompts than `max_bad_fraction` of the groups have no answer.
         """
         index = self._read_index()
-        todo = self._unanswered(names, index.frozen())
-        asked = sum(len(block.rows) for block in todo)
-        if not asked:
-            return index.frozen()
+        sizes = [self.requests.read_facts(f"{name}.parquet")["rows"] for name in names]
+        refused: dict[int, str] = {}  # by the prompt's own fault: it is not tried again
         errors: dict[int, str] = {}
+        todo = self._unanswered(names, index.frozen(), refused)
+        asked = sum(len(block.rows) for block in todo)
+        # Stragglers may well be those that fail: a server is only taken for dead, or set up wrongly, when it never answered.
+        fresh = not index.files
         started, output_tokens = time.monotonic(), 0
         with GpuWatch(self.engine) as gpus:
             for attempt in range(self.settings.attempts):
+                if not todo:
+                    break
                 blocks = [block for whole in todo for block in self._split(whole, attempt)]
+                said = title if not attempt else f"{title}, try {attempt + 1}"
                 answered = False
-                for outcome in self._ask(blocks, title=title if not attempt else f"{title}, try {attempt + 1}", alone=attempt > 0):
+                for outcome in self._ask(blocks, title=said, alone=attempt > 0, give_up=fresh and not attempt):
                     index.add(outcome.stored)
                     output_tokens += sum(stored.output_tokens for stored in outcome.stored)
                     answered = answered or bool(outcome.stored)
-                    errors |= {failure.key: failure.error for failure in outcome.failures}
-                todo = self._unanswered(names, index.frozen())
-                if not todo:
-                    break
-                if not answered and attempt == 0:
-                    said = next(iter(errors.values()), "its engine died")
+                    for failure in outcome.failures:
+                        (refused if failure.kind == "prompt" else errors)[failure.key] = failure.error
+                todo = self._unanswered(names, index.frozen(), refused)
+                if fresh and not attempt and not answered:
+                    why = next(iter((refused | errors).values()), "its engine died")
                     raise RunError(
-                        f"{title}: no prompt of {asked:,} was answered ({said}); mend rephrase.model or its endpoint, and run again"
+                        f"{title}: no prompt of {asked:,} was answered ({why}); mend rephrase.model or its endpoint, and run again"
                     )
-            index.add(self._quarantine(todo, errors, asked, max_bad_fraction, title))
-            self.engine.usage.add_generated(output_tokens, time.monotonic() - started, gpus.mean())
-        return index.frozen()
+            if output_tokens:
+                self.engine.usage.add_generated(output_tokens, time.monotonic() - started, gpus.mean())
+        left = self._keys(todo)
+        without = refused | {key: errors.get(key, _DIED) for key in left}
+        if len(without) > max_bad_fraction * sum(sizes):
+            raise RunError(
+                f"{title}: {len(without):,} of {sum(sizes):,} prompts have no answer after {self.settings.attempts} tries, more "
+                f"than max_bad_fraction = {max_bad_fraction} ({next(iter(without.values()))}); mend the cause and run again, or "
+                "raise it; answers are kept"
+            )
+        if without:
+            logger.warning(f"{title}: {len(without):,} of {sum(sizes):,} prompts have no answer and are quarantined")
+        return index.frozen(), without
 
     def _read_index(self) -> AnswerIndex:
         if self._index is None:
@@ -103,21 +119,34 @@ class Asking:
                 self._index.add(stored)
         return self._index
 
-    def _unanswered(self, names: Sequence[str], index: FrozenIndex) -> list[Block]:
-        """The rows of each group that have no answer yet."""
-        found = self.engine.map(_missing, names, title="unanswered", unit="groups", shared=(self.requests, index))
+    def _unanswered(self, names: Sequence[str], index: FrozenIndex, refused: Iterable[int]) -> list[Block]:
+        """The rows of each group that have no answer yet, and are worth another try."""
+        shared = (self.requests, index, np.array(sorted(refused), np.uint64))
+        found = self.engine.map(_missing, names, title="unanswered", unit="groups", shared=shared)
         blocks = [Block(names[i], rows) for i, rows in sorted(found, key=lambda entry: entry[0])]
         return [block for block in blocks if len(block.rows)]
+
+    def _keys(self, blocks: Iterable[Block]) -> list[int]:
+        keys: list[int] = []
+        for block in blocks:
+            of_group = self.requests.read_table(f"{block.group}.parquet", columns=["key"])["key"].to_numpy()
+            keys += of_group[block.rows].tolist()
+        return keys
 
     def _split(self, block: Block, attempt: int) -> list[Block]:
         last = attempt == self.settings.attempts - 1 and attempt > 0
         size = 1 if last else max(1, self.settings.batch // _SMALLER**attempt)
         return [Block(block.group, block.rows[i : i + size]) for i in range(0, len(block.rows), size)]
 
-    def _ask(self, blocks: list[Block], *, title: str, alone: bool) -> Iterator[Outcome]:
+    def _ask(self, blocks: list[Block], *, title: str, alone: bool, give_up: bool) -> Iterator[Outcome]:
         if self.settings.backend == "endpoint":
-            shared: tuple[Any, ...] = (self.requests, self.store, self.task, self.settings, self.model)
-            for _, outcome in self.engine.map(_ask_endpoint, blocks, title=title, unit="blocks", shared=(*shared, not alone)):
+            assert self.settings.endpoint
+            # What the server may have in flight is shared out among the workers.
+            concurrency = max(1, self.settings.endpoint.concurrency // self.engine.num_workers)
+            endpoint = self.settings.endpoint.model_copy(update={"concurrency": concurrency})
+            settings = self.settings.model_copy(update={"endpoint": endpoint})
+            shared: tuple[Any, ...] = (self.requests, self.store, self.task, settings, self.model, give_up)
+            for _, outcome in self.engine.map(_ask_endpoint, blocks, title=title, unit="blocks", shared=shared):
                 yield outcome
             return
         from pipeline.engine.generation import generate
@@ -135,29 +164,10 @@ class Asking:
             shared=(self.requests, self.store, self.task),
         )
 
-    def _quarantine(
-        self, todo: list[Block], errors: dict[int, str], asked: int, max_bad_fraction: float, title: str
-    ) -> list[Stored]:
-        """Store an error for each prompt that is left, unless there are too many of them."""
-        left = sum(len(block.rows) for block in todo)
-        if left > max_bad_fraction * asked:
-            said = next(iter(errors.values()), _DIED)
-            raise RunError(
-                f"{title}: {left:,} of {asked:,} prompts have no answer after {self.settings.attempts} tries, more than "
-                f"max_bad_fraction = {max_bad_fraction} ({said}); mend the cause and run again, or raise it; answers are kept"
-            )
-        stored = []
-        for block in todo:
-            keys = self.requests.read_table(f"{block.group}.parquet", columns=["key"])["key"].to_numpy()[block.rows]
-            failures = [Failure(int(key), errors.get(int(key), _DIED), "backend") for key in keys]
-            stored.append(write_answers(self.store, [], failures))
-        if left:
-            logger.warning(f"{title}: {left:,} prompts are quarantined after {self.settings.attempts} tries")
-        return stored
 
-
-def _missing(name: str, requests: Folder, index: FrozenIndex) -> NDArray[np.int64]:
-    return np.flatnonzero(~index.has(requests.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()))
+def _missing(name: str, requests: Folder, index: FrozenIndex, refused: NDArray[np.uint64]) -> NDArray[np.int64]:
+    key_R = requests.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()
+    return np.flatnonzero(~(index.has(key_R) | np.isin(key_R, refused)))
 
 
 def _read_block(block: Block, requests: Folder, store: Folder, task: Task) -> list[Request]:  # noqa: ARG001  as `_store`
@@ -166,29 +176,26 @@ def _read_block(block: Block, requests: Folder, store: Folder, task: Task) -> li
 
 
 def _store(answers: Sequence[Answer], failures: Sequence[Failure], requests: Folder, store: Folder, task: Task) -> Outcome:  # noqa: ARG001
-    """A prompt that is at fault itself would fail again: its error is its answer."""
-    stored = write_answers(store, answers, [failure for failure in failures if failure.kind == "prompt"])
-    return Outcome([stored], [failure for failure in failures if failure.kind == "backend"])
+    return Outcome([write_answers(store, answers)] if answers else [], list(failures))
 
 
 def _ask_endpoint(
     block: Block, requests: Folder, store: Folder, task: Task, settings: Rephrase, model: Model, give_up: bool
 ) -> Outcome:
-    """Ask a server for a block; `give_up`: where it answers nothing at all, it is taken to be dead."""
+    """Ask a server for a block; `give_up`: where it answers nothing at all, it is taken to be dead, or set up wrongly."""
     from pipeline.rewriting.endpoint import ask
 
     assert settings.endpoint
     answers: list[Answer] = []
-    wrong: list[Failure] = []
     failures: list[Failure] = []
     stored: list[Stored] = []
     flushed = time.monotonic()
 
     def flush() -> None:
-        nonlocal answers, wrong, flushed
-        if answers or wrong:
-            stored.append(write_answers(store, answers, wrong))
-        answers, wrong, flushed = [], [], time.monotonic()
+        nonlocal answers, flushed
+        if answers:
+            stored.append(write_answers(store, answers))
+        answers, flushed = [], time.monotonic()
 
     asked = _read_block(block, requests, store, task)
     try:
@@ -202,14 +209,14 @@ def _ask_endpoint(
             if isinstance(said, Answer):
                 answers.append(said)
             else:
-                (wrong if said.kind == "prompt" else failures).append(said)
+                failures.append(said)
             if time.monotonic() - flushed > _FLUSH_S:
                 flush()
     finally:
         flush()
     if give_up and failures and len(failures) == len(asked) > 1:
         raise WorkerError(
-            f"{settings.endpoint.url} answered none of {len(asked)} prompts ({failures[0].error}); start the server that "
+            f"{settings.endpoint.url} answered none of {len(asked)} prompts ({failures[0].error}); start or mend the server that "
             "rephrase.endpoint names, and run again: answers so far are kept"
         )
     return Outcome(stored, failures)

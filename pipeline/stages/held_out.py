@@ -1,5 +1,7 @@
 """Test text that no rewrite may overlap: rewrites of it would escape the n-gram decontamination of raw text (METHODS, WRAP)."""
 
+from typing import Any
+
 import pyarrow as pa
 
 from pipeline.config import Config, Corpus
@@ -7,7 +9,6 @@ from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.readers import InputFile, read_rows
 from pipeline.rewriting.filters import HeldOut
-from pipeline.sources.listing import base_name
 from pipeline.stages.prepare import input_files
 from pipeline.storage import Folder
 
@@ -15,13 +16,16 @@ _FILE = "held_out.parquet"
 _BATCH = 1000
 
 
-def held_out_identity(config: Config, workdir: Folder) -> list[dict[str, str]]:
-    """The digests of the files of `rephrase.held_out`.
+def held_out_identity(config: Config, workdir: Folder) -> dict[str, Any] | None:
+    """How the held-out text is read, and the digests of its files.
 
     Raises:
         InputError: none matches, or one cannot be read.
     """
-    return [{"digest": file.digest, "name": base_name(file.url)} for file in _files(config, workdir)]
+    assert config.rephrase
+    if config.rephrase.held_out is None:
+        return None
+    return {**config.rephrase.held_out.identity(), "files": [file.digest for file in _files(config, workdir)]}
 
 
 def read_held_out(engine: Engine, config: Config, folder: Folder) -> Folder | None:

@@ -9,6 +9,7 @@ Shapes: L leaves.
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from pipeline.config import NATURAL, Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
+from pipeline.identity import fingerprint
 from pipeline.mixture.plan import capped_plan
 from pipeline.rewriting import model as models
 from pipeline.rewriting import prompts
 from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
 from pipeline.rewriting.answers import FOLDER, FrozenIndex
 from pipeline.rewriting.choosing import Tally, Way, asked_share, ways
+from pipeline.rewriting.endpoint import check
 from pipeline.rewriting.filters import HeldOut
 from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
 from pipeline.rewriting.requests import Task, choose, requests_table
@@ -55,6 +58,10 @@ def load_styles(config: Config) -> dict[str, Style]:
     """
     settings = config.rephrase
     assert settings
+    if settings.styles_folder and not os.path.isdir(settings.styles_folder):
+        raise ConfigError(
+            f"rephrase.styles_folder {settings.styles_folder} is no folder here; give one that holds your .yaml files"
+        )
     styles = {name: load_style(name, settings.styles_folder) for name in settings.style_shares}
     for style in styles.values():
         if prompts.needs_examples(style) and not settings.examples:
@@ -81,6 +88,8 @@ def rephrase_step(
     settings = config.rephrase
     assert settings
     styles = load_styles(config)
+    if settings.endpoint:
+        check(settings.endpoint, settings.sampling)
     model = models.resolve(settings)
     generalist = prepared["generalist"]
 
@@ -142,8 +151,10 @@ def rephrase_step(
             )
             title = f"round {rounds + 1}"
             map_parts(engine, folder.child("requests"), list(parts), _choose_group, title=f"choose, {title}", shared=shared)
-            index = asking.answer(list(parts), title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
-            shared = (asking.requests, asking.store, index, *judging)
+            judged = set(folder.child("passages").names(".parquet"))
+            left = [name for name in parts if f"{name}.parquet" not in judged]
+            index, errors = asking.answer(left, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
+            shared = (asking.requests, asking.store, index, errors, *judging)
             made = map_parts(
                 *(engine, folder.child("passages"), list(parts), _judge_group),
                 title=f"judge, {title}",
@@ -188,9 +199,7 @@ def rephrase_step(
         version=1,
         settings={
             "rephrase": models.identity(settings, model),
-            "wording": {
-                name: {k: v for k, v in style.model_dump(mode="json").items() if k != "about"} for name, style in styles.items()
-            },
+            "wording": {name: fingerprint(style.model_dump(mode="json", exclude={"about"})) for name, style in styles.items()},
             "held_out": held_out_identity(config, generalist.workdir),
             "max_epochs": config.weights.max_epochs,
             "budget_tokens": config.sample.budget_tokens,
@@ -292,6 +301,7 @@ def _judge_group(
     requests: Folder,
     store: Folder,
     index: FrozenIndex,
+    errors: dict[int, str],
     task: Task,
     embed: Any,
     artifact: Folder | None,
@@ -303,9 +313,10 @@ def _judge_group(
 ) -> dict[str, Any]:
     asked = requests.read_table(f"{name}.parquet")
     embedder = loaded_embedder(embed, artifact.url if artifact else None)
-    answers = index.read(store, asked["key"].to_numpy())
+    key_R = asked["key"].to_numpy()
+    answers = index.read(store, key_R[~np.isin(key_R, np.array(sorted(errors), np.uint64))])
     passages = judge_answers(
-        asked, answers, task, embedder.encode, _loaded_held_out(held_out.url) if held_out else None, provenance
+        asked, answers, errors, task, embedder.encode, _loaded_held_out(held_out.url) if held_out else None, provenance
     )
     rewrites = rewrites_table(asked, passages, task)
     vectors = embed_table(rewrites, embedder)
