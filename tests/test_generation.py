@@ -1,6 +1,5 @@
 """vLLM engines on a real Ray, on the CPU, with a tiny random Llama; each takes twenty seconds to start, so they are few."""
 
-import functools
 import json
 import os
 import re
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,28 +183,7 @@ print(json.dumps(found))
     assert any(prompt + output == ENGINE["max_model_len"] and output < most for prompt, output, _, most, _ in found)
 
 
-def unless_stuck(scenario: Callable[..., None]) -> Callable[..., None]:
-    """Once more, where a loaded machine did not bring a dead engine up again: `generate` gives up then, and callers ask again."""
-
-    @functools.wraps(scenario)
-    def tried(*args: Any, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> None:
-        import ray.data
-
-        monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 150)
-        for last in (False, False, True):
-            try:
-                scenario(*args, monkeypatch=monkeypatch, **kwargs)
-            except WorkerError as error:
-                if last or "did anything" not in str(error):
-                    raise
-            else:
-                return
-
-    return tried
-
-
-@pytest.mark.timeout(1200)
-@unless_stuck
+@pytest.mark.unsteady
 def test_a_killed_engine_is_started_again_for_the_other_blocks(engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "_PROMPTS_IN_FLIGHT", 2 * BATCH)
     cfg, asked = settings(model), blocks(15 * BATCH)
@@ -223,8 +201,7 @@ def test_a_killed_engine_is_started_again_for_the_other_blocks(engine: Engine, m
     assert 0 < len(missing) <= 5 * BATCH  # what it held
 
 
-@pytest.mark.timeout(1200)
-@unless_stuck
+@pytest.mark.unsteady
 def test_a_prompt_that_kills_engines_takes_only_its_own_block(engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     poison = 3 * BATCH + 2
     cfg = settings(model, logits_processors=["poison:Poison"])
