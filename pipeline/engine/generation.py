@@ -26,8 +26,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from loguru import logger
 
 from pipeline import config
+from pipeline.engine.deaths import NoEngineLeftError, watch_for_the_last
 from pipeline.engine.tasks import Engine, _measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.progress import Progress
@@ -40,6 +42,11 @@ _SMALL_CPUS = 0.1  # of a task that reads or stores: there must be room for some
 _READERS = 4  # tasks that read, for each engine, and as many that store
 _DEATHS = 8  # of each engine before it counts as broken
 _KV_CACHE_BYTES = 2 << 30  # on a CPU, where vLLM would take most of the machine's memory
+# vLLM's own figures for `vllm.LLM`: sequences side by side, tokens of a step. Started by Ray it would take half of them or less.
+_ON_CPU = {"max_num_seqs": 256, "max_num_batched_tokens": 4096}
+_ON_GPU = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
+_ON_LARGE_GPU = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
+_LARGE_GPUS = {"H100", "H200", "H20", "GH200", "B200", "B300", "GB200", "GB300"}  # as Ray calls them
 
 _ERROR = "__inference_error__"  # the column of Ray Data's LLM stages
 _RAISED = "raised "  # begins the error of a block that could not be read; the exception follows, pickled
@@ -77,17 +84,30 @@ def generate(
     ray = engine._start()
     pool = _Pool.of(engine, settings, one_at_a_time=one_at_a_time)
     work = _Work.of(settings, model, revision, read, store, [ray.put(value) for value in shared])
+    untouched = dict(enumerate(blocks))
     unanswered: dict[int, int] = {}
     with Progress(title, len(blocks), "blocks") as progress:
-        for result in _execute(ray, blocks, work, pool):
-            if isinstance(result, BaseException):
-                raise result
-            engine.usage.add(result.busy_s, result.rss_bytes)
-            for number, (answered, size) in result.blocks.items():
-                unanswered[number] = unanswered.get(number, size) - answered
-                if not unanswered[number]:
-                    progress.advance()
-            yield result.value
+        while untouched:
+            before = len(untouched)
+            try:
+                for result in _execute(ray, untouched, work, pool):
+                    if isinstance(result, BaseException):
+                        raise result
+                    engine.usage.add(result.busy_s, result.rss_bytes)
+                    for number, (answered, size) in result.blocks.items():
+                        untouched.pop(number, None)
+                        unanswered[number] = unanswered.get(number, size) - answered
+                        if not unanswered[number]:
+                            progress.advance()
+                    yield result.value
+            except NoEngineLeftError as error:
+                if len(untouched) == before:
+                    raise _explained(error) from error
+                logger.warning(
+                    f"{title}: no engine is left ({_one_line(error)}); new ones are started for {len(untouched):,} blocks"
+                )
+            else:
+                break  # what an engine held when it died stays untouched: whoever calls asks again
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,11 @@ class _Work:
     sampling: Mapping[str, Any]
     ends: frozenset[int]  # tokens that end an answer
     most_tokens: float  # of prompt and answer
+
+    @property
+    def by_text(self) -> bool:
+        """Whether the engine has to see the text: token by token, which costs its process a third of the time it has."""
+        return bool(self.sampling.get("stop") or self.sampling.get("detokenize"))
 
     @classmethod
     def of(
@@ -169,7 +194,7 @@ class _Pool:
 
     @classmethod
     def of(cls, engine: Engine, settings: config.Rephrase, *, one_at_a_time: bool) -> "_Pool":
-        kwargs = {"enable_prefix_caching": True, "disable_log_stats": True, **settings.engine}
+        kwargs: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True}
         environment = {
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
@@ -179,10 +204,16 @@ class _Pool:
         if not (settings.resources or engine.num_gpus):
             cpus = engine._start().cluster_resources().get("CPU", 1)
             resources = {"CPU": min(1.0, cpus / 2)}
-        if not resources.get("GPU"):
+        if resources.get("GPU"):
+            kwargs |= _ON_LARGE_GPU if engine.accelerators and engine.accelerators <= _LARGE_GPUS else _ON_GPU
+        else:
             environment |= _cpu_environment(engine, settings)
-            if not {"VLLM_CPU_KVCACHE_SPACE"} & os.environ.keys():
-                kwargs.setdefault("kv_cache_memory_bytes", _KV_CACHE_BYTES)
+            kwargs |= _ON_CPU
+            if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+                kwargs["kv_cache_memory_bytes"] = _KV_CACHE_BYTES
+        if "max_num_seqs" in settings.engine:
+            del kwargs["max_num_batched_tokens"]  # it may be no smaller
+        kwargs |= settings.engine
         # Each reader loads a tokenizer, seconds of a core, and prepares hundreds of prompts a second: a few will do.
         readers = max(1, min(_READERS * settings.replicas, engine.num_workers // 2))
         if one_at_a_time:
@@ -204,9 +235,11 @@ class _Pool:
 
 
 def _cpu_environment(engine: Engine, settings: config.Rephrase) -> dict[str, str]:
-    # Ray would give the engine as many threads as its share of logical CPUs, and vLLM would bind them all to the same cores.
-    threads = min(engine.threads_for(settings.replicas), os.cpu_count() or 1)
-    wanted = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # Ray would give the engine as many threads as its share of logical CPUs, and vLLM would bind them all to the same cores. One
+    # core is left to vLLM's scheduler and Ray: where they take turns with the threads, all of these wait for the last.
+    threads = max(1, min(engine.threads_for(settings.replicas), os.cpu_count() or 1) - 1)
+    # In one process with its worker, the scheduler does not spin on the core that others need while it waits for that.
+    wanted = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
@@ -220,13 +253,12 @@ class _Stored:
     rss_bytes: int
 
 
-def _execute(ray: Any, blocks: Sequence[Any], work: _Work, pool: _Pool) -> Iterator["_Stored | BaseException"]:
+def _execute(ray: Any, blocks: Mapping[int, Any], work: _Work, pool: _Pool) -> Iterator["_Stored | BaseException"]:
     """What the tasks return, as it comes; an exception that one of ours raised is returned too."""
     import ray.data
 
     small = {**pool.small, "batch_size": None, "batch_format": "pyarrow", "fn_kwargs": {"work": work}}
-    pickled = (ray.cloudpickle.dumps(block) for block in blocks)
-    tables = [pa.table({"number": [number], "block": [block]}) for number, block in enumerate(pickled)]
+    tables = [pa.table({"number": [number], "block": [ray.cloudpickle.dumps(block)]}) for number, block in blocks.items()]
     context = _context(ray.data.DataContext.get_current(), pool)
     with _hushed(), ray.data.DataContext.current(context):
         processor = _processor(pool, work)
@@ -263,6 +295,7 @@ def _processor(pool: _Pool, work: _Work) -> Any:
             concurrency=pool.engines,
             batch_size=pool.batch,
             max_concurrent_batches=pool.calls,
+            max_pending_requests=pool.calls * pool.batch,
             max_tasks_in_flight_per_actor=pool.queued,
             should_continue_on_error=True,
             log_engine_metrics=False,
@@ -270,7 +303,7 @@ def _processor(pool: _Pool, work: _Work) -> Any:
             tokenize_stage=False,
             detokenize_stage=False,
         ),
-        preprocess=functools.partial(_sampled, sampling=dict(work.sampling)),
+        preprocess=functools.partial(_sampled, sampling={**work.sampling, "detokenize": work.by_text}),
         postprocess=_outcome,
         preprocess_map_kwargs=pool.small,  # the same as of our own tasks, with which Ray Data then joins them
         postprocess_map_kwargs=pool.small,
@@ -284,8 +317,10 @@ def _context(context: Any, pool: _Pool) -> Any:
     context = context.copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # else each call reads the memory map of its process once a second
     # A death costs the blocks that the engine held. Past so many the execution is given up.
     context.max_errored_blocks = _DEATHS * pool.queued * pool.engines
+    context.custom_execution_callback_classes = [watch_for_the_last()]
     return context
 
 
@@ -365,8 +400,8 @@ def _whole() -> Any:
 
 def _outcome(row: dict[str, Any]) -> dict[str, Any]:
     """What is kept of an answer; rows with an error come past this as they are."""
-    kept = {name: row[name] for name in ("number", "size", "key", "max_tokens", "num_input_tokens", "num_generated_tokens")}
-    return {**kept, "text": row["generated_text"], "last_token": int(row["generated_tokens"][-1])}
+    kept = {name: row[name] for name in ("number", "size", "key", "max_tokens", "num_input_tokens")}
+    return {**kept, "text": row["generated_text"], "tokens": row["generated_tokens"]}
 
 
 def _store(table: pa.Table, work: _Work) -> pa.Table:
@@ -381,8 +416,8 @@ def _store(table: pa.Table, work: _Work) -> pa.Table:
             if row[_ERROR]:
                 failures.append(Failure(int(row["key"]), _one_line(row[_ERROR]), "prompt"))
         if len(failures) < table.num_rows:
-            names = ["key", "text", "max_tokens", "num_input_tokens", "num_generated_tokens", "last_token", _ERROR]
-            answers = [_answer(row, work) for row in table.select(names).to_pylist() if not row[_ERROR]]
+            names = ["key", "text", "tokens", "max_tokens", "num_input_tokens", _ERROR]
+            answers = _answers([row for row in table.select(names).to_pylist() if not row[_ERROR]], work)
         value, busy_s, rss_bytes = _measured(functools.partial(_in_task, work, work.store, answers, failures))
     except Exception as error:
         return _result(error)
@@ -390,12 +425,34 @@ def _store(table: pa.Table, work: _Work) -> pa.Table:
     return _result(_Stored(value, {row["number"]: (answered[row["number"]], row["size"]) for row in rows}, busy_s, rss_bytes))
 
 
-def _answer(row: dict[str, Any], work: _Work) -> Answer:
-    prompt_tokens, output_tokens = int(row["num_input_tokens"]), int(row["num_generated_tokens"])
-    full = output_tokens >= row["max_tokens"] or prompt_tokens + output_tokens >= work.most_tokens
-    # vLLM's own order: first the token that ends, then the length; a stop string or a repetition may end it before.
-    cut = row["last_token"] not in work.ends and (full or not _may_stop(work.sampling))
-    return Answer(int(row["key"]), row["text"], "length" if cut else "stop", prompt_tokens, output_tokens)
+def _answers(rows: list[dict[str, Any]], work: _Work) -> list[Answer]:
+    cut = [_is_cut(row, work) for row in rows]
+    texts = [row["text"] for row in rows] if work.by_text else _texts([row["tokens"] for row in rows], work)
+    return [
+        Answer(int(row["key"]), text, "length" if is_cut else "stop", int(row["num_input_tokens"]), len(row["tokens"]))
+        for row, text, is_cut in zip(rows, texts, cut, strict=True)
+    ]
+
+
+def _is_cut(row: dict[str, Any], work: _Work) -> bool:
+    """Whether an answer ended at a length, in vLLM's own order: first the token that ends it, then the length.
+
+    A stop string or a repetition may end it before.
+    """
+    tokens = row["tokens"]
+    full = len(tokens) >= row["max_tokens"] or row["num_input_tokens"] + len(tokens) >= work.most_tokens
+    return tokens[-1] not in work.ends and (full or not _may_stop(work.sampling))
+
+
+def _texts(answers: list[list[int]], work: _Work) -> list[str]:
+    """Text as vLLM gives it: without the token that ended it, or the bytes of a character that was cut."""
+    ended = [tokens[-1] in work.ends and not work.sampling.get("include_stop_str_in_output") for tokens in answers]
+    texts: list[str] = _tokenizer(*work.tokenizer).batch_decode(
+        [tokens[:-1] if end else tokens for tokens, end in zip(answers, ended, strict=True)],
+        skip_special_tokens=work.sampling.get("skip_special_tokens", True),
+        clean_up_tokenization_spaces=False,
+    )
+    return [text.rstrip("\ufffd") for text in texts]
 
 
 def _may_stop(sampling: Mapping[str, Any]) -> bool:

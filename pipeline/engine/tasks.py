@@ -82,6 +82,12 @@ class Engine:
         return float(self._start().cluster_resources().get("GPU", 0))
 
     @property
+    def accelerators(self) -> set[str]:
+        """The kinds of GPUs of the cluster, as Ray calls them."""
+        named = (name.partition("accelerator_type:")[2] for name in self._start().cluster_resources())
+        return {name for name in named if name}
+
+    @property
     def num_workers(self) -> int:
         """Tasks that run at once."""
         return self.settings.workers or max(1, int(self._start().cluster_resources().get("CPU", 1)))
