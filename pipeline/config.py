@@ -136,6 +136,26 @@ class Endpoint(Section):
     retries: int = Field(4, ge=0, description="after a 429, a 5xx or a lost connection", json_schema_extra=_EXECUTION)
 
 
+# Of the numbers that vLLM and OpenAI's protocol share: found out before an engine is started. Others go through as they are.
+_SAMPLING = {
+    "temperature": (0.0, 10.0),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "top_k": (-1, 1 << 30),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "repetition_penalty": (1e-6, 10.0),
+}
+_NOT_SAMPLING = {
+    "max_tokens": "a style's max_output says how long an answer may be",
+    "max_completion_tokens": "a style's max_output says how long an answer may be",
+    "n": "rephrase.variants asks for several answers to a passage",
+    "stream": "answers are stored whole",
+    "model": "it is rephrase.model",
+    "messages": "they are made from the style",
+}
+
+
 class Rephrase(Section):
     """What a language model rewrites, and how."""
 
@@ -180,6 +200,18 @@ class Rephrase(Section):
         if (self.backend == "endpoint") != (self.endpoint is not None):
             raise ValueError("backend: endpoint and endpoint: {url: …} go together; give both or neither")
         return self
+
+    @field_validator("sampling")
+    @classmethod
+    def _sampling(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        for name, why in _NOT_SAMPLING.items():
+            if name in sampling:
+                raise ValueError(f"{name} cannot be set here: {why}")
+        for name, (least, most) in _SAMPLING.items():
+            value = sampling.get(name, least)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}")
+        return sampling
 
     @property
     def style_shares(self) -> dict[str, float]:

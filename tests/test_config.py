@@ -30,6 +30,10 @@ BASE: dict[str, Any] = {
         ("specialists.natural", {"paths": ["x"]}, "cannot name a specialist"),
         ("specialists.generalist", {"paths": ["x"]}, "cannot name a specialist"),
         ("sample.budget_tokens", "2.5", "sample.budget_tokens"),
+        ("rephrase", {"model": "m", "sampling": {"temperature": -3}}, "temperature must be a number from 0 to 10, got -3"),
+        ("rephrase", {"model": "m", "sampling": {"top_p": "high"}}, "top_p must be a number"),
+        ("rephrase", {"model": "m", "sampling": {"max_tokens": 3}}, "max_tokens cannot be set here: a style's max_output"),
+        ("rephrase", {"model": "m", "sampling": {"n": 2}}, "n cannot be set here: rephrase.variants"),
         ("embed", {"model": "lsi", "pool": "mean"}, "embed.pool: mean has no meaning for lsi"),
     ],
 )

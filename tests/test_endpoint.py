@@ -342,20 +342,6 @@ def test_a_key_that_cannot_be_one_is_a_config_error(key: str | None, monkeypatch
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("sampling", "match"),
-    [
-        ({"n": 2}, r"rephrase\.sampling\.n must be 1, got 2; .*rephrase\.variants"),
-        ({"n": None}, "must be 1, got None"),
-        ({"max_tokens": 5}, r"rephrase\.sampling\.max_tokens is set by crispwrap"),
-        ({"stream": True}, r"rephrase\.sampling\.stream"),
-    ],
-)
-def test_sampling_that_would_upset_the_exchange_is_refused(sampling: dict[str, Any], match: str) -> None:
-    with pytest.raises(ConfigError, match=match):
-        next(ask("http://127.0.0.1:9/v1", requests(1), sampling=sampling))
-
-
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http:///v1", "http://host:port/v1", "http://my host/v1"])
 def test_a_url_that_is_none_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError, match=r"rephrase\.endpoint\.url must be a base URL"):

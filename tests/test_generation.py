@@ -138,7 +138,7 @@ def test_every_prompt_is_answered_or_has_an_error(engine: Engine, model: str) ->
     assert engine.usage.tasks >= len(blocks(60)) - 2
 
 
-def test_finish_reason_and_text_are_what_vllm_says(model: str) -> None:
+def test_finish_reason_and_text_are_what_vllm_says(engine: Engine, model: str) -> None:
     """Answers that end by the end token, by a token asked for, by a string, at the length, and at the model's length."""
     samplings: list[dict[str, Any]] = [
         {},
@@ -169,7 +169,7 @@ print(json.dumps(found))
     texts: list[tuple[str, str]] = []
     for i, (prompt_tokens, tokens, max_tokens, said, text) in enumerate(found):
         cfg = settings(model).model_copy(update={"sampling": samplings[i // 40]})
-        work = generation._Work.of(cfg, model, None, read_numbers, keep, [])
+        work = generation._Work.of(engine, cfg, model, None, read_numbers, keep, [])
         row = {
             "key": "1",
             "text": text if "stop" in cfg.sampling else "",  # else the engine is asked for tokens alone

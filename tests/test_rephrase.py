@@ -346,7 +346,7 @@ def test_dry_run_says_what_it_will_cost(short: dict[str, Any], fake: FakeEndpoin
         ({"styles": ["../wikipedia"]}, r"give the name of a style"),
         ({"endpoint": {"url": "localhost:8000"}}, r"rephrase\.endpoint\.url must be a base URL"),
         ({"endpoint": {"url": "http://x/v1", "api_key_env": "NO_SUCH_KEY"}}, r"environment variable NO_SUCH_KEY is not set"),
-        ({"sampling": {"n": 2}}, r"rephrase\.sampling\.n must be 1"),
+        ({"sampling": {"n": 2}}, r"rephrase\.sampling: n cannot be set here"),
         ({"style": "x"}, r"unknown setting rephrase\.style; did you mean rephrase\.styles"),
         ({"endpoint": {"uri": "x"}}, r"unknown setting rephrase\.endpoint\.uri; did you mean rephrase\.endpoint\.url"),
     ],

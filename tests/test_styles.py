@@ -149,3 +149,20 @@ def test_an_unknown_style_is_refused_with_those_there_are_and_how_to_add_one(tmp
     assert all(f" {name}" in message for name in [*NAMES, "mine"])
     assert "rephrase.styles_folder" in message
     assert "rephrase.styles_folder" in refusal(tmp_path / "nowhere", "mime")
+
+
+@pytest.mark.parametrize("typo", ["{specialst}", "{Text}", "{texts}"])
+def test_a_misspelt_placeholder_is_named(tmp_path: Path, typo: str) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"about": "a", "prompt": f"Say {{text}} like {typo}"}))
+    with pytest.raises(ConfigError, match=r"would go to the model as it is; did you mean \{(text|specialist)\}\?"):
+        load_style("mine", str(tmp_path))
+
+
+def test_other_braces_in_a_prompt_are_the_writers_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"about": "a", "prompt": "Write LaTeX such as \\frac{a}{b} of {text}"}))
+    assert "{a}{b}" in load_style("mine", str(tmp_path)).prompt
+
+
+def test_the_nearest_style_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean wikipedia"):
+        load_style("wikipeda")

@@ -83,7 +83,7 @@ def generate(
         return
     ray = engine._start()
     pool = _Pool.of(engine, settings, one_at_a_time=one_at_a_time)
-    work = _Work.of(settings, model, revision, read, store, [ray.put(value) for value in shared])
+    work = _Work.of(engine, settings, model, revision, read, store, [ray.put(value) for value in shared])
     untouched = dict(enumerate(blocks))
     unanswered: dict[int, int] = {}
     with Progress(title, len(blocks), "blocks") as progress:
@@ -120,6 +120,7 @@ class _Work:
     tokenizer: tuple[str, str | None, bool]  # model, revision, whether its code is trusted
     template: Mapping[str, Any]
     sampling: Mapping[str, Any]
+    decoder: Any  # Ray's reference to the tokenizer as text, for its own library: importing transformers takes seconds; or None
     ends: frozenset[int]  # tokens that end an answer
     most_tokens: float  # of prompt and answer
 
@@ -131,6 +132,7 @@ class _Work:
     @classmethod
     def of(
         cls,
+        engine: Engine,
         settings: config.Rephrase,
         model: str,
         revision: str | None,
@@ -152,6 +154,7 @@ class _Work:
             tokenizer=tokenizer,
             template=settings.chat_template_kwargs,
             sampling=settings.sampling,
+            decoder=_decoder(engine, loaded),
             ends=_ends(loaded.eos_token_id, model, revision, settings.sampling),
             most_tokens=float(settings.engine.get("max_model_len") or "inf"),
         )
@@ -445,14 +448,29 @@ def _is_cut(row: dict[str, Any], work: _Work) -> bool:
 
 
 def _texts(answers: list[list[int]], work: _Work) -> list[str]:
-    """Text as vLLM gives it: without the token that ended it, or the bytes of a character that was cut."""
+    """Text as vLLM gives it: without the token that ended it, or bytes that are no character."""
     ended = [tokens[-1] in work.ends and not work.sampling.get("include_stop_str_in_output") for tokens in answers]
-    texts: list[str] = _tokenizer(*work.tokenizer).batch_decode(
-        [tokens[:-1] if end else tokens for tokens, end in zip(answers, ended, strict=True)],
-        skip_special_tokens=work.sampling.get("skip_special_tokens", True),
-        clean_up_tokenization_spaces=False,
-    )
+    kept = [tokens[:-1] if end else tokens for tokens, end in zip(answers, ended, strict=True)]
+    skip = bool(work.sampling.get("skip_special_tokens", True))
+    if work.decoder is None:
+        tokenizer = _tokenizer(*work.tokenizer)
+        texts = tokenizer.batch_decode(kept, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+    else:
+        texts = _fast_tokenizer(work.decoder).decode_batch(kept, skip_special_tokens=skip)
     return [text.rstrip("\ufffd") for text in texts]
+
+
+def _decoder(engine: Engine, tokenizer: Any) -> Any:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    return None if fast is None else engine._start().put(fast.to_str())
+
+
+@functools.lru_cache(maxsize=1)
+def _fast_tokenizer(reference: Any) -> Any:
+    import ray
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(ray.get(reference))
 
 
 def _may_stop(sampling: Mapping[str, Any]) -> bool:

@@ -53,15 +53,17 @@ def estimate(
     weights = np.array([way.weight for way in used]) / sum(way.weight for way in used)
     ratio = mean_ratio(used)
     overhead = float(weights @ [cutter.count(prompts.instructions(styles[way.style])) for way in used])
+    thoughts = float(weights @ [styles[way.style].thought_ratio for way in used])
+    output = source * (ratio + thoughts)
     passages = source / passage_tokens
     most = float(np.minimum(tally.wanted_L, tally.tokens_L * len(used) * ratio).sum()) if by_leaf else source * ratio
     return Estimate(
         wanted_tokens=float(tally.wanted_L.sum()),
         passages=passages,
         prompt_tokens=source + passages * overhead,
-        output_tokens=source * ratio,
+        output_tokens=output,
         met_share=min(1.0, most / max(1.0, float(tally.wanted_L.sum()))),
-        gpu_hours=source * ratio / tokens_per_second / 3600,
+        gpu_hours=output / tokens_per_second / 3600,
     )
 
 

@@ -1,7 +1,7 @@
 """The store of answers: what a model was paid for is kept, whatever becomes of the run, and serves every later one.
 
 It lies at `<workdir>/answers/`, beside the steps; an answer's key says what it depends on (model, settings, prompt, window). Files
-appear whole and are never changed. Shapes: A answers, R requests.
+appear whole and are never changed; small ones are merged when a run begins. Shapes: A answers, R requests.
 """
 
 import hashlib
@@ -19,6 +19,9 @@ from pipeline.tables import ANSWERS
 Keys = NDArray[np.uint64]
 FOLDER = "answers"
 
+_FULL = 8192  # answers; a file of fewer is small
+_MANY_SMALL = 1024
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -32,11 +35,49 @@ class Stored:
 def write_answers(folder: Folder, answers: Sequence[Answer]) -> Stored:
     """Store answers. The file is named by its keys: a retried task replaces its own file."""
     answers = sorted(answers, key=lambda answer: answer.key)
-    table = pa.Table.from_pylist([vars(answer) for answer in answers], schema=ANSWERS)
+    return _write(folder, pa.Table.from_pylist([vars(answer) for answer in answers], schema=ANSWERS))
+
+
+def _write(folder: Folder, table: pa.Table) -> Stored:
     keys = table["key"].to_numpy()
     name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
     folder.write_table(f"{name}.parquet", table, ANSWERS)
-    return Stored(name, keys, sum(answer.output_tokens for answer in answers))
+    return Stored(name, keys, int(table["output_tokens"].to_numpy().sum()))
+
+
+def small_files(files: Sequence[Stored]) -> list[list[str]]:
+    """Names of files to be merged, each list into one file; none while there are few.
+
+    Answers come in by dozens, and every file costs a listing, a request and a place in the index.
+    """
+    small = sorted((one for one in files if len(one.keys) < _FULL), key=lambda one: one.name)
+    if len(small) < _MANY_SMALL:
+        return []
+    lists: list[list[str]] = [[]]
+    held = 0
+    for one in small:
+        if held >= _FULL:
+            lists.append([])
+            held = 0
+        lists[-1].append(one.name)
+        held += len(one.keys)
+    return [names for names in lists if len(names) > 1]
+
+
+def merge_files(names: Sequence[str], folder: Folder) -> None:
+    """One file instead of several; they go when it is there. Of answers that are there twice, that of the first name is kept.
+
+    Stopped in the middle and done again, it merges what is still there.
+    """
+    names = [name for name in names if folder.exists(f"{name}.parquet")]
+    if len(names) < 2:
+        return
+    table = pa.concat_tables([folder.read_table(f"{name}.parquet").cast(ANSWERS) for name in names])
+    _, first = np.unique(table["key"].to_numpy(), return_index=True)
+    merged = _write(folder, table.take(pa.array(first)))
+    for name in names:
+        if name != merged.name:
+            folder.remove(f"{name}.parquet")
 
 
 def read_keys(names: Sequence[str], folder: Folder) -> list[Stored]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # Of sampling: what the protocol knows. The rest goes along in the body, where vLLM and SGLang read it.
 _KNOWN = frozenset({"temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"})
-_OURS = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "stream"})
 _ALL_WOULD_FAIL = frozenset({401, 403, 404})
 _PROMPT_AT_FAULT = frozenset({400, 413, 422})
 _CONNECT_S = 10.0  # a host that is not there is known to be gone long before an answer is late
@@ -35,14 +34,13 @@ _SAID_CHARACTERS = 120  # of what the server said, where we have something to sa
 Outcome = Answer | Failure
 
 
-def check(endpoint: Endpoint, sampling: Mapping[str, Any]) -> None:
+def check(endpoint: Endpoint) -> None:
     """Refuse settings with which no request could be made, before anything runs.
 
     Raises:
-        ConfigError: the URL, the key or a sampling setting cannot be used.
+        ConfigError: the URL or the key cannot be used.
     """
     _check_url(endpoint.url)
-    _body("", sampling, {})
     _api_key(endpoint)
 
 
@@ -167,12 +165,6 @@ def _read(key: int, content: bytes) -> Answer:
 
 def _body(model: str, sampling: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What is the same in all requests, as arguments of the client."""
-    if ours := sorted(_OURS & sampling.keys()):
-        raise ConfigError(
-            f"rephrase.sampling.{ours[0]} is set by crispwrap (a style's max_output says how long an answer may be); leave it out"
-        )
-    if (n := sampling.get("n", 1)) != 1:
-        raise ConfigError(f"rephrase.sampling.n must be 1, got {n!r}; for several answers to a passage set rephrase.variants")
     extra = {name: value for name, value in sampling.items() if name not in _KNOWN}
     if chat_template_kwargs:
         extra["chat_template_kwargs"] = dict(chat_template_kwargs)

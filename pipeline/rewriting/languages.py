@@ -24,6 +24,7 @@ def _detector() -> Any:
     return LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 
 
+@functools.lru_cache(maxsize=256)  # a passage is asked about once for each of its answers, in the styles of its window
 def detect(text: str) -> tuple[str, float]:
     """The ISO 639 code of a text's language and the confidence in it, from 0 to 1; ("und", 0.0) with too few letters to tell.
 

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import os
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,8 @@ from pipeline.config import Section
 from pipeline.errors import ConfigError
 
 BUILT_IN = os.path.join(os.path.dirname(__file__), "styles")
+
+PLACEHOLDERS = ("text", "specialist")  # in braces, in a prompt
 
 # In the order in which they are tried; the first that fails gives the reason. The last two need a model or other text.
 RULES = (
@@ -40,6 +43,7 @@ class Style(Section):
     max_output: float = Field(1.5, gt=0, description="most tokens of the answer, as a multiple of the passage's, plus 64")
     length_ratio: tuple[float, float] = Field((0.4, 2.0), description="least and most tokens of an answer, in those of its passage")
     expected_ratio: float = Field(1.0, gt=0, description="tokens of a usual answer, in those of its passage; for planning")
+    thought_ratio: float = Field(0.0, ge=0, description="tokens of thoughts before a usual answer, in the same; for the estimate")
     min_tokens: int = Field(16, ge=1, description="shorter passages are left out")
     min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine of the embeddings of answer and passage, at least")
     skip_filters: list[str] = Field(default=[], description="rules that do not apply, of RULES")
@@ -55,6 +59,15 @@ class Style(Section):
     def _placeholder(cls, prompt: str) -> str:
         if "{text}" not in prompt:
             raise ValueError("must hold {text}, where the passage goes")
+        return prompt
+
+    @field_validator("system", "prompt")
+    @classmethod
+    def _misspelt(cls, prompt: str) -> str:
+        for found in re.findall(r"\{(\w+)\}", prompt):
+            near = difflib.get_close_matches(found.lower(), PLACEHOLDERS, n=1, cutoff=0.7)
+            if found not in PLACEHOLDERS and near:
+                raise ValueError(f"has {{{found}}}, which would go to the model as it is; did you mean {{{near[0]}}}?")
         return prompt
 
     @field_validator("skip_filters")
@@ -96,8 +109,10 @@ def load_style(name: str, folder: str | None = None) -> Style:
         path = os.path.join(str(place), f"{name}.yaml")
         if os.path.isfile(path):
             return _read(path, name)
+    near = difflib.get_close_matches(name, style_names(folder), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(
-        f"rephrase.styles has {name!r}, and there is no such style; known: {', '.join(style_names(folder))}. "
+        f"rephrase.styles has {name!r}, and there is no such style; {hint}Known: {', '.join(style_names(folder))}. "
         "For one of your own, set rephrase.styles_folder to the folder of its .yaml"
     )
 

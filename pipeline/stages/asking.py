@@ -18,7 +18,7 @@ from pipeline.config import Rephrase
 from pipeline.engine import Engine
 from pipeline.engine.gpus import GpuWatch
 from pipeline.errors import RunError, WorkerError
-from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, read_keys, write_answers
+from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, merge_files, read_keys, small_files, write_answers
 from pipeline.rewriting.exchange import Answer, Failure, Request
 from pipeline.rewriting.model import Model
 from pipeline.rewriting.requests import Task, as_requests
@@ -112,12 +112,18 @@ class Asking:
     def _read_index(self) -> AnswerIndex:
         if self._index is None:
             self._index = AnswerIndex()
-            names = [name.removesuffix(".parquet") for name in self.store.names(".parquet")]
-            for _, stored in self.engine.map(
-                read_keys, groups(names, _FOLD_GROUPS), title="answers in store", shared=(self.store,)
-            ):
-                self._index.add(stored)
+            stored = self._stored()
+            if small := small_files(stored):
+                for _ in self.engine.map(merge_files, small, title="merge answers", unit="files", shared=(self.store,)):
+                    pass
+                stored = self._stored()
+            self._index.add(stored)
         return self._index
+
+    def _stored(self) -> list[Stored]:
+        names = [name.removesuffix(".parquet") for name in self.store.names(".parquet")]
+        read = self.engine.map(read_keys, groups(names, _FOLD_GROUPS), title="answers in store", shared=(self.store,))
+        return [stored for _, found in read for stored in found]
 
     def _unanswered(self, names: Sequence[str], index: FrozenIndex, refused: Iterable[int]) -> list[Block]:
         """The rows of each group that have no answer yet, and are worth another try."""

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipeline.rewriting.choosing import Tally, Way, asked_share, ways
 from pipeline.rewriting.endpoint import check
 from pipeline.rewriting.filters import HeldOut
 from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
+from pipeline.rewriting.ledger import SUMMED, Ledger
 from pipeline.rewriting.requests import Task, choose, requests_table
 from pipeline.rewriting.serving import Serving, serve, serve_alike
 from pipeline.rewriting.styles import Style, load_style
@@ -43,11 +45,10 @@ from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema
 
 _GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
+_FOLD_GROUPS = 256
 _OPENINGS = 10_000  # answers of a style whose openings are counted, as FinePhrase did
 _EXAMPLE_TOKENS = 160
 _SAMPLES = 64  # excerpts of a specialist's sample to draw examples from
-
-Counts = dict[str, dict[str, int]]
 
 
 def load_styles(config: Config) -> dict[str, Style]:
@@ -89,7 +90,7 @@ def rephrase_step(
     assert settings
     styles = load_styles(config)
     if settings.endpoint:
-        check(settings.endpoint, settings.sampling)
+        check(settings.endpoint)
     model = models.resolve(settings)
     generalist = prepared["generalist"]
 
@@ -132,16 +133,15 @@ def rephrase_step(
             *(task, config.embed, fitted.folder if fitted else None, clustered.folder, held_out, provenance, folder),
             min(1.0, _OPENINGS / max(1.0, tally.wanted_L.sum() / mean_ratio(used) / size / len(used))),
         )
-        facts: list[dict[str, Any]] = []
-        names: list[str] = []
+        ledger = Ledger()
         rounds, why = 0, "met"
         while (rate_L := tally.next_rates(used, by_leaf=by_leaf)) is not None:
             if rounds == settings.rounds:
                 why = "rounds"
                 break
-            parts = _groups(rounds, part_names(assigned), tally, rate_L, used, size)
+            slices = _groups(rounds, part_names(assigned), tally, rate_L, used, size)
             shared: tuple[Any, ...] = (
-                parts,
+                slices,
                 generalist.folder,
                 assigned.folder,
                 tally.rate_L,
@@ -150,32 +150,35 @@ def rephrase_step(
                 folder.child("requests"),
             )
             title = f"round {rounds + 1}"
-            map_parts(engine, folder.child("requests"), list(parts), _choose_group, title=f"choose, {title}", shared=shared)
+            map_parts(engine, folder.child("requests"), list(slices), _choose_group, title=f"choose, {title}", shared=shared)
             judged = set(folder.child("passages").names(".parquet"))
-            left = [name for name in parts if f"{name}.parquet" not in judged]
+            left = [name for name in slices if f"{name}.parquet" not in judged]
             index, errors = asking.answer(left, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
             shared = (asking.requests, asking.store, index, errors, *judging)
-            made = map_parts(
-                *(engine, folder.child("passages"), list(parts), _judge_group),
-                title=f"judge, {title}",
-                shared=shared,
-                num_gpus=embedder_gpus(config, engine),
+            gpus = embedder_gpus(config, engine)
+            for _ in engine.map(_judge_group, left, title=f"judge, {title}", unit="groups", shared=shared, num_gpus=gpus):
+                pass
+            ledger = engine.fold(
+                _ledger_of,
+                groups(list(slices), _FOLD_GROUPS),
+                lambda a, b: Ledger.combine([a, b]),
+                ledger,
+                title=f"accounts, {title}",
+                shared=(folder.child("passages"),),
             )
-            facts += made
-            names += parts
             tally = Tally(
                 wanted_L=tally.wanted_L,
                 tokens_L=tally.tokens_L,
-                asked_L=tally.asked_L + _by_leaf(made, "asked", tree.num_leaves),
-                gained_L=serving(config, tally.wanted_L, _landed(facts)).filled_L,
-                accepted=tally.accepted + sum(fact["tokens"] for fact in made),
+                asked_L=ledger.asked_L(tree.num_leaves),
+                gained_L=serving(config, tally.wanted_L, ledger.landed_table()).filled_L,
+                accepted=ledger.sums["tokens"],
                 rate_L=rate_L,
             )
             rounds += 1
         missing = float(tally.missing(by_leaf=by_leaf).sum())
         if why == "met" and missing > 0.01 * tally.wanted_L.sum():
             why = "exhausted"
-        folder.write_table("landed.parquet", _landed(facts), LANDED)
+        folder.write_table("landed.parquet", ledger.landed_table(), LANDED)
         folder.write_table("rewriting.parquet", _rewriting(tally, used), REWRITING)
         return {
             "mode": settings.mode,
@@ -185,13 +188,11 @@ def rephrase_step(
             "ended": why,
             "wanted_tokens": float(tally.wanted_L.sum()),
             "missing_tokens": missing,
-            **{key: sum(fact[key] for fact in facts) for key in _SUMMED},
-            "outcomes": _sum_counts(facts, "outcomes"),
-            "removed": _sum_counts(facts, "removed"),
-            "openings": {style: _openings(counts) for style, counts in _sum_counts(facts, "openings").items()},
-            "parts": [
-                {"name": name, "rows": fact["rewrites"], "tokens": fact["tokens"]} for name, fact in zip(names, facts, strict=True)
-            ],
+            **{key: ledger.sums[key] for key in SUMMED},
+            "outcomes": ledger.counted("outcomes"),
+            "removed": ledger.counted("removed"),
+            "openings": {style: _openings(counts) for style, counts in ledger.counted("openings").items()},
+            "parts": ledger.parts,
         }
 
     return Step(
@@ -209,9 +210,6 @@ def rephrase_step(
         workdir=generalist.workdir,
         work=work,
     )
-
-
-_SUMMED = ("requests", "rewrites", "tokens", "moved", "moved_tokens", "prompt_tokens", "output_tokens")
 
 
 def wanted(config: Config, mixture: pa.Table) -> NDArray[np.float64]:
@@ -264,18 +262,29 @@ def _excerpts(names: Sequence[str], windows: Folder, cut: Any, seed: int) -> lis
     return [prompts.excerpt(text, _EXAMPLE_TOKENS, cut.count) for text in prompts.draw_examples(first, _SAMPLES, seed=seed, key=0)]
 
 
+@dataclass(frozen=True)
+class Slice:
+    """The windows of some parts whose keys leave the remainder `number` when divided by `of`."""
+
+    parts: Sequence[str]
+    number: int = 0
+    of: int = 1
+
+
 def _groups(
     number: int, names: Sequence[str], tally: Tally, rate_L: NDArray[np.float64], used: list[Way], size: float
-) -> dict[str, list[str]]:
-    """The parts of the corpus, by the name of the group of requests that they become in a round."""
+) -> dict[str, Slice]:
+    """What becomes one group of requests in a round, by the group's name: some parts, or a slice of one that is asked for much."""
     more_L = (asked_share(rate_L, used) - asked_share(tally.rate_L, used)) * tally.tokens_L * len(used)
-    count = round(float(more_L.sum()) / size / _GROUP_PASSAGES)
-    return {f"round-{number}-{i:05d}": parts for i, parts in enumerate(groups(names, max(1, count)))}
+    count = max(1, round(float(more_L.sum()) / size / _GROUP_PASSAGES))
+    of = max(1, round(count / max(1, len(names))))
+    slices = [Slice(parts, i, of) for parts in groups(names, count) for i in range(of)]
+    return {f"round-{number}-{i:06d}": one for i, one in enumerate(slices)}
 
 
 def _choose_group(
     name: str,
-    parts: dict[str, list[str]],
+    slices: dict[str, Slice],
     windows: Folder,
     assignments: Folder,
     before_L: NDArray[np.float64],
@@ -283,11 +292,12 @@ def _choose_group(
     task: Task,
     folder: Folder,
 ) -> dict[str, Any]:
-    tables = [REQUESTS.empty_table()]
-    for part in parts[name]:
+    tables, wanted = [REQUESTS.empty_table()], slices[name]
+    for part in wanted.parts:
         assigned = assignments.read_table(f"{part}.parquet", columns=["key", "leaf"])
-        leaf_N = assigned["leaf"].to_numpy()
-        chosen = choose(assigned["key"].to_numpy(), leaf_N, before_L, after_L, task)
+        key_N, leaf_N = assigned["key"].to_numpy(), assigned["leaf"].to_numpy()
+        leaf_N = np.where(key_N % wanted.of == wanted.number, leaf_N, -1)  # without a leaf none is chosen
+        chosen = choose(key_N, leaf_N, before_L, after_L, task)
         if chosen:
             tables.append(requests_table(windows.read_table(f"{part}.parquet"), leaf_N, chosen, task))
     table = pa.concat_tables(tables)
@@ -338,23 +348,8 @@ def _loaded_held_out(url: str) -> HeldOut:
     return HeldOut.from_table(Folder(url).read_table("held_out.parquet"))
 
 
-def _by_leaf(facts: Sequence[Mapping[str, Any]], key: str, num_leaves: int) -> NDArray[np.float64]:
-    total_L = np.zeros(num_leaves)
-    for fact in facts:
-        for leaf, value in fact[key].items():
-            if int(leaf) >= 0:
-                total_L[int(leaf)] += value
-    return total_L
-
-
-def _sum_counts(facts: Sequence[Mapping[str, Any]], key: str) -> Counts:
-    total: Counts = {}
-    for fact in facts:
-        for style, counts in fact[key].items():
-            of_style = total.setdefault(style, {})
-            for name, count in counts.items():
-                of_style[name] = of_style.get(name, 0) + count
-    return {style: dict(sorted(counts.items())) for style, counts in sorted(total.items())}
+def _ledger_of(names: Sequence[str], passages: Folder) -> Ledger:
+    return Ledger.combine(Ledger.of_group(name, passages.read_facts(f"{name}.parquet")) for name in names)
 
 
 def _openings(counts: Mapping[str, int]) -> dict[str, Any]:
@@ -362,21 +357,6 @@ def _openings(counts: Mapping[str, int]) -> dict[str, Any]:
 
     distinct, share, commonest = collapse(counts)
     return {"answers": sum(counts.values()), "distinct": distinct, "commonest": commonest, "commonest_share": share}
-
-
-def _landed(facts: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rewrites by their own leaf and their parent's."""
-    total: dict[tuple[int, int], list[int]] = {}
-    for fact in facts:
-        for leaf, parent, windows, tokens in fact["landed"]:
-            of_pair = total.setdefault((leaf, parent), [0, 0])
-            of_pair[0] += windows
-            of_pair[1] += tokens
-    rows = [(*pair, *counts) for pair, counts in sorted(total.items())]
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), LANDED, strict=True)] if rows else [[]] * 4,
-        schema=LANDED,
-    )
 
 
 def serving(config: Config, wanted_L: NDArray[np.float64], landed: pa.Table) -> Serving:

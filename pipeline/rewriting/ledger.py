@@ -1,0 +1,76 @@
+"""The accounts of all groups of requests, added up on the workers that read them: the driver holds sums alone.
+
+Shapes: L leaves, P pairs of an own and a parent's leaf.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.tables import LANDED
+
+SUMMED = ("requests", "rewrites", "tokens", "moved", "moved_tokens", "prompt_tokens", "output_tokens")
+COUNTED = ("outcomes", "removed", "openings")
+
+Counts = dict[str, Counter[str]]  # by style
+
+
+@dataclass
+class Ledger:
+    """Sums over `judging.facts_of`. `combine` does not depend on order or grouping."""
+
+    parts: list[dict[str, Any]] = field(default_factory=list)  # name, rows, tokens of each group
+    sums: Counter[str] = field(default_factory=Counter)
+    asked: Counter[int] = field(default_factory=Counter)  # source tokens sent, by leaf
+    landed: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # windows and tokens by (leaf, parent's leaf)
+    counts: dict[str, Counts] = field(default_factory=lambda: {name: {} for name in COUNTED})
+
+    @classmethod
+    def of_group(cls, name: str, facts: Mapping[str, Any]) -> Self:
+        """The entry of one group."""
+        return cls(
+            parts=[{"name": name, "rows": facts["rewrites"], "tokens": facts["tokens"]}],
+            sums=Counter({key: facts[key] for key in SUMMED}),
+            asked=Counter({int(leaf): tokens for leaf, tokens in facts["asked"].items() if int(leaf) >= 0}),
+            landed={(leaf, parent): (windows, tokens) for leaf, parent, windows, tokens in facts["landed"]},
+            counts={key: {style: Counter(found) for style, found in facts[key].items()} for key in COUNTED},
+        )
+
+    @classmethod
+    def combine(cls, ledgers: Iterable[Self]) -> Self:
+        """One ledger of all."""
+        total = cls()
+        for ledger in ledgers:
+            total.parts += ledger.parts
+            total.sums.update(ledger.sums)
+            total.asked.update(ledger.asked)
+            for pair, (windows, tokens) in ledger.landed.items():
+                before = total.landed.get(pair, (0, 0))
+                total.landed[pair] = (before[0] + windows, before[1] + tokens)
+            for key, by_style in ledger.counts.items():
+                for style, found in by_style.items():
+                    total.counts[key].setdefault(style, Counter()).update(found)
+        total.parts.sort(key=lambda part: str(part["name"]))
+        return total
+
+    def asked_L(self, num_leaves: int) -> NDArray[np.float64]:
+        """(L,) source tokens sent, by the leaf of the parent."""
+        total_L = np.zeros(num_leaves)
+        for leaf, tokens in self.asked.items():
+            total_L[leaf] = tokens
+        return total_L
+
+    def landed_table(self) -> pa.Table:
+        """The rewrites by their own leaf and their parent's, as a LANDED table."""
+        rows = [(*pair, *counts) for pair, counts in sorted(self.landed.items())]
+        columns = zip(*rows, strict=True) if rows else [[]] * len(LANDED)
+        return pa.table([pa.array(column, field.type) for column, field in zip(columns, LANDED, strict=True)], schema=LANDED)
+
+    def counted(self, key: str) -> dict[str, dict[str, int]]:
+        """One of COUNTED, by style and name, both sorted."""
+        return {style: dict(sorted(found.items())) for style, found in sorted(self.counts[key].items())}
