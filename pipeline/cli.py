@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,10 +34,45 @@ def job(until: str) -> None:
     app()
 
 
+def evidence_job() -> None:
+    """Run the command line of `jobs/evidence.py`, and exit as other jobs do."""
+
+    def main(
+        config: Annotated[str, typer.Option(help="YAML file of the comparison; see README, Evidence.")],
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is done and what would run, and stop.")] = False,
+    ) -> None:
+        """Train a proxy model on what each arm of a comparison draws, and print what held-out text says of it."""
+        sys.exit(_guarded(lambda: _compare(config, dry_run=dry_run)))
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
+
+
+def _compare(config: str, *, dry_run: bool) -> None:
+    from pipeline.evidence.settings import load_evidence
+
+    evidence = load_evidence(config)
+    from pipeline.evidence.steps import compare, plan_evidence
+    from pipeline.evidence.table import rendered, rows_of
+    from pipeline.report import console
+    from pipeline.run import describe
+
+    comparison = plan_evidence(evidence)
+    if dry_run:
+        table = Table("arm", "to run", "proxies", box=None, pad_edge=False)
+        for arm, run in comparison.runs.items():
+            left = [step.title for step, state in describe(run, "sample") if state != "done"]
+            table.add_row(arm, ", ".join(left) or "-", "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train")
+        console.print(table)
+        return
+    compare(comparison)
+    for line in rendered(comparison, rows_of(comparison)):
+        console.print(line)
+
+
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:
-    logger.remove()
-    logger.add(sys.stderr, format="<dim>{time:HH:mm:ss}</dim> {message}", level="INFO")
-    try:
+    def work() -> None:
         settings = load_config(config, overrides)
         from pipeline import run
 
@@ -44,6 +80,16 @@ def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) ->
             _print_plan(run.plan(settings), until)
         else:
             run.curate(settings, until=until)
+
+    return _guarded(work)
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure."""
+    logger.remove()
+    logger.add(sys.stderr, format="<dim>{time:HH:mm:ss}</dim> {message}", level="INFO")
+    try:
+        work()
     except CrispwrapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -107,7 +107,7 @@ class Weights(Section):
     bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
 
 
-def _whole(value: Any) -> Any:
+def whole_number(value: Any) -> Any:
     """2e9 as well as 2_000_000_000: YAML takes the first for text."""
     try:
         number = float(value) if isinstance(value, str) else value
@@ -119,7 +119,7 @@ def _whole(value: Any) -> Any:
 class Sample(Section):
     """What is drawn and how it is written."""
 
-    budget_tokens: Annotated[int, BeforeValidator(_whole), Field(ge=1, description="tokens of the new corpus")]
+    budget_tokens: Annotated[int, BeforeValidator(whole_number), Field(ge=1, description="tokens of the new corpus")]
     draw: Literal["rounded", "multinomial"] = Field(
         "rounded", description="rounded: floor or ceil of the expected copies; multinomial: with replacement, as in the paper"
     )
@@ -300,9 +300,14 @@ def parse_config(raw: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        # One line a setting: a union reports each of its alternatives.
-        lines = {_location(item): _explain(item) for item in reversed(error.errors())}
-        raise ConfigError("; ".join(reversed(lines.values()))) from error
+        raise ConfigError(explain_mistakes(error, Config)) from error
+
+
+def explain_mistakes(error: ValidationError, model: type[Section]) -> str:
+    """What is wrong with the settings of a model, in one line."""
+    # One entry a setting: a union reports each of its alternatives.
+    lines = {_location(item): _explain(item, model) for item in reversed(error.errors())}
+    return "; ".join(reversed(lines.values()))
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -323,12 +328,12 @@ def _override(raw: dict[str, Any], override: str) -> None:
     raw[last] = value
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, model: type[Section]) -> str:
     """One line for one of pydantic's errors: the setting, the rule, the value, the mend."""
     location = _location(item)
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
+        known = _known_keys(model, item["loc"][:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"unknown setting {name}; {hint}"
@@ -346,13 +351,20 @@ def _location(item: Any) -> tuple[str, ...]:
     return tuple(step for step in steps if step != "float" and not step.startswith(("literal[", "constrained-")))
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Config
+def _known_keys(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    """The settings of the section at a place in a model."""
+    kind: Any = model
     for step in location:
-        if model is None:  # a name in a dictionary of sections: the section behind it
-            model = Specialist
+        if get_origin(kind) is dict:  # a name of the user's, and the section behind it
+            kind = get_args(kind)[1]
             continue
-        annotation = model.model_fields[str(step)].annotation
-        sections = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        model = sections[0] if sections and get_origin(annotation) is not dict else None
-    return list(model.model_fields) if model else []
+        annotation = kind.model_fields[str(step)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is dict or _is_section(kind)]
+        if not kinds:
+            return []
+        kind = kinds[0]
+    return list(kind.model_fields) if _is_section(kind) else []
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -120,20 +120,7 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
     config = run.config
     steps = _steps_until(run, until)
     with Engine(config.engine) as engine:
-        for step in steps:
-            if step.done:
-                logger.info(stage_line(step, None, 0.0))
-                continue
-            _explain_new(step)
-            engine.usage = Usage()
-            started = time.monotonic()
-            step.run(engine)
-            seconds = time.monotonic() - started
-            usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
-            step.folder.write_json(USAGE, usage)
-            logger.info(stage_line(step, engine.usage, seconds))
-            if step is run.step("prepare", GENERALIST):
-                _check_budget(config, step)
+        run_steps(run, steps, engine)
     if until == "sample":
         sampled = run.step("sample")
         if not published(sampled, run.shards):
@@ -141,6 +128,24 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
     for line in summary(run, until):
         console.print(line)
     return run
+
+
+def run_steps(run: Run, steps: Sequence[Step], engine: Engine) -> None:
+    """Run those of some steps that are not done, one after the other."""
+    for step in steps:
+        if step.done:
+            logger.info(stage_line(step, None, 0.0))
+            continue
+        _explain_new(step)
+        engine.usage = Usage()
+        started = time.monotonic()
+        step.run(engine)
+        seconds = time.monotonic() - started
+        usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
+        step.folder.write_json(USAGE, usage)
+        logger.info(stage_line(step, engine.usage, seconds))
+        if step is run.step("prepare", GENERALIST):
+            _check_budget(run.config, step)
 
 
 def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], Run]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.evidence.settings import Evidence
 from pipeline.manifest import ShardsManifest
 
 FOLDER = Path(__file__).parent.parent / "schemas"
@@ -40,6 +41,7 @@ def rendered() -> dict[str, str]:
     }
     return {
         "config.schema.json": _text(Config.model_json_schema()),
+        "evidence.schema.json": _text(Evidence.model_json_schema()),
         "manifest.schema.json": _text(ShardsManifest.model_json_schema()),
         **{f"{name}.arrow.json": _text(_arrow(schema)) for name, schema in of_tables.items()},
     }

@@ -48,11 +48,13 @@ def test_maths_imports_no_machinery(name: str) -> None:
 def test_models_are_imported_lazily() -> None:
     heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "datatrove", "ray", "vllm"}
     eager = {str(path.relative_to(PACKAGE)): imported(path, top_level_only=True) & heavy for path in PACKAGE.rglob("*.py")}
-    assert {name: found for name, found in eager.items() if found - ({"sklearn"} if name == "kmeans.py" else {"datatrove"})} == {}
+    at_home = {"kmeans.py": {"sklearn"}, "proxy/model.py": {"torch"}, "proxy/training.py": {"torch"}}
+    assert {name: found for name, found in eager.items() if found - at_home.get(name, {"datatrove"})} == {}
 
 
 def test_planning_a_run_imports_neither_ray_nor_a_model() -> None:
-    code = "import sys, pipeline.run; print([m for m in ('ray', 'torch', 'sklearn', 'datatrove', 'faiss') if m in sys.modules])"
+    heavy = ("ray", "torch", "sklearn", "datatrove", "faiss")
+    code = f"import sys, pipeline.run, pipeline.evidence.steps; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 

@@ -37,13 +37,13 @@ _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
 
 
-def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder) -> Step:
-    """The step that reads one corpus. Lists and digests its input files.
+def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder, setting: str | None = None) -> Step:
+    """The step that reads one corpus. Lists and digests its input files; `setting` is where the config says where they are.
 
     Raises:
         InputError: no file matches, or one cannot be read.
     """
-    name = corpus if corpus == GENERALIST else f"specialists.{corpus}"
+    name = setting or (corpus if corpus == GENERALIST else f"specialists.{corpus}")
     files, stamps = input_files(settings, workdir, setting=f"{name}.paths")
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
 

@@ -1,0 +1,114 @@
+"""The model: a small Llama from transformers, and its bits per byte on text.
+
+Shapes: D documents, B contexts of a batch, T tokens of a context.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from pipeline.embedders.vectors import processor_has_bf16
+from pipeline.proxy.settings import SHAPES, ProxySettings
+from pipeline.proxy.tokens import encode_each, end_token
+
+_SCORED_TOGETHER = 64  # contexts
+
+
+def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
+    """A model with random weights that depend on the seed alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = SHAPES[settings.size]
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=shape.width,
+        intermediate_size=64 * round(shape.width * 8 / 3 / 64),
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=end_token(tokenizer),
+        eos_token_id=end_token(tokenizer),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of documents: bits to write each, and its bytes of UTF-8."""
+
+    bits_D: NDArray[np.float64]
+    bytes_D: NDArray[np.int64]
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of all documents together."""
+        return float(self.bits_D.sum() / self.bytes_D.sum())
+
+
+@torch.inference_mode()
+def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: ProxySettings) -> Score:
+    """Bits that the model needs for each text, its end included.
+
+    Long texts are cut into contexts that overlap by half, so that all but a text's beginning is predicted from at least half a
+    context. Bytes, not tokens, are what bits are divided by: tokenizers then compare.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    bits_D = np.zeros(len(texts))
+    batch: list[tuple[int, NDArray[np.int64], int]] = []
+
+    def flush() -> None:
+        longest = max(len(tokens) for _, tokens, _ in batch)
+        input_BT = torch.zeros((len(batch), longest), dtype=torch.long)
+        counted_BT = torch.zeros((len(batch), longest), dtype=torch.bool)
+        for row, (_, tokens, first) in enumerate(batch):
+            input_BT[row, : len(tokens)] = torch.from_numpy(tokens)
+            counted_BT[row, first : len(tokens)] = True
+        with autocast(settings, device):
+            logits = model(input_BT.to(device), use_cache=False).logits[:, :-1]
+        nats_BT = torch.nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), input_BT[:, 1:].to(device), reduction="none"
+        ).cpu()
+        nats_B = (nats_BT.double() * counted_BT[:, 1:]).sum(1).numpy()
+        for (document, _, _), nats in zip(batch, nats_B, strict=True):
+            bits_D[document] += nats / np.log(2)
+        batch.clear()
+
+    # By length, so that little of a batch is padding.
+    pieces = sorted(_contexts(tokenizer, texts, settings.context), key=lambda piece: len(piece[1]))
+    for piece in pieces:
+        batch.append(piece)
+        if len(batch) == _SCORED_TOGETHER:
+            flush()
+    if batch:
+        flush()
+    return Score(bits_D, np.array([len(text.encode()) for text in texts], np.int64))
+
+
+def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[tuple[int, NDArray[np.int64], int]]:
+    """Document, tokens of a context, and the first of them that is counted; each token after the opening one is counted once."""
+    end = end_token(tokenizer)
+    for document, of_text in enumerate(encode_each(tokenizer, texts)):
+        tokens = np.concatenate([[end], of_text]).astype(np.int64)
+        counted = 1
+        start = 0
+        while counted < len(tokens):
+            stop = min(start + size, len(tokens))
+            yield document, tokens[start:stop], counted - start
+            counted = stop
+            start = stop - size // 2
+
+
+def autocast(settings: ProxySettings, device: torch.device) -> Any:
+    """The precision that was asked for, or the better one that the hardware has."""
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else processor_has_bf16()
+    wanted = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

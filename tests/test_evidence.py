@@ -1,0 +1,126 @@
+"""Comparisons: planted topics, of which the proxies must find the better corpus, on a real Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import topic_documents, write_jsonl
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.evidence.settings import Evidence, load_evidence
+from pipeline.evidence.steps import Comparison, compare, plan_evidence
+from pipeline.evidence.table import difference_interval, rows_of
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def comparison(topics: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    held_out = {
+        topic: {"paths": [write_jsonl(tmp_path / f"{topic}-test.jsonl", topic_documents(topic, 12, seed=7))]}
+        for topic in ("law", "music")
+    }
+    return {
+        "run": topics,
+        "arms": {"natural": {"weights": {"estimator": "natural"}}, "crisp": {}},
+        "held_out": held_out,
+        "seeds": 2,
+        "tokenizer_windows": 200,
+        "proxy": {"vocabulary": 400, "context": 32, "batch": 4, "tokens": 6000, "evaluations": 2},
+    }
+
+
+def made(raw: dict[str, Any]) -> Comparison:
+    planned = plan_evidence(Evidence.model_validate(raw))
+    compare(planned)
+    return planned
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_proxies_find_the_corpus_that_was_made_for_the_specialist(comparison: dict[str, Any]) -> None:
+    done = made(comparison)
+    natural, crisp = rows_of(done)
+    assert (natural.arm, crisp.arm) == ("natural", "crisp")
+    assert crisp.figures["law"].high < 0 < crisp.figures["music"].low  # better on law, worse on the rest, and surely so
+    assert natural.figures["law"].difference == natural.figures["law"].low == natural.figures["law"].high == 0
+    for row in (natural, crisp):
+        for name, figure in row.figures.items():
+            seeds = done.proxies[row.arm].manifest["seeds"]
+            each = [sum(seed["bits"][name]) / sum(seed["bytes"][name]) for seed in seeds]
+            assert figure.mean == pytest.approx(np.mean(each))
+            assert figure.deviation == pytest.approx(np.std(each, ddof=1))
+            assert each == pytest.approx([seed["points"][-1]["bits_per_byte"][name] for seed in seeds])
+        assert row.selection_s > 0
+        assert row.training_s > 0
+    # Both arms read the same windows and trees, and the same tokenizer.
+    runs = done.runs.values()
+    assert len({run.step("cluster").fingerprint for run in runs}) == 1
+    assert len({run.step("sample").fingerprint for run in runs}) == 2
+
+    # Again, nothing is left to do; a further arm trains only itself, and the others stay as they are.
+    again = plan_evidence(Evidence.model_validate(comparison))
+    assert all(step.done for step in again.proxies.values())
+    comparison["arms"]["half"] = {"weights": {"natural_share": 0.5}}
+    more = plan_evidence(Evidence.model_validate(comparison))
+    assert {arm: step.done for arm, step in more.proxies.items()} == {"natural": True, "crisp": True, "half": False}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_seed_that_is_there_is_not_trained_again(comparison: dict[str, Any]) -> None:
+    done = made(comparison)
+    step = done.proxies["crisp"]
+    kept = step.folder.read_bytes("seed-0.json")
+    step.folder.remove("manifest.json")
+    step.folder.remove("seed-1.json")
+    step.folder.write_bytes("seed-0.json", kept.replace(b'"seed": 0', b'"seed": 77'))
+    again = made(comparison)
+    assert [seed["seed"] for seed in again.proxies["crisp"].manifest["seeds"]] == [77, 1]
+
+
+def test_the_job_says_what_it_would_run(comparison: dict[str, Any], tmp_path: Path) -> None:
+    config = tmp_path / "evidence.yaml"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(comparison["run"]), encoding="utf-8")
+    config.write_text(yaml.safe_dump(comparison | {"run": "run.yaml"}), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "jobs" / "evidence.py"), "--config", str(config), "--dry-run"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "crisp" in said
+    assert "2 to train" in said
+
+
+def test_intervals_cover_what_they_should() -> None:
+    """Of differences with a known mean, nine in ten intervals hold it; one seed's luck widens them."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        difference_SD = rng.normal(1.0, 1.0, (8, 1)) + rng.normal(0, 1.0, (8, 60))
+        low, high = difference_interval(difference_SD, np.ones(60))
+        held += low <= 1.0 <= high
+    assert 75 <= held <= 97
+    narrow = difference_interval(np.full((3, 40), 0.5), np.ones(40))
+    assert narrow == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": {"natural": {}, "crisp": {"weigths": {}}}}, r"arms\.crisp: unknown setting weigths; did you mean weights"),
+        ({"baseline": "none"}, r"baseline 'none' is none of the arms \(natural, crisp\)"),
+        ({"seed": 3}, r"unknown setting seed; did you mean seeds\?"),
+        ({"proxy": {"siez": "1M"}}, r"unknown setting proxy\.siez; did you mean proxy\.size"),
+        ({"proxy": {"tokens": 10}}, r"proxy: tokens must be at least batch × context"),
+        ({"held_out": {"law": {"path": "x"}}}, r"did you mean held_out\.law\.paths"),
+        ({"run": "nowhere.yaml"}, r"cannot read .*nowhere\.yaml"),
+        ({"held_out": {"law": {"paths": ["/nowhere.jsonl"]}}}, r"held_out\.law\.paths"),
+    ],
+)
+def test_mistakes_are_named(comparison: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    config = tmp_path / "evidence.yaml"
+    config.write_text(yaml.safe_dump(comparison | change, sort_keys=False), encoding="utf-8")
+    with pytest.raises((ConfigError, InputError), match=message):
+        plan_evidence(load_evidence(config))
