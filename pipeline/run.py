@@ -130,13 +130,14 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
     return run
 
 
-def run_steps(run: Run, steps: Sequence[Step], engine: Engine) -> None:
-    """Run those of some steps that are not done, one after the other."""
+def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:
+    """Run those of some steps that are not done, one after the other; `explain` says what changed since an earlier run."""
     for step in steps:
         if step.done:
             logger.info(stage_line(step, None, 0.0))
             continue
-        _explain_new(step)
+        if explain:
+            _explain_new(step)
         engine.usage = Usage()
         started = time.monotonic()
         step.run(engine)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from tokenizers import Tokenizer
 
 from pipeline.config import GENERALIST
@@ -73,9 +74,13 @@ def compare(comparison: Comparison) -> None:
     """Run every arm, then train what is missing of all proxies side by side."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
     with Engine(base.config.engine) as engine:
-        for run in comparison.runs.values():
-            run_steps(run, run.steps, engine)
-        run_steps(base, [*comparison.held_out.values(), comparison.tokenizer], engine)
+        seen: set[str] = set()
+        for arm, run in comparison.runs.items():
+            own = [step for step in run.steps if step.folder.url not in seen]
+            seen |= {step.folder.url for step in own}
+            logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
+            run_steps(run, own, engine, explain=False)
+        run_steps(base, [*comparison.held_out.values(), comparison.tokenizer], engine, explain=False)
         missing = [
             training
             for arm, step in comparison.proxies.items()
@@ -83,7 +88,7 @@ def compare(comparison: Comparison) -> None:
             for training in _missing(evidence, arm, comparison.runs[arm].step("sample"), step.folder)
         ]
         _train_all(engine, missing, evidence, base.config.seed, comparison.held_out, comparison.tokenizer)
-        run_steps(base, list(comparison.proxies.values()), engine)
+        run_steps(base, list(comparison.proxies.values()), engine, explain=False)
 
 
 def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
