@@ -29,7 +29,7 @@ import pyarrow as pa
 from loguru import logger
 
 from pipeline import config
-from pipeline.engine.deaths import NoEngineLeftError, watch_for_the_last
+from pipeline.engine.deaths import Deaths, NoEngineLeftError
 from pipeline.engine.tasks import Engine, _measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.progress import Progress
@@ -262,7 +262,8 @@ def _execute(ray: Any, blocks: Mapping[int, Any], work: _Work, pool: _Pool) -> I
 
     small = {**pool.small, "batch_size": None, "batch_format": "pyarrow", "fn_kwargs": {"work": work}}
     tables = [pa.table({"number": [number], "block": [ray.cloudpickle.dumps(block)]}) for number, block in blocks.items()]
-    context = _context(ray.data.DataContext.get_current(), pool)
+    deaths = Deaths()
+    context = _context(ray.data.DataContext.get_current(), pool, deaths)
     with _hushed(), ray.data.DataContext.current(context):
         processor = _processor(pool, work)
         answers = processor(ray.data.from_arrow(tables).map_batches(_read, **small)).map_batches(_store, **small)
@@ -280,6 +281,8 @@ def _execute(ray: Any, blocks: Mapping[int, Any], work: _Work, pool: _Pool) -> I
                 "worker logs of Ray's session); mend that and run again: answers so far are kept. "
                 "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S sets the seconds"
             ) from error
+        finally:
+            deaths.kill_the_restarted()
 
 
 def _processor(pool: _Pool, work: _Work) -> Any:
@@ -316,14 +319,14 @@ def _processor(pool: _Pool, work: _Work) -> Any:
     return processor
 
 
-def _context(context: Any, pool: _Pool) -> Any:
+def _context(context: Any, pool: _Pool, deaths: Deaths) -> Any:
     context = context.copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # else each call reads the memory map of its process once a second
     # A death costs the blocks that the engine held. Past so many the execution is given up.
     context.max_errored_blocks = _DEATHS * pool.queued * pool.engines
-    context.custom_execution_callback_classes = [watch_for_the_last()]
+    context.custom_execution_callback_classes = [deaths.callback()]
     return context
 
 
