@@ -29,9 +29,7 @@ def job(until: str) -> None:
         sys.exit(_execute(config, overrides or [], until, dry_run=dry_run))
 
     main.__doc__ = f"Run crispwrap up to and with the stage `{until}`, leaving out what is done."
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    _run_as_program(main)
 
 
 def evidence_job() -> None:
@@ -44,6 +42,10 @@ def evidence_job() -> None:
         """Train a proxy model on what each arm of a comparison draws, and print what held-out text says of it."""
         sys.exit(_guarded(lambda: _compare(config, dry_run=dry_run)))
 
+    _run_as_program(main)
+
+
+def _run_as_program(main: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app()

@@ -278,6 +278,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or not YAML, a setting is unknown (the nearest name is given) or out of range.
     """
+    raw = read_sections(path)
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw)
+
+
+def read_sections(path: str | Path, example: str = "generalist") -> dict[str, Any]:
+    """The sections of a YAML file, not checked yet; `example` is one that should be among them.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or no sections.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -285,10 +297,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold sections such as `generalist:`, got {type(raw).__name__}")
-    for override in overrides:
-        _override(raw, override)
-    return parse_config(raw)
+        raise ConfigError(f"{path} must hold sections such as `{example}:`, got {type(raw).__name__}")
+    return raw
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

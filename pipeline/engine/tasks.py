@@ -82,6 +82,13 @@ class Engine:
         return float(self._start().cluster_resources().get("GPU", 0))
 
     @property
+    def gpus_per_model(self) -> float:
+        """GPUs of a worker that runs a model."""
+        if self.settings.gpus_per_worker is not None:  # asked for, though an autoscaler may not have brought any up yet
+            return self.settings.gpus_per_worker
+        return 1.0 if self.num_gpus else 0.0
+
+    @property
     def accelerators(self) -> set[str]:
         """The kinds of GPUs of the cluster, as Ray calls them."""
         named = (name.partition("accelerator_type:")[2] for name in self._start().cluster_resources())

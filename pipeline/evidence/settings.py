@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
-from pipeline.config import Config, Corpus, Section, explain_mistakes, parse_config
+from pipeline.config import Config, Corpus, Section, explain_mistakes, parse_config, read_sections
 from pipeline.errors import ConfigError
 from pipeline.proxy.settings import ProxySettings
 
@@ -46,9 +45,9 @@ def load_evidence(path: str | Path) -> Evidence:
     Raises:
         ConfigError: a file is missing or not YAML, a setting is unknown or out of range.
     """
-    raw = _mapping(path)
+    raw = read_sections(path, example="arms")
     if isinstance(raw.get("run"), str):
-        raw["run"] = _mapping(os.path.join(os.path.dirname(path), raw["run"]))
+        raw["run"] = read_sections(os.path.join(os.path.dirname(path), raw["run"]))
     try:
         evidence = Evidence.model_validate(raw)
     except ValidationError as error:
@@ -58,18 +57,6 @@ def load_evidence(path: str | Path) -> Evidence:
             f"{path}: baseline {evidence.baseline!r} is none of the arms ({', '.join(evidence.arms)}); name one of them, or add it"
         )
     return evidence
-
-
-def _mapping(path: str | Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold settings such as `arms:`, got {type(raw).__name__}")
-    return raw
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,11 +32,6 @@ class Comparison:
     tokenizer: Step
     proxies: Mapping[str, Step]  # by arm
 
-    @property
-    def workdir(self) -> Folder:
-        """Of all arms."""
-        return self.runs[self.evidence.baseline].workdir
-
 
 @dataclass(frozen=True)
 class Training:
@@ -170,10 +165,11 @@ def _missing(evidence: Evidence, arm: str, sampled: Step, folder: Folder) -> lis
 def _train_all(
     engine: Engine, missing: Sequence[Training], evidence: Evidence, seed: int, held_out: Mapping[str, Step], tokenizer: Step
 ) -> None:
+    if not missing:
+        return  # and start no Ray to count its GPUs
     texts = {name: (step.folder, part_names(step), evidence.held_out_windows, seed) for name, step in held_out.items()}
-    gpus = 1.0 if engine.started and engine.num_gpus else 0.0
     shared = (tokenizer.folder, texts, evidence.proxy, evidence.threads)
-    for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=gpus):
+    for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
         pass
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_hash
-from pipeline.proxy.model import autocast, make_model, score
+from pipeline.proxy.model import Score, autocast, make_model, score
 from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
@@ -73,17 +73,23 @@ def train(
     optimiser = _optimiser(model, settings)
     points = _restore(folder, model, optimiser)
     stops = [round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)]
+    scores: dict[str, Score] = {}
     for stop in stops[len(points) :]:
         before = points[-1] if points else Point(0, 0, 0.0, 0.0, {}, 0.0)
         started = time.monotonic()
         loss = _steps(model, optimiser, contexts_CT, settings, seed, range(before.step, stop), device)
         seconds = before.seconds + time.monotonic() - started
-        of_set = {name: score(model, tokenizer, texts, settings).bits_per_byte for name, texts in held_out.items()}
+        scores = _scores(model, tokenizer, held_out, settings)
+        of_set = {name: found.bits_per_byte for name, found in scores.items()}
         trained = stop * settings.batch * settings.context
         points.append(Point(stop, trained, trained / contexts_CT.size, loss, of_set, seconds))
         _keep(folder, model, optimiser, points)
-    bits = {name: score(model, tokenizer, texts, settings).bits_D for name, texts in held_out.items()}
-    return Trained(points, bits)
+    scores = scores or _scores(model, tokenizer, held_out, settings)  # none yet: stopped after its last point
+    return Trained(points, {name: found.bits_D for name, found in scores.items()})
+
+
+def _scores(model: Any, tokenizer: Tokenizer, held_out: Mapping[str, Sequence[str]], settings: ProxySettings) -> dict[str, Score]:
+    return {name: score(model, tokenizer, texts, settings) for name, texts in held_out.items()}
 
 
 def _contexts(tokens_N: NDArray[np.uint16], settings: ProxySettings) -> NDArray[np.uint16]:

@@ -22,7 +22,7 @@ Counts = dict[str, Counter[str]]  # by style
 
 @dataclass
 class Ledger:
-    """Sums over `judging.facts_of`. `combine` does not depend on order or grouping."""
+    """Sums over `judging.facts_of`. `combine` and `add` do not depend on order or grouping."""
 
     parts: list[dict[str, Any]] = field(default_factory=list)  # name, rows, tokens of each group
     sums: Counter[str] = field(default_factory=Counter)
@@ -46,17 +46,22 @@ class Ledger:
         """One ledger of all."""
         total = cls()
         for ledger in ledgers:
-            total.parts += ledger.parts
-            total.sums.update(ledger.sums)
-            total.asked.update(ledger.asked)
-            for pair, (windows, tokens) in ledger.landed.items():
-                before = total.landed.get(pair, (0, 0))
-                total.landed[pair] = (before[0] + windows, before[1] + tokens)
-            for key, by_style in ledger.counts.items():
-                for style, found in by_style.items():
-                    total.counts[key].setdefault(style, Counter()).update(found)
-        total.parts.sort(key=lambda part: str(part["name"]))
+            total.add(ledger)
         return total
+
+    def add(self, other: Self) -> Self:
+        """Enter what another holds, and give back this one; it costs what the other holds."""
+        self.parts += other.parts
+        self.parts.sort(key=lambda part: str(part["name"]))
+        self.sums.update(other.sums)
+        self.asked.update(other.asked)
+        for pair, (windows, tokens) in other.landed.items():
+            before = self.landed.get(pair, (0, 0))
+            self.landed[pair] = (before[0] + windows, before[1] + tokens)
+        for key, by_style in other.counts.items():
+            for style, found in by_style.items():
+                self.counts[key].setdefault(style, Counter()).update(found)
+        return self
 
     def asked_L(self, num_leaves: int) -> NDArray[np.float64]:
         """(L,) source tokens sent, by the leaf of the parent."""

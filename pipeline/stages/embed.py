@@ -97,9 +97,7 @@ def embedder_gpus(config: Config, engine: Engine) -> float:
     """GPUs of a worker that embeds."""
     if embedders.fits_on(config.embed) != "nothing":
         return 0.0  # a table or a projection: the work is in the tokens
-    if config.engine.gpus_per_worker is not None:  # asked for, though an autoscaler may not have brought any up yet
-        return config.engine.gpus_per_worker
-    return 1.0 if engine.num_gpus else 0.0
+    return engine.gpus_per_model
 
 
 class _Texts:

@@ -161,7 +161,7 @@ def rephrase_step(
             ledger = engine.fold(
                 _ledger_of,
                 groups(list(slices), _FOLD_GROUPS),
-                lambda a, b: Ledger.combine([a, b]),
+                Ledger.add,
                 ledger,
                 title=f"accounts, {title}",
                 shared=(folder.child("passages"),),
