@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,6 +53,7 @@ def _run_as_program(main: Callable[..., None]) -> None:
 
 
 def _compare(config: str, *, dry_run: bool) -> None:
+    from pipeline.evidence.plots import check, drawn
     from pipeline.evidence.settings import load_evidence
 
     evidence = load_evidence(config)
@@ -68,9 +70,14 @@ def _compare(config: str, *, dry_run: bool) -> None:
             table.add_row(arm, ", ".join(left) or "-", "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train")
         console.print(table)
         return
+    check()
     compare(comparison)
-    for line in rendered(comparison, rows_of(comparison)):
+    rows = rows_of(comparison)
+    for line in rendered(comparison, rows):
         console.print(line)
+    base = comparison.runs[evidence.baseline]
+    for path in drawn(comparison, rows, base.workdir.child(f"evidence/{Path(config).stem}")):
+        console.print(path)
 
 
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:

@@ -92,19 +92,35 @@ class Cluster(Section):
     min_windows: int = Field(32, ge=1, description="a node with fewer windows a child than this gets fewer children, or none")
 
 
+# Of clusters: whole leaves are weighed. Of windows: each gets a score (`pipeline.scoring`).
+LeafEstimator = Literal["crisp", "natural", "top-cluster", "shuffled"]
+WindowEstimator = Literal["density", "dsir", "classifier", "nearest"]
+EstimatorName = Literal[LeafEstimator, WindowEstimator]
+WINDOW_ESTIMATORS: tuple[str, ...] = get_args(WindowEstimator)
+CLUSTER_WEIGHTED = ("density",)  # of these, those in which CRISP's weight of the cluster is a part
+
+
 class Weights(Section):
     """How much of each cluster the new corpus holds."""
 
-    estimator: Literal["crisp", "natural"] = Field("crisp", description="crisp: as the specialists; natural: as the generalist")
+    estimator: EstimatorName = Field("density", description="how much is asked of which text; see README, Estimators")
     smoothing: Literal["auto", "none"] | Annotated[float, Field(ge=0)] = Field(
         "auto", description="pseudo-windows a level, shrinking towards the generalist's mix; auto: by leave-one-document-out"
     )
     natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
     max_epochs: float = Field(4.0, gt=0, description="most often a cluster's text may be repeated")
+    repeat_exponent: float | None = Field(
+        None, gt=0, le=1, description="text asked for e > 1 times is drawn e^this times; null: 0.5 for density, else 1"
+    )
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
     )
     bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
+
+    @property
+    def exponent(self) -> float:
+        """`repeat_exponent`, or its default."""
+        return self.repeat_exponent or (0.5 if self.estimator == "density" else 1.0)
 
 
 def whole_number(value: Any) -> Any:

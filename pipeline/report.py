@@ -105,7 +105,8 @@ class _Shares:
             row = [str(i), self.names.get(i, "") or "-", _percent(self.before_L[i])]
             if only:
                 found = self.samples[only].get(i, {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
-                row.append(f"{_percent(found['p'])} ({_percent(found['p_low'])}–{_percent(found['p_high'])})")
+                known = np.isfinite(found["p_low"])
+                row.append(_percent(found["p"]) + (f" ({_percent(found['p_low'])}–{_percent(found['p_high'])})" if known else ""))
             row += [_percent(self.after_L[i]), f"{self.after_L[i] / self.before_L[i]:.2f}×"]
             table.add_row(*row, *([f"{self.epochs_L[i]:.2f}"] if self.epochs_L is not None else []))
         yield table

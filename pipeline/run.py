@@ -9,7 +9,7 @@ from typing import Any
 from loguru import logger
 
 from pipeline import embedders
-from pipeline.config import GENERALIST, Config, parse_config
+from pipeline.config import GENERALIST, WINDOW_ESTIMATORS, Config, parse_config
 from pipeline.engine import Engine, Usage
 from pipeline.errors import ConfigError
 from pipeline.identity import differences
@@ -19,6 +19,7 @@ from pipeline.stages.cluster import cluster_step
 from pipeline.stages.embed import embed_step, embedder_step
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
+from pipeline.stages.score import score_step
 from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step
 from pipeline.storage import MANIFEST, Folder
@@ -62,16 +63,18 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     embedded = {name: embed_step(config, name, prepared[name], fitted) for name in corpora}
     clustered = cluster_step(config, embedded[GENERALIST])
     assigned = {name: assign_step(name, prepared[name], embedded[name], clustered) for name in corpora}
-    weighted = weights_step(config, prepared, assigned, clustered)
+    scored = score_step(config, prepared, embedded) if config.weights.estimator in WINDOW_ESTIMATORS else None
+    weighted = weights_step(config, prepared, assigned, clustered, scored)
     of_generalist = (prepared[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
     rephrased = _rephrase_step(config, prepared, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
-    sampled = sample_step(config, *of_generalist, clustered, weighted, rephrased)
+    sampled = sample_step(config, *of_generalist, clustered, scored, weighted, rephrased)
     steps = (
         *prepared.values(),
         *([fitted] if fitted else []),
         *embedded.values(),
         clustered,
         *assigned.values(),
+        *([scored] if scored else []),
         weighted,
         *([rephrased] if rephrased else []),
         sampled,

@@ -4,6 +4,8 @@ Tables of one part (windows, embeddings, assignments, draws) have the same rows 
 so that a reader can check the alignment instead of trusting it. Nothing is inferred: a writer casts to the schema or raises.
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 WINDOWS = pa.schema(
@@ -86,6 +88,16 @@ NAMES = pa.schema(
         pa.field(
             "terms", pa.string(), nullable=False, metadata={"doc": "words that set the leaf's text apart, most telling first"}
         ),
+    ]
+)
+
+STRATA = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("stratum", pa.int16(), nullable=False, metadata={"doc": "of the windows' target: eighths of a nat"}),
+        pa.field("windows", pa.int64(), nullable=False, metadata={"doc": "generalist windows"}),
+        pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "generalist tokens"}),
+        pa.field("p_target", pa.float64(), nullable=False, metadata={"doc": "share asked for, before the cap on epochs"}),
     ]
 )
 
@@ -225,6 +237,17 @@ def embeddings_schema(dim: int) -> pa.Schema:
             pa.field("key", pa.uint64(), nullable=False),
             pa.field("valid", pa.bool_(), nullable=False, metadata={"doc": "false: not finite, the vector is zeros"}),
             pa.field("vector", pa.list_(pa.field("item", pa.float16(), nullable=False), dim), nullable=False),
+        ]
+    )
+
+
+def scores_schema(specialists: Sequence[str]) -> pa.Schema:
+    """The schema of a part of scores: one column a specialist."""
+    doc = {"doc": "how much the window is like the specialist's sample, by the estimator; -inf: not to be drawn"}
+    return pa.schema(
+        [
+            pa.field("key", pa.uint64(), nullable=False),
+            *(pa.field(name, pa.float32(), nullable=False, metadata=doc) for name in specialists),
         ]
     )
 

@@ -69,11 +69,6 @@ def test_natural_gives_every_specialist_the_generalist():
     np.testing.assert_allclose(mix.p_L, GENERALIST.p_L)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_factors_are_ones(name):
-    np.testing.assert_array_equal(ESTIMATORS[name].factors(np.array([0, 2, -1])), np.ones(3, dtype=np.float32))
-
-
 @pytest.mark.parametrize(
     ("generalist", "rows", "words"),
     [

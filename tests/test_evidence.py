@@ -11,9 +11,11 @@ import yaml
 from conftest import topic_documents, write_jsonl
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.evidence.plots import drawn
 from pipeline.evidence.settings import Evidence, load_evidence
 from pipeline.evidence.steps import Comparison, compare, plan_evidence
 from pipeline.evidence.table import difference_interval, rows_of
+from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +70,27 @@ def test_the_proxies_find_the_corpus_that_was_made_for_the_specialist(comparison
     comparison["arms"]["half"] = {"weights": {"natural_share": 0.5}}
     more = plan_evidence(Evidence.model_validate(comparison))
     assert {arm: step.done for arm, step in more.proxies.items()} == {"natural": True, "crisp": True, "half": False}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_sample_alone_is_an_arm_and_shares_make_curves(comparison: dict[str, Any], tmp_path: Path) -> None:
+    comparison |= {"arms": {"natural": None, "specialist-only": None, "crisp": None}, "natural_shares": [0.5]}
+    done = made(comparison)
+    rows = {row.arm: row for row in rows_of(done)}
+    assert list(rows) == ["natural", "specialist-only", "crisp", "crisp +50%"]
+    assert done.runs["crisp +50%"].config.weights.natural_share == 0.5
+    assert "prepare legal" in done.proxies["specialist-only"].inputs
+    assert "sample" not in done.proxies["specialist-only"].inputs
+    assert rows["specialist-only"].selection_s == 0
+    assert rows["specialist-only"].epochs > 1
+    law = {arm: row.figures["law"].mean for arm, row in rows.items()}
+    assert law["crisp"] < law["crisp +50%"] < law["natural"]
+    pictures = drawn(done, list(rows.values()), Folder(str(tmp_path / "pictures")))
+    assert [Path(path).name for path in pictures] == ["curves.svg", "training.svg"]
+    said = Path(pictures[0]).read_text(encoding="utf-8")
+    for word in ("crisp", "natural", "specialist-only", "law, bits per byte", "music, bits per byte"):
+        assert word in said
 
 
 @pytest.mark.ray

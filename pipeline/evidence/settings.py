@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -12,12 +12,34 @@ from pipeline.config import Config, Corpus, Section, explain_mistakes, parse_con
 from pipeline.errors import ConfigError
 from pipeline.proxy.settings import ProxySettings
 
+# The arm whose proxies read the sample itself, again and again, and nothing of the corpus.
+SPECIALIST_ONLY = "specialist-only"
+# Arms that need no more than their name; settings given under such a name are put on top.
+PRESETS: dict[str, dict[str, Any]] = {
+    "natural": {"weights": {"estimator": "natural"}},
+    SPECIALIST_ONLY: {"weights": {"estimator": "natural"}},
+    "density": {"weights": {"estimator": "density"}},
+    "crisp": {"weights": {"estimator": "crisp"}},
+    "crisp-top-cluster": {"weights": {"estimator": "top-cluster", "overflow": "leave"}},
+    "crisp-shuffled": {"weights": {"estimator": "shuffled"}},
+    "dsir": {"weights": {"estimator": "dsir"}},
+    "classifier": {"weights": {"estimator": "classifier"}},
+    "nearest": {"weights": {"estimator": "nearest"}},
+}
+# Where a natural share is no change, or a change of what the arm is for.
+_WITHOUT_CURVE = ("natural", SPECIALIST_ONLY)
+
 
 class Evidence(Section):
     """What is compared, and how."""
 
     run: dict[str, Any] | str = Field(description="the run that arms are changes of: its sections, or the file that holds them")
-    arms: dict[str, dict[str, Any]] = Field(min_length=2, description="by name: sections that differ from the run's")
+    arms: dict[str, dict[str, Any] | None] = Field(
+        min_length=2, description="by name: sections that differ from the run's; null for an arm that its name describes"
+    )
+    natural_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[], description="a curve: each arm also with these parts of its budget drawn as the generalist is"
+    )
     baseline: str = Field("natural", description="the arm that differences are taken to")
     held_out: dict[str, Corpus] = Field(min_length=1, description="by name: text that no corpus and no sample may hold")
     held_out_windows: int = Field(400, ge=2, description="most windows of each held-out text that are scored, chosen by hash")
@@ -34,9 +56,26 @@ class Evidence(Section):
         """
         assert isinstance(self.run, dict)
         try:
-            return parse_config(_merged(self.run, self.arms[arm]))
+            return parse_config(_merged(self.run, self.changes[arm]))
         except ConfigError as error:
-            raise ConfigError(f"arms.{arm}: {error}") from error
+            raise ConfigError(f"arms.{arm.partition(' +')[0]}: {error}") from error
+
+    @property
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """What each arm changes of the run, presets and points of curves included, in the order of the table."""
+        found: dict[str, dict[str, Any]] = {}
+        for arm, given in self.arms.items():
+            found[arm] = _merged(PRESETS.get(arm, {}), given or {})
+            if found[arm].get("weights", {}).get("estimator") == "natural" or arm in _WITHOUT_CURVE:
+                continue
+            for share in self.natural_shares:
+                found[with_share(arm, share)] = _merged(found[arm], {"weights": {"natural_share": share}})
+        return found
+
+
+def with_share(arm: str, share: float) -> str:
+    """The name of a point of an arm's curve."""
+    return f"{arm} +{100 * share:g}%" if share else arm
 
 
 def load_evidence(path: str | Path) -> Evidence:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from pipeline.config import GENERALIST
 from pipeline.engine import Engine
-from pipeline.evidence.settings import Evidence
+from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
 from pipeline.hashing import keyed_uniform
 from pipeline.proxy.settings import ProxySettings
 from pipeline.run import Run, plan, run_steps
@@ -39,8 +39,7 @@ class Training:
 
     arm: str
     seed: int
-    shards: Folder
-    names: Sequence[str]
+    texts: Sequence[tuple[Folder, str]]  # tables that hold them
     folder: Folder
 
     @property
@@ -54,7 +53,7 @@ def plan_evidence(evidence: Evidence) -> Comparison:
     Raises:
         UserError: a mistake in the settings or the input that can be found without running.
     """
-    runs = {arm: plan(evidence.config_of(arm)) for arm in evidence.arms}
+    runs = {arm: plan(evidence.config_of(arm)) for arm in evidence.changes}
     base = runs[evidence.baseline]
     held_out = {
         name: prepare_step(base.config, f"held-out {name}", corpus, base.workdir, setting=f"held_out.{name}.paths")
@@ -71,7 +70,8 @@ def compare(comparison: Comparison) -> None:
     with Engine(base.config.engine) as engine:
         seen: set[str] = set()
         for arm, run in comparison.runs.items():
-            own = [step for step in run.steps if step.folder.url not in seen]
+            wanted = run.steps if arm != SPECIALIST_ONLY else _samples(run)
+            own = [step for step in wanted if step.folder.url not in seen]
             seen |= {step.folder.url for step in own}
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
             run_steps(run, own, engine, explain=False)
@@ -80,7 +80,7 @@ def compare(comparison: Comparison) -> None:
             training
             for arm, step in comparison.proxies.items()
             if not step.done
-            for training in _missing(evidence, arm, comparison.runs[arm].step("sample"), step.folder)
+            for training in _missing(evidence, arm, comparison.runs[arm], step.folder)
         ]
         _train_all(engine, missing, evidence, base.config.seed, comparison.held_out, comparison.tokenizer)
         run_steps(base, list(comparison.proxies.values()), engine, explain=False)
@@ -125,10 +125,10 @@ def _chosen(windows: Folder, names: Sequence[str], most: int, seed: int, purpose
 
 
 def _proxy_step(evidence: Evidence, arm: str, run: Run, held_out: Mapping[str, Step], tokenizer: Step) -> Step:
-    sampled = run.step("sample")
+    reads = _samples(run) if arm == SPECIALIST_ONLY else [run.step("sample")]
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        missing = _missing(evidence, arm, sampled, folder)
+        missing = _missing(evidence, arm, run, folder)
         _train_all(engine, missing, evidence, run.config.seed, held_out, tokenizer)
         return {"seeds": [folder.read_json(_result(seed)) for seed in range(evidence.seeds)]}
 
@@ -143,7 +143,11 @@ def _proxy_step(evidence: Evidence, arm: str, run: Run, held_out: Mapping[str, S
             "threads": evidence.threads,
             "seed": run.config.seed,
         },
-        inputs={"shards": sampled, "tokenizer": tokenizer, **{f"held_out.{name}": step for name, step in held_out.items()}},
+        inputs={
+            **{step.title: step for step in reads},
+            "tokenizer": tokenizer,
+            **{f"held_out.{name}": step for name, step in held_out.items()},
+        },
         workdir=run.workdir,
         work=work,
     )
@@ -153,13 +157,17 @@ def _result(seed: int) -> str:
     return f"seed-{seed}.json"
 
 
-def _missing(evidence: Evidence, arm: str, sampled: Step, folder: Folder) -> list[Training]:
-    names = [shard["name"] for shard in sampled.manifest["shards"]]
-    return [
-        Training(arm, seed, sampled.folder, names, folder)
-        for seed in range(evidence.seeds)
-        if folder.read_json(_result(seed)) is None
-    ]
+def _samples(run: Run) -> list[Step]:
+    return [run.step("prepare", name) for name in run.config.specialists]
+
+
+def _missing(evidence: Evidence, arm: str, run: Run, folder: Folder) -> list[Training]:
+    if arm == SPECIALIST_ONLY:
+        texts = [(step.folder, f"{name}.parquet") for step in _samples(run) for name in part_names(step)]
+    else:
+        sampled = run.step("sample")
+        texts = [(sampled.folder, shard["name"]) for shard in sampled.manifest["shards"]]
+    return [Training(arm, seed, texts, folder) for seed in range(evidence.seeds) if folder.read_json(_result(seed)) is None]
 
 
 def _train_all(
@@ -185,7 +193,7 @@ def _train(
 
     tokenizer = Tokenizer.from_str(tokenizer_folder.read_bytes(_TOKENIZER).decode())
     texts = {name: _chosen(folder, names, most, seed, "held_out") for name, (folder, names, most, seed) in held_out.items()}
-    tokens_N = encode(tokenizer, _texts(training.shards, training.names), settings.tokens)
+    tokens_N = encode(tokenizer, _texts(training.texts), settings.tokens)
     state = training.folder.child(f"seed-{training.seed}")
     trained = train(tokens_N, tokenizer, settings, training.seed, state, texts, threads)
     result = {
@@ -197,7 +205,7 @@ def _train(
     training.folder.write_bytes(_result(training.seed), json.dumps(result, sort_keys=True).encode())
 
 
-def _texts(shards: Folder, names: Sequence[str]) -> Iterator[str]:
-    """All texts of the shards, which lie there in random order."""
-    for name in names:
-        yield from shards.read_table(name, columns=["text"])["text"].to_pylist()
+def _texts(tables: Sequence[tuple[Folder, str]]) -> Iterator[str]:
+    """All texts of some tables; in shards they lie in random order."""
+    for folder, name in tables:
+        yield from folder.read_table(name, columns=["text"])["text"].to_pylist()

@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.evidence.settings import SPECIALIST_ONLY
 from pipeline.evidence.steps import Comparison
 from pipeline.step import USAGE, Step
 
@@ -48,14 +49,15 @@ def rows_of(comparison: Comparison) -> list[Row]:
     rows = []
     for arm, step in comparison.proxies.items():
         run, seeds = comparison.runs[arm], step.manifest["seeds"]
-        sampled = run.step("sample").manifest
+        sampled = {"first_tokens": 1, "tokens": 1} if arm == SPECIALIST_ONLY else run.step("sample").manifest
+        selecting = () if arm == SPECIALIST_ONLY else run.steps
         rows.append(
             Row(
                 arm=arm,
                 figures={name: _figure(seeds, base, name) for name in comparison.held_out},
                 epochs=float(seeds[0]["points"][-1]["epochs"]),
                 unique=sampled["first_tokens"] / max(1, sampled["tokens"]),
-                selection_s=sum(_seconds(made) for made in run.steps),
+                selection_s=sum(_seconds(made) for made in selecting),
                 training_s=float(np.mean([seed["points"][-1]["seconds"] for seed in seeds])),
             )
         )
@@ -100,23 +102,24 @@ def rendered(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType
     """The table, for a person to read."""
     evidence = comparison.evidence
     table = Table(title="\nBits per byte of held-out text; lower is better", title_justify="left", box=None, pad_edge=False)
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for name in comparison.held_out:
-        table.add_column(name, justify="right")
-        table.add_column(f"to {evidence.baseline} (90%)", justify="right")
-    for heading in ("epochs", "unique", "selection", "training"):
-        table.add_column(heading, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("difference (90%)", justify="right", no_wrap=True)
+    for heading in ("epochs", "unique", "select", "train"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = []
         for figure in row.figures.values():
-            cells.append(f"{figure.mean:.3f} ± {figure.deviation:.3f}")
+            cells.append(f"{figure.mean:.3f}±{figure.deviation:.3f}")
             same = row.arm == evidence.baseline
-            cells.append("" if same else f"{figure.difference:+.3f} ({figure.low:+.3f} to {figure.high:+.3f})")
-        costs = (f"{row.epochs:.2f}", f"{100 * row.unique:.0f}%", f"{row.selection_s:,.0f} s", f"{row.training_s:,.0f} s")
+            cells.append("" if same else f"{figure.difference:+.3f} ({figure.low:+.2f}, {figure.high:+.2f})")
+        costs = (f"{row.epochs:.1f}", f"{100 * row.unique:.0f}%", f"{row.selection_s:,.0f}s", f"{row.training_s:,.0f}s")
         table.add_row(row.arm, *cells, *costs)
     yield table
     tokens = evidence.proxy.steps * evidence.proxy.batch * evidence.proxy.context
     yield Text(
-        f"\n{evidence.seeds} proxies of {evidence.proxy.size} an arm, each trained on {tokens:,} tokens; ± is between "
-        "seeds; intervals are over seeds and documents."
+        f"\n{evidence.seeds} proxies of {evidence.proxy.size} an arm, each trained on {tokens:,} tokens; ± is between seeds; "
+        f"differences are to {evidence.baseline}, their intervals over seeds and documents. epochs: passes over the arm's corpus; "
+        "unique: what of that is no repeat; select and train: seconds, shared steps counted in each arm."
     )

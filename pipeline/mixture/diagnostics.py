@@ -1,6 +1,7 @@
 """What a mixture will do to the corpus, in numbers, each with a plain meaning.
 
-Shapes: A atoms (groups of leaves that share one ratio of target to generalist: see `shape.prune`; a leaf alone is one too).
+Shapes: A atoms (groups of leaves that share one ratio of target to generalist: see `shape.prune`; a leaf alone is one too),
+C cells.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.mixture.estimators import SpecialistMix
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.plan import Plan
-from pipeline.mixture.shape import Floats
+from pipeline.mixture.shape import Floats, Ints
 
 Draw = Literal["rounded", "multinomial"]
 
@@ -88,27 +89,26 @@ class Atoms:
         return float((p_A * self.most_A).max())
 
 
-def mixture_facts(plan: Plan, atoms: Atoms, draw: Draw) -> dict[str, float]:
-    """The facts of the whole output; `plan` is over the atoms."""
-    planned_A, epochs_A, tokens_A = plan.planned_L, plan.epochs_L, plan.tokens_L
-    total = planned_A.sum()
+def mixture_facts(plan: Plan, windows_C: Ints, planned_A: Floats, atoms: Atoms, draw: Draw) -> dict[str, float]:
+    """The facts of the whole output; `plan` is of C cells that are drawn alike (the atoms, or strata of leaves)."""
+    planned_C, epochs_C, tokens_C = plan.planned_L, plan.epochs_L, plan.tokens_L
+    total = planned_C.sum()
     output_A, generalist_A = planned_A / total, atoms.histogram.p_L
-    repeats_A = np.maximum(epochs_A - 1.0, 0.0)
-    value_A = np.minimum(planned_A, tokens_A) + np.where(repeats_A > 0, tokens_A * _R_STAR * -np.expm1(-repeats_A / _R_STAR), 0.0)
-    once_A = np.minimum(epochs_A, 1.0) if draw == "rounded" else -np.expm1(-epochs_A)  # chance that a window is there at all
-    windows_A = atoms.histogram.windows_L
-    effective = float((epochs_A @ windows_A) ** 2 / (epochs_A**2 @ windows_A))
-    order_A = np.argsort(epochs_A, kind="stable")
-    upto_A = np.cumsum(output_A[order_A])
-    p99 = epochs_A[order_A[min(int(np.searchsorted(upto_A, 0.99 * upto_A[-1])), len(order_A) - 1)]]
+    repeats_C = np.maximum(epochs_C - 1.0, 0.0)
+    value_C = np.minimum(planned_C, tokens_C) + np.where(repeats_C > 0, tokens_C * _R_STAR * -np.expm1(-repeats_C / _R_STAR), 0.0)
+    once_C = np.minimum(epochs_C, 1.0) if draw == "rounded" else -np.expm1(-epochs_C)  # chance that a window is there at all
+    effective = float((epochs_C @ windows_C) ** 2 / (epochs_C**2 @ windows_C))
+    order_C = np.argsort(epochs_C, kind="stable")
+    upto_C = np.cumsum(planned_C[order_C])
+    p99 = epochs_C[order_C[min(int(np.searchsorted(upto_C, 0.99 * upto_C[-1])), len(order_C) - 1)]]
     entropy = atoms.entropy(output_A)
     return {
-        "epochs_max": float(epochs_A.max()),
+        "epochs_max": float(epochs_C.max()),
         "epochs_p99": float(p99),
-        "repeats_value": float(value_A.sum() / total),
-        "unique_share": float((once_A * tokens_A).sum() / total),
+        "repeats_value": float(value_C.sum() / total),
+        "unique_share": float((once_C * tokens_C).sum() / total),
         "effective_windows": effective,
-        "effective_share": effective / float(windows_A.sum()),
+        "effective_share": effective / float(windows_C.sum()),
         "clipped_mass": plan.clipped_mass,
         "deficit_share": plan.deficit_share,
         "output_entropy": entropy,
@@ -119,8 +119,8 @@ def mixture_facts(plan: Plan, atoms: Atoms, draw: Draw) -> dict[str, float]:
     }
 
 
-def specialist_facts(mix: SpecialistMix, plan: Plan, atoms: Atoms) -> dict[str, float]:
-    """The facts of one specialist that its documents decide; `plan` is of the whole mixture, and both are over the atoms."""
+def specialist_facts(mix: SpecialistMix, planned_A: Floats, atoms: Atoms) -> dict[str, float]:
+    """The facts of one specialist that its documents decide; `planned_A` is of the whole mixture."""
     p_A = mix.p_L
     entropy = atoms.entropy(p_A)
     return {
@@ -128,7 +128,7 @@ def specialist_facts(mix: SpecialistMix, plan: Plan, atoms: Atoms) -> dict[str, 
         "effective_leaves": float(np.exp(entropy)),
         "top_share": atoms.top_share(p_A),
         "kl_generalist": _kl(p_A, atoms.histogram.p_L),
-        "kl_output": _kl(p_A, plan.planned_L / plan.planned_L.sum()),
+        "kl_output": _kl(p_A, planned_A / planned_A.sum()),
         "without_text": mix.without_text,
         "backed_off": mix.backed_off,
     }

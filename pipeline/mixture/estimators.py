@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import NATURAL, Weights
 from pipeline.errors import InputError
+from pipeline.hashing import keyed_uniform
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
-from pipeline.mixture.shape import Floats, Ints, TreeShape, node_totals
+from pipeline.mixture.shape import Floats, TreeShape, node_totals
 from pipeline.mixture.smoothing import fit_alphas, smooth
 
 
@@ -55,9 +56,6 @@ class Estimator(Protocol):
             scale: windows a token, of the sample itself.
         """
 
-    def factors(self, leaf_N: Ints) -> NDArray[np.float32]:
-        """(N,) expected copies of a window relative to its leaf's mean; averages 1 over each leaf's tokens."""
-
 
 class Crisp:
     """P(c|specialist) from its histogram, smoothed down the tree (arXiv 2410.03735; the smoothing is ours)."""
@@ -89,10 +87,6 @@ class Crisp:
         p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * node_totals(tree, tokens_L), alpha_H)
         return _mix(p_L, tokens_L, generalist, alpha_H, backed_off)
 
-    def factors(self, leaf_N: Ints) -> NDArray[np.float32]:
-        """Ones: inside a cluster plain CRISP draws uniformly."""
-        return np.ones(len(leaf_N), dtype=np.float32)
-
 
 class Natural:
     """The baseline: every specialist is given the generalist's own mix."""
@@ -118,12 +112,60 @@ class Natural:
         del tree, scale
         return _mix(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
 
-    def factors(self, leaf_N: Ints) -> NDArray[np.float32]:
-        """Ones."""
-        return np.ones(len(leaf_N), dtype=np.float32)
+
+class _OfHistogram:
+    """A control, made from the sample's own shares."""
+
+    def estimate(
+        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+    ) -> dict[str, SpecialistMix]:
+        """As `Estimator.estimate`."""
+        del settings
+        _check(generalist, specialists)
+        alpha_H = np.zeros(int(tree.level_V[-1]))
+        mixes = {}
+        for name, sample in specialists.items():
+            tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
+            p_L = self._shares(tokens_L / tokens_L.sum(), generalist)
+            mixes[name] = _mix(p_L, tokens_L, generalist, alpha_H, 0.0)
+        return mixes
+
+    def resampled(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
+    ) -> SpecialistMix:
+        """As `Estimator.resampled`."""
+        del tree, scale
+        return _mix(self._shares(tokens_L / tokens_L.sum(), generalist), tokens_L, generalist, alpha_H, 0.0)
+
+    def _shares(self, p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+        raise NotImplementedError
 
 
-ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Crisp(), Natural())}
+class TopCluster(_OfHistogram):
+    """A control: everything from the cluster that holds most of the sample (the paper's ablation: worse than the histogram)."""
+
+    name = "top-cluster"
+
+    def _shares(self, p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+        p_L = np.zeros(len(p_raw_L))
+        p_L[np.argmax(np.where(generalist.tokens_L > 0, p_raw_L, -1.0))] = 1.0
+        return p_L
+
+
+class Shuffled(_OfHistogram):
+    """A control that must not help: the sample's histogram, handed to other clusters at random."""
+
+    name = "shuffled"
+
+    def _shares(self, p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+        with_text_M = np.flatnonzero(generalist.tokens_L > 0)
+        order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=0, purpose="shuffled"), kind="stable")
+        p_L = np.zeros(len(p_raw_L))
+        p_L[with_text_M[order_M]] = p_raw_L[with_text_M]
+        return np.asarray(p_L / p_L.sum(), np.float64)
+
+
+ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Crisp(), Natural(), TopCluster(), Shuffled())}
 
 
 def claims(

@@ -4,16 +4,20 @@ Shapes: L leaves (any clusters with a share and a size will do).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.mixture.shape import Floats, Ints
 from pipeline.tables import PLAN, cast
 
 Overflow = Literal["spread", "leave"]
+
+_MOST_LEVEL = 2048.0  # nats: beyond, more level fills no more
+_HALVINGS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,23 @@ class Plan:
         """Share of the budget that stays unfilled: under `leave` the clipped mass without rewrites, nothing under `spread`."""
         return max(0.0, float(1.0 - (self.planned_L.sum() + self.rewritten_L.sum()) / self.budget_tokens))
 
+    def summed(self, group_L: Ints, num_groups: int) -> "Plan":
+        """The plan of groups of leaves: the leaf of each stratum, say."""
+
+        def total(x_L: NDArray[Any]) -> Floats:
+            return np.bincount(group_L, weights=x_L, minlength=num_groups).astype(np.float64)
+
+        tokens_G = np.zeros(num_groups, np.int64)
+        np.add.at(tokens_G, group_L, self.tokens_L)
+        return Plan(
+            tokens_L=tokens_G,
+            wanted_L=total(self.wanted_L),
+            planned_L=total(self.planned_L),
+            rewritten_L=total(self.rewritten_L),
+            deficit_L=total(self.deficit_L),
+            budget_tokens=self.budget_tokens,
+        )
+
     def table(self) -> pa.Table:
         """The plan as a PLAN table, one row a leaf."""
         return cast(
@@ -60,13 +81,28 @@ class Plan:
         )
 
 
-def plan(p_target_L: Floats, tokens_L: Ints, *, budget_tokens: int, max_epochs: float, overflow: Overflow) -> Plan:
+def plan(
+    p_target_L: Floats,
+    tokens_L: Ints,
+    *,
+    budget_tokens: int,
+    max_epochs: float,
+    overflow: Overflow,
+    repeat_exponent: float = 1.0,
+) -> Plan:
     """What to draw of each leaf: `budget · p` tokens, at most `max_epochs` times what the leaf holds (METHODS, Cap and deficit).
 
     Raises:
         ConfigError: under `spread`, the budget is more than every leaf with mass can give at `max_epochs`.
     """
-    made = capped_plan(p_target_L, tokens_L, budget_tokens=budget_tokens, max_epochs=max_epochs, overflow=overflow)
+    made = capped_plan(
+        p_target_L,
+        tokens_L,
+        budget_tokens=budget_tokens,
+        max_epochs=max_epochs,
+        overflow=overflow,
+        repeat_exponent=repeat_exponent,
+    )
     most = float(max_epochs * tokens_L[p_target_L > 0].sum())
     if overflow == "spread" and budget_tokens > most * (1 + 1e-12):
         raise ConfigError(
@@ -85,17 +121,22 @@ def capped_plan(
     max_epochs: float,
     overflow: Overflow,
     rewrites_L: Floats | None = None,
+    repeat_exponent: float = 1.0,
 ) -> Plan:
     """As `plan`, but where the budget cannot be met every leaf with mass is at its cap, and the rest is a deficit.
 
+    Under `spread`, a leaf that is asked for e > 1 times is passed over e^repeat_exponent times, and what that leaves is spread.
     `rewrites_L` are tokens of rewrites that lie in each leaf: they fill its deficit, and what is left of that is spread.
     """
     wanted_L = budget_tokens * np.asarray(p_target_L, dtype=np.float64)
     cap_L = max_epochs * np.asarray(tokens_L, dtype=np.float64)
     deficit_L = np.maximum(wanted_L - cap_L, 0.0)
     rewritten_L = np.zeros(len(wanted_L)) if rewrites_L is None else np.minimum(deficit_L, rewrites_L)
-    # A leaf with a deficit is full at any level, so that rewrites never take the place of its own text.
-    total_L = water_fill(wanted_L, cap_L + rewritten_L) if overflow == "spread" else np.minimum(wanted_L, cap_L + rewritten_L)
+    if overflow == "spread" and repeat_exponent != 1.0 and rewrites_L is None:
+        total_L = damped_fill(wanted_L, np.asarray(tokens_L, np.float64), max_epochs, repeat_exponent)
+    else:
+        # A leaf with a deficit is full at any level, so that rewrites never take the place of its own text.
+        total_L = water_fill(wanted_L, cap_L + rewritten_L) if overflow == "spread" else np.minimum(wanted_L, cap_L + rewritten_L)
     return Plan(
         tokens_L=tokens_L,
         wanted_L=wanted_L,
@@ -158,4 +199,34 @@ def water_fill(wanted_L: Floats, cap_L: Floats) -> Floats:
     planned_L[asked_L] = cap_L[asked_L]
     if len(fits_M):
         planned_L[asked_L] = np.minimum(max(1.0, level_M[fits_M[0]]) * wanted_L[asked_L], cap_L[asked_L])
+    return planned_L
+
+
+def damped_fill(wanted_L: Floats, tokens_L: Floats, max_epochs: float, exponent: float) -> Floats:
+    """(L,) tokens of each leaf where repeats are damped: epochs e = level · wanted / tokens to 1, e^exponent above, to the cap.
+
+    The level is that at which the sum is that of `wanted_L`; all caps where no level is enough. A second copy of a text teaches
+    less than a new text that is about as good (docs/decisions/0011).
+    """
+    asked_L = (wanted_L > 0) & (tokens_L > 0)
+    tokens_M, log_M = tokens_L[asked_L], np.log(wanted_L[asked_L]) - np.log(tokens_L[asked_L])
+    budget, most = float(wanted_L.sum()), float(np.log(max_epochs))
+
+    def filled(log_level: float) -> Floats:
+        log_epochs_M = log_M + log_level
+        damped_M = np.where(log_epochs_M > 0, exponent * log_epochs_M, log_epochs_M)
+        return np.asarray(tokens_M * np.exp(np.minimum(damped_M, most)), np.float64)
+
+    planned_L = np.zeros(len(wanted_L))
+    if not len(tokens_M):
+        return planned_L
+    low, high = 0.0, 1.0
+    while filled(high).sum() < budget and high < _MOST_LEVEL:
+        low, high = high, 2 * high
+    while filled(low).sum() > budget and low > -_MOST_LEVEL:  # a cap below 1 epoch apart, level 0 gives no more than is wanted
+        low = low - 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if filled(middle).sum() < budget else (low, middle)
+    planned_L[asked_L] = filled(high)
     return planned_L

@@ -4,7 +4,7 @@ Documents, not windows, are resampled: windows of a document share its subject, 
 intervals too narrow. The smoothing's α stay as fitted on the sample: a resample repeats documents, and a document left out of it
 would be predicted by its own copy, so a refit would trust the leaves too much and show an estimator that nobody uses.
 
-Shapes: L leaves, A atoms (`shape.prune`), B replicates, D documents, E entries of a sample, S specialists.
+Shapes: L leaves, A atoms (`shape.prune`), C cells, B replicates, D documents, E entries of a sample, S specialists.
 """
 
 from collections import defaultdict
@@ -22,9 +22,12 @@ from pipeline.mixture.estimators import ESTIMATORS, SpecialistMix, claims
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
 from pipeline.mixture.plan import capped_plan
 from pipeline.mixture.shape import Floats, PrunedTree, TreeShape, prune
+from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
 
 _TAILS = (0.05, 0.95)
+# Controls, and selections of the highest scores, are without intervals.
+_RESAMPLED = ("crisp", "natural", "density")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,13 @@ def report(
     budget_tokens: int,
     draw: Draw,
     seed: int,
+    strata: Strata | None = None,
+    clusters: Mapping[str, SpecialistMix] | None = None,
 ) -> Report:
     """SPECIALISTS, MIXTURE and DIAGNOSTICS of what the estimator of `settings` found.
+
+    Where windows are scored, `strata` are what is drawn alike, and `clusters` what CRISP gives the leaves, where that is a part of
+    the estimate: resamples then change this part, and leave what was learnt of windows as it is.
 
     Intervals are the 5th and 95th percentile over `settings.bootstrap` resamples; with none of them, or a sample of a single
     document, they are missing (NaN in SPECIALISTS, null in DIAGNOSTICS). Work and memory grow with the leaves that samples
@@ -56,43 +64,84 @@ def report(
     """
     pruned = prune(tree, np.unique(np.concatenate([sample.leaf_E for sample in specialists.values()])))
     atoms = Atoms.of(pruned.atom_L, generalist)
+    point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
+
+    def target(mix_of: Mapping[str, SpecialistMix]) -> Floats:
+        p_A_of = {name: mix.p_L for name, mix in mix_of.items()}
+        return np.asarray(claims(p_A_of, shares, settings.natural_share, atoms.histogram.p_L)[1].sum(axis=0), np.float64)
+
+    cells = _Cells.of(strata, atoms, target(point_of))
 
     def facts(mix_of: Mapping[str, SpecialistMix]) -> dict[tuple[str, str], float]:
-        _, claim_SA = claims({name: mix.p_L for name, mix in mix_of.items()}, shares, settings.natural_share, atoms.histogram.p_L)
         plan = capped_plan(
-            claim_SA.sum(axis=0),
-            atoms.histogram.tokens_L,
+            cells.shares(target(mix_of)),
+            cells.tokens_C,
             budget_tokens=budget_tokens,
             max_epochs=settings.max_epochs,
             overflow=settings.overflow,
+            repeat_exponent=settings.exponent,
         )
-        found = {("", name): value for name, value in mixture_facts(plan, atoms, draw).items()}
+        planned_A = np.bincount(cells.atom_C, weights=plan.planned_L, minlength=len(atoms.within_A)).astype(np.float64)
+        found = {("", name): value for name, value in mixture_facts(plan, cells.windows_C, planned_A, atoms, draw).items()}
         for specialist, mix in mix_of.items():
-            found |= {(specialist, name): value for name, value in specialist_facts(mix, plan, atoms).items()}
+            found |= {(specialist, name): value for name, value in specialist_facts(mix, planned_A, atoms).items()}
         return found
 
-    point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
     values = facts(point_of)
     for name, mix in mixes.items():
         values |= _fixed(name, specialists[name], mix)
 
     drawn: dict[tuple[str, str], list[float]] = defaultdict(list)
-    sure = {name: settings.bootstrap > 0 and sample.document_rows()[0] > 1 for name, sample in specialists.items()}
+    resampled = settings.estimator in _RESAMPLED
+    sure = {name: resampled and settings.bootstrap > 0 and sample.document_rows()[0] > 1 for name, sample in specialists.items()}
     p_BA_of = {name: np.empty((settings.bootstrap, len(atoms.within_A)), dtype=np.float32) for name, known in sure.items() if known}
     resamplers = {name: _Resampler(name, specialists[name], pruned, atoms, mixes[name], settings, seed) for name in p_BA_of}
+    base_of = {name: _gather(mix.p_L, atoms) for name, mix in clusters.items()} if clusters else {}
     for replicate in range(settings.bootstrap if resamplers else 0):
-        mix_of = dict(point_of) | {name: resampler.mix(replicate) for name, resampler in resamplers.items()}
+        mix_of = dict(point_of)
+        for name, resampler in resamplers.items():
+            mix = resampler.mix(replicate)
+            mix_of[name] = replace(mix, p_L=_moved(point_of[name].p_L, base_of[name], mix.p_L)) if name in base_of else mix
         for name, p_BA in p_BA_of.items():
             p_BA[replicate] = mix_of[name].p_L
         for key, value in facts(mix_of).items():
             drawn[key].append(value)
 
-    low_high_of = {name: _interval(p_BA, atoms, generalist) for name, p_BA in p_BA_of.items()}
+    low_high_of = {name: _interval(p_BA, atoms, generalist, mixes[name].p_L) for name, p_BA in p_BA_of.items()}
     return Report(
         specialists=_specialists(specialists, mixes, low_high_of),
         mixture=_mixture(generalist, mixes, shares, settings.natural_share),
         diagnostics=_diagnostics(values, drawn, sure),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """What is drawn alike: atoms, or where windows are scored strata, each with its share of what is asked of its atom."""
+
+    atom_C: NDArray[np.int64]
+    windows_C: NDArray[np.int64]
+    tokens_C: NDArray[np.int64]
+    inside_C: Floats
+
+    @classmethod
+    def of(cls, strata: Strata | None, atoms: Atoms, target_A: Floats) -> "_Cells":
+        if strata is None:
+            everything = atoms.histogram
+            return cls(
+                atom_C=np.arange(len(target_A)),
+                windows_C=everything.windows_L,
+                tokens_C=everything.tokens_L,
+                inside_C=np.ones(len(target_A)),
+            )
+        atom_C = atoms.atom_L[strata.leaf_C]
+        asked_A = np.bincount(atom_C, weights=strata.p_target_C, minlength=len(target_A))
+        inside_C = strata.p_target_C / np.maximum(asked_A, 1e-300)[atom_C]
+        return cls(atom_C=atom_C, windows_C=strata.windows_C, tokens_C=strata.tokens_C, inside_C=inside_C)
+
+    def shares(self, target_A: Floats) -> Floats:
+        """(C,) what is asked of each."""
+        return np.asarray(target_A[self.atom_C] * self.inside_C, np.float64)
 
 
 class _Resampler:
@@ -103,7 +152,7 @@ class _Resampler:
     ) -> None:
         self._num_documents, self._document_E = sample.document_rows()
         self._sample, self._pruned, self._atoms, self._alpha_H = sample, pruned, atoms, mix.alpha_H
-        self._estimator = ESTIMATORS[settings.estimator]
+        self._estimator = ESTIMATORS.get(settings.estimator, ESTIMATORS["crisp"])
         self._atom_E = pruned.atom_L[sample.leaf_E]
         self._seed, self._purpose = seed, f"bootstrap.{name}"
 
@@ -123,10 +172,20 @@ def _gather(p_L: Floats, atoms: Atoms) -> Floats:
     return np.bincount(atoms.atom_L, weights=p_L, minlength=len(atoms.within_A)).astype(np.float64)
 
 
-def _interval(p_BA: NDArray[np.float32], atoms: Atoms, generalist: LeafHistogram) -> tuple[Floats, Floats]:
+def _moved(point_A: Floats, base_A: Floats, resampled_A: Floats) -> Floats:
+    """What a resample wants where the weight of a leaf is half of the estimate, in logs (`strata.Odds`)."""
+    p_A = point_A * np.sqrt(np.divide(resampled_A, base_A, out=np.ones_like(base_A), where=base_A > 0))
+    return np.asarray(p_A / p_A.sum(), np.float64)
+
+
+def _interval(p_BA: NDArray[np.float32], atoms: Atoms, generalist: LeafHistogram, p_L: Floats) -> tuple[Floats, Floats]:
     """(L,) 5th and 95th percentiles: inside an atom leaves keep their proportions, so its percentiles are theirs."""
     low_A, high_A = np.quantile(p_BA, _TAILS, axis=0, overwrite_input=True)  # no second copy of the largest array here
-    return atoms.expand(low_A.astype(np.float64), generalist), atoms.expand(high_A.astype(np.float64), generalist)
+    p_A = _gather(p_L, atoms)
+    inside_L = np.where(
+        (p_A > 0)[atoms.atom_L], p_L / np.maximum(p_A, 1e-300)[atoms.atom_L], atoms.expand(np.ones_like(p_A), generalist)
+    )
+    return low_A[atoms.atom_L] * inside_L, high_A[atoms.atom_L] * inside_L
 
 
 def _fixed(name: str, sample: DocumentCounts, mix: SpecialistMix) -> dict[tuple[str, str], float]:

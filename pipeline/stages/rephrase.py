@@ -40,6 +40,7 @@ from pipeline.stages.assign import assign_table, loaded_tree, read_tree
 from pipeline.stages.embed import embed_table, embedder_gpus, loaded_embedder
 from pipeline.stages.held_out import held_out_identity, read_held_out
 from pipeline.stages.shards import Attribution
+from pipeline.stages.weights import Asked
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema
@@ -101,7 +102,7 @@ def rephrase_step(
         by_leaf = settings.mode == "deficit"
         size = passage_size(settings.passage_tokens, mixture)
         tally = Tally(
-            wanted_L=wanted(config, mixture),
+            wanted_L=wanted(config, weighted.folder, mixture),
             tokens_L=mixture["tokens"].to_numpy(),
             asked_L=np.zeros(tree.num_leaves),
             gained_L=np.zeros(tree.num_leaves),
@@ -212,20 +213,21 @@ def rephrase_step(
     )
 
 
-def wanted(config: Config, mixture: pa.Table) -> NDArray[np.float64]:
+def wanted(config: Config, weights: Folder, mixture: pa.Table) -> NDArray[np.float64]:
     """(L,) tokens of rewrites that the corpus is to hold."""
     settings, p_L = config.rephrase, mixture["p_target"].to_numpy()
     assert settings
     if settings.mode == "share":
         return np.asarray(config.sample.budget_tokens / (1.0 + settings.real_to_synthetic) * p_L)
+    asked = Asked.read(weights, config)
     plan = capped_plan(
-        p_L,
-        mixture["tokens"].to_numpy(),
+        asked.p_C,
+        asked.tokens_C,
         budget_tokens=config.sample.budget_tokens,
         max_epochs=config.weights.max_epochs,
         overflow="leave",
     )
-    return plan.deficit_L
+    return plan.summed(asked.leaf_C, asked.num_leaves).deficit_L
 
 
 def _steering(config: Config, weighted: Step, num_leaves: int) -> list[str]:
@@ -394,7 +396,7 @@ def estimate_cost(config: Config, weighted: Step) -> str:
     mixture = weighted.folder.read_table("mixture.parquet")
     zero_L = np.zeros(len(mixture))
     guess = estimate(
-        Tally(wanted(config, mixture), mixture["tokens"].to_numpy(), zero_L, zero_L, 0, zero_L),
+        Tally(wanted(config, weighted.folder, mixture), mixture["tokens"].to_numpy(), zero_L, zero_L, 0, zero_L),
         used,
         styles,
         by_leaf=settings.mode == "deficit",

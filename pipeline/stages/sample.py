@@ -19,12 +19,14 @@ from pipeline.config import Config
 from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
 from pipeline.engine import Engine
 from pipeline.manifest import ShardsManifest, versions
-from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.plan import Plan, capped_plan, shared_plan
 from pipeline.mixture.plan import plan as make_plan
+from pipeline.mixture.strata import Strata, Target
 from pipeline.rewriting.serving import Serving
 from pipeline.stages.assign import read_tree
+from pipeline.stages.score import read_scores
 from pipeline.stages.shards import Attribution, Pool, Shuffle, map_parts_to_shards, shard_facts, shard_name, sum_counts, write_shard
+from pipeline.stages.weights import Asked, read_target
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import MANIFEST, Folder
 from pipeline.tables import DRAWS, LANDED, PLAN
@@ -39,26 +41,35 @@ _OTHER = "(other sources)"
 
 
 def sample_step(
-    config: Config, prepared: Step, embedded: Step, assigned: Step, clustered: Step, weighted: Step, rephrased: Step | None
+    config: Config,
+    prepared: Step,
+    embedded: Step,
+    assigned: Step,
+    clustered: Step,
+    scored: Step | None,
+    weighted: Step,
+    rephrased: Step | None,
 ) -> Step:
     """The step that draws from the generalist corpus, and from its rewrites, and writes the shards."""
     settings = config.sample
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        mixture = weighted.folder.read_table("mixture.parquet")
+        asked = Asked.read(weighted.folder, config)
         used = _used(config, rephrased) if rephrased else None
-        plan = planned(config, mixture, used.filled_L if used else None)
+        of_cells = planned(config, asked, used.filled_L if used else None)
+        plan = of_cells.summed(asked.leaf_C, asked.num_leaves)
         folder.write_table("plan.parquet", plan.table(), PLAN)
         draw = DrawPlan(
             method=settings.draw,
             seed=config.seed,
             epochs_L=plan.epochs_L,
             planned_L=plan.planned_L,
-            windows_L=mixture["windows"].to_numpy(),
+            windows_L=asked.windows_L,
         )
         tree = read_tree(clustered.folder)
+        factors = _factors(asked.strata, of_cells, plan, weighted, scored)
         raw = Pool("raw", prepared.folder, assigned.folder, folder.child("draws"))
-        parts = _draw(engine, raw, part_names(assigned), draw, tree, EstimatorFactors(config.weights.estimator))
+        parts = _draw(engine, raw, part_names(assigned), draw, tree, factors)
         pools = {raw.origin: (raw, parts)}
         if rephrased and used and rephrased.manifest["rewrites"]:
             pool = Pool(
@@ -66,8 +77,8 @@ def sample_step(
                 folder.child("draws-rephrased"),
             )
             draw = _rewrites_plan(rephrased, used, config.seed)
-            factors = ServingFactors(pool.windows, used)
-            pools[pool.origin] = (pool, _draw(engine, pool, part_names(rephrased), draw, tree, factors))
+            serving = ServingFactors(pool.windows, used)
+            pools[pool.origin] = (pool, _draw(engine, pool, part_names(rephrased), draw, tree, serving))
         parts = [part for _, of_pool in pools.values() for part in of_pool]
 
         bytes_per_token = prepared.manifest["text_bytes"] / max(1, prepared.manifest["tokens"])
@@ -121,12 +132,14 @@ def sample_step(
             "sample": settings.identity(),
             "max_epochs": config.weights.max_epochs,
             "overflow": config.weights.overflow,
+            "repeat_exponent": config.weights.exponent,
             "seed": config.seed,
         },
         inputs={
             "windows": prepared,
             "assignments": assigned,
             "weights": weighted,
+            **({"scores": scored} if scored else {}),
             **({"rewrites": rephrased} if rephrased else {}),
         },
         workdir=prepared.workdir,
@@ -166,13 +179,33 @@ class Factors(Protocol):
 
 
 @dataclass(frozen=True)
-class EstimatorFactors:
-    """The factors of raw text: those of the estimator."""
-
-    estimator: str
+class LeafFactors:
+    """The factors where leaves are drawn as they are: 1."""
 
     def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:  # noqa: ARG002
-        return ESTIMATORS[self.estimator].factors(leaf_N)
+        return np.ones(len(leaf_N), np.float32)
+
+
+@dataclass(frozen=True)
+class StrataFactors:
+    """The factors where strata of leaves are drawn alike: what is planned of a window's stratum, next to its leaf."""
+
+    scores: Folder
+    target: Target
+    strata: Strata
+    factor_C: NDArray[np.float64]
+
+    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
+        _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
+        return self.factor_C[self.strata.rows(leaf_N, q_N)]
+
+
+def _factors(strata: Strata | None, of_cells: Plan, plan: Plan, weighted: Step, scored: Step | None) -> Factors:
+    if strata is None or scored is None:
+        return LeafFactors()
+    epochs_C = plan.epochs_L[strata.leaf_C]
+    factor_C = np.divide(of_cells.epochs_L, epochs_C, out=np.zeros_like(epochs_C), where=epochs_C > 0)
+    return StrataFactors(scored.folder, read_target(weighted.folder), strata, factor_C.astype(np.float32).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -187,25 +220,26 @@ class ServingFactors:
         return self.used.chance(leaf_N, parent_N)
 
 
-def planned(config: Config, mixture: pa.Table, rewrites_L: NDArray[np.float64] | None) -> Plan:
-    """What is drawn of each leaf: its own text, and `rewrites_L` tokens of rewrites.
+def planned(config: Config, asked: Asked, rewrites_L: NDArray[np.float64] | None) -> Plan:
+    """What is drawn of each cell: its own text, and `rewrites_L` tokens of rewrites of each leaf.
 
     Raises:
         ConfigError: the budget is more than the text gives, and there are no rewrites to fill it.
     """
-    p_L, tokens_L = mixture["p_target"].to_numpy(), mixture["tokens"].to_numpy()
     limits: dict[str, Any] = {
         "budget_tokens": config.sample.budget_tokens,
         "max_epochs": config.weights.max_epochs,
         "overflow": config.weights.overflow,
     }
     if rewrites_L is None:
-        return make_plan(p_L, tokens_L, **limits)
+        return make_plan(asked.p_C, asked.tokens_C, **limits, repeat_exponent=config.weights.exponent)
     assert config.rephrase
     if config.rephrase.mode == "share":
         ratio = config.rephrase.real_to_synthetic
-        return shared_plan(p_L, tokens_L, **limits, rewrites_L=rewrites_L, real_to_synthetic=ratio)
-    return capped_plan(p_L, tokens_L, **limits, rewrites_L=rewrites_L)
+        rewrites_C = asked.split(rewrites_L, asked.p_C)
+        return shared_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=rewrites_C, real_to_synthetic=ratio)
+    beyond_C = capped_plan(asked.p_C, asked.tokens_C, **limits).deficit_L
+    return capped_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=asked.split(rewrites_L, beyond_C))
 
 
 def _draw(engine: Engine, pool: Pool, names: Sequence[str], draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:

@@ -1,0 +1,102 @@
+"""Pictures of a comparison: what the specialist gains against what other text loses, and the curves of the trainings."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.evidence.settings import with_share
+from pipeline.evidence.steps import Comparison
+from pipeline.evidence.table import Row
+from pipeline.storage import Folder
+
+_SIZE = (7.0, 4.8)  # inches
+# Text stays text, so that it can be searched and read aloud; and the same comparison gives the same file.
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "crispwrap", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def check() -> None:
+    """Refuse to begin hours of training that end without pictures.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError('the pictures need matplotlib, which is not here: pip install "crispwrap[evidence]"') from error
+
+
+def drawn(comparison: Comparison, rows: Sequence[Row], folder: Folder) -> list[str]:
+    """Write the pictures; their paths."""
+    import matplotlib
+
+    found = []
+    with matplotlib.rc_context(_STYLE):
+        for name, figure in (*_curves(comparison, rows), _training(comparison)):
+            sink = io.BytesIO()
+            figure.savefig(sink, format="svg", metadata={"Date": None})
+            folder.write_bytes(f"{name}.svg", sink.getvalue())
+            found.append(folder.file(f"{name}.svg"))
+    return found
+
+
+def _figure(columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1]), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+    """The first held-out set against each further one: a point an arm, joined over its natural shares, with 90% intervals."""
+    of_arm = {row.arm: row for row in rows}
+    first, *others = comparison.held_out
+    if not others:
+        return
+    evidence = comparison.evidence
+    figure, all_axes = _figure(len(others))
+    for axes, other in zip(all_axes, others, strict=True):
+        for number, arm in enumerate(evidence.arms):
+            points = [of_arm[name] for share in (0.0, *evidence.natural_shares) if (name := with_share(arm, share)) in of_arm]
+            x, y = ([row.figures[name].mean for row in points] for name in (other, first))
+            spread = {name: _around([row.figures[name] for row in points]) for name in (other, first)}
+            axes.errorbar(
+                x,
+                y,
+                xerr=spread[other],
+                yerr=spread[first],
+                label=arm,
+                color=f"C{number % 10}",
+                marker="os^vD<>ph*"[number % 10],
+                markersize=5,
+                linewidth=1.2,
+                elinewidth=0.6,
+            )
+        axes.set_xlabel(f"{other}, bits per byte")
+        axes.set_ylabel(f"{first}, bits per byte")
+        axes.set_title("Lower left is better", fontsize=10, loc="left")
+    all_axes[-1].legend(frameon=False, fontsize=8)
+    yield "curves", figure
+
+
+def _around(figures: Sequence[Any]) -> Any:
+    """(2, points) how far the ends of the interval of the difference lie from it."""
+    return np.array([[max(0.0, one.difference - one.low), max(0.0, one.high - one.difference)] for one in figures]).T
+
+
+def _training(comparison: Comparison) -> tuple[str, Any]:
+    """Bits per byte of the first held-out set while training, the mean over seeds."""
+    first = next(iter(comparison.held_out))
+    figure, (axes,) = _figure()
+    for number, (arm, step) in enumerate(comparison.proxies.items()):
+        of_seeds = [seed["points"] for seed in step.manifest["seeds"]]
+        tokens = [point["tokens"] for point in of_seeds[0]]
+        mean = np.mean([[point["bits_per_byte"][first] for point in points] for points in of_seeds], axis=0)
+        axes.plot(tokens, mean, label=arm, color=f"C{number % 10}", linestyle=("-", "--", ":")[number // 10 % 3], marker=".")
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel(f"{first}, bits per byte")
+    axes.legend(frameon=False, fontsize=8)
+    return "training", figure

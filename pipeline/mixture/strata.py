@@ -1,0 +1,270 @@
+"""From the scores of windows to what is asked of them: density ratios, and strata of windows that are drawn alike.
+
+A scorer (`pipeline.scoring`) gives each window x a score for each specialist s. It becomes a ratio r_s(x) to the generalist's
+density, whose mean over the generalist's tokens is 1:
+
+- `odds`: r ∝ w(leaf)^½ · exp(score)^½, the geometric mean of CRISP's weight of the window's cluster and of its own odds;
+- `top`: r is one number for the windows with the highest scores, as many as fill the specialist's part of the budget, else 0.
+
+What is asked for is the mixture q(x) = Σ share_s r_s(x) + natural share. Windows of one leaf whose q lies in the same eighth of a
+nat are a stratum, and are drawn alike: so plan, cap and rewrites work on strata as they do on leaves.
+
+Every sum here is one of integers (tokens, or tokens times a ratio in fixed point), so parts may be added in any order.
+
+Shapes: N windows of a part, S specialists, L leaves, C strata (leaf by leaf, ascending), B bins.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.mixture.shape import Floats, Ints
+from pipeline.tables import STRATA, cast
+
+_WIDTH = 1 / 8  # nats of a stratum: finer than any estimator is sure
+BINS = 1 << 16  # of a histogram of scores
+_HALF = BINS >> 1
+_PER_NAT = 256  # bins of a nat, where odds are counted
+_FIXED = 2.0**18  # of a token: 2^63 holds 3.5e13 tokens
+_LEAST_WEIGHT = -20.0  # log of a cluster's weight where smoothing left it none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odds:
+    """Ratios in proportion to the geometric mean of the cluster's weight and the window's odds."""
+
+    log_weight_SL: Floats
+    log_mean_S: Floats  # of that product over the generalist's tokens
+
+    def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
+        """(N, S)"""
+        return _per_bin(self.log_weight_SL, leaf_N, score_NS) / _PER_NAT - self.log_mean_S
+
+    @classmethod
+    def fitted(cls, log_weight_SL: Floats, bins_SB: Ints) -> Self:
+        """From the tokens in each bin (`odds_bins`)."""
+        value_B = (np.arange(BINS) - _HALF) / _PER_NAT
+        share_SB = bins_SB / np.maximum(bins_SB.sum(axis=1, keepdims=True), 1)
+        most_S = np.array([value_B[np.flatnonzero(share_B)[-1]] if share_B.any() else 0.0 for share_B in share_SB])
+        with np.errstate(over="ignore"):
+            mean_S = np.where(share_SB > 0, share_SB * np.exp(np.minimum(value_B - most_S[:, None], 0.0)), 0.0).sum(axis=1)
+        return cls(log_weight_SL=log_weight_SL, log_mean_S=np.log(np.maximum(mean_S, 1e-300)) + most_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top:
+    """One ratio for the windows whose scores reach a threshold, and 0 for the others."""
+
+    least_S: Ints  # code of the lowest score that is taken (`codes`)
+    log_ratio_S: Floats  # log of generalist tokens / tokens taken
+
+    @classmethod
+    def fitted(cls, high_S: Ints, above_S: Ints, low_SB: Ints, wanted_S: Floats, generalist_tokens: int) -> Self:
+        """From the upper half of the code at which the budget is full, the tokens above it, and those in it by the lower half."""
+        low_S, higher_S = last_bin(low_SB, wanted_S - above_S)
+        taken_S = above_S + higher_S + low_SB[np.arange(len(low_S)), low_S]
+        log_ratio_S = np.log(generalist_tokens) - np.log(np.maximum(taken_S, 1))
+        return cls(least_S=(np.asarray(high_S) << 16) + low_S, log_ratio_S=log_ratio_S)
+
+    def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
+        """(N, S)"""
+        del leaf_N
+        return np.where((codes(score_NS) >= self.least_S) & np.isfinite(score_NS), self.log_ratio_S, -np.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is asked of a window, as a multiple of what the generalist gives it."""
+
+    ratios: Odds | Top
+    share_S: Floats  # of each specialist in the corpus
+    natural_share: float
+
+    def to_bytes(self) -> bytes:
+        """As a NumPy archive."""
+        sink = io.BytesIO()
+        np.savez(sink, share_S=self.share_S, natural_share=self.natural_share, **vars(self.ratios))
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` wrote."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            found = dict(arrays)
+        share_S, natural_share = found.pop("share_S"), float(found.pop("natural_share"))
+        return cls(ratios=(Odds if "log_mean_S" in found else Top)(**found), share_S=share_S, natural_share=natural_share)
+
+    def of(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """(N, S) r of each specialist, and (N,) q; 0 without a leaf."""
+        r_NS = np.where(np.asarray(leaf_N)[:, None] >= 0, np.exp(self.ratios.log_ratio(leaf_N, score_NS)), 0.0)
+        return r_NS, np.where(np.asarray(leaf_N) >= 0, r_NS @ self.share_S + self.natural_share, 0.0)
+
+
+def odds_bins(log_weight_SL: Floats, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]) -> Ints:
+    """(S, B) tokens of a part by the log of its unnormalised odds, in bins of a 256th of a nat."""
+    keep_N = np.asarray(leaf_N) >= 0
+    bin_NS = _per_bin(log_weight_SL, np.asarray(leaf_N)[keep_N], score_NS[keep_N]) + _HALF
+    return _tokens_by(bin_NS, np.asarray(tokens_N)[keep_N])
+
+
+def codes(score_NS: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Whole numbers in the order of the scores: the bits of an IEEE float, so flipped that they ascend."""
+    bits_NS = np.ascontiguousarray(score_NS + np.float32(0), dtype=np.float32).view(np.uint32)  # -0 is 0
+    return np.where(bits_NS >> 31, ~bits_NS, bits_NS | np.uint32(1 << 31))
+
+
+def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], high_S: Ints | None) -> Ints:
+    """(S, B) tokens of a part by the upper half of their codes; or by the lower, of those whose upper half is `high_S`."""
+    keep_N = np.asarray(leaf_N) >= 0
+    code_NS, tokens_N = codes(score_NS[keep_N]), np.asarray(tokens_N)[keep_N]
+    finite_NS = np.isfinite(score_NS[keep_N])
+    if high_S is None:
+        return _tokens_by((code_NS >> 16).astype(np.int64), tokens_N, finite_NS)
+    return _tokens_by((code_NS & 0xFFFF).astype(np.int64), tokens_N, finite_NS & (code_NS >> 16 == high_S))
+
+
+def last_bin(bins_SB: Ints, wanted_S: Floats) -> tuple[Ints, Ints]:
+    """(S,) the highest bin down to which there are `wanted_S` tokens, and the tokens above it.
+
+    Where there are fewer, it is the lowest bin that holds any.
+    """
+    from_top_SB = np.cumsum(bins_SB[:, ::-1], axis=1)[:, ::-1]
+    found_S, above_S = np.zeros(len(bins_SB), np.int64), np.zeros(len(bins_SB), np.int64)
+    for s, (upto_B, wanted) in enumerate(zip(from_top_SB, wanted_S, strict=True)):
+        enough = np.flatnonzero(upto_B >= wanted)
+        occupied = np.flatnonzero(bins_SB[s])
+        found_S[s] = enough[-1] if len(enough) else (occupied[0] if len(occupied) else BINS - 1)
+        above_S[s] = upto_B[found_S[s] + 1] if found_S[s] + 1 < BINS else 0
+    return found_S, above_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrataCounts:
+    """What the strata of some parts hold; a fold."""
+
+    key_C: NDArray[np.int64]  # leaf · 2^16 + stratum, ascending
+    windows_C: NDArray[np.int64]
+    tokens_C: NDArray[np.int64]
+    mass_C: NDArray[np.int64]  # Σ tokens · q, in fixed point
+    mass_SL: NDArray[np.int64]  # Σ tokens · r of each specialist, in fixed point
+
+    @classmethod
+    def zero(cls, num_specialists: int, num_leaves: int) -> Self:
+        """Nothing counted yet."""
+        none = np.empty(0, np.int64)
+        return cls(
+            key_C=none, windows_C=none, tokens_C=none, mass_C=none, mass_SL=np.zeros((num_specialists, num_leaves), np.int64)
+        )
+
+    @classmethod
+    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], num_leaves: int) -> Self:
+        """The counts of one part."""
+        keep_N = np.asarray(leaf_N) >= 0
+        leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
+        r_MS, q_M = target.of(leaf_M, score_NS[keep_N])
+        mass_SL = np.zeros((r_MS.shape[1], num_leaves), np.int64)
+        for s in range(len(mass_SL)):
+            np.add.at(mass_SL[s], leaf_M, _fixed(tokens_M * r_MS[:, s]))
+        key_M = _keys(leaf_M, q_M)
+        return cls._merged(key_M, np.ones_like(tokens_M), tokens_M, _fixed(tokens_M * q_M), mass_SL)
+
+    def add(self, other: Self) -> Self:
+        """Both together."""
+        return self._merged(
+            np.concatenate([self.key_C, other.key_C]),
+            np.concatenate([self.windows_C, other.windows_C]),
+            np.concatenate([self.tokens_C, other.tokens_C]),
+            np.concatenate([self.mass_C, other.mass_C]),
+            self.mass_SL + other.mass_SL,
+        )
+
+    @classmethod
+    def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_M: Any, mass_SL: Any) -> Self:
+        key_C, row_M = np.unique(key_M, return_inverse=True)
+        sums = []
+        for x_M in (windows_M, tokens_M, mass_M):
+            x_C = np.zeros(len(key_C), np.int64)
+            np.add.at(x_C, row_M, x_M)
+            sums.append(x_C)
+        return cls(key_C=key_C, windows_C=sums[0], tokens_C=sums[1], mass_C=sums[2], mass_SL=mass_SL)
+
+    @property
+    def p_SL(self) -> Floats:
+        """(S, L) what each specialist asks of each leaf."""
+        return np.asarray(self.mass_SL / np.maximum(self.mass_SL.sum(axis=1, keepdims=True), 1), np.float64)
+
+    def strata(self) -> "Strata":
+        """The strata, with their shares of the target."""
+        return Strata(
+            key_C=self.key_C,
+            windows_C=self.windows_C,
+            tokens_C=self.tokens_C,
+            p_target_C=self.mass_C / max(1, int(self.mass_C.sum())),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strata:
+    """Windows of a leaf of which about as much is asked, as one."""
+
+    key_C: NDArray[np.int64]
+    windows_C: NDArray[np.int64]
+    tokens_C: NDArray[np.int64]
+    p_target_C: Floats
+
+    @property
+    def leaf_C(self) -> NDArray[np.int64]:
+        return self.key_C >> 16
+
+    def rows(self, leaf_N: Ints, q_N: Floats) -> NDArray[np.int64]:
+        """(N,) the stratum of each window; windows without a leaf are in the first."""
+        row_N = np.searchsorted(self.key_C, _keys(np.maximum(leaf_N, 0).astype(np.int64), q_N))
+        return np.minimum(row_N, len(self.key_C) - 1)
+
+    def table(self) -> pa.Table:
+        """As a STRATA table."""
+        columns = {"leaf": self.leaf_C, "stratum": (self.key_C & 0xFFFF) - _HALF, "windows": self.windows_C}
+        return cast(pa.table({**columns, "tokens": self.tokens_C, "p_target": self.p_target_C}), STRATA)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Self:
+        """The strata of a STRATA table."""
+        key_C = (table["leaf"].to_numpy().astype(np.int64) << 16) + table["stratum"].to_numpy() + _HALF
+        columns: Mapping[str, Any] = {f"{name}_C": table[name].to_numpy() for name in ("windows", "tokens", "p_target")}
+        return cls(key_C=key_C, **columns)
+
+
+def log_weights(p_L_of: Iterable[Floats], p_generalist_L: Floats) -> Floats:
+    """(S, L) log of P(leaf | specialist) / P(leaf | generalist), with a floor."""
+    rows: Sequence[Floats] = [np.log(np.maximum(p_L, 1e-300)) - np.log(np.maximum(p_generalist_L, 1e-300)) for p_L in p_L_of]
+    return np.maximum(np.stack(rows), _LEAST_WEIGHT)
+
+
+def _per_bin(log_weight_SL: Floats, leaf_N: Ints, score_NS: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N, S) half the log weight of the leaf and half the score, in whole 256ths of a nat: the same on every machine."""
+    score_NS = np.nan_to_num(score_NS.astype(np.float64), neginf=-1e6)
+    log_NS = (log_weight_SL.T[np.maximum(leaf_N, 0)] + score_NS) / 2
+    return np.asarray(np.clip(np.rint(log_NS * _PER_NAT), -_HALF, _HALF - 1), np.int64)
+
+
+def _keys(leaf_N: NDArray[np.int64], q_N: Floats) -> NDArray[np.int64]:
+    with np.errstate(divide="ignore"):
+        stratum_N = np.floor(np.log(q_N) / _WIDTH)
+    return np.asarray((leaf_N << 16) + np.clip(stratum_N, -_HALF, _HALF - 1).astype(np.int64) + _HALF, np.int64)
+
+
+def _fixed(x_N: Floats) -> NDArray[np.int64]:
+    return np.rint(x_N * _FIXED).astype(np.int64)
+
+
+def _tokens_by(bin_NS: NDArray[np.int64], tokens_N: Ints, keep_NS: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    found_SB = np.zeros((bin_NS.shape[1], BINS), np.int64)
+    for s in range(len(found_SB)):
+        keep_N = slice(None) if keep_NS is None else keep_NS[:, s]
+        np.add.at(found_SB[s], bin_NS[keep_N, s], np.asarray(tokens_N, np.int64)[keep_N])
+    return found_SB

@@ -1,0 +1,106 @@
+"""Importance weights of hashed n-grams: DSIR (arXiv 2302.03169), as its authors' package `data-selection` computes them.
+
+Words and bigrams of the lower-cased text are hashed to 10,000 buckets; a window's log weight is
+Σ counts · (log(p_target + 1e-8) - log(p_raw + 1e-8)), and the windows with the largest log weight + Gumbel noise are taken, without
+replacement. Noise is a keyed hash of the window. The log weight is a sum, so it grows with length: give all windows one length.
+
+Shapes: N windows, S specialists, B buckets, T words of all windows.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from pipeline.hashing import keyed_uniform
+from pipeline.scoring import Model, Rows
+
+BUCKETS = 10_000
+_FEWEST_WORDS = 100  # the package leaves out shorter examples
+_SMALL = 1e-8
+# NLTK's WordPunctTokenizer. NLTK takes the engine of `regex`, to which marks on letters are part of words; they are not ASCII.
+_WORD = regex.compile(r"\w+|[^\w\s]+")
+_ASCII_WORD = re.compile(_WORD.pattern)
+
+
+class Dsir:
+    """A `Scorer`."""
+
+    draws: Literal["odds", "top"] = "top"
+    background_windows: int | None = None
+
+    def background(self, rows: Rows) -> NDArray[np.int64]:
+        """(B,) counts."""
+        return counts(rows.texts)
+
+    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
+        del seed
+        return {"log_ratio_B": _log_shares(counts(sample.texts)) - _log_shares(np.sum(backgrounds, axis=0))}
+
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+        """(N, S) noisy log weights; -inf where there are fewer than 100 words. The noise of a window is the same for all."""
+        bucket_of, words_N = _buckets(rows.texts)
+        weight_NS = np.stack([_sums(model["log_ratio_B"], bucket_of, words_N) for model in models], axis=1)
+        noise_N = -np.log(-np.log(keyed_uniform(rows.key_N, seed=seed, purpose="dsir")))
+        noisy_NS = np.where(words_N[:, None] >= _FEWEST_WORDS, weight_NS + noise_N[:, None], -np.inf)
+        return noisy_NS.astype(np.float32)
+
+
+def counts(texts: Sequence[str]) -> NDArray[np.int64]:
+    """(B,) how often each bucket occurs in the texts."""
+    (unigram_T, bigram_T), _ = _buckets(texts)
+    return np.bincount(unigram_T, minlength=BUCKETS) + np.bincount(bigram_T[bigram_T >= 0], minlength=BUCKETS)
+
+
+def log_weights(log_ratio_B: NDArray[np.float64], texts: Sequence[str]) -> NDArray[np.float64]:
+    """(N,) log importance weights, without noise."""
+    return _sums(log_ratio_B, *_buckets(texts))
+
+
+def _log_shares(count_B: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(np.log(count_B / max(1, count_B.sum()) + _SMALL), np.float64)
+
+
+def _buckets(texts: Sequence[str]) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """Bucket of each word, and of the bigram that begins with it (-1 for the last of a text); and the words of each text.
+
+    Each distinct word and bigram of all texts is hashed once: most of the package's time goes into hashing them again and again.
+    """
+    number: dict[str, int] = {}
+    word_T: list[int] = []
+    words_N = np.zeros(len(texts), np.int64)
+    for row, text in enumerate(texts):
+        text = text.lower()
+        words = (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+        words_N[row] = len(words)
+        word_T += [number.setdefault(word, len(number)) for word in words]
+    if not word_T:
+        return (np.empty(0, np.int64), np.empty(0, np.int64)), words_N
+    vocabulary = list(number)
+    id_T = np.array(word_T, np.int64)
+    unigram_T = np.array([_bucket(word) for word in vocabulary], np.int64)[id_T]
+    pair_T = id_T * len(vocabulary) + np.append(id_T[1:], 0)
+    last_T = np.zeros(len(id_T), bool)
+    last_T[(np.cumsum(words_N) - 1)[words_N > 0]] = True
+    pair_P, place_T = np.unique(pair_T[~last_T], return_inverse=True)
+    bucket_P = [_bucket(f"{vocabulary[pair // len(number)]} {vocabulary[pair % len(number)]}") for pair in pair_P.tolist()]
+    bigram_T = np.full(len(id_T), -1, np.int64)
+    bigram_T[~last_T] = np.array(bucket_P, np.int64)[place_T]
+    return (unigram_T, bigram_T), words_N
+
+
+def _bucket(ngram: str) -> int:
+    return int.from_bytes(hashlib.sha256(ngram.encode()).digest(), "big") % BUCKETS
+
+
+def _sums(
+    log_ratio_B: NDArray[np.float64], bucket_of: tuple[NDArray[np.int64], NDArray[np.int64]], words_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    unigram_T, bigram_T = bucket_of
+    value_T = log_ratio_B[unigram_T] + np.where(bigram_T >= 0, log_ratio_B[bigram_T], 0.0)
+    row_T = np.repeat(np.arange(len(words_N)), words_N)
+    return np.bincount(row_T, weights=value_T, minlength=len(words_N)).astype(np.float64)

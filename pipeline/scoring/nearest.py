@@ -1,0 +1,32 @@
+"""The windows nearest to a specialist's mean embedding: the simplest selection by embeddings, as a baseline.
+
+Shapes: N windows, S specialists, D width of the embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scoring import Model, Rows
+
+
+class Nearest:
+    """A `Scorer`."""
+
+    draws: Literal["odds", "top"] = "top"
+    background_windows: int | None = 0
+
+    def background(self, rows: Rows) -> None:
+        del rows
+
+    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
+        del backgrounds, seed
+        return {"mean_D": sample.x_ND.mean(axis=0, dtype=np.float64)}
+
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+        """(N, S) cosines."""
+        del seed
+        mean_DS = np.stack([model["mean_D"] / max(float(np.linalg.norm(model["mean_D"])), 1e-30) for model in models], axis=1)
+        return np.asarray(rows.x_ND.astype(np.float64) @ mean_DS, np.float32)

@@ -1,0 +1,162 @@
+"""Score each window of the generalist corpus by how much it is like each specialist's sample (`pipeline.scoring`).
+
+A fold over the windows that a scorer learns from, a fit for each specialist, and one map over the parts. Scores are aligned with
+the windows, one column a specialist.
+
+Shapes: N windows of a part, S specialists.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import GENERALIST, Config
+from pipeline.engine import Engine
+from pipeline.errors import InputError
+from pipeline.hashing import keyed_uniform
+from pipeline.scoring import Model, Rows, scorer
+from pipeline.stages.embed import read_embeddings
+from pipeline.step import Step, groups, map_parts, part_names
+from pipeline.storage import Folder
+from pipeline.tables import scores_schema
+
+_FOLD_GROUPS = 256
+# Parts that a background of so many windows is taken from: enough to be mixed well, few enough to read.
+_BACKGROUND_PARTS = 1024
+
+
+def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[str, Step]) -> Step:
+    """The step that scores the generalist's windows for each specialist."""
+    estimator, seed, names = config.weights.estimator, config.seed, list(config.specialists)
+    windows, vectors = prepared[GENERALIST], embedded[GENERALIST]
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        models = folder.child("models")
+        missing = [name for name in names if not models.exists(f"{name}.npz")]
+        if missing:
+            backgrounds = _backgrounds(engine, estimator, seed, windows, vectors)
+            samples = {name: (prepared[name].folder, embedded[name].folder, part_names(prepared[name])) for name in missing}
+            shared = (estimator, seed, samples, backgrounds, models)
+            for _ in engine.map(_fit, missing, title="score fit", unit="specialists", shared=shared):
+                pass
+        parts = map_parts(
+            engine,
+            folder,
+            part_names(vectors),
+            _score_part,
+            title="score",
+            shared=(estimator, seed, names, models, windows.folder, vectors.folder, folder),
+        )
+        for place, name in enumerate(names):
+            if not any(part["finite"][place] for part in parts):
+                raise InputError(
+                    f"weights.estimator {estimator}: no window of the generalist corpus can be scored for {name}; dsir needs "
+                    "windows of at least 100 words, so set window.tokens higher, or take another estimator"
+                )
+        return {"windows": sum(part["rows"] for part in parts), "parts": parts}
+
+    return Step(
+        stage="score",
+        version=1,
+        settings={"estimator": estimator, "seed": seed},
+        inputs={
+            "windows": windows,
+            "embeddings": vectors,
+            **{f"windows.{name}": prepared[name] for name in names},
+            **{f"embeddings.{name}": embedded[name] for name in names},
+        },
+        workdir=windows.workdir,
+        work=work,
+    )
+
+
+def read_rows(windows: Folder, vectors: Folder, name: str) -> Rows:
+    """The windows of a part that can be scored: those with a finite embedding."""
+    table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
+    _, valid_N, x_ND = read_embeddings(vectors, name)
+    rows = Rows(key_N=table["key"].to_numpy(), texts=table["text"].to_pylist(), x_ND=x_ND.astype(np.float32))
+    return rows if valid_N.all() else rows.take(np.flatnonzero(valid_N))
+
+
+def read_scores(folder: Folder, name: str) -> NDArray[np.float32]:
+    """(N, S) scores of a part; -inf where there is none."""
+    table = folder.read_table(f"{name}.parquet")
+    return np.stack([column.to_numpy() for column in table.columns[1:]], axis=1)
+
+
+def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vectors: Step) -> list[Any]:
+    """What the scorer learns of the generalist, in the order of the parts."""
+    most, names = scorer(estimator).background_windows, part_names(vectors)
+    if most == 0:
+        return []
+    share = 1.0
+    if most is not None:
+        names = _hash_chosen(names, seed)
+        held = sum(part["rows"] for part in vectors.manifest["parts"] if part["name"] in set(names))
+        share = min(1.0, most / max(1, held))
+    shared = (estimator, seed, share, windows.folder, vectors.folder)
+    found = dict(engine.map(_background, groups(names, _FOLD_GROUPS), title="score background", unit="groups", shared=shared))
+    return [found[index] for index in sorted(found) if found[index] is not None]
+
+
+def _hash_chosen(names: Sequence[str], seed: int) -> list[str]:
+    u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose="score.parts")
+    return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:_BACKGROUND_PARTS])]
+
+
+def _background(names: Sequence[str], estimator: str, seed: int, share: float, windows: Folder, vectors: Folder) -> Any:
+    used = scorer(estimator)
+    chosen = []
+    for name in names:
+        rows = read_rows(windows, vectors, name)
+        if share < 1.0:
+            u_N = keyed_uniform(rows.key_N, seed=seed, purpose="score.background")
+            rows = rows.take(np.flatnonzero(u_N < share))
+        chosen.append(rows)
+    rows = Rows.joined(chosen)
+    return used.background(rows) if len(rows) else None
+
+
+def _fit(
+    name: str,
+    estimator: str,
+    seed: int,
+    samples: Mapping[str, tuple[Folder, Folder, Sequence[str]]],
+    backgrounds: Any,
+    models: Folder,
+) -> None:
+    windows, vectors, parts = samples[name]
+    sample = Rows.joined([read_rows(windows, vectors, part) for part in parts])
+    sink = io.BytesIO()
+    np.savez(sink, **scorer(estimator).fit(backgrounds, sample, seed))  # type: ignore[arg-type]
+    models.write_bytes(f"{name}.npz", sink.getvalue())
+
+
+def _read_model(models: Folder, name: str) -> Model:
+    with np.load(io.BytesIO(models.read_bytes(f"{name}.npz")), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _score_part(
+    name: str,
+    estimator: str,
+    seed: int,
+    specialists: Sequence[str],
+    models: Folder,
+    windows: Folder,
+    vectors: Folder,
+    folder: Folder,
+) -> dict[str, Any]:
+    key_N, valid_N, _ = read_embeddings(vectors, name)
+    score_NS = np.full((len(key_N), len(specialists)), -np.inf, np.float32)
+    if valid_N.any():
+        rows = read_rows(windows, vectors, name)
+        score_NS[valid_N] = scorer(estimator).scores([_read_model(models, one) for one in specialists], rows, seed)
+    columns = {"key": key_N, **{specialist: score_NS[:, place] for place, specialist in enumerate(specialists)}}
+    facts = {"rows": len(key_N), "finite": np.isfinite(score_NS).sum(axis=0).tolist()}
+    folder.write_table(f"{name}.parquet", pa.table(columns), scores_schema(specialists), facts)
+    return facts

@@ -1,0 +1,197 @@
+"""Ratios, strata and damped repeats, against brute force over windows."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from pipeline.mixture.plan import capped_plan, damped_fill, plan
+from pipeline.mixture.strata import (
+    BINS,
+    Odds,
+    Strata,
+    StrataCounts,
+    Target,
+    Top,
+    code_bins,
+    codes,
+    last_bin,
+    log_weights,
+    odds_bins,
+)
+from pipeline.tables import STRATA, cast
+
+
+def corpus(seed: int, count: int = 400, leaves: int = 5, specialists: int = 2):
+    """Leaves (some windows without one), tokens and scores (some -inf)."""
+    rng = np.random.default_rng(seed)
+    leaf_N = rng.integers(-1, leaves, count).astype(np.int32)
+    tokens_N = rng.integers(1, 300, count).astype(np.int32)
+    score_NS = rng.normal(0, 3, (count, specialists)).astype(np.float32)
+    score_NS[rng.random((count, specialists)) < 0.05] = -np.inf
+    return leaf_N, tokens_N, score_NS
+
+
+def split(columns, cuts):
+    edges = sorted({0, len(columns[0]), *(cut % (len(columns[0]) + 1) for cut in cuts)})
+    return [tuple(column[a:b] for column in columns) for a, b in itertools.pairwise(edges)]
+
+
+def odds_target(columns, natural=0.25, leaves=5):
+    rng = np.random.default_rng(9)
+    p_L_of = [rng.dirichlet(np.ones(leaves)) for _ in range(2)]
+    weight_SL = log_weights(p_L_of, np.full(leaves, 1 / leaves))
+    odds = Odds.fitted(weight_SL, odds_bins(weight_SL, *columns))
+    return Target(ratios=odds, share_S=np.array([0.5, 0.25]), natural_share=natural)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_odds_are_geometric_means_whose_mean_over_the_corpus_is_one(seed):
+    leaf_N, tokens_N, score_NS = columns = corpus(seed)
+    target = odds_target(columns)
+    ratio_NS, q_N = target.of(leaf_N, score_NS)
+    valid_N = leaf_N >= 0
+    log_NS = (target.ratios.log_weight_SL.T[leaf_N] + score_NS) / 2
+    with np.errstate(over="ignore"):
+        by_hand_NS = np.where(valid_N[:, None], np.exp(log_NS), 0)
+    by_hand_NS /= (tokens_N @ by_hand_NS) / tokens_N[valid_N].sum()
+    np.testing.assert_allclose(ratio_NS, by_hand_NS, rtol=0.005, atol=1e-12)  # odds lie in bins of a 256th of a nat
+    np.testing.assert_allclose(tokens_N @ ratio_NS / tokens_N[valid_N].sum(), 1, rtol=1e-9)
+    np.testing.assert_allclose(q_N[valid_N], (ratio_NS @ [0.5, 0.25] + 0.25)[valid_N])
+    assert not q_N[~valid_N].any()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=30))
+def test_codes_are_in_the_order_of_the_scores(scores):
+    score_N = np.array(scores, np.float32)
+    code_N = codes(score_N[:, None])[:, 0].astype(np.int64)
+    np.testing.assert_array_equal(np.less.outer(code_N, code_N), np.less.outer(score_N, score_N))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.floats(0.001, 1.2), st.lists(st.integers(0, 999), max_size=3))
+def test_top_takes_the_fewest_of_the_highest_scores_that_fill_the_budget(seed, share, cuts):
+    leaf_N, tokens_N, score_NS = columns = corpus(seed, count=60)
+    score_NS[::7] = 1.5  # ties
+    total = int(tokens_N[leaf_N >= 0].sum())
+    wanted_S = np.array([share * total, 1.0])
+    parts = split(columns, cuts)
+    high_SB = sum(code_bins(*part, None) for part in parts)
+    high_S, above_S = last_bin(high_SB, wanted_S)
+    low_SB = sum(code_bins(*part, high_S) for part in parts)
+    assert high_SB.shape == low_SB.shape == (2, BINS)
+    top = Top.fitted(high_S, above_S, low_SB, wanted_S, total)
+    ratio_NS, _ = Target(ratios=top, share_S=np.ones(2), natural_share=0.0).of(leaf_N, score_NS)
+    for s, wanted in enumerate(wanted_S):
+        usable = [i for i in np.argsort(-score_NS[:, s], kind="stable") if leaf_N[i] >= 0 and np.isfinite(score_NS[i, s])]
+        upto = np.cumsum(tokens_N[usable])
+        crossing = usable[min(int(np.searchsorted(upto, wanted)), len(usable) - 1)]
+        expected = {i for i in usable if score_NS[i, s] >= score_NS[crossing, s]}
+        assert set(np.flatnonzero(ratio_NS[:, s])) == expected
+        np.testing.assert_allclose(tokens_N @ ratio_NS[:, s], total)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 99), st.lists(st.integers(0, 999), max_size=4), st.randoms(use_true_random=False))
+def test_strata_of_any_split_and_order_are_the_same_and_hold_every_window(seed, cuts, order):
+    leaf_N, tokens_N, score_NS = columns = corpus(seed)
+    target = odds_target(columns)
+    whole = StrataCounts.of_part(target, *columns, 5)
+    parts = split(columns, cuts)
+    order.shuffle(parts)
+    added = StrataCounts.zero(2, 5)
+    for part in parts:
+        added = added.add(StrataCounts.of_part(target, *part, 5))
+    for name in ("key_C", "windows_C", "tokens_C", "mass_C", "mass_SL"):
+        np.testing.assert_array_equal(getattr(added, name), getattr(whole, name))
+    strata = whole.strata()
+    ratio_NS, q_N = target.of(leaf_N, score_NS)
+    valid = leaf_N >= 0
+    row_N = strata.rows(leaf_N, q_N)
+    np.testing.assert_array_equal(strata.leaf_C[row_N][valid], leaf_N[valid])
+    np.testing.assert_array_equal(np.bincount(row_N[valid], minlength=len(strata.key_C)), strata.windows_C)
+    np.testing.assert_array_equal(np.bincount(row_N[valid], tokens_N[valid], len(strata.key_C)), strata.tokens_C)
+    asked_C = np.bincount(row_N[valid], (tokens_N * q_N)[valid], len(strata.key_C))
+    np.testing.assert_allclose(strata.p_target_C, asked_C / asked_C.sum(), rtol=1e-4)
+    for s in range(2):
+        asked_L = np.bincount(leaf_N[valid], (tokens_N * ratio_NS[:, s])[valid], 5)
+        np.testing.assert_allclose(whole.p_SL[s], asked_L / asked_L.sum(), rtol=1e-6)
+    # Windows of a stratum are asked for within an eighth of a nat of each other.
+    for row in np.unique(row_N[valid]):
+        inside = q_N[valid & (row_N == row)]
+        assert inside.max() / inside.min() <= np.exp(1 / 8) * (1 + 1e-9)
+
+
+def test_tables_and_archives_give_back_what_went_in():
+    columns = corpus(4)
+    target = odds_target(columns)
+    strata = StrataCounts.of_part(target, *columns, 5).strata()
+    again = Strata.from_table(cast(strata.table(), STRATA))
+    for name in ("key_C", "windows_C", "tokens_C", "p_target_C"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(strata, name))
+    top = Target(
+        ratios=Top(least_S=np.array([5, 9]), log_ratio_S=np.array([0.5, 2.0])), share_S=np.array([1.0, 0.0]), natural_share=0.0
+    )
+    for one in (target, top):
+        other = Target.from_bytes(one.to_bytes())
+        assert type(other.ratios) is type(one.ratios)
+        np.testing.assert_array_equal(other.share_S, one.share_S)
+        for (_, a), (_, b) in zip(vars(one.ratios).items(), vars(other.ratios).items(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert other.natural_share == one.natural_share
+
+
+def test_a_cluster_without_weight_is_hardly_drawn_but_not_lost():
+    weight_SL = log_weights([np.array([1.0, 0.0])], np.array([0.5, 0.5]))
+    np.testing.assert_allclose(weight_SL, [[np.log(2), -20]])
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.integers(0, 1000)), min_size=1, max_size=12),
+    st.floats(0.05, 0.95),
+    st.floats(0.3, 6),
+)
+def test_damped_repeats_meet_the_budget_at_one_level(rows, exponent, cap):
+    wanted = np.array([row[0] for row in rows])
+    tokens = np.array([row[1] for row in rows], float)
+    wanted[tokens == 0] = 0
+    filled = damped_fill(wanted, tokens, cap, exponent)
+    most = cap * tokens[wanted > 0].sum()
+    assert filled.sum() == pytest.approx(min(wanted.sum(), most), rel=1e-9, abs=1e-9)
+    assert (filled <= cap * tokens + 1e-9).all()
+    assert not filled[wanted == 0].any()
+    if 1e-3 < wanted.sum() < 0.999 * most:
+
+        def epochs(log_level):
+            e = np.exp(log_level) * wanted / np.maximum(tokens, 1e-300)
+            return np.minimum(np.where(e > 1, e**exponent, e), cap) * tokens
+
+        level = brentq(lambda x: epochs(x).sum() - wanted.sum(), -100, 300)
+        np.testing.assert_allclose(filled, epochs(level), rtol=1e-6, atol=1e-9)
+
+
+def test_an_exponent_of_one_is_the_plain_plan_and_a_lower_one_repeats_less():
+    p, tokens = np.array([0.6, 0.3, 0.1]), np.array([100, 1000, 1000])
+    plain = plan(p, tokens, budget_tokens=500, max_epochs=4, overflow="spread")
+    one = plan(p, tokens, budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=1.0)
+    damped = plan(p, tokens, budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=0.5)
+    np.testing.assert_array_equal(plain.planned_L, one.planned_L)
+    assert damped.epochs_L[0] < plain.epochs_L[0]
+    assert damped.planned_L.sum() == pytest.approx(500)
+    assert damped.planned_L[1] / damped.planned_L[2] == pytest.approx(3)  # below one epoch, in proportion
+    left = capped_plan(p, tokens, budget_tokens=500, max_epochs=2, overflow="leave", repeat_exponent=0.5)
+    np.testing.assert_allclose(left.planned_L, [200, 150, 50])  # what rewrites are to fill is not spread
+
+
+def test_a_plan_of_strata_sums_to_one_of_leaves():
+    made = plan(np.array([0.5, 0.3, 0.2]), np.array([10, 100, 100]), budget_tokens=60, max_epochs=2, overflow="leave")
+    summed = made.summed(np.array([0, 0, 2]), 3)
+    np.testing.assert_allclose(summed.planned_L, [38, 0, 12])
+    np.testing.assert_allclose(summed.deficit_L, [10, 0, 0])
+    np.testing.assert_array_equal(summed.tokens_L, [110, 0, 100])
+    assert summed.deficit_share == pytest.approx(made.deficit_share)
