@@ -32,12 +32,9 @@ def stretches(text: str) -> Iterator[str]:
 @lru_cache(maxsize=2)
 def _tokenizer(content: bytes) -> Any:
     """The tokenizer of a tokenizer.json, once a process: loading takes longer than cutting a small part."""
-    from tokenizers import Tokenizer
+    from pipeline.words import TokenIds
 
-    tokenizer = Tokenizer.from_buffer(content)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return TokenIds(content.decode())
 
 
 class WindowCutter:
@@ -73,7 +70,7 @@ class WindowCutter:
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return len(self._tokenizer.encoding(text))
 
     def cut(self, texts: Sequence[str]) -> list[list[tuple[str, int]]]:
         """For each text its windows, in order: their text and number of tokens, which is at least 1.
@@ -86,8 +83,7 @@ class WindowCutter:
         return [[window for stretch in stretches(text) for window in self._cut_stretch(stretch)] for text in texts]
 
     def _cut_stretch(self, stretch: str) -> Iterator[tuple[str, int]]:
-        # One at a time: encode_batch is no faster on one core, and its threads are rayon's, set by environment variables.
-        encoding = self._tokenizer.encode(stretch, add_special_tokens=False)
+        encoding = self._tokenizer.encoding(stretch)
         num_tokens = len(encoding)
         first, begin = 0, 0
         while num_tokens - first > self.tokens:

