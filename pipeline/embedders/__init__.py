@@ -88,10 +88,10 @@ def fits_on(cfg: Embed) -> Literal["nothing", "model", "texts"]:
     return "model" if cfg.model.startswith(source.STATIC) else "nothing"
 
 
-def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = ()) -> dict[str, Any]:
+def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = (), threads: int = 1) -> dict[str, Any]:
     """Make the artifact that `load` needs, in `folder`; returns facts for the manifest.
 
-    The same bytes on every run on the same processor. `texts` and `seed` matter to lsi only.
+    The same bytes on every run on the same processor, with any number of threads. `texts` and `seed` matter to lsi only.
 
     Raises:
         ConfigError: as `identify`; or too few texts for `embed.dim`.
@@ -99,7 +99,7 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = ()) -> 
     assert fits_on(cfg) != "nothing", f"{cfg.model} is not fitted"
     if cfg.model == "lsi":
         return lsi.fit(cfg, seed=seed, folder=folder, texts=texts)
-    return static.fit(cfg, folder=folder)
+    return static.fit(cfg, folder=folder, threads=threads)
 
 
 def load(cfg: Embed, folder: Folder | None, *, threads: int = 1) -> Embedder:

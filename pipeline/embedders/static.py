@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def identify(cfg: Embed) -> dict[str, Any]:
     return {"kind": "static", "source": source.identify_source(cfg), "dim": cfg.dim}
 
 
-def fit(cfg: Embed, *, folder: Folder) -> dict[str, Any]:
+def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
     """Distil the base model into a table, and put it and the tokenizer in `folder`. Some 35 s for MiniLM on one core.
 
     Raises:
@@ -57,7 +58,7 @@ def fit(cfg: Embed, *, folder: Folder) -> dict[str, Any]:
     special = {token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]}
     kept_V = np.array([bool(token) and token not in special and not _UNUSED.fullmatch(token) for token in tokens_V])
     with threadpool_limits(1):  # sums in one order, whatever the number of cores
-        x_VH = _embed_tokens(cfg, np.flatnonzero(kept_V))
+        x_VH = _embed_tokens(cfg, np.flatnonzero(kept_V), threads)
         table_VD = np.zeros((len(tokens_V), cfg.dim), dtype=np.float32)
         table_VD[kept_V], variance = _principal(x_VH, cfg.dim)
     table_VD *= _weights(tokens_V, kept_V)[:, None]
@@ -104,8 +105,11 @@ class StaticEmbedder:
         return sums_ND
 
 
-def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it."""
+def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> NDArray[np.float32]:
+    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it.
+
+    Each batch is one thread's, so the threads change no bit of it.
+    """
     import torch
     from tokenizers import Tokenizer
 
@@ -118,14 +122,17 @@ def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64]) -> NDArray[np.float32]
     around = tokenizer.encode("a")
     body = [row for row, is_special in enumerate(around.special_tokens_mask) if not is_special]
     before, after = around.ids[: body[0]], around.ids[body[-1] + 1 :]
-    outputs = []
-    with torch.inference_mode():
-        for start in range(0, len(token_V), _BATCH_TOKENS):
-            rows = [[*before, token, *after] for token in token_V[start : start + _BATCH_TOKENS].tolist()]
-            ids = torch.tensor(rows, device=model.device)
+
+    def embedded(start: int) -> NDArray[np.float32]:
+        rows = [[*before, token, *after] for token in token_V[start : start + _BATCH_TOKENS].tolist()]
+        ids = torch.tensor(rows, device=model.device)
+        with torch.inference_mode():
             states = model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["token_embeddings"]
-            outputs.append(states.mean(dim=1).cpu().numpy())
-    return np.concatenate(outputs)
+            vectors: NDArray[np.float32] = states.mean(dim=1).cpu().numpy()
+        return vectors
+
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS))))
 
 
 def _principal(x_VH: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float32], float]:

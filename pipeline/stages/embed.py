@@ -35,7 +35,7 @@ def embedder_step(config: Config, prepared: Step) -> Step | None:
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         item = prepared if needs == "texts" else None
-        shared = (config.embed, config.seed, folder)
+        shared = (config.embed, config.seed, folder, engine.threads_for(1))
         ((_, facts),) = engine.map(_fit_embedder, [_Texts(item)], title="embedder", unit="models", shared=shared)
         return dict(facts)
 
@@ -124,8 +124,8 @@ class _Texts:
         return texts
 
 
-def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder) -> dict[str, Any]:
-    return embedders.fit(cfg, seed=seed, folder=folder, texts=item.read(seed))
+def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder, threads: int) -> dict[str, Any]:
+    return embedders.fit(cfg, seed=seed, folder=folder, texts=item.read(seed), threads=threads)
 
 
 @functools.lru_cache(maxsize=1)
