@@ -120,7 +120,9 @@ class Weights(Section):
     @property
     def exponent(self) -> float:
         """`repeat_exponent`, or its default."""
-        return self.repeat_exponent or (0.5 if self.estimator == "density" else 1.0)
+        if self.overflow == "leave":
+            return 1.0  # what is left of repeats is for rewrites to fill
+        return self.repeat_exponent or (0.5 if self.estimator in CLUSTER_WEIGHTED else 1.0)
 
 
 def whole_number(value: Any) -> Any:

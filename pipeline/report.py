@@ -132,18 +132,18 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(
         f"{_percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
         + (f", {_percent(rewritten)} are rewrites" if run.config.rephrase else "")
-        + f"; no cluster is passed over more than {float(epochs.max()):.2f} times."
+        + f"; no text is passed over more than {max(float(epochs.max()), value['epochs_max']):.2f} times."
     )
     drawn: dict[str, int] = manifest["tokens_by_specialist"]
     natural, total = run.config.weights.natural_share, max(1, manifest["tokens"])
     shares = {name: specialist.share for name, specialist in run.config.specialists.items()}
     asked = {name: (1 - natural) * share / sum(shares.values()) for name, share in shares.items()} | {NATURAL: natural}
     off = [name for name, share in asked.items() if abs(drawn.get(name, 0) / total - share) > _SHARE_OFF]
-    if off and value["clipped_mass"] > 0:
+    if off:
         said = ", ".join(f"{name} {_percent(drawn.get(name, 0) / total)} instead of {_percent(asked[name])}" for name in asked)
         yield Text(
-            f"The cap on repeats moved {_percent(value['clipped_mass'])} of the budget to other clusters, and so shares of the "
-            f"mixture: {said}. More generalist text like the sample, a smaller budget or a higher weights.max_epochs keeps them."
+            f"The limits on repeats (weights.max_epochs, weights.repeat_exponent) moved shares of the mixture: {said}. More "
+            "generalist text like the sample, a smaller budget or higher limits keep them."
         )
     if not manifest["rows"]:
         yield Text("Nothing was drawn: sample.budget_tokens is less than half a window.")

@@ -247,7 +247,7 @@ def scores_schema(specialists: Sequence[str]) -> pa.Schema:
     return pa.schema(
         [
             pa.field("key", pa.uint64(), nullable=False),
-            *(pa.field(name, pa.float32(), nullable=False, metadata=doc) for name in specialists),
+            *(pa.field(f"score.{name}", pa.float32(), nullable=False, metadata=doc) for name in specialists),
         ]
     )
 

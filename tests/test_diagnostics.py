@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,12 @@ from pipeline.mixture.estimators import ESTIMATORS, claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.plan import capped_plan
 from pipeline.mixture.report import report
+from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
 
 
 def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, shares=None, **weights):
-    chosen = Weights(**({"bootstrap": 0} | weights))
+    chosen = Weights(**({"bootstrap": 0, "estimator": "crisp"} | weights))
     mixes = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
     shares = shares or dict.fromkeys(samples, 1.0)
     result = report(
@@ -98,6 +100,44 @@ def test_report_on_merged_leaves_says_what_loops_over_all_leaves_say(seed, smoot
         smoothing=smoothing, natural_share=natural_share, overflow=overflow, max_epochs=2.0,
     )  # fmt: skip
     expected = obvious_facts(generalist, mixes, {"a": 3.0, "b": 1.0}, natural_share, budget, 2.0, overflow, draw)
+    for key, value in expected.items():
+        assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from(["shuffled", "density"]))
+def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(seed, estimator):
+    """`shuffled` puts mass where no sample is; so do the odds of `density`, here in one stratum a leaf."""
+    rng = np.random.default_rng(seed)
+    tree = grow(rng, depth=3)
+    generalist = generalist_on(rng, tree, 0.0)
+    samples = {"a": counted(sample_on(rng, tree, documents=2, most_windows=2))}
+    budget = max(1, int(generalist.tokens_L.sum() * 0.2))
+    chosen = {"overflow": "leave", "max_epochs": 2.0, "natural_share": 0.1}
+    if estimator == "shuffled":
+        _, facts, mixes = made(tree, generalist, samples, budget=budget, estimator="shuffled", **chosen)
+    else:
+        weights = Weights(**chosen, bootstrap=10)
+        clusters = ESTIMATORS["crisp"].estimate(tree, generalist, samples, weights)
+        p_L = rng.dirichlet(np.full(len(generalist.tokens_L), 0.3)) * (generalist.tokens_L > 0)
+        mixes = {"a": replace(clusters["a"], p_L=p_L / p_L.sum())}
+        leaf_C = np.flatnonzero(generalist.tokens_L)
+        target_L = 0.9 * mixes["a"].p_L + 0.1 * generalist.p_L
+        strata = Strata(
+            key_C=leaf_C << 16,
+            windows_C=generalist.windows_L[leaf_C],
+            tokens_C=generalist.tokens_L[leaf_C],
+            p_target_C=target_L[leaf_C],
+        )
+        more = {"shares": {"a": 1.0}, "budget_tokens": budget, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
+        result = report(tree, generalist, samples, mixes, weights, **more)
+        facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
+        found = result.specialists.to_pandas()
+        if samples["a"].document_rows()[0] > 1:
+            assert (found["p_low"] <= found["p_high"]).all()
+            # A resample moves a leaf by the square root of what it moves CRISP's weight.
+            assert (found["p_high"] / found["p"].clip(1e-300) < 40).all()
+    expected = obvious_facts(generalist, mixes, {"a": 1.0}, 0.1, budget, 2.0, "leave", "rounded")
     for key, value in expected.items():
         assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 

@@ -160,7 +160,7 @@ def test_damped_repeats_meet_the_budget_at_one_level(rows, exponent, cap):
     wanted = np.array([row[0] for row in rows])
     tokens = np.array([row[1] for row in rows], float)
     wanted[tokens == 0] = 0
-    filled = damped_fill(wanted, tokens, cap, exponent)
+    filled = damped_fill(wanted, tokens, float(wanted.sum()), cap, exponent)
     most = cap * tokens[wanted > 0].sum()
     assert filled.sum() == pytest.approx(min(wanted.sum(), most), rel=1e-9, abs=1e-9)
     assert (filled <= cap * tokens + 1e-9).all()

@@ -1,12 +1,13 @@
 """The settings of a comparison: a run, its arms as changes to that, held-out text, and the proxy model."""
 
 import copy
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from pipeline.config import Config, Corpus, Section, explain_mistakes, parse_config, read_sections
 from pipeline.errors import ConfigError
@@ -21,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "density": {"weights": {"estimator": "density"}},
     "crisp": {"weights": {"estimator": "crisp"}},
     "crisp-top-cluster": {"weights": {"estimator": "top-cluster", "overflow": "leave"}},
-    "crisp-shuffled": {"weights": {"estimator": "shuffled"}},
+    "crisp-shuffled": {"weights": {"estimator": "shuffled", "overflow": "leave"}},
     "dsir": {"weights": {"estimator": "dsir"}},
     "classifier": {"weights": {"estimator": "classifier"}},
     "nearest": {"weights": {"estimator": "nearest"}},
@@ -47,6 +48,20 @@ class Evidence(Section):
     seeds: int = Field(3, ge=2, description="proxies of each arm; they differ in weights and order")
     proxy: ProxySettings = ProxySettings()
     threads: int = Field(1, ge=1, description="cores of a training on CPUs; they change its last bits")
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, arms: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
+        for arm, given in arms.items():
+            if given is None and arm not in PRESETS:
+                near = difflib.get_close_matches(arm, PRESETS, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known by name are {', '.join(PRESETS)}"
+                raise ValueError(f"{arm} says nothing of what it changes{hint}")
+            if any(value is None for value in (given or {}).values()):
+                raise ValueError(f"{arm} has a section without settings; leave it out, or say what it changes")
+            if " +" in arm:
+                raise ValueError(f"{arm!r}: names with ' +' are those of the points of curves; choose another")
+        return arms
 
     def config_of(self, arm: str) -> Config:
         """The run of an arm.

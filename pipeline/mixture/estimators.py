@@ -127,7 +127,8 @@ class _OfHistogram:
         for name, sample in specialists.items():
             tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
             p_L = self._shares(tokens_L / tokens_L.sum(), generalist)
-            mixes[name] = _mix(p_L, tokens_L, generalist, alpha_H, 0.0)
+            lost = float(tokens_L[generalist.tokens_L == 0].sum() / tokens_L.sum())
+            mixes[name] = _mix(p_L, tokens_L, generalist, alpha_H, lost)
         return mixes
 
     def resampled(

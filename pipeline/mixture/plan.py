@@ -132,8 +132,9 @@ def capped_plan(
     cap_L = max_epochs * np.asarray(tokens_L, dtype=np.float64)
     deficit_L = np.maximum(wanted_L - cap_L, 0.0)
     rewritten_L = np.zeros(len(wanted_L)) if rewrites_L is None else np.minimum(deficit_L, rewrites_L)
-    if overflow == "spread" and repeat_exponent != 1.0 and rewrites_L is None:
-        total_L = damped_fill(wanted_L, np.asarray(tokens_L, np.float64), max_epochs, repeat_exponent)
+    if overflow == "spread" and repeat_exponent != 1.0:
+        raw = float(wanted_L.sum() - rewritten_L.sum())
+        total_L = rewritten_L + damped_fill(wanted_L, np.asarray(tokens_L, np.float64), raw, max_epochs, repeat_exponent)
     else:
         # A leaf with a deficit is full at any level, so that rewrites never take the place of its own text.
         total_L = water_fill(wanted_L, cap_L + rewritten_L) if overflow == "spread" else np.minimum(wanted_L, cap_L + rewritten_L)
@@ -156,23 +157,33 @@ def shared_plan(
     overflow: Overflow,
     rewrites_L: Floats,
     real_to_synthetic: float,
+    elsewhere: float = 0.0,
+    repeat_exponent: float = 1.0,
 ) -> Plan:
     """A plan in which rewrites are one part of `1 + real_to_synthetic` (WRAP, arXiv 2401.16380: 1 : 1 in tokens), all used alike.
 
     The text itself makes up the mixture around them, so that the whole is as asked. With too few rewrites it takes their place too.
+    `elsewhere` are tokens of rewrites that lie in none of the leaves.
     """
     wanted_L = budget_tokens * np.asarray(p_target_L, dtype=np.float64)
     cap_L = max_epochs * np.asarray(tokens_L, dtype=np.float64)
     synthetic = budget_tokens / (1.0 + real_to_synthetic)
-    held = float(rewrites_L.sum())
-    rewritten_L = rewrites_L * (min(1.0, synthetic / held) if held else 0.0)
+    held = float(rewrites_L.sum()) + elsewhere
+    used = min(1.0, synthetic / held) if held else 0.0
+    rewritten_L = rewrites_L * used
     rest_L = np.maximum(wanted_L - rewritten_L, 0.0)
-    raw = budget_tokens - (rewritten_L.sum() if overflow == "spread" else synthetic)
+    raw = float(budget_tokens - (held * used if overflow == "spread" else synthetic))
     rest_L *= raw / max(rest_L.sum(), 1e-300)
+    if overflow == "leave":
+        planned_L = np.minimum(rest_L, cap_L)
+    elif repeat_exponent != 1.0:
+        planned_L = damped_fill(rest_L, np.asarray(tokens_L, np.float64), raw, max_epochs, repeat_exponent)
+    else:
+        planned_L = water_fill(rest_L, cap_L)
     return Plan(
         tokens_L=tokens_L,
         wanted_L=wanted_L,
-        planned_L=water_fill(rest_L, cap_L) if overflow == "spread" else np.minimum(rest_L, cap_L),
+        planned_L=planned_L,
         rewritten_L=rewritten_L,
         deficit_L=np.maximum(rest_L - cap_L, 0.0),
         budget_tokens=budget_tokens,
@@ -202,15 +213,15 @@ def water_fill(wanted_L: Floats, cap_L: Floats) -> Floats:
     return planned_L
 
 
-def damped_fill(wanted_L: Floats, tokens_L: Floats, max_epochs: float, exponent: float) -> Floats:
+def damped_fill(wanted_L: Floats, tokens_L: Floats, budget: float, max_epochs: float, exponent: float) -> Floats:
     """(L,) tokens of each leaf where repeats are damped: epochs e = level · wanted / tokens to 1, e^exponent above, to the cap.
 
-    The level is that at which the sum is that of `wanted_L`; all caps where no level is enough. A second copy of a text teaches
+    The level is that at which the sum is the budget; all caps where no level is enough. A second copy of a text teaches
     less than a new text that is about as good (docs/decisions/0011).
     """
     asked_L = (wanted_L > 0) & (tokens_L > 0)
     tokens_M, log_M = tokens_L[asked_L], np.log(wanted_L[asked_L]) - np.log(tokens_L[asked_L])
-    budget, most = float(wanted_L.sum()), float(np.log(max_epochs))
+    most = float(np.log(max_epochs))
 
     def filled(log_level: float) -> Floats:
         log_epochs_M = log_M + log_level

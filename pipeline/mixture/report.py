@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import Weights
+from pipeline.config import CLUSTER_WEIGHTED, Weights
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.diagnostics import Atoms, Draw, meaning, mixture_facts, specialist_facts
 from pipeline.mixture.estimators import ESTIMATORS, SpecialistMix, claims
@@ -27,7 +27,8 @@ from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
 
 _TAILS = (0.05, 0.95)
 # Controls, and selections of the highest scores, are without intervals.
-_RESAMPLED = ("crisp", "natural", "density")
+_RESAMPLED = ("crisp", "natural", *CLUSTER_WEIGHTED)
+_PRUNED = ("crisp", "natural", "top-cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +57,25 @@ def report(
     """SPECIALISTS, MIXTURE and DIAGNOSTICS of what the estimator of `settings` found.
 
     Where windows are scored, `strata` are what is drawn alike, and `clusters` what CRISP gives the leaves, where that is a part of
-    the estimate: resamples then change this part, and leave what was learnt of windows as it is.
+    the estimate: resamples then change this part, and leave what was learnt of windows as it is. Only shares have intervals then.
 
     Intervals are the 5th and 95th percentile over `settings.bootstrap` resamples; with none of them, or a sample of a single
     document, they are missing (NaN in SPECIALISTS, null in DIAGNOSTICS). Work and memory grow with the leaves that samples
     touch, not with those of the tree: B · S · A float32.
     """
     pruned = prune(tree, np.unique(np.concatenate([sample.leaf_E for sample in specialists.values()])))
-    atoms = Atoms.of(pruned.atom_L, generalist)
+    touched = Atoms.of(pruned.atom_L, generalist)
+    # Where leaves that the sample does not touch are not in proportion to the generalist, they cannot be merged.
+    atoms = (
+        touched if strata is None and settings.estimator in _PRUNED else Atoms.of(np.arange(len(generalist.tokens_L)), generalist)
+    )
     point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
 
     def target(mix_of: Mapping[str, SpecialistMix]) -> Floats:
         p_A_of = {name: mix.p_L for name, mix in mix_of.items()}
         return np.asarray(claims(p_A_of, shares, settings.natural_share, atoms.histogram.p_L)[1].sum(axis=0), np.float64)
 
-    cells = _Cells.of(strata, atoms, target(point_of))
+    cells = _Cells.of(strata, atoms)
 
     def facts(mix_of: Mapping[str, SpecialistMix]) -> dict[tuple[str, str], float]:
         plan = capped_plan(
@@ -94,20 +99,21 @@ def report(
     drawn: dict[tuple[str, str], list[float]] = defaultdict(list)
     resampled = settings.estimator in _RESAMPLED
     sure = {name: resampled and settings.bootstrap > 0 and sample.document_rows()[0] > 1 for name, sample in specialists.items()}
-    p_BA_of = {name: np.empty((settings.bootstrap, len(atoms.within_A)), dtype=np.float32) for name, known in sure.items() if known}
-    resamplers = {name: _Resampler(name, specialists[name], pruned, atoms, mixes[name], settings, seed) for name in p_BA_of}
-    base_of = {name: _gather(mix.p_L, atoms) for name, mix in clusters.items()} if clusters else {}
+    known = [name for name, is_sure in sure.items() if is_sure]
+    p_BA_of = {name: np.empty((settings.bootstrap, len(touched.within_A)), dtype=np.float32) for name in known}
+    resamplers = {name: _Resampler(name, specialists[name], pruned, touched, mixes[name], settings, seed) for name in known}
     for replicate in range(settings.bootstrap if resamplers else 0):
-        mix_of = dict(point_of)
-        for name, resampler in resamplers.items():
-            mix = resampler.mix(replicate)
-            mix_of[name] = replace(mix, p_L=_moved(point_of[name].p_L, base_of[name], mix.p_L)) if name in base_of else mix
+        mix_of = dict(point_of) | {name: resampler.mix(replicate) for name, resampler in resamplers.items()}
         for name, p_BA in p_BA_of.items():
             p_BA[replicate] = mix_of[name].p_L
-        for key, value in facts(mix_of).items():
-            drawn[key].append(value)
+        if not clusters:
+            for key, value in facts(mix_of).items():
+                drawn[key].append(value)
 
-    low_high_of = {name: _interval(p_BA, atoms, generalist, mixes[name].p_L) for name, p_BA in p_BA_of.items()}
+    if clusters:
+        for name, p_BA in p_BA_of.items():
+            _move(p_BA, _gather(mixes[name].p_L, touched), _gather(clusters[name].p_L, touched))
+    low_high_of = {name: _interval(p_BA, touched, generalist, mixes[name].p_L) for name, p_BA in p_BA_of.items()}
     return Report(
         specialists=_specialists(specialists, mixes, low_high_of),
         mixture=_mixture(generalist, mixes, shares, settings.natural_share),
@@ -125,17 +131,18 @@ class _Cells:
     inside_C: Floats
 
     @classmethod
-    def of(cls, strata: Strata | None, atoms: Atoms, target_A: Floats) -> "_Cells":
+    def of(cls, strata: Strata | None, atoms: Atoms) -> "_Cells":
+        num_atoms = len(atoms.within_A)
         if strata is None:
             everything = atoms.histogram
             return cls(
-                atom_C=np.arange(len(target_A)),
+                atom_C=np.arange(num_atoms),
                 windows_C=everything.windows_L,
                 tokens_C=everything.tokens_L,
-                inside_C=np.ones(len(target_A)),
+                inside_C=np.ones(num_atoms),
             )
         atom_C = atoms.atom_L[strata.leaf_C]
-        asked_A = np.bincount(atom_C, weights=strata.p_target_C, minlength=len(target_A))
+        asked_A = np.bincount(atom_C, weights=strata.p_target_C, minlength=num_atoms)
         inside_C = strata.p_target_C / np.maximum(asked_A, 1e-300)[atom_C]
         return cls(atom_C=atom_C, windows_C=strata.windows_C, tokens_C=strata.tokens_C, inside_C=inside_C)
 
@@ -172,10 +179,11 @@ def _gather(p_L: Floats, atoms: Atoms) -> Floats:
     return np.bincount(atoms.atom_L, weights=p_L, minlength=len(atoms.within_A)).astype(np.float64)
 
 
-def _moved(point_A: Floats, base_A: Floats, resampled_A: Floats) -> Floats:
-    """What a resample wants where the weight of a leaf is half of the estimate, in logs (`strata.Odds`)."""
-    p_A = point_A * np.sqrt(np.divide(resampled_A, base_A, out=np.ones_like(base_A), where=base_A > 0))
-    return np.asarray(p_A / p_A.sum(), np.float64)
+def _move(p_BA: NDArray[np.float32], point_A: Floats, clusters_A: Floats) -> None:
+    """From what resamples give the leaves to what they want where that is half of the estimate, in logs (`strata.Odds`)."""
+    for p_A in p_BA:
+        moved_A = point_A * np.sqrt(np.divide(p_A, clusters_A, out=np.ones_like(point_A), where=clusters_A > 0))
+        p_A[:] = moved_A / moved_A.sum()
 
 
 def _interval(p_BA: NDArray[np.float32], atoms: Atoms, generalist: LeafHistogram, p_L: Floats) -> tuple[Floats, Floats]:

@@ -51,8 +51,7 @@ class Odds:
         value_B = (np.arange(BINS) - _HALF) / _PER_NAT
         share_SB = bins_SB / np.maximum(bins_SB.sum(axis=1, keepdims=True), 1)
         most_S = np.array([value_B[np.flatnonzero(share_B)[-1]] if share_B.any() else 0.0 for share_B in share_SB])
-        with np.errstate(over="ignore"):
-            mean_S = np.where(share_SB > 0, share_SB * np.exp(np.minimum(value_B - most_S[:, None], 0.0)), 0.0).sum(axis=1)
+        mean_S = (share_SB * np.exp(np.minimum(value_B - most_S[:, None], 0.0))).sum(axis=1)
         return cls(log_weight_SL=log_weight_SL, log_mean_S=np.log(np.maximum(mean_S, 1e-300)) + most_S)
 
 
@@ -102,10 +101,14 @@ class Target:
     def of(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> tuple[Floats, Floats]:
         """(N, S) r of each specialist, and (N,) q; 0 without a leaf."""
         r_NS = np.where(np.asarray(leaf_N)[:, None] >= 0, np.exp(self.ratios.log_ratio(leaf_N, score_NS)), 0.0)
-        return r_NS, np.where(np.asarray(leaf_N) >= 0, r_NS @ self.share_S + self.natural_share, 0.0)
+        # Not r_NS @ share_S: how BLAS sums a row depends on how many there are, and a window must find its stratum again.
+        q_N = np.full(len(r_NS), self.natural_share)
+        for s, share in enumerate(self.share_S):
+            q_N += share * r_NS[:, s]
+        return r_NS, np.where(np.asarray(leaf_N) >= 0, q_N, 0.0)
 
 
-def odds_bins(log_weight_SL: Floats, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]) -> Ints:
+def odds_bins(log_weight_SL: Floats, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]) -> NDArray[np.int64]:
     """(S, B) tokens of a part by the log of its unnormalised odds, in bins of a 256th of a nat."""
     keep_N = np.asarray(leaf_N) >= 0
     bin_NS = _per_bin(log_weight_SL, np.asarray(leaf_N)[keep_N], score_NS[keep_N]) + _HALF
@@ -118,7 +121,7 @@ def codes(score_NS: NDArray[np.float32]) -> NDArray[np.uint32]:
     return np.where(bits_NS >> 31, ~bits_NS, bits_NS | np.uint32(1 << 31))
 
 
-def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], high_S: Ints | None) -> Ints:
+def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], high_S: Ints | None) -> NDArray[np.int64]:
     """(S, B) tokens of a part by the upper half of their codes; or by the lower, of those whose upper half is `high_S`."""
     keep_N = np.asarray(leaf_N) >= 0
     code_NS, tokens_N = codes(score_NS[keep_N]), np.asarray(tokens_N)[keep_N]
@@ -175,13 +178,18 @@ class StrataCounts:
 
     def add(self, other: Self) -> Self:
         """Both together."""
-        return self._merged(
-            np.concatenate([self.key_C, other.key_C]),
-            np.concatenate([self.windows_C, other.windows_C]),
-            np.concatenate([self.tokens_C, other.tokens_C]),
-            np.concatenate([self.mass_C, other.mass_C]),
-            self.mass_SL + other.mass_SL,
-        )
+        return self.combine([self, other])
+
+    @classmethod
+    def combine(cls, parts: Iterable[Self]) -> Self:
+        """Everything in one or more parts, in any order and grouping."""
+        first, *others = parts
+        mass_SL = first.mass_SL.copy()
+        for other in others:
+            mass_SL += other.mass_SL
+        columns = zip(*((part.key_C, part.windows_C, part.tokens_C, part.mass_C) for part in (first, *others)), strict=True)
+        key_M, windows_M, tokens_M, mass_M = (np.concatenate(column) for column in columns)
+        return cls._merged(key_M, windows_M, tokens_M, mass_M, mass_SL)
 
     @classmethod
     def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_M: Any, mass_SL: Any) -> Self:
@@ -223,8 +231,10 @@ class Strata:
 
     def rows(self, leaf_N: Ints, q_N: Floats) -> NDArray[np.int64]:
         """(N,) the stratum of each window; windows without a leaf are in the first."""
-        row_N = np.searchsorted(self.key_C, _keys(np.maximum(leaf_N, 0).astype(np.int64), q_N))
-        return np.minimum(row_N, len(self.key_C) - 1)
+        key_N = _keys(np.maximum(leaf_N, 0).astype(np.int64), q_N)
+        row_N = np.minimum(np.searchsorted(self.key_C, key_N), len(self.key_C) - 1)
+        assert (self.key_C[row_N] == key_N)[np.asarray(leaf_N) >= 0].all(), "a window lies in no stratum"
+        return row_N
 
     def table(self) -> pa.Table:
         """As a STRATA table."""

@@ -46,15 +46,15 @@ class Rows:
 
 
 class Scorer(Protocol):
-    """One way to score windows. All of it is a function of its arguments: the same bits for any split of the corpus."""
+    """One way to score windows; all of it is a function of its arguments."""
 
     draws: Literal["odds", "top"]
-    background_windows: int | None  # how many windows of the generalist, chosen by hash, it learns from; None: all
+    background_windows: int | None  # how many windows of the generalist, chosen by hash, it learns from; None: all, added up
 
     def background(self, rows: Rows) -> Any:
         """What is learnt from some windows of the generalist; goes from a worker to the fit."""
 
-    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
+    def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         """The model of one specialist, from its sample and the backgrounds of all parts, in the order of the parts."""
 
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:

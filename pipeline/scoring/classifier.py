@@ -25,10 +25,9 @@ class Classifier:
         """(N, F) counts."""
         return hashed_counts(rows.texts)
 
-    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
+    def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         import scipy.sparse as sp
 
-        del seed
         background_BF = sp.vstack(backgrounds).tocsr()
         idf_F = inverse_frequencies(background_BF)
         sample_PF = weighed(hashed_counts(sample.texts), idf_F)

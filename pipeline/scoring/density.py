@@ -30,10 +30,9 @@ class Density:
         """(N, F) counts and (N, D) embeddings."""
         return hashed_counts(rows.texts), rows.x_ND
 
-    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
+    def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         import scipy.sparse as sp
 
-        del seed
         counts, vectors = zip(*backgrounds, strict=True)
         background_BF = sp.vstack(counts).tocsr()
         idf_F = inverse_frequencies(background_BF)

@@ -37,8 +37,7 @@ class Dsir:
         """(B,) counts."""
         return counts(rows.texts)
 
-    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
-        del seed
+    def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         return {"log_ratio_B": _log_shares(counts(sample.texts)) - _log_shares(np.sum(backgrounds, axis=0))}
 
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:

@@ -21,8 +21,8 @@ class Nearest:
     def background(self, rows: Rows) -> None:
         del rows
 
-    def fit(self, backgrounds: Sequence[Any], sample: Rows, seed: int) -> Model:
-        del backgrounds, seed
+    def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
+        del backgrounds
         return {"mean_D": sample.x_ND.mean(axis=0, dtype=np.float64)}
 
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:

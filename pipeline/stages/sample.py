@@ -230,14 +230,16 @@ def planned(config: Config, asked: Asked, rewrites_L: NDArray[np.float64] | None
         "budget_tokens": config.sample.budget_tokens,
         "max_epochs": config.weights.max_epochs,
         "overflow": config.weights.overflow,
+        "repeat_exponent": config.weights.exponent,
     }
     if rewrites_L is None:
-        return make_plan(asked.p_C, asked.tokens_C, **limits, repeat_exponent=config.weights.exponent)
+        return make_plan(asked.p_C, asked.tokens_C, **limits)
     assert config.rephrase
     if config.rephrase.mode == "share":
         ratio = config.rephrase.real_to_synthetic
         rewrites_C = asked.split(rewrites_L, asked.p_C)
-        return shared_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=rewrites_C, real_to_synthetic=ratio)
+        elsewhere = float(rewrites_L.sum() - rewrites_C.sum())
+        return shared_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere)
     beyond_C = capped_plan(asked.p_C, asked.tokens_C, **limits).deficit_L
     return capped_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=asked.split(rewrites_L, beyond_C))
 

@@ -6,7 +6,9 @@ the windows, one column a specialist.
 Shapes: N windows of a part, S specialists.
 """
 
+import functools
 import io
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from pipeline.tables import scores_schema
 _FOLD_GROUPS = 256
 # Parts that a background of so many windows is taken from: enough to be mixed well, few enough to read.
 _BACKGROUND_PARTS = 1024
+_MOST_SAMPLE = 100_000  # windows of a sample that are learnt from, chosen by hash
 
 
 def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[str, Step]) -> Step:
@@ -39,7 +42,10 @@ def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[s
         missing = [name for name in names if not models.exists(f"{name}.npz")]
         if missing:
             backgrounds = _backgrounds(engine, estimator, seed, windows, vectors)
-            samples = {name: (prepared[name].folder, embedded[name].folder, part_names(prepared[name])) for name in missing}
+            samples = {
+                name: (prepared[name].folder, embedded[name].folder, part_names(prepared[name]), embedded[name].manifest["windows"])
+                for name in missing
+            }
             shared = (estimator, seed, samples, backgrounds, models)
             for _ in engine.map(_fit, missing, title="score fit", unit="specialists", shared=shared):
                 pass
@@ -54,8 +60,9 @@ def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[s
         for place, name in enumerate(names):
             if not any(part["finite"][place] for part in parts):
                 raise InputError(
-                    f"weights.estimator {estimator}: no window of the generalist corpus can be scored for {name}; dsir needs "
-                    "windows of at least 100 words, so set window.tokens higher, or take another estimator"
+                    f"weights.estimator {estimator}: no window of the generalist corpus can be scored for {name}"
+                    + ("; it needs windows of at least 100 words, so set window.tokens higher" if estimator == "dsir" else "")
+                    + ", or take another estimator"
                 )
         return {"windows": sum(part["rows"] for part in parts), "parts": parts}
 
@@ -110,35 +117,43 @@ def _hash_chosen(names: Sequence[str], seed: int) -> list[str]:
 
 def _background(names: Sequence[str], estimator: str, seed: int, share: float, windows: Folder, vectors: Folder) -> Any:
     used = scorer(estimator)
-    chosen = []
-    for name in names:
-        rows = read_rows(windows, vectors, name)
-        if share < 1.0:
-            u_N = keyed_uniform(rows.key_N, seed=seed, purpose="score.background")
-            rows = rows.take(np.flatnonzero(u_N < share))
-        chosen.append(rows)
-    rows = Rows.joined(chosen)
+    if used.background_windows is None:  # part by part: together they may be a good piece of the corpus
+        return functools.reduce(operator.add, (used.background(read_rows(windows, vectors, name)) for name in names))
+    rows = Rows.joined([_chosen(read_rows(windows, vectors, name), share, seed) for name in names])
     return used.background(rows) if len(rows) else None
+
+
+def _chosen(rows: Rows, share: float, seed: int) -> Rows:
+    """A hash-chosen share of the rows."""
+    if share >= 1.0:
+        return rows
+    return rows.take(np.flatnonzero(keyed_uniform(rows.key_N, seed=seed, purpose="score.background") < share))
 
 
 def _fit(
     name: str,
     estimator: str,
     seed: int,
-    samples: Mapping[str, tuple[Folder, Folder, Sequence[str]]],
+    samples: Mapping[str, tuple[Folder, Folder, Sequence[str], int]],
     backgrounds: Any,
     models: Folder,
 ) -> None:
-    windows, vectors, parts = samples[name]
-    sample = Rows.joined([read_rows(windows, vectors, part) for part in parts])
+    windows, vectors, parts, rows = samples[name]
+    share = min(1.0, _MOST_SAMPLE / max(1, rows))
+    sample = Rows.joined([_chosen(read_rows(windows, vectors, part), share, seed) for part in parts])
     sink = io.BytesIO()
-    np.savez(sink, **scorer(estimator).fit(backgrounds, sample, seed))  # type: ignore[arg-type]
+    np.savez(sink, **scorer(estimator).fit(backgrounds, sample))  # type: ignore[arg-type]
     models.write_bytes(f"{name}.npz", sink.getvalue())
 
 
-def _read_model(models: Folder, name: str) -> Model:
-    with np.load(io.BytesIO(models.read_bytes(f"{name}.npz")), allow_pickle=False) as arrays:
-        return dict(arrays)
+@functools.lru_cache(maxsize=1)
+def _models(url: str, names: tuple[str, ...]) -> list[Model]:
+    """The models of the specialists, read once in a worker process."""
+    found: list[Model] = []
+    for name in names:
+        with np.load(io.BytesIO(Folder(url).read_bytes(f"{name}.npz")), allow_pickle=False) as arrays:
+            found.append(dict(arrays))
+    return found
 
 
 def _score_part(
@@ -155,8 +170,8 @@ def _score_part(
     score_NS = np.full((len(key_N), len(specialists)), -np.inf, np.float32)
     if valid_N.any():
         rows = read_rows(windows, vectors, name)
-        score_NS[valid_N] = scorer(estimator).scores([_read_model(models, one) for one in specialists], rows, seed)
-    columns = {"key": key_N, **{specialist: score_NS[:, place] for place, specialist in enumerate(specialists)}}
+        score_NS[valid_N] = scorer(estimator).scores(_models(models.url, tuple(specialists)), rows, seed)
+    columns = {"key": key_N, **{f"score.{specialist}": score_NS[:, place] for place, specialist in enumerate(specialists)}}
     facts = {"rows": len(key_N), "finite": np.isfinite(score_NS).sum(axis=0).tolist()}
     folder.write_table(f"{name}.parquet", pa.table(columns), scores_schema(specialists), facts)
     return facts

@@ -165,6 +165,9 @@ class Asked:
     def split(self, x_L: NDArray[np.float64], weight_C: NDArray[np.float64]) -> NDArray[np.float64]:
         """(C,) what is said of leaves, over their cells in proportion to `weight_C`."""
         weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
+        # Where nothing is asked of a leaf, by what its cells hold: what is said of it must not be lost.
+        weight_C = np.where(weight_L[self.leaf_C] > 0, weight_C, self.tokens_C)
+        weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
         part_C = np.divide(weight_C, weight_L[self.leaf_C], out=np.zeros_like(weight_C), where=weight_C > 0)
         return np.asarray(x_L[self.leaf_C] * part_C, np.float64)
 
@@ -224,18 +227,15 @@ def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterat
 
 
 def _odds_bins(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: NDArray[np.float64]) -> NDArray[np.int64]:
-    found = [odds_bins(log_weight_SL, *part) for part in _scored(names, assignments, scores)]
-    return np.asarray(np.sum(found, axis=0), np.int64)
+    return functools.reduce(np.add, (odds_bins(log_weight_SL, *part) for part in _scored(names, assignments, scores)))
 
 
 def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    found = [code_bins(*part, high_S) for part in _scored(names, assignments, scores)]
-    return np.asarray(np.sum(found, axis=0), np.int64)
+    return functools.reduce(np.add, (code_bins(*part, high_S) for part in _scored(names, assignments, scores)))
 
 
 def _strata(names: Sequence[str], assignments: Folder, scores: Folder, target: Target, num_leaves: int) -> StrataCounts:
-    parts = (StrataCounts.of_part(target, *part, num_leaves) for part in _scored(names, assignments, scores))
-    return functools.reduce(StrataCounts.add, parts)
+    return StrataCounts.combine(StrataCounts.of_part(target, *part, num_leaves) for part in _scored(names, assignments, scores))
 
 
 def _histogram(names: Sequence[str], assignments: Folder, num_leaves: int) -> LeafHistogram:
