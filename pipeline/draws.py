@@ -162,9 +162,9 @@ def copies(key_N: Keys, leaf_N: Ints, factor_N: NDArray[np.floating], plan: Draw
     return cast(pa.table(columns), DRAWS)
 
 
-def attribute(key_N: Keys, copy_N: Ints, leaf_N: Ints, claim_SL: Floats, seed: int) -> NDArray[np.int64]:
-    """(N,) the row of `claim_SL` that each copy is drawn for, in proportion to what each asks of the leaf (`estimators.claims`)."""
-    upto_SN = np.cumsum(claim_SL[:, leaf_N], axis=0)
+def attribute(key_N: Keys, copy_N: Ints, claim_SN: Floats, seed: int) -> NDArray[np.int64]:
+    """(N,) the row of `claim_SN` that each copy is drawn for, in proportion to what each asks of its text."""
+    upto_SN = np.cumsum(claim_SN, axis=0)
     u_N = keyed_uniform(key_N, seed=seed, purpose="attribute", copy=copy_N)
     return np.asarray((upto_SN[:-1] <= u_N * upto_SN[-1]).sum(axis=0), dtype=np.int64)
 

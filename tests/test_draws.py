@@ -182,10 +182,10 @@ def test_attribute_is_in_proportion_to_what_each_asks_of_the_leaf():
     claim_SL = np.array([[0.3, 0.0], [0.1, 0.0], [0.1, 0.5]])
     key = keyed_hash(np.arange(20_000, dtype=np.uint64), seed=1, purpose="x")
     for leaf, expected in ((0, [0.6, 0.2, 0.2]), (1, [0.0, 0.0, 1.0])):
-        row = attribute(key, np.zeros(20_000, dtype=int), np.full(20_000, leaf), claim_SL, seed=3)
+        row = attribute(key, np.zeros(20_000, dtype=int), claim_SL[:, np.full(20_000, leaf)], seed=3)
         np.testing.assert_allclose(np.bincount(row, minlength=3) / 20_000, expected, atol=0.015)
-    again = attribute(key, np.ones(20_000, dtype=int), np.zeros(20_000, dtype=int), claim_SL, seed=3)
-    first = attribute(key, np.zeros(20_000, dtype=int), np.zeros(20_000, dtype=int), claim_SL, seed=3)
+    again = attribute(key, np.ones(20_000, dtype=int), claim_SL[:, np.zeros(20_000, dtype=int)], seed=3)
+    first = attribute(key, np.zeros(20_000, dtype=int), claim_SL[:, np.zeros(20_000, dtype=int)], seed=3)
     assert (again != first).mean() > 0.4  # each copy is asked anew
 
 

@@ -307,6 +307,14 @@ def test_windows_are_drawn_as_their_strata_are_planned(topics: dict[str, Any], t
     assert planned.to_numpy() == pytest.approx(held.to_numpy(), rel=1e-5, abs=0.5)
     assert draws["expected"].max() <= 4 + 1e-6
     assert draws["expected"].min() > 0  # the natural share is for every window
+    rows = rows_of(made).to_pandas()
+    assert set(rows["specialist"]) == {"legal", "kitchen", "natural"}
+    asked = rows.groupby("source")["specialist"].agg(set)
+    if estimator == "classifier":  # what it did not choose is only there for the natural share
+        assert asked["law"] == {"legal", "natural"}
+        assert asked["cooking"] == {"kitchen", "natural"}
+    of_law = rows[rows["source"] == "law"]["specialist"]
+    assert (of_law == "legal").mean() > 0.8
     strata = made.step("weights").folder.read_table("strata.parquet").to_pandas()
     assert strata["tokens"].sum() == tokens.sum()
     mixture = made.step("weights").folder.read_table("mixture.parquet").to_pandas()

@@ -148,7 +148,7 @@ def test_copies_carry_their_window_and_go_to_one_shard_each() -> None:
     attribution = Attribution(["law", "natural"], np.array([[1.0], [0.0]]))
     folder = Folder("memory://x")
     work = Shuffle(pools={}, output=folder, num_shards=3, seed=0, attribution=attribution)
-    table = copies_table(windows, np.zeros(3, np.int32), np.array([2, 0, 3], np.int32), work)
+    table = copies_table(windows, np.zeros(3, np.int32), np.array([2, 0, 3], np.int32), np.array([[1.0] * 3, [0.0] * 3]), work)
     assert table["id"].to_pylist() == ["d:0:0", "d:0:1", "d:2:0", "d:2:1", "d:2:2"]
     assert table["text"].to_pylist() == ["a", "a", "ccc", "ccc", "ccc"]
     assert set(table["specialist"].to_pylist()) == {"law"}
@@ -160,6 +160,6 @@ def test_copies_are_shared_out_as_the_claims_are() -> None:
     key_N = np.arange(20_000, dtype=np.uint64)
     claim_SL = np.array([[0.3, 0.0], [0.1, 0.5]])
     leaf_N = (key_N % 2).astype(np.int64)
-    row_N = attribute(key_N, np.zeros(20_000, np.int64), leaf_N, claim_SL, 0)
+    row_N = attribute(key_N, np.zeros(20_000, np.int64), claim_SL[:, leaf_N], 0)
     assert abs((row_N[leaf_N == 0] == 0).mean() - 0.75) < 0.02
     assert (row_N[leaf_N == 1] == 1).all()

@@ -88,7 +88,7 @@ def sample_step(
             output=folder,
             num_shards=max(1, round(text_bytes / settings.shard_bytes)),
             seed=config.seed,
-            attribution=Attribution.read(weighted.folder, config),
+            attribution=Attribution.read(weighted.folder, config, scored.folder if scored else None),
         )
         present = set(folder.names(".parquet"))
         missing = [i for i in range(work.num_shards) if f"{shard_name(i)}.parquet" not in present]

@@ -19,6 +19,9 @@ from pipeline.config import Config
 from pipeline.draws import attribute
 from pipeline.hashing import keyed_hash
 from pipeline.mixture.estimators import claims
+from pipeline.mixture.strata import Target
+from pipeline.stages.score import read_scores
+from pipeline.stages.weights import read_target
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS
 
@@ -35,14 +38,16 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what each asks of the leaf."""
+    """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what each asks of the window, or of its leaf."""
 
     names: list[str]
-    claim_SL: NDArray[np.float64]  # S: the specialists, and `natural`
+    claim_SL: NDArray[np.float64]  # S: the specialists, and `natural`; by `estimators.claims`
+    target: Target | None = None  # where windows are scored
+    scores: Folder | None = None
 
     @classmethod
-    def read(cls, weights: Folder, config: Config) -> "Attribution":
-        """From the tables of the weights step."""
+    def read(cls, weights: Folder, config: Config, scores: Folder | None = None) -> "Attribution":
+        """From the tables of the weights step, and the scores where raw windows have some."""
         p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
         table = weights.read_table("specialists.parquet")
         p_L_of = {}
@@ -51,11 +56,20 @@ class Attribution:
             p_L_of[name] = np.zeros(len(p_generalist_L))
             p_L_of[name][rows["leaf"].to_numpy()] = rows["p"].to_numpy()
         shares = {name: specialist.share for name, specialist in config.specialists.items()}
-        return cls(*claims(p_L_of, shares, config.weights.natural_share, p_generalist_L))
+        names, claim_SL = claims(p_L_of, shares, config.weights.natural_share, p_generalist_L)
+        return cls(names, claim_SL, read_target(weights) if scores else None, scores)
 
-    def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], leaf_R: NDArray[np.int32], *, seed: int) -> pa.Array:
+    def of_windows(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.float64]:
+        """(S, N) what each asks of the raw windows of a part."""
+        if self.target is None or self.scores is None:
+            return self.claim_SL[:, leaf_N]
+        r_NS, _ = self.target.of(leaf_N, read_scores(self.scores, name))
+        natural_N = np.full(len(leaf_N), self.target.natural_share)
+        return np.concatenate([(r_NS * self.target.share_S).T, natural_N[None]])
+
+    def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], claim_SR: NDArray[np.float64], *, seed: int) -> pa.Array:
         """(R,) names, one for each copy."""
-        return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, leaf_R, self.claim_SL, seed)))
+        return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, claim_SR, seed)))
 
 
 @dataclass(frozen=True)
@@ -80,9 +94,17 @@ class Shuffle:
 
 
 def copies_table(
-    windows: pa.Table, leaf_N: NDArray[np.int32], copies_N: NDArray[np.int32], work: Shuffle, origin: str = "raw"
+    windows: pa.Table,
+    leaf_N: NDArray[np.int32],
+    copies_N: NDArray[np.int32],
+    claim_SN: NDArray[np.float64],
+    work: Shuffle,
+    origin: str = "raw",
 ) -> pa.Table:
-    """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part."""
+    """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part.
+
+    `claim_SN` is what each specialist, and `natural`, asks of the windows.
+    """
     row_R = np.repeat(np.arange(len(windows)), copies_N)
     copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
     table = windows.take(pa.array(row_R))
@@ -92,9 +114,7 @@ def copies_table(
     if origin == "raw":
         identifier = pc.binary_join_element_wise(parent, copy, ":")
         parent = style = pa.repeat(pa.scalar(""), len(table))
-        asked_R = leaf_N[row_R]
     else:
-        asked_R = table["parent_leaf"].to_numpy()  # the cluster that ran short
         style = table["style"]
         rewrite = pc.binary_join_element_wise(style, *(table[name].cast(pa.string()) for name in ("variant", "piece")), ".")
         identifier = pc.binary_join_element_wise(parent, rewrite, copy, ":")
@@ -105,7 +125,7 @@ def copies_table(
             "doc_id": table["doc_id"],
             "window": table["window"],
             "source": table["source"],
-            "specialist": work.attribution.of(key_R, copy_R, asked_R, seed=work.seed),
+            "specialist": work.attribution.of(key_R, copy_R, claim_SN[:, row_R], seed=work.seed),
             "cluster": leaf_N[row_R],
             "copy": copy_R.astype(np.int32),
             "tokens": table["tokens"],
@@ -139,7 +159,12 @@ def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int],
             continue
         windows = pool.windows.read_table(f"{name}.parquet")
         assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
-        of_shard = split(copies_table(windows, draws["leaf"].to_numpy(), copies_N, work, origin), work.num_shards)
+        leaf_N = draws["leaf"].to_numpy()
+        if origin == "raw":
+            claim_SN = work.attribution.of_windows(name, leaf_N)
+        else:
+            claim_SN = work.attribution.claim_SL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
+        of_shard = split(copies_table(windows, leaf_N, copies_N, claim_SN, work, origin), work.num_shards)
         for piece, shard in zip(pieces, shards, strict=True):
             piece.append(of_shard[shard])
     return [pa.concat_tables(tables) if tables else _PIECES.empty_table() for tables in pieces]
