@@ -108,7 +108,7 @@ class Weights(Section):
         "auto", description="pseudo-windows a level, shrinking towards the generalist's mix; auto: by leave-one-document-out"
     )
     natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
-    max_epochs: float = Field(4.0, gt=0, description="most often a cluster's text may be repeated")
+    max_epochs: float = Field(4.0, gt=0, description="most often a text is drawn, on the mean of its cluster or stratum")
     repeat_exponent: float | None = Field(
         None, gt=0, le=1, description="text asked for e > 1 times is drawn e^this times; null: 0.5 for density, else 1"
     )

@@ -34,6 +34,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
         "embed": ("windows", "invalid"),
         "cluster": ("leaves", "depth"),
         "assign": ("windows",),
+        "score": ("windows",),
         "weights": ("leaves",),
         "rephrase": ("requests", "rewrites", "tokens"),
         "sample": ("rows", "tokens"),

@@ -20,13 +20,13 @@ Draw = Literal["rounded", "multinomial"]
 _R_STAR = 15.39  # arXiv 2305.16264, the fit of R* for repeated data; per cluster is our reading: the paper repeats a whole corpus
 
 MEANINGS = {
-    "epochs_max": "most passes over the text of any cluster",
-    "epochs_p99": "99% of the output's tokens come from clusters passed over at most this often",
+    "epochs_max": "most passes over any text",
+    "epochs_p99": "99% of the output's tokens come from text passed over at most this often",
     "repeats_value": "what a token of the output is worth, next to a new one, if repeats fade as in arXiv 2305.16264",
     "unique_share": "expected share of the output's tokens that are not repeats",
     "effective_windows": "generalist windows that the weighting uses, (sum w n)^2 / sum w^2 n",
     "effective_share": "effective_windows as a share of all generalist windows",
-    "clipped_mass": "share of the budget wanted of clusters beyond max_epochs",
+    "clipped_mass": "share of the budget wanted of text beyond max_epochs",
     "deficit_share": "share of the budget that stays unfilled",
     "output_entropy": "entropy of the output over leaves, nats",
     "output_effective_leaves": "leaves that the output is spread over, exp(entropy)",
