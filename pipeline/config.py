@@ -109,8 +109,8 @@ class Weights(Section):
     )
     natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
     max_epochs: float = Field(4.0, gt=0, description="most often a text is drawn, on the mean of its cluster or stratum")
-    repeat_exponent: float | None = Field(
-        None, gt=0, le=1, description="text asked for e > 1 times is drawn e^this times; null: 0.5 for density, else 1"
+    repeat_exponent: float = Field(
+        1.0, gt=0, le=1, description="below 1: text asked for e > 1 times is drawn e^this times, and more new text instead"
     )
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
@@ -119,10 +119,8 @@ class Weights(Section):
 
     @property
     def exponent(self) -> float:
-        """`repeat_exponent`, or its default."""
-        if self.overflow == "leave":
-            return 1.0  # what is left of repeats is for rewrites to fill
-        return self.repeat_exponent or (0.5 if self.estimator in CLUSTER_WEIGHTED else 1.0)
+        """`repeat_exponent`; 1 where what is left of repeats is for rewrites to fill."""
+        return 1.0 if self.overflow == "leave" else self.repeat_exponent
 
 
 def whole_number(value: Any) -> Any:
