@@ -42,7 +42,7 @@ class Odds:
     log_mean_S: Floats  # of that product over the generalist's tokens
 
     def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
-        """(N, S)"""
+        """(N, S) log of the ratio of each window."""
         return _per_bin(self.log_weight_SL, leaf_N, score_NS) / _PER_NAT - self.log_mean_S
 
     @classmethod
@@ -71,7 +71,7 @@ class Top:
         return cls(least_S=(np.asarray(high_S) << 16) + low_S, log_ratio_S=log_ratio_S)
 
     def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
-        """(N, S)"""
+        """(N, S) log of the ratio of each window."""
         del leaf_N
         return np.where((codes(score_NS) >= self.least_S) & np.isfinite(score_NS), self.log_ratio_S, -np.inf)
 

@@ -40,7 +40,7 @@ from pipeline.stages.assign import assign_table, loaded_tree, read_tree
 from pipeline.stages.embed import embed_table, embedder_gpus, loaded_embedder
 from pipeline.stages.held_out import held_out_identity, read_held_out
 from pipeline.stages.shards import Attribution
-from pipeline.stages.weights import Asked
+from pipeline.stages.strata import Asked
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema

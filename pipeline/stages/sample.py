@@ -26,7 +26,7 @@ from pipeline.rewriting.serving import Serving
 from pipeline.stages.assign import read_tree
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import Attribution, Pool, Shuffle, map_parts_to_shards, shard_facts, shard_name, sum_counts, write_shard
-from pipeline.stages.weights import Asked, read_target
+from pipeline.stages.strata import Asked, read_target
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import MANIFEST, Folder
 from pipeline.tables import DRAWS, LANDED, PLAN

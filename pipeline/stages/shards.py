@@ -21,7 +21,7 @@ from pipeline.hashing import keyed_hash
 from pipeline.mixture.estimators import claims
 from pipeline.mixture.strata import Target
 from pipeline.stages.score import read_scores
-from pipeline.stages.weights import read_target
+from pipeline.stages.strata import read_target
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS
 

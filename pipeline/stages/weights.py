@@ -6,42 +6,25 @@ named by their own words, read from a few parts.
 Shapes: L leaves, N windows of a part.
 """
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.config import CLUSTER_WEIGHTED, GENERALIST, WINDOW_ESTIMATORS, Config
+from pipeline.config import CLUSTER_WEIGHTED, GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.hashing import keyed_uniform
-from pipeline.mixture.estimators import ESTIMATORS, SpecialistMix
+from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
 from pipeline.mixture.report import report
-from pipeline.mixture.strata import (
-    BINS,
-    Odds,
-    Strata,
-    StrataCounts,
-    Target,
-    Top,
-    code_bins,
-    last_bin,
-    log_weights,
-    odds_bins,
-)
 from pipeline.names import cluster_terms
-from pipeline.scoring import scorer
 from pipeline.stages.assign import read_tree
-from pipeline.stages.score import read_scores
+from pipeline.stages.strata import fit_target, stratify, write_target
 from pipeline.step import Step, groups, part_names
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
 
-_TARGET = "target.npz"
 _FOLD_GROUPS = 256
 # Names are for people: so many leaves, from so many windows each, in so many parts, are enough to read.
 _NAMED_LEAVES = 256
@@ -86,10 +69,10 @@ def weights_step(
         clusters = ESTIMATORS["crisp" if scored else settings.estimator].estimate(tree, generalist, samples, settings)
         mixes, strata = clusters, None
         if scored:
-            target = _target(engine, config, assigned[GENERALIST], scored, generalist, clusters)
-            mixes, strata = _stratify(engine, target, assigned[GENERALIST], scored, clusters)
+            target = fit_target(engine, config, assigned[GENERALIST], scored, generalist, clusters)
+            mixes, strata = stratify(engine, target, assigned[GENERALIST], scored, clusters)
             folder.write_table("strata.parquet", strata.table(), STRATA)
-            folder.write_bytes(_TARGET, target.to_bytes())
+            write_target(folder, target)
         tables = report(
             tree,
             generalist,
@@ -135,107 +118,6 @@ def weights_step(
         workdir=clustered.workdir,
         work=work,
     )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of the text, by cells that are drawn alike: leaves, or where windows are scored strata of them."""
-
-    p_C: NDArray[np.float64]
-    tokens_C: NDArray[np.int64]
-    leaf_C: NDArray[np.int64]
-    windows_L: NDArray[np.int64]
-    strata: Strata | None
-
-    @classmethod
-    def read(cls, weights: Folder, config: Config) -> "Asked":
-        """From the tables of a weights step."""
-        mixture = weights.read_table("mixture.parquet")
-        windows_L = mixture["windows"].to_numpy()
-        if config.weights.estimator in WINDOW_ESTIMATORS:
-            strata = Strata.from_table(weights.read_table("strata.parquet"))
-            return cls(strata.p_target_C, strata.tokens_C, strata.leaf_C, windows_L, strata)
-        p_L, tokens_L = mixture["p_target"].to_numpy(), mixture["tokens"].to_numpy()
-        return cls(p_L, tokens_L, np.arange(len(mixture)), windows_L, None)
-
-    @property
-    def num_leaves(self) -> int:
-        return len(self.windows_L)
-
-    def split(self, x_L: NDArray[np.float64], weight_C: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(C,) what is said of leaves, over their cells in proportion to `weight_C`."""
-        weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
-        # Where nothing is asked of a leaf, by what its cells hold: what is said of it must not be lost.
-        weight_C = np.where(weight_L[self.leaf_C] > 0, weight_C, self.tokens_C)
-        weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
-        part_C = np.divide(weight_C, weight_L[self.leaf_C], out=np.zeros_like(weight_C), where=weight_C > 0)
-        return np.asarray(x_L[self.leaf_C] * part_C, np.float64)
-
-
-def read_target(weights: Folder) -> Target:
-    """What is asked of a window, as the weights step found it."""
-    return Target.from_bytes(weights.read_bytes(_TARGET))
-
-
-def _target(
-    engine: Engine, config: Config, assigned: Step, scored: Step, generalist: LeafHistogram, clusters: Mapping[str, SpecialistMix]
-) -> Target:
-    """Scores into ratios: one or two folds over the scores."""
-    natural = config.weights.natural_share
-    shares = {name: specialist.share for name, specialist in config.specialists.items()}
-    share_S = (1.0 - natural) * np.array([shares[name] for name in clusters]) / sum(shares.values())
-    items = groups(part_names(scored), _FOLD_GROUPS)
-    folders = (assigned.folder, scored.folder)
-    zero_SB = np.zeros((len(clusters), BINS), np.int64)
-    ratios: Odds | Top
-    if scorer(config.weights.estimator).draws == "odds":
-        log_weight_SL = log_weights([mix.p_L for mix in clusters.values()], generalist.p_L)
-        bins_SB = engine.fold(_odds_bins, items, np.add, zero_SB, title="odds", shared=(*folders, log_weight_SL))
-        ratios = Odds.fitted(log_weight_SL, bins_SB)
-    else:
-        wanted_S = np.maximum(share_S * config.sample.budget_tokens, 1.0)
-        high_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, None))
-        high_S, above_S = last_bin(high_SB, wanted_S)
-        low_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, high_S))
-        ratios = Top.fitted(high_S, above_S, low_SB, wanted_S, int(generalist.tokens_L.sum()))
-    return Target(ratios=ratios, share_S=share_S, natural_share=natural)
-
-
-def _stratify(
-    engine: Engine, target: Target, assigned: Step, scored: Step, clusters: Mapping[str, SpecialistMix]
-) -> tuple[dict[str, SpecialistMix], Strata]:
-    """What each specialist asks of the leaves, and the strata."""
-    num_leaves = len(next(iter(clusters.values())).p_L)
-    counts = engine.fold(
-        _strata,
-        groups(part_names(scored), _FOLD_GROUPS),
-        StrataCounts.add,
-        StrataCounts.zero(len(clusters), num_leaves),
-        title="strata",
-        shared=(assigned.folder, scored.folder, target, num_leaves),
-    )
-    mixes = {name: replace(mix, p_L=p_L) for (name, mix), p_L in zip(clusters.items(), counts.p_SL, strict=True)}
-    if isinstance(target.ratios, Top):  # clusters, and what smooths them, have no part in it
-        mixes = {name: replace(mix, alpha_H=np.empty(0), backed_off=0.0) for name, mix in mixes.items()}
-    return mixes, counts.strata()
-
-
-def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterator[tuple[Any, Any, Any]]:
-    for name in names:
-        table = assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
-        yield table["leaf"].to_numpy(), table["tokens"].to_numpy(), read_scores(scores, name)
-
-
-def _odds_bins(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: NDArray[np.float64]) -> NDArray[np.int64]:
-    return functools.reduce(np.add, (odds_bins(log_weight_SL, *part) for part in _scored(names, assignments, scores)))
-
-
-def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    return functools.reduce(np.add, (code_bins(*part, high_S) for part in _scored(names, assignments, scores)))
-
-
-def _strata(names: Sequence[str], assignments: Folder, scores: Folder, target: Target, num_leaves: int) -> StrataCounts:
-    return StrataCounts.combine(StrataCounts.of_part(target, *part, num_leaves) for part in _scored(names, assignments, scores))
 
 
 def _histogram(names: Sequence[str], assignments: Folder, num_leaves: int) -> LeafHistogram:
