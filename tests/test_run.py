@@ -268,7 +268,7 @@ def test_a_cap_that_moves_shares_is_said(topics: dict[str, Any], tmp_path: Path,
     topics["weights"] = {"max_epochs": 1.0}
     run(topics)
     said = " ".join(capsys.readouterr().out.split())
-    assert "The cap on repeats moved" in said
+    assert "The limits on repeats (weights.max_epochs, weights.repeat_exponent) moved shares of the mixture" in said
     assert "instead of 90.0%" in said
 
 
