@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import zstandard
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
 
 GENERALIST = "generalist.jsonl.zst"
 SPECIALIST = "specialists/recipes/sample.jsonl.zst"
@@ -72,6 +75,10 @@ def own_ray() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def stage_seconds(run: "Run", stage: str) -> float:
+    return sum(step.folder.read_json("usage.json")["seconds"] for step in run.steps if step.stage == stage)
 
 
 def print_head(title: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from corpus import SPECIALIST, corpus_file, own_ray, print_head, print_row, timed
+from corpus import SPECIALIST, corpus_file, own_ray, print_head, print_row, stage_seconds, timed
 from embed import sentence_transformer
 from sample import rewrite, shard_files
 
@@ -88,10 +88,6 @@ def curate_alone(config: Config) -> Run:
     """The run, without the report that it prints."""
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         return curate(config)
-
-
-def stage_seconds(run: Run, stage: str) -> float:
-    return sum(step.folder.read_json("usage.json")["seconds"] for step in run.steps if step.stage == stage)
 
 
 def second_run(config: Config) -> tuple[float, bool]:

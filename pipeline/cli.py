@@ -57,16 +57,15 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.settings import load_evidence
 
     evidence = load_evidence(config)
-    from pipeline.evidence.steps import compare, plan_evidence
+    from pipeline.evidence.steps import compare, plan_evidence, steps_of
     from pipeline.evidence.table import rendered, rows_of
     from pipeline.report import console
-    from pipeline.run import describe
 
     comparison = plan_evidence(evidence)
     if dry_run:
         table = Table("arm", "to run", "proxies", box=None, pad_edge=False)
         for arm, run in comparison.runs.items():
-            left = [step.title for step, state in describe(run, "sample") if state != "done"]
+            left = [step.title for step in steps_of(arm, run) if not step.done]
             table.add_row(arm, ", ".join(left) or "-", "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train")
         console.print(table)
         return

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from pipeline.engine import Engine
+from pipeline.hashing import keyed_uniform
 from pipeline.identity import fingerprint
 from pipeline.storage import MANIFEST, Folder
 
@@ -110,6 +113,12 @@ def with_facts(folder: Folder, names: Sequence[str], fresh: Mapping[str, dict[st
     with ThreadPoolExecutor(_FOOTER_READERS) as pool:
         facts = {**fresh, **dict(zip(kept, pool.map(lambda name: folder.read_facts(f"{name}.parquet"), kept), strict=True))}
     return [{"name": name, **facts[name]} for name in names]
+
+
+def hash_chosen(names: Sequence[str], most: int, *, seed: int, purpose: str) -> list[str]:
+    """At most so many of the names, in their order; which ones depends on their number, the seed and the purpose."""
+    u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose=purpose)
+    return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:most])]
 
 
 def groups(items: Sequence[Any], num_groups: int) -> list[list[Any]]:

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TOPICS, topic_documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.hashing import keyed_uniform, window_keys
 from pipeline.scoring import Rows, dsir, scorer
-from pipeline.scoring.features import fit_logistic, hashed_counts, inverse_frequencies, weighed
+from pipeline.scoring.features import fit_logistic, hashed_counts
+from pipeline.tfidf import inverse_frequencies, weighed
 
 ESTIMATORS = ["density", "dsir", "classifier", "nearest"]
 
@@ -96,6 +99,27 @@ def test_log_odds_of_two_normals_are_the_ones_on_paper() -> None:
     np.testing.assert_allclose(weights, [1.4, 0.0], atol=0.06)
     # A sample of five is held closer to no opinion than one of two thousand.
     assert abs(fit_logistic(sample[:5], background, 0.1)[0]) < 0.6 * abs(fit_logistic(sample, background, 0.1)[0])
+
+
+def test_words_and_pairs_are_counted_as_scikit_learn_counts_them() -> None:
+    """By another hash, so the counts of a row are compared in order of size. No two n-grams of a row share a bucket here."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    texts = [row["text"] for row in topic_documents("space", 9)]
+    texts += ["", "¡Ça va? -- ÇA VA!! ça\u00a0va", "one", "snake_case(a1, b2)  # 日本語 text, 日本語 text"]
+    expected = np.log1p(CountVectorizer(token_pattern=r"\w+|[^\w\s]+", ngram_range=(1, 2)).fit_transform(texts).toarray())
+    counts = hashed_counts(texts)
+    for row, its in zip(expected, counts, strict=True):
+        np.testing.assert_allclose(np.sort(its.data), np.sort(row[row > 0]), rtol=1e-6)
+    assert len(set(hashed_counts(["a b", "b a"]).indices)) == 4, "a pair is not its reverse"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.text(max_size=30), max_size=8))
+def test_a_text_is_counted_the_same_in_any_company(texts: list[str]) -> None:
+    together = hashed_counts(texts).toarray()
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(hashed_counts([text]).toarray()[0], row)
 
 
 def test_tf_idf_is_that_of_scikit_learn() -> None:

@@ -19,6 +19,7 @@ from pipeline.embedders import source
 from pipeline.embedders.vectors import processor_name, unit_rows
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
+from pipeline.tfidf import inverse_frequencies, weighed
 
 _NUM_FEATURES = 2**16  # 256 components of these are 67 MB
 _ARTIFACT = "lsi.npz"
@@ -40,18 +41,18 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[
             "lower embed.dim, or give it more text"
         )
     tf_NF = _sublinear_tf(texts)
-    windows_F = np.bincount(tf_NF.indices, minlength=_NUM_FEATURES)  # each row names a feature once
-    idf_F = (np.log((1 + len(texts)) / (1 + windows_F)) + 1).astype(np.float32)
+    idf_F = inverse_frequencies(tf_NF)
     svd = TruncatedSVD(cfg.dim, random_state=seed % 2**32)  # all that NumPy takes
     with threadpool_limits(1):  # sums in one order, whatever the number of cores
-        svd.fit(_weigh(tf_NF, idf_F))
+        svd.fit(weighed(tf_NF, idf_F))
     components_FD = np.ascontiguousarray(svd.components_.T, dtype=np.float32)
     # Rounding leaves 1e-20 where a feature was never seen; normalised, a text of such words alone would be a random direction.
-    components_FD[windows_F == 0] = 0
+    seen_F = np.bincount(tf_NF.indices, minlength=_NUM_FEATURES) > 0
+    components_FD[~seen_F] = 0
     sink = io.BytesIO()
     np.savez(sink, idf_F=idf_F, components_FD=components_FD)
     folder.write_bytes(_ARTIFACT, sink.getvalue())
-    return {"windows": len(texts), "features": int((windows_F > 0).sum()), "variance": float(svd.explained_variance_ratio_.sum())}
+    return {"windows": len(texts), "features": int(seen_F.sum()), "variance": float(svd.explained_variance_ratio_.sum())}
 
 
 def load(folder: Folder) -> "LsiEmbedder":
@@ -73,7 +74,7 @@ class LsiEmbedder:
         """See `pipeline.embedders.Embedder.encode`."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return unit_rows(_weigh(_sublinear_tf(texts), self._idf_F) @ self._components_FD)
+        return unit_rows(weighed(_sublinear_tf(texts), self._idf_F) @ self._components_FD)
 
 
 def _sublinear_tf(texts: Sequence[str]) -> Any:
@@ -83,12 +84,3 @@ def _sublinear_tf(texts: Sequence[str]) -> Any:
     counts_NF = HashingVectorizer(n_features=_NUM_FEATURES, alternate_sign=False, norm=None, dtype=np.float32).transform(texts)
     counts_NF.data = 1 + np.log(counts_NF.data)
     return counts_NF
-
-
-def _weigh(tf_NF: Any, idf_F: NDArray[np.float32]) -> Any:
-    """(N, F) tf-idf with rows of length 1, as new matrix."""
-    from sklearn.preprocessing import normalize
-
-    weighed_NF = tf_NF.copy()
-    weighed_NF.data *= idf_F[weighed_NF.indices]
-    return normalize(weighed_NF, copy=False)

@@ -70,8 +70,7 @@ def compare(comparison: Comparison) -> None:
     with Engine(base.config.engine) as engine:
         seen: set[str] = set()
         for arm, run in comparison.runs.items():
-            wanted = run.steps if arm != SPECIALIST_ONLY else _samples(run)
-            own = [step for step in wanted if step.folder.url not in seen]
+            own = [step for step in steps_of(arm, run) if step.folder.url not in seen]
             seen |= {step.folder.url for step in own}
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
             run_steps(run, own, engine, explain=False)
@@ -80,7 +79,7 @@ def compare(comparison: Comparison) -> None:
             training
             for arm, step in comparison.proxies.items()
             if not step.done
-            for training in _missing(evidence, arm, comparison.runs[arm], step.folder)
+            for training in _missing(evidence, arm, _read_by(arm, comparison.runs[arm]), step.folder)
         ]
         _train_all(engine, missing, evidence, base.config.seed, comparison.held_out, comparison.tokenizer)
         run_steps(base, list(comparison.proxies.values()), engine, explain=False)
@@ -125,10 +124,10 @@ def _chosen(windows: Folder, names: Sequence[str], most: int, seed: int, purpose
 
 
 def _proxy_step(evidence: Evidence, arm: str, run: Run, held_out: Mapping[str, Step], tokenizer: Step) -> Step:
-    reads = _samples(run) if arm == SPECIALIST_ONLY else [run.step("sample")]
+    reads = _read_by(arm, run)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        missing = _missing(evidence, arm, run, folder)
+        missing = _missing(evidence, arm, reads, folder)
         _train_all(engine, missing, evidence, run.config.seed, held_out, tokenizer)
         return {"seeds": [folder.read_json(_result(seed)) for seed in range(evidence.seeds)]}
 
@@ -157,16 +156,21 @@ def _result(seed: int) -> str:
     return f"seed-{seed}.json"
 
 
-def _samples(run: Run) -> list[Step]:
-    return [run.step("prepare", name) for name in run.config.specialists]
-
-
-def _missing(evidence: Evidence, arm: str, run: Run, folder: Folder) -> list[Training]:
+def _read_by(arm: str, run: Run) -> list[Step]:
+    """The steps whose texts the proxies of an arm are trained on."""
     if arm == SPECIALIST_ONLY:
-        texts = [(step.folder, f"{name}.parquet") for step in _samples(run) for name in part_names(step)]
-    else:
-        sampled = run.step("sample")
-        texts = [(sampled.folder, shard["name"]) for shard in sampled.manifest["shards"]]
+        return [run.step("prepare", name) for name in run.config.specialists]
+    return [run.step("sample")]
+
+
+def steps_of(arm: str, run: Run) -> list[Step]:
+    """The steps that make what the proxies of an arm are trained on."""
+    return _read_by(arm, run) if arm == SPECIALIST_ONLY else list(run.steps)
+
+
+def _missing(evidence: Evidence, arm: str, reads: Sequence[Step], folder: Folder) -> list[Training]:
+    texts = [(step.folder, f"{name}.parquet") for step in reads if step.stage == "prepare" for name in part_names(step)]
+    texts += [(step.folder, shard["name"]) for step in reads if step.stage == "sample" for shard in step.manifest["shards"]]
     return [Training(arm, seed, texts, folder) for seed in range(evidence.seeds) if folder.read_json(_result(seed)) is None]
 
 

@@ -3,14 +3,14 @@
 Shapes: L leaves, H levels below the root, S specialists, N windows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import NATURAL, Weights
+from pipeline.config import CLUSTER_WEIGHTED, NATURAL, Weights
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
@@ -32,10 +32,12 @@ class SpecialistMix:
 class Estimator(Protocol):
     """One way from histograms to shares.
 
-    Below a node that no sample touches, shares must be in proportion to the generalist's (`shape.prune` relies on it).
+    Those whose shares are in proportion to the generalist's below a node that no sample touches are named in `mixture.report`,
+    which then merges its leaves (`shape.prune`).
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def estimate(
         self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
@@ -45,6 +47,10 @@ class Estimator(Protocol):
         Raises:
             InputError: there is no generalist text, or a specialist has no windows, or none where there is generalist text.
         """
+
+
+class Resampled(Protocol):
+    """An estimator whose uncertainty is found by resampling documents; it weighs clusters, or clusters in part."""
 
     def resampled(
         self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
@@ -83,7 +89,7 @@ class Crisp:
     def resampled(
         self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
     ) -> SpecialistMix:
-        """As `Estimator.resampled`."""
+        """As `Resampled.resampled`."""
         p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * node_totals(tree, tokens_L), alpha_H)
         return _mix(p_L, tokens_L, generalist, alpha_H, backed_off)
 
@@ -113,8 +119,12 @@ class Natural:
         return _mix(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
 
 
-class _OfHistogram:
-    """A control, made from the sample's own shares."""
+@dataclass(frozen=True)
+class Control:
+    """Shares made from the sample's own, for comparison: `shares(p_raw_L, generalist)`. Its resamples tell nothing."""
+
+    name: str
+    shares: Callable[[Floats, LeafHistogram], Floats]
 
     def estimate(
         self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
@@ -126,47 +136,35 @@ class _OfHistogram:
         mixes = {}
         for name, sample in specialists.items():
             tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
-            p_L = self._shares(tokens_L / tokens_L.sum(), generalist)
-            lost = float(tokens_L[generalist.tokens_L == 0].sum() / tokens_L.sum())
-            mixes[name] = _mix(p_L, tokens_L, generalist, alpha_H, lost)
+            p_raw_L = tokens_L / tokens_L.sum()
+            lost = float(p_raw_L[generalist.tokens_L == 0].sum())
+            mixes[name] = _mix(self.shares(p_raw_L, generalist), tokens_L, generalist, alpha_H, lost)
         return mixes
 
-    def resampled(
-        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
-    ) -> SpecialistMix:
-        """As `Estimator.resampled`."""
-        del tree, scale
-        return _mix(self._shares(tokens_L / tokens_L.sum(), generalist), tokens_L, generalist, alpha_H, 0.0)
 
-    def _shares(self, p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
-        raise NotImplementedError
+def top_cluster(p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+    """Everything from the cluster that holds most of the sample (the paper's ablation: worse than the histogram)."""
+    p_L = np.zeros(len(p_raw_L))
+    p_L[np.argmax(np.where(generalist.tokens_L > 0, p_raw_L, -1.0))] = 1.0
+    return p_L
 
 
-class TopCluster(_OfHistogram):
-    """A control: everything from the cluster that holds most of the sample (the paper's ablation: worse than the histogram)."""
-
-    name = "top-cluster"
-
-    def _shares(self, p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
-        p_L = np.zeros(len(p_raw_L))
-        p_L[np.argmax(np.where(generalist.tokens_L > 0, p_raw_L, -1.0))] = 1.0
-        return p_L
+def shuffled(p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+    """The sample's histogram, handed to other clusters at random: what must not help."""
+    with_text_M = np.flatnonzero(generalist.tokens_L > 0)
+    order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=0, purpose="shuffled"), kind="stable")
+    p_L = np.zeros(len(p_raw_L))
+    p_L[with_text_M[order_M]] = p_raw_L[with_text_M]
+    return np.asarray(p_L / p_L.sum(), np.float64)
 
 
-class Shuffled(_OfHistogram):
-    """A control that must not help: the sample's histogram, handed to other clusters at random."""
-
-    name = "shuffled"
-
-    def _shares(self, p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
-        with_text_M = np.flatnonzero(generalist.tokens_L > 0)
-        order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=0, purpose="shuffled"), kind="stable")
-        p_L = np.zeros(len(p_raw_L))
-        p_L[with_text_M[order_M]] = p_raw_L[with_text_M]
-        return np.asarray(p_L / p_L.sum(), np.float64)
-
-
-ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Crisp(), Natural(), TopCluster(), Shuffled())}
+CRISP, NATURAL_MIX = Crisp(), Natural()
+ESTIMATORS: dict[str, Estimator] = {
+    estimator.name: estimator
+    for estimator in (CRISP, NATURAL_MIX, Control("top-cluster", top_cluster), Control("shuffled", shuffled))
+}
+# Who says what a resample wants; other estimators are without intervals.
+RESAMPLED: dict[str, Resampled] = {"crisp": CRISP, "natural": NATURAL_MIX, **dict.fromkeys(CLUSTER_WEIGHTED, CRISP)}
 
 
 def claims(

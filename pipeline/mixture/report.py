@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import CLUSTER_WEIGHTED, Weights
+from pipeline.config import Weights
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.diagnostics import Atoms, Draw, meaning, mixture_facts, specialist_facts
-from pipeline.mixture.estimators import ESTIMATORS, SpecialistMix, claims
+from pipeline.mixture.estimators import RESAMPLED, SpecialistMix, claims
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
 from pipeline.mixture.plan import capped_plan
 from pipeline.mixture.shape import Floats, PrunedTree, TreeShape, prune
@@ -26,8 +26,7 @@ from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
 
 _TAILS = (0.05, 0.95)
-# Controls, and selections of the highest scores, are without intervals.
-_RESAMPLED = ("crisp", "natural", *CLUSTER_WEIGHTED)
+# Estimators that keep the generalist's mix below a node that no sample touches.
 _PRUNED = ("crisp", "natural", "top-cluster")
 
 
@@ -97,7 +96,7 @@ def report(
         values |= _fixed(name, specialists[name], mix)
 
     drawn: dict[tuple[str, str], list[float]] = defaultdict(list)
-    resampled = settings.estimator in _RESAMPLED
+    resampled = settings.estimator in RESAMPLED
     sure = {name: resampled and settings.bootstrap > 0 and sample.document_rows()[0] > 1 for name, sample in specialists.items()}
     known = [name for name, is_sure in sure.items() if is_sure]
     p_BA_of = {name: np.empty((settings.bootstrap, len(touched.within_A)), dtype=np.float32) for name in known}
@@ -159,7 +158,7 @@ class _Resampler:
     ) -> None:
         self._num_documents, self._document_E = sample.document_rows()
         self._sample, self._pruned, self._atoms, self._alpha_H = sample, pruned, atoms, mix.alpha_H
-        self._estimator = ESTIMATORS.get(settings.estimator, ESTIMATORS["crisp"])
+        self._estimator = RESAMPLED[settings.estimator]
         self._atom_E = pruned.atom_L[sample.leaf_E]
         self._seed, self._purpose = seed, f"bootstrap.{name}"
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 # A fitted scorer, as plain arrays by name: what is kept on disk.
 Model = Mapping[str, NDArray[Any]]
+Draws = Literal["odds", "top"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Rows:
 class Scorer(Protocol):
     """One way to score windows; all of it is a function of its arguments."""
 
-    draws: Literal["odds", "top"]
+    draws: Draws
     background_windows: int | None  # how many windows of the generalist, chosen by hash, it learns from; None: all, added up
 
     def background(self, rows: Rows) -> Any:

@@ -9,13 +9,13 @@ Shapes: N windows, S specialists, D width of the embedding, F hashed features.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scoring import Model, Rows
-from pipeline.scoring.features import fit_logistic, hashed_counts, inverse_frequencies, weighed
+from pipeline.scoring import Draws, Model, Rows
+from pipeline.scoring.features import fit_logistic, fit_words, hashed_counts, word_scores
 
 _STRENGTH = 3.0
 
@@ -23,7 +23,7 @@ _STRENGTH = 3.0
 class Density:
     """A `Scorer`."""
 
-    draws: Literal["odds", "top"] = "odds"
+    draws: Draws = "odds"
     background_windows: int | None = 20_000
 
     def background(self, rows: Rows) -> Any:
@@ -31,12 +31,8 @@ class Density:
         return hashed_counts(rows.texts), rows.x_ND
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
-        import scipy.sparse as sp
-
         counts, vectors = zip(*backgrounds, strict=True)
-        background_BF = sp.vstack(counts).tocsr()
-        idf_F = inverse_frequencies(background_BF)
-        words = fit_logistic(weighed(hashed_counts(sample.texts), idf_F), weighed(background_BF, idf_F), _STRENGTH)
+        idf_F, words = fit_words(counts, sample.texts, _STRENGTH)
         meaning = fit_logistic(sample.x_ND, np.concatenate(vectors), _STRENGTH)
         bias = np.array([words[-1], meaning[-1]])
         return {"idf_F": idf_F, "words_F": words[:-1], "meaning_D": meaning[:-1], "bias": bias}
@@ -44,8 +40,8 @@ class Density:
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
         """(N, S) mean of the two log odds."""
         del seed
-        tfidf_NF = weighed(hashed_counts(rows.texts), models[0]["idf_F"])  # of the generalist: the same in all
         words_FS = np.stack([model["words_F"] for model in models], axis=1)
+        words_NS = word_scores(rows.texts, models[0]["idf_F"], words_FS)  # frequencies are the generalist's: the same in all
         meaning_DS = np.stack([model["meaning_D"] for model in models], axis=1)
         bias_S = np.array([model["bias"].sum() for model in models])
-        return np.asarray((tfidf_NF @ words_FS + rows.x_ND.astype(np.float64) @ meaning_DS + bias_S) / 2, np.float32)
+        return np.asarray((words_NS + rows.x_ND.astype(np.float64) @ meaning_DS + bias_S) / 2, np.float32)

@@ -10,14 +10,14 @@ Shapes: N windows, S specialists, B buckets, T words of all windows.
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
 from pipeline.hashing import keyed_uniform
-from pipeline.scoring import Model, Rows
+from pipeline.scoring import Draws, Model, Rows
 
 BUCKETS = 10_000
 _FEWEST_WORDS = 100  # the package leaves out shorter examples
@@ -30,7 +30,7 @@ _ASCII_WORD = re.compile(_WORD.pattern)
 class Dsir:
     """A `Scorer`."""
 
-    draws: Literal["odds", "top"] = "top"
+    draws: Draws = "top"
     background_windows: int | None = None
 
     def background(self, rows: Rows) -> NDArray[np.int64]:

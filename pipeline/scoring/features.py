@@ -1,43 +1,70 @@
-"""Hashed words and word pairs of a text, as scikit-learn counts them, and the logistic regression that reads them.
+"""Hashed words and word pairs of a text, and the logistic regression that reads them.
 
-Shapes: N windows, F features, P windows of a sample, B windows of a background.
+scikit-learn's `HashingVectorizer` counts the same n-grams at a quarter of the speed: it joins each pair into a string. Here the
+hash of a pair is made of its words' hashes, for all pairs at once.
+
+Shapes: N windows, T words of all windows, U different words, F features, P windows of a sample, B windows of a background.
 """
 
+import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
-NUM_FEATURES = 2**18
-_TOKEN = r"\w+|[^\w\s]+"
+from pipeline.hashing import keyed_hash
+from pipeline.tfidf import inverse_frequencies, weighed
+
+_FEATURE_BITS = 18
+NUM_FEATURES = 1 << _FEATURE_BITS
+_WORD = re.compile(r"\w+|[^\w\s]+")
+_TEXTS_AT_ONCE = 512  # what these need stays in the processor's cache, and a text's number and a feature's in 32 bits
 _MOST_STEPS = 300
 
 
 def hashed_counts(texts: Sequence[str]) -> Any:
     """(N, F) sparse log(1 + count) of the lower-cased words, runs of punctuation, and pairs of them, by their hash."""
-    from sklearn.feature_extraction.text import HashingVectorizer
+    import scipy.sparse as sp
 
-    counts_NF = HashingVectorizer(
-        token_pattern=_TOKEN, ngram_range=(1, 2), n_features=NUM_FEATURES, alternate_sign=False, norm=None, dtype=np.float32
-    ).transform(texts)
-    counts_NF.data = np.log1p(counts_NF.data)
-    return counts_NF
+    blocks = [_hashed_counts(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+    return sp.vstack(blocks).tocsr() if blocks else sp.csr_matrix((0, NUM_FEATURES), dtype=np.float32)
 
 
-def inverse_frequencies(counts_NF: Any) -> NDArray[np.float32]:
-    """(F,) log((N + 1) / (windows that hold the feature + 1)) + 1."""
-    held_F = np.bincount(counts_NF.indices, minlength=NUM_FEATURES)  # each row names a feature once
-    return np.asarray(np.log((counts_NF.shape[0] + 1) / (held_F + 1)) + 1, np.float32)
+def _hashed_counts(texts: Sequence[str]) -> Any:
+    import scipy.sparse as sp
+
+    words_by_text = [_WORD.findall(text.lower()) for text in texts]
+    word_T = pa.array(chain.from_iterable(words_by_text), pa.string()).dictionary_encode()
+    hash_U = np.fromiter((xxhash.xxh3_64_intdigest(word) for word in word_T.dictionary.cast(pa.binary()).to_pylist()), np.uint64)
+    hash_T = hash_U[word_T.indices.to_numpy()]
+    row_T = np.repeat(np.arange(len(texts), dtype=np.uint32), [len(words) for words in words_by_text])
+
+    second = 1 + np.flatnonzero(row_T[1:] == row_T[:-1])
+    hash_pair = keyed_hash(hash_T[second - 1], seed=0, purpose="pairs", copy=hash_T[second])
+    row = np.concatenate([row_T, row_T[second]])
+    bucket = np.concatenate([hash_T, hash_pair]) >> np.uint64(64 - _FEATURE_BITS)
+    cell, count = np.unique(row << np.uint32(_FEATURE_BITS) | bucket.astype(np.uint32), return_counts=True)
+    starts = np.searchsorted(cell, np.arange(len(texts) + 1, dtype=np.uint32) << np.uint32(_FEATURE_BITS))
+    features = (cell & np.uint32(NUM_FEATURES - 1)).astype(np.int32)
+    return sp.csr_matrix((np.log1p(count).astype(np.float32), features, starts), shape=(len(texts), NUM_FEATURES))
 
 
-def weighed(counts_NF: Any, idf_F: NDArray[np.float32]) -> Any:
-    """(N, F) sparse tf-idf, rows of length 1."""
-    from sklearn.preprocessing import normalize
+def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """(F,) inverse frequencies in the backgrounds' counts, and `fit_logistic` of the texts against these, by tf-idf."""
+    import scipy.sparse as sp
 
-    weighed_NF = counts_NF.copy()
-    weighed_NF.data *= idf_F[weighed_NF.indices]
-    return normalize(weighed_NF, copy=False)
+    background_BF = sp.vstack(backgrounds).tocsr()
+    idf_F = inverse_frequencies(background_BF)
+    return idf_F, fit_logistic(weighed(hashed_counts(texts), idf_F), weighed(background_BF, idf_F), strength)
+
+
+def word_scores(texts: Sequence[str], idf_F: NDArray[np.float32], weight_FS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, S) sums of the weights of the texts' words, by tf-idf."""
+    return np.asarray(weighed(hashed_counts(texts), idf_F) @ weight_FS, np.float64)
 
 
 def fit_logistic(sample: Any, background: Any, strength: float) -> NDArray[np.float64]:

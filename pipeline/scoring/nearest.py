@@ -4,18 +4,18 @@ Shapes: N windows, S specialists, D width of the embedding.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scoring import Model, Rows
+from pipeline.scoring import Draws, Model, Rows
 
 
 class Nearest:
     """A `Scorer`."""
 
-    draws: Literal["odds", "top"] = "top"
+    draws: Draws = "top"
     background_windows: int | None = 0
 
     def background(self, rows: Rows) -> None:

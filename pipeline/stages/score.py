@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.scoring import Model, Rows, scorer
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import Step, groups, map_parts, part_names
+from pipeline.step import Step, groups, hash_chosen, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import scores_schema
 
@@ -68,7 +68,7 @@ def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[s
 
     return Step(
         stage="score",
-        version=1,
+        version=2,
         settings={"estimator": estimator, "seed": seed},
         inputs={
             "windows": windows,
@@ -81,12 +81,12 @@ def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[s
     )
 
 
-def read_rows(windows: Folder, vectors: Folder, name: str) -> Rows:
-    """The windows of a part that can be scored: those with a finite embedding."""
-    table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
-    _, valid_N, x_ND = read_embeddings(vectors, name)
-    rows = Rows(key_N=table["key"].to_numpy(), texts=table["text"].to_pylist(), x_ND=x_ND.astype(np.float32))
-    return rows if valid_N.all() else rows.take(np.flatnonzero(valid_N))
+def read_rows(windows: Folder, vectors: Folder, name: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_], Rows]:
+    """The keys of a part's windows, which of them can be scored (those with a finite embedding), and these."""
+    text = windows.read_table(f"{name}.parquet", columns=["text"])["text"].to_pylist()
+    key_N, valid_N, x_ND = read_embeddings(vectors, name)
+    rows = Rows(key_N=key_N, texts=text, x_ND=x_ND.astype(np.float32))
+    return key_N, valid_N, rows if valid_N.all() else rows.take(np.flatnonzero(valid_N))
 
 
 def read_scores(folder: Folder, name: str) -> NDArray[np.float32]:
@@ -102,32 +102,32 @@ def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vecto
         return []
     share = 1.0
     if most is not None:
-        names = _hash_chosen(names, seed)
-        held = sum(part["rows"] for part in vectors.manifest["parts"] if part["name"] in set(names))
+        names = hash_chosen(names, _BACKGROUND_PARTS, seed=seed, purpose="score.parts")
+        rows_of = {part["name"]: part["rows"] for part in vectors.manifest["parts"]}
+        held = sum(rows_of[name] for name in names)
         share = min(1.0, most / max(1, held))
     shared = (estimator, seed, share, windows.folder, vectors.folder)
     found = dict(engine.map(_background, groups(names, _FOLD_GROUPS), title="score background", unit="groups", shared=shared))
     return [found[index] for index in sorted(found) if found[index] is not None]
 
 
-def _hash_chosen(names: Sequence[str], seed: int) -> list[str]:
-    u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose="score.parts")
-    return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:_BACKGROUND_PARTS])]
-
-
 def _background(names: Sequence[str], estimator: str, seed: int, share: float, windows: Folder, vectors: Folder) -> Any:
     used = scorer(estimator)
     if used.background_windows is None:  # part by part: together they may be a good piece of the corpus
-        return functools.reduce(operator.add, (used.background(read_rows(windows, vectors, name)) for name in names))
-    rows = Rows.joined([_chosen(read_rows(windows, vectors, name), share, seed) for name in names])
+        return functools.reduce(operator.add, (used.background(read_rows(windows, vectors, name)[-1]) for name in names))
+    rows = _read_chosen(names, share, seed, windows, vectors)
     return used.background(rows) if len(rows) else None
 
 
-def _chosen(rows: Rows, share: float, seed: int) -> Rows:
-    """A hash-chosen share of the rows."""
-    if share >= 1.0:
-        return rows
-    return rows.take(np.flatnonzero(keyed_uniform(rows.key_N, seed=seed, purpose="score.background") < share))
+def _read_chosen(names: Sequence[str], share: float, seed: int, windows: Folder, vectors: Folder) -> Rows:
+    """A hash-chosen share of the windows of some parts."""
+    chosen = []
+    for name in names:
+        _, _, rows = read_rows(windows, vectors, name)
+        if share < 1.0:
+            rows = rows.take(np.flatnonzero(keyed_uniform(rows.key_N, seed=seed, purpose="score.background") < share))
+        chosen.append(rows)
+    return Rows.joined(chosen)
 
 
 def _fit(
@@ -139,8 +139,7 @@ def _fit(
     models: Folder,
 ) -> None:
     windows, vectors, parts, rows = samples[name]
-    share = min(1.0, _MOST_SAMPLE / max(1, rows))
-    sample = Rows.joined([_chosen(read_rows(windows, vectors, part), share, seed) for part in parts])
+    sample = _read_chosen(parts, min(1.0, _MOST_SAMPLE / max(1, rows)), seed, windows, vectors)
     sink = io.BytesIO()
     np.savez(sink, **scorer(estimator).fit(backgrounds, sample))  # type: ignore[arg-type]
     models.write_bytes(f"{name}.npz", sink.getvalue())
@@ -166,10 +165,9 @@ def _score_part(
     vectors: Folder,
     folder: Folder,
 ) -> dict[str, Any]:
-    key_N, valid_N, _ = read_embeddings(vectors, name)
+    key_N, valid_N, rows = read_rows(windows, vectors, name)
     score_NS = np.full((len(key_N), len(specialists)), -np.inf, np.float32)
-    if valid_N.any():
-        rows = read_rows(windows, vectors, name)
+    if len(rows):
         score_NS[valid_N] = scorer(estimator).scores(_models(models.url, tuple(specialists)), rows, seed)
     columns = {"key": key_N, **{f"score.{specialist}": score_NS[:, place] for place, specialist in enumerate(specialists)}}
     facts = {"rows": len(key_N), "finite": np.isfinite(score_NS).sum(axis=0).tolist()}

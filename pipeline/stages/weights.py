@@ -21,7 +21,7 @@ from pipeline.mixture.report import report
 from pipeline.names import cluster_terms
 from pipeline.stages.assign import read_tree
 from pipeline.stages.strata import fit_target, stratify, write_target
-from pipeline.step import Step, groups, part_names
+from pipeline.step import Step, groups, hash_chosen, part_names
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
 
@@ -89,7 +89,7 @@ def weights_step(
         leaves = _leaves_to_name(tables.mixture)
         texts: Texts = engine.fold(
             _texts_of_leaves,
-            _hash_chosen(part_names(assigned[GENERALIST]), config.seed),
+            hash_chosen(part_names(assigned[GENERALIST]), _PARTS_FOR_NAMES, seed=config.seed, purpose="names.parts"),
             _lowest,
             {},
             title="names",
@@ -142,11 +142,6 @@ def _leaves_to_name(mixture: pa.Table) -> list[int]:
     interest_L = np.maximum(p_L, target_L) + np.abs(target_L - p_L)
     leaf_M = np.argsort(-interest_L, kind="stable")[:_NAMED_LEAVES]
     return sorted(int(leaf) for leaf in leaf_M if p_L[leaf] > 0)
-
-
-def _hash_chosen(names: Sequence[str], seed: int) -> list[str]:
-    u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose="names.parts")
-    return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:_PARTS_FOR_NAMES])]
 
 
 def _texts_of_leaves(name: str, windows: Folder, assignments: Folder, leaves: Sequence[int], seed: int) -> Texts:
