@@ -3,7 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -29,14 +29,6 @@ def stretches(text: str) -> Iterator[str]:
         yield text[begin:]
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(content: bytes) -> Any:
-    """The tokenizer of a tokenizer.json, once a process: loading takes longer than cutting a small part."""
-    from pipeline.words import TokenIds
-
-    return TokenIds(content.decode())
-
-
 class WindowCutter:
     """Cuts texts into windows by the tokens of one `tokenizer.json`. Loads the tokenizer when used.
 
@@ -49,7 +41,7 @@ class WindowCutter:
     """
 
     def __init__(self, tokenizer_file: str, tokens: int) -> None:
-        with open(tokenizer_file, "rb") as file:
+        with open(tokenizer_file, encoding="utf-8") as file:
             self._json = file.read()
         self.tokens = tokens
 
@@ -66,7 +58,9 @@ class WindowCutter:
 
     @property
     def _tokenizer(self) -> Any:
-        return _tokenizer(self._json)
+        from pipeline.words import token_ids
+
+        return token_ids(self._json)
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""

@@ -13,7 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,18 @@ from tokenizers import Tokenizer
 
 # Not \s: the tokenizer deletes some of that (form feed, U+0085) where it stands, which joins two words.
 _WORD = re.compile(r"[^ \n\t\r!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
-# The same words, each with one space that follows it, and blanks: pieces that join to the text.
+# The same words, each with one space that follows it, and blanks, which have no tokens: pieces that join to the text.
 _PIECE = re.compile(rf"(?:{_WORD.pattern}) ?|[ \n\t\r]+")
-_MAX_WORDS = 1 << 18  # about 60 MB; then the memory starts afresh
+_MAX_WORDS = 1 << 19  # about 150 MB, the words of 100 MB of mixed text; then the memory starts afresh
 _MAX_WORD_CHARACTERS = 64  # longer ones, such as base64 or a sentence without blanks, do not come again
 _BLOCK_WORDS = 1024
 _BLOCK_TEXTS = 256
+
+
+@lru_cache(maxsize=2)
+def token_ids(tokenizer_json: str) -> "TokenIds":
+    """The one of this process: what it learns while windows are cut is known when they are embedded."""
+    return TokenIds(tokenizer_json)
 
 
 class TokenIds:
@@ -42,13 +48,12 @@ class TokenIds:
         self._by_word = steps == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
         self._special = [token["content"] for token in declared["added_tokens"]]
         self._known: dict[str, tuple[int, ...]] = {}
-        self._counts: dict[str, int] = {}
 
     def encoding(self, text: str) -> Any:
         """The encoding of a text without special tokens, as the tokenizer's own: its length, `token_to_chars`, `token_to_word`."""
         if self._by_word and not any(token in text for token in self._special):
             pieces = _PIECE.findall(text)
-            return WordEncoding(self._tokenizer, pieces, self._count(pieces))
+            return WordEncoding(self._tokenizer, pieces, list(map(len, self._ids(pieces))))
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def __call__(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -58,43 +63,34 @@ class TokenIds:
             return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), _BLOCK_TEXTS):  # in blocks, so that a word is looked up while its text is in cache
-            words_by_text = [_WORD.findall(text) for text in texts[start : start + _BLOCK_TEXTS]]
-            known = self._learn(set(chain.from_iterable(words_by_text)))
-            ids += [np.fromiter(chain.from_iterable(map(known.__getitem__, words)), dtype=np.int32) for words in words_by_text]
+            pieces_by_text = [_PIECE.findall(text) for text in texts[start : start + _BLOCK_TEXTS]]
+            each = iter(self._ids(list(chain.from_iterable(pieces_by_text))))
+            ids += [np.fromiter(chain.from_iterable(islice(each, len(pieces))), dtype=np.int32) for pieces in pieces_by_text]
         return ids
 
-    def _count(self, pieces: Sequence[str]) -> list[int]:
-        """How many tokens each piece has."""
-        counts: list[int | None] = list(map(self._counts.get, pieces))
-        if None in counts:
-            new = {piece for piece, count in zip(pieces, counts, strict=True) if count is None}
-            found = {piece: len(ids) for piece, ids in self._ids_of(list(new))}
-            if len(self._counts) > _MAX_WORDS:
-                self._counts = {}
-            self._counts |= {piece: count for piece, count in found.items() if len(piece) <= _MAX_WORD_CHARACTERS}
-            counts = [found[piece] if count is None else count for piece, count in zip(pieces, counts, strict=True)]
-        return counts  # type: ignore[return-value]
-
-    def _learn(self, words: set[str]) -> dict[str, tuple[int, ...]]:
-        """A dictionary that has the tokens of all of `words`."""
+    def _ids(self, pieces: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of each piece; what is not remembered is found out, and remembered."""
+        ids = list(map(self._known.get, pieces))
+        if None not in ids:
+            return ids  # type: ignore[return-value]
+        new = {piece for piece, known in zip(pieces, ids, strict=True) if known is None}
+        found = dict(self._ids_of(list(new)))
         if len(self._known) > _MAX_WORDS:
-            self._known = {}
-        long: dict[str, tuple[int, ...]] = {}
-        for word, ids in self._ids_of([word for word in words if word not in self._known]):
-            (self._known if len(word) <= _MAX_WORD_CHARACTERS else long)[word] = ids
-        return {**self._known, **long} if long else self._known
+            self._known.clear()
+        self._known |= {piece: its for piece, its in found.items() if len(piece) <= _MAX_WORD_CHARACTERS}
+        return [found[piece] if known is None else known for piece, known in zip(pieces, ids, strict=True)]
 
-    def _ids_of(self, words: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Each word with its tokens."""
-        for start in range(0, len(words), _BLOCK_WORDS):
-            block = words[start : start + _BLOCK_WORDS]
+    def _ids_of(self, pieces: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Each piece with its tokens."""
+        for start in range(0, len(pieces), _BLOCK_WORDS):
+            block = pieces[start : start + _BLOCK_WORDS]
             # One call for many words: a call each costs more than the tokens do.
             encoding = self._tokenizer.encode(block, is_pretokenized=True, add_special_tokens=False)
-            pieces: list[list[int]] = [[] for _ in block]
+            tokens: list[list[int]] = [[] for _ in block]
             for token, place in zip(encoding.ids, encoding.word_ids, strict=True):
                 assert place is not None, "only special tokens belong to no word"
-                pieces[place].append(token)
-            yield from zip(block, map(tuple, pieces), strict=True)
+                tokens[place].append(token)
+            yield from zip(block, map(tuple, tokens), strict=True)
 
 
 class WordEncoding:
@@ -126,6 +122,6 @@ class WordEncoding:
         return piece, _encoded(self._tokenizer, self._pieces[piece]), token - self._upto_P[piece]
 
 
-@lru_cache(maxsize=1 << 12)
+@lru_cache(maxsize=8)  # a border is asked about several times; but where nobody writes blanks, a word may be a page
 def _encoded(tokenizer: Tokenizer, piece: str) -> Any:
     return tokenizer.encode(piece, add_special_tokens=False)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from pipeline import embedders, words
 from pipeline.config import Embed
-from pipeline.embedders import sentence
+from pipeline.embedders import sentence, static
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import canonical_json
@@ -210,7 +210,7 @@ def test_precision_auto_takes_bf16_only_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
 ) -> None:
     monkeypatch.setattr("pipeline.embedders.vectors._cpuinfo", lambda: {"flags": flags})
-    assert sentence._precision(Embed(), "cpu") == expected
+    assert sentence.precision_for(Embed(), "cpu") == expected
 
 
 def test_a_model_with_a_prompt_gets_it_as_sentence_transformers_gives_it(tiny: str, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_what_the_model_cannot_do_is_refused(tiny: str, change: dict[str, object
     ("prefix", "matter", "idle"),
     [
         ("", {"max_tokens": 32, "pool": "mean", "precision": "fp32", "batch_size": 8}, {"dim": 64, "revision": "x"}),
-        ("static:", {"dim": 64}, {"max_tokens": 32, "precision": "fp32", "batch_size": 8, "revision": "x"}),
+        ("static:", {"dim": 64, "precision": "fp32"}, {"max_tokens": 32, "batch_size": 8, "revision": "x"}),
         ("lsi", {"dim": 64}, {"max_tokens": 32, "precision": "fp32", "batch_size": 8, "revision": "x"}),
     ],
 )
@@ -369,12 +369,56 @@ def test_static_reads_the_whole_window_and_gives_nan_for_unknown_tokens(static_f
     assert static.encode([]).shape == (0, 256)
 
 
-def test_static_distilled_twice_is_the_same_to_the_byte(tiny: str, tmp_path: Path) -> None:
+def test_static_distilled_twice_is_the_same_to_the_byte(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = Embed(model=f"static:{tiny}", dim=16)
-    facts = [embedders.fit(cfg, seed=seed, folder=Folder(str(tmp_path / str(seed))), threads=1 + 2 * seed) for seed in (0, 1)]
+    facts = []
+    for seed in (0, 1):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{seed}"))  # or the second would only be remembered
+        facts.append(embedders.fit(cfg, seed=seed, folder=Folder(str(tmp_path / str(seed))), threads=1 + 2 * seed))
     assert facts[0] == facts[1]
     for name in ("static.npz", "tokenizer.json"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+def test_a_distilled_table_is_remembered_for_the_model_and_settings_it_is_of(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    distilled = []
+    monkeypatch.setattr(static, "_distil", lambda *args, distil=static._distil: distilled.append(args[0].dim) or distil(*args))
+
+    def fit(name: str, dim: int) -> bytes:
+        embedders.fit(Embed(model=f"static:{tiny}", dim=dim), seed=0, folder=Folder(str(tmp_path / name)))
+        return (tmp_path / name / "static.npz").read_bytes()
+
+    first = fit("a", 16)
+    assert fit("b", 16) == first
+    assert distilled == [16]
+    fit("c", 8)
+    assert distilled == [16, 8], "another setting is another table"
+
+    kept = sorted((tmp_path / "cache" / "crispwrap").iterdir())
+    assert len(kept) == 2, "and nothing half-written beside them"
+    for file in kept:  # a disk that lost the end of a file
+        file.write_bytes(file.read_bytes()[:-1])
+    assert fit("d", 16) == first
+    assert distilled == [16, 8, 16]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "static.npz"))  # cannot be a folder
+    assert fit("e", 16) == first
+    assert distilled == [16, 8, 16, 16]
+
+
+def test_static_distilled_in_bf16_is_that_in_fp32_but_for_rounding(tiny: str, tmp_path: Path) -> None:
+    tables = {}
+    for precision in ("fp32", "bf16"):
+        folder = Folder(str(tmp_path / precision))
+        facts = embedders.fit(Embed(model=f"static:{tiny}", dim=16, precision=precision), seed=0, folder=folder)
+        assert facts["precision"] == precision
+        with np.load(folder.file("static.npz")) as arrays:
+            tables[precision] = arrays["table_VD"].astype(np.float64)
+    one, other = (table @ table.T for table in tables.values())  # a principal direction may turn, angles may not
+    assert 0 < np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one)
 
 
 def test_static_wider_than_its_base_is_refused(tiny: str, tmp_path: Path) -> None:

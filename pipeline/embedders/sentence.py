@@ -77,7 +77,7 @@ class SentenceEmbedder:
         self._cfg = cfg
         self._model = model
         self._device = model.device
-        precision = _precision(cfg, self._device.type)
+        precision = precision_for(cfg, self._device.type)
         self.dim = int(model.get_embedding_dimension())
         self.hardware = {"device": _device_name(self._device), "precision": precision, "threads": str(threads)}
         self._prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
@@ -104,7 +104,7 @@ class SentenceEmbedder:
 
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        with torch.inference_mode(), self._precision_scope():
+        with torch.inference_mode(), autocast(self._device.type, self.hardware["precision"] if self._autocast else "fp32"):
             if self._tokenizer is None:
                 return unit_rows(self._model.encode(list(texts), batch_size=self._cfg.batch_size, show_progress_bar=False))
             encodings = self._tokenizer.encode_batch_fast(list(texts))
@@ -151,14 +151,6 @@ class SentenceEmbedder:
             features = module(features)
         return features["sentence_embedding"].float()
 
-    def _precision_scope(self) -> AbstractContextManager[Any]:
-        import torch
-
-        if not self._autocast:
-            return nullcontext()
-        scope: AbstractContextManager[Any] = torch.autocast(self._device.type, dtype=_dtype(self.hardware["precision"]))
-        return scope
-
 
 def batches(num_tokens_S: Sequence[int], batch_size: int, batch_tokens: int | None) -> Iterator[list[int]]:
     """Rows of each batch: longest first, ties in order, at most `batch_size` rows and `batch_tokens` with padding.
@@ -197,7 +189,12 @@ def _text_tokenizer(model: Any) -> Any:
     return Tokenizer.from_str(first.tokenizer.backend_tokenizer.to_str())
 
 
-def _precision(cfg: Embed, device: str) -> str:
+def precision_for(cfg: Embed, device: str) -> str:
+    """What `embed.precision` comes to on a device (cpu or cuda): fp32, bf16 or fp16.
+
+    Raises:
+        ConfigError: fp16 is asked for on a CPU.
+    """
     import torch
 
     if cfg.precision == "fp16" and device == "cpu":
@@ -207,6 +204,16 @@ def _precision(cfg: Embed, device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if processor_has_bf16() else "fp32"
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    """A scope for this thread, in which torch multiplies in this precision."""
+    import torch
+
+    if precision == "fp32":
+        return nullcontext()
+    scope: AbstractContextManager[Any] = torch.autocast(device, dtype=_dtype(precision))
+    return scope
 
 
 def _dtype(precision: str) -> Any:

@@ -13,18 +13,21 @@ import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Embed
-from pipeline.embedders import source
-from pipeline.embedders.sentence import hold_tokenizers, load_model
+from pipeline.embedders import cache, source
+from pipeline.embedders.sentence import autocast, hold_tokenizers, load_model, precision_for
 from pipeline.embedders.vectors import processor_name, unit_rows
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 
+_METHOD = 1  # to be raised when the table of a model changes
 _TABLE, _TOKENIZER = "static.npz", "tokenizer.json"
 _BATCH_TOKENS = 512
 _TEXTS_AT_ONCE = 512
@@ -39,34 +42,53 @@ _WORD_MARKS = ("##", "▁", "Ġ")  # how WordPiece, SentencePiece and byte-level
 
 def identify(cfg: Embed) -> dict[str, Any]:
     """See `pipeline.embedders.identify`."""
-    return {"kind": "static", "source": source.identify_source(cfg), "dim": cfg.dim}
+    return {"kind": "static", "source": source.identify_source(cfg), "dim": cfg.dim, "precision": cfg.precision}
 
 
 def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
-    """Distil the base model into a table, and put it and the tokenizer in `folder`. Some 35 s for MiniLM on one core.
+    """Put the table distilled from the base model, and its tokenizer, in `folder`. Half a minute for MiniLM on one core, the first
+    time on a machine; then it is remembered.
 
     Raises:
         ConfigError: `embed.dim` is more than the base model's width, or the model is not a plain text transformer.
     """
+    with open(source.tokenizer_path(cfg), encoding="utf-8") as file:
+        tokenizer_json = file.read()
+    identity = {"method": _METHOD, "embedder": identify(cfg), "processor": processor_name(), "libraries": _libraries()}
+    content = cache.remembered("static", identity, lambda: _distil(cfg, tokenizer_json, threads))
+    folder.write_bytes(_TABLE, content)
+    folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: arrays[name].item() for name in ("tokens", "base_dim", "variance", "precision")}
+
+
+def _libraries() -> dict[str, str]:
+    """The versions of what distilling multiplies with, as far as they are installed: a remembered table needs none of them."""
+    found = {}
+    for package in ("numpy", "torch", "transformers", "sentence-transformers"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _distil(cfg: Embed, tokenizer_json: str, threads: int) -> bytes:
+    """An .npz of (V, D) `table_VD` in float16, and of facts."""
     from threadpoolctl import threadpool_limits
     from tokenizers import Tokenizer
 
-    with open(source.tokenizer_path(cfg), encoding="utf-8") as file:
-        tokenizer_json = file.read()
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokens_V = [tokenizer.id_to_token(token) or "" for token in range(max(tokenizer.get_vocab().values()) + 1)]
     special = {token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]}
     kept_V = np.array([bool(token) and token not in special and not _UNUSED.fullmatch(token) for token in tokens_V])
     with threadpool_limits(1):  # sums in one order, whatever the number of cores
-        x_VH = _embed_tokens(cfg, np.flatnonzero(kept_V), threads)
+        x_VH, precision = _embed_tokens(cfg, np.flatnonzero(kept_V), threads)
         table_VD = np.zeros((len(tokens_V), cfg.dim), dtype=np.float32)
         table_VD[kept_V], variance = _principal(x_VH, cfg.dim)
     table_VD *= _weights(tokens_V, kept_V)[:, None]
     sink = io.BytesIO()
-    np.savez(sink, table_VD=table_VD.astype(np.float16))
-    folder.write_bytes(_TABLE, sink.getvalue())
-    folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
-    return {"tokens": int(kept_V.sum()), "base_dim": x_VH.shape[1], "variance": variance}
+    facts = {"tokens": int(kept_V.sum()), "base_dim": x_VH.shape[1], "variance": variance, "precision": precision}
+    np.savez(sink, table_VD=table_VD.astype(np.float16), **facts)
+    return sink.getvalue()
 
 
 def load(folder: Folder, *, threads: int) -> "StaticEmbedder":
@@ -81,10 +103,10 @@ class StaticEmbedder:
     """An `Embedder`; see `pipeline.embedders.Embedder`."""
 
     def __init__(self, table_VD: NDArray[np.float32], tokenizer_json: str, *, threads: int) -> None:
-        from pipeline.words import TokenIds
+        from pipeline.words import token_ids
 
         self._table_VD = table_VD
-        self._token_ids = TokenIds(tokenizer_json)
+        self._token_ids = token_ids(tokenizer_json)
         self.dim = table_VD.shape[1]
         self.hardware = {"device": processor_name(), "precision": "fp32", "threads": str(threads)}
 
@@ -105,8 +127,8 @@ class StaticEmbedder:
         return sums_ND
 
 
-def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> NDArray[np.float32]:
-    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it.
+def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> tuple[NDArray[np.float32], str]:
+    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it; their precision.
 
     Each batch is one thread's, so the threads change no bit of it.
     """
@@ -116,6 +138,8 @@ def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> NDArr
     model = load_model(cfg, threads=1)
     if not hasattr(model[0], "auto_model"):
         raise ConfigError(f"embed.model {cfg.model}: only a transformer can be distilled, and this is none; use it without static:")
+    device = model.device.type
+    precision = precision_for(cfg, device)
     tokenizer = Tokenizer.from_file(source.tokenizer_path(cfg))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -126,13 +150,13 @@ def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> NDArr
     def embedded(start: int) -> NDArray[np.float32]:
         rows = [[*before, token, *after] for token in token_V[start : start + _BATCH_TOKENS].tolist()]
         ids = torch.tensor(rows, device=model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(device, precision):
             states = model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["token_embeddings"]
-            vectors: NDArray[np.float32] = states.mean(dim=1).cpu().numpy()
+            vectors: NDArray[np.float32] = states.float().mean(dim=1).cpu().numpy()
         return vectors
 
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS))))
+        return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS)))), precision
 
 
 def _principal(x_VH: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float32], float]:
