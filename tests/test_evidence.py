@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import topic_documents, write_jsonl
+from fake_endpoint import FakeEndpoint
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.evidence.plots import drawn
@@ -95,6 +96,25 @@ def test_the_sample_alone_is_an_arm_and_shares_make_curves(comparison: dict[str,
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
+def test_rewriting_is_for_the_arms_that_ask_for_it(comparison: dict[str, Any]) -> None:
+    with FakeEndpoint() as server:
+        rephrase = {"model": "fake", "backend": "endpoint", "endpoint": {"url": server.url}, "styles": ["wikipedia"]}
+        run = comparison["run"] | {"rephrase": rephrase, "weights": {"estimator": "crisp", "max_epochs": 1.0, "bootstrap": 0}}
+        arms = {"natural": None, "repeat": {"weights": {"max_epochs": 4.0}}, "rephrase": None}
+        done = made(comparison | {"run": run, "arms": arms})
+        arms["rephrase-qa"] = {"rephrase": {"styles": ["qa"]}}
+        assert Evidence.model_validate(comparison | {"run": run, "arms": arms}).config_of("rephrase-qa").rephrase.styles == ["qa"]
+    styles = {arm: its.step("sample").manifest["tokens_by_style"] for arm, its in done.runs.items()}
+    assert (styles["natural"], styles["repeat"], list(styles["rephrase"])) == ({}, {}, ["wikipedia"])
+    natural, repeat, rephrase = rows_of(done)
+    assert natural.unique == 1.0 > repeat.unique
+    # The topic's own text is passed over once in one arm, up to four times in the other; both are better than natural text.
+    for row in (repeat, rephrase):
+        assert row.figures["law"].mean < natural.figures["law"].mean
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
 def test_a_seed_that_is_there_is_not_trained_again(comparison: dict[str, Any]) -> None:
     done = made(comparison)
     step = done.proxies["crisp"]
@@ -133,6 +153,7 @@ def test_intervals_cover_what_they_should() -> None:
     ("change", "message"),
     [
         ({"arms": {"natural": {}, "crisp": {"weigths": {}}}}, r"arms\.crisp: unknown setting weigths; did you mean weights"),
+        ({"arms": {"natural": None, "rephrase": None}}, r"arms\.rephrase: the run has no section rephrase; add"),
         ({"baseline": "none"}, r"baseline 'none' is none of the arms \(natural, crisp\)"),
         ({"seed": 3}, r"unknown setting seed; did you mean seeds\?"),
         ({"proxy": {"siez": "1M"}}, r"unknown setting proxy\.siez; did you mean proxy\.size"),

@@ -26,6 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dsir": {"weights": {"estimator": "dsir"}},
     "classifier": {"weights": {"estimator": "classifier"}},
     "nearest": {"weights": {"estimator": "nearest"}},
+    "repeat": {},
+    "rephrase": {},
 }
 # Where a natural share is no change, or a change of what the arm is for.
 _WITHOUT_CURVE = ("natural", SPECIALIST_ONLY)
@@ -64,16 +66,22 @@ class Evidence(Section):
         return arms
 
     def config_of(self, arm: str) -> Config:
-        """The run of an arm.
+        """The run of an arm. The run's own section `rephrase` is for the arm of that name, and for arms that change it.
 
         Raises:
             ConfigError: its settings are wrong; the arm is named.
         """
         assert isinstance(self.run, dict)
+        name, changes = arm.partition(" +")[0], self.changes[arm]
+        settings = _merged(self.run, changes)
+        if name != "rephrase" and "rephrase" not in changes:
+            settings.pop("rephrase", None)
+        elif "rephrase" not in settings:
+            raise ConfigError("arms.rephrase: the run has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
         try:
-            return parse_config(_merged(self.run, self.changes[arm]))
+            return parse_config(settings)
         except ConfigError as error:
-            raise ConfigError(f"arms.{arm.partition(' +')[0]}: {error}") from error
+            raise ConfigError(f"arms.{name}: {error}") from error
 
     @property
     def changes(self) -> dict[str, dict[str, Any]]:
