@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,15 +33,16 @@ class Chunker:
     text; then it opens the next one. A document that is larger by itself is split at the borders of its stretches.
     """
 
-    def __init__(self, prepare: Prepare) -> None:
+    def __init__(self, prepare: Prepare, first: int = 0) -> None:
         self._limits = prepare
-        self._chunk = 0
+        self._chunk = first
         self._documents = 0
         self._bytes = 0
 
     @property
     def num_chunks(self) -> int:
-        return self._chunk + 1 if self._documents else 0
+        """Up to the one at hand; where none was placed, those before the first."""
+        return self._chunk + 1 if self._documents else self._chunk
 
     def place(self, text: str) -> list[tuple[int, int, int]]:
         """The chunks of the next document, and from which to which character it is in each; nearly always one."""
@@ -71,16 +72,31 @@ class Chunker:
         self._documents = self._bytes = 0
 
 
+class Start(NamedTuple):
+    """Where the text of a chunk begins: a document, where in the file that is, and the chunk that was opened for it.
+
+    It is an earlier chunk than the one asked for where the document is split over several.
+    """
+
+    row: int
+    rows_before: int
+    chunk: int
+
+
+_BEGINNING = Start(0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Scan:
     """What pass 1 learns of a file: `num_rows` = N good rows + the rows of `quarantine`.
 
     `row_N`, `id_hash_N` (xxh3 of the id) and `chunk_N` (the first chunk that the document is in) are of the good rows, in order.
-    `num_bytes` is their text in UTF-8.
+    `num_bytes` is their text in UTF-8. `starts` has one entry for each chunk.
     """
 
     num_rows: int
     num_chunks: int
+    starts: Sequence[Start]
     num_bytes: int
     row_N: NDArray[np.int64]
     id_hash_N: NDArray[np.uint64]
@@ -97,6 +113,7 @@ def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare) -> Scan:
     chunker = Chunker(prepare)
     rows, hashes, chunks = array("q"), array("Q"), array("i")
     bad: list[dict[str, Any]] = []
+    starts: list[Start] = []
     num_bytes = 0
     for row in read_rows(file, corpus):
         if row.document is None:
@@ -104,13 +121,18 @@ def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare) -> Scan:
             fields = {"id": row.bad.id, "reason": row.bad.reason, "detail": row.bad.detail, "excerpt": row.bad.excerpt}
             bad.append({"file": file.url, "row": row.row, **fields})
             continue
+        placed = chunker.place(row.document.text)
+        first = placed[0][0]
+        while len(starts) <= placed[-1][0]:
+            starts.append(Start(row.row, len(rows) + len(bad), first))
         num_bytes += _utf8_bytes(row.document.text)
         rows.append(row.row)
         hashes.append(xxhash.xxh3_64_intdigest(row.document.id.encode()))
-        chunks.append(chunker.place(row.document.text)[0][0])
+        chunks.append(first)
     return Scan(
         num_rows=len(rows) + len(bad),
         num_chunks=chunker.num_chunks,
+        starts=starts,
         num_bytes=num_bytes,
         row_N=np.frombuffer(rows, np.int64),
         id_hash_N=np.frombuffer(hashes, np.uint64),
@@ -126,6 +148,7 @@ def cut_chunks(
     cutter: WindowCutter,
     chunks: Collection[int],
     drop_rows: Collection[int] = frozenset(),
+    start: Start = _BEGINNING,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Pass 2: the WINDOWS table of each asked chunk, in ascending order; without rows where all its rows are dropped.
 
@@ -135,6 +158,7 @@ def cut_chunks(
     Args:
         chunks: numbers below `Scan.num_chunks`.
         drop_rows: rows left out, such as duplicates; they still take their place when chunks are bounded.
+        start: of the first of the chunks; what lies before it in the file is not parsed.
 
     Raises:
         InputError: as `read_rows`; or the file has fewer chunks than were asked for, so it changed since it was scanned.
@@ -142,10 +166,10 @@ def cut_chunks(
     waiting = deque(sorted(chunks))
     if not waiting:
         return
-    chunker = Chunker(prepare)
+    chunker = Chunker(prepare, start.chunk)
     wanted, last = frozenset(waiting), waiting[-1]
     columns = _Columns()
-    for row in read_rows(file, corpus):
+    for row in read_rows(file, corpus, first=start.row, before=start.rows_before):
         if row.document is None:
             continue
         placed = chunker.place(row.document.text)

@@ -21,8 +21,11 @@ __all__ = ["Bad", "Document", "InputFile", "Row", "digest", "list_files", "read_
 _USERS_MISTAKE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR)  # None: damage found by a decoder
 
 
-def read_rows(file: InputFile, corpus: Corpus) -> Iterator[Row]:
-    """Every row of the file, in order, good or bad; at most `corpus.limit` of them.
+def read_rows(file: InputFile, corpus: Corpus, *, first: int = 0, before: int = 0) -> Iterator[Row]:
+    """Every row of the file from row `first` on, in order, good or bad; at most `corpus.limit` of the whole file.
+
+    What lies before is passed over without being parsed, a Parquet file's row groups without being read; `before` is how many
+    rows it would have given.
 
     Without `id_key` ids are `<5-digit file number>-<row>`. `source` is the row's string column of that name, else the file's
     name without its endings. Memory is bounded by the longest row.
@@ -34,7 +37,8 @@ def read_rows(file: InputFile, corpus: Corpus) -> Iterator[Row]:
     """
     reached = -1
     try:
-        for row in islice(_rows(file, corpus), corpus.limit):
+        left = None if corpus.limit is None else corpus.limit - before
+        for row in islice(_rows(file, corpus, first), left):
             reached = row.row
             yield row
     except (EOFError, zlib.error, pa.ArrowException, OSError) as error:
@@ -45,12 +49,12 @@ def read_rows(file: InputFile, corpus: Corpus) -> Iterator[Row]:
         raise InputError(f"{place}: {reason}; replace the file, or leave it out of paths") from error
 
 
-def _rows(file: InputFile, corpus: Corpus) -> Iterator[Row]:
+def _rows(file: InputFile, corpus: Corpus, first: int) -> Iterator[Row]:
     if file.kind == "pydocs":
-        return pydocs.read_rows(file.url, sample=corpus.limit is not None)
+        return (row for row in pydocs.read_rows(file.url, sample=corpus.limit is not None) if row.row >= first)
     from pipeline.sources.strict import StrictJsonlReader, StrictParquetReader
 
     folder, _, name = file.url.rpartition("/")
     reader: type[StrictJsonlReader | StrictParquetReader] = StrictParquetReader if file.kind == "parquet" else StrictJsonlReader
     strict = reader(folder or "/", number=file.number, source=base_name(file.url), text_key=corpus.text_key, id_key=corpus.id_key)
-    return strict.read_file(name)
+    return strict.read_file(name, first)

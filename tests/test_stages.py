@@ -7,6 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.chunks import Start
 from pipeline.config import Cluster
 from pipeline.draws import attribute
 from pipeline.hashing import window_keys
@@ -109,8 +110,10 @@ def test_groups_keep_order_and_lose_nothing(items: list[int], num_groups: int) -
 
 def test_a_file_is_shared_by_workers_and_a_package_is_not() -> None:
     files = [InputFile(0, "a.jsonl", "jsonl", ""), InputFile(1, "pydocs://x", "pydocs", "")]
-    made = cuts(files, {0: list(range(8)), 1: [0, 1]}, num_workers=4)
+    starts = {number: [Start(10 * chunk, 9 * chunk, chunk) for chunk in range(8)] for number in (0, 1)}
+    made = cuts(files, {0: list(range(8)), 1: [0, 1]}, starts, num_workers=4)
     assert [(cut.file.number, cut.chunks) for cut in made] == [(0, [0, 1]), (0, [2, 3]), (0, [4, 5]), (0, [6, 7]), (1, [0, 1])]
+    assert [cut.start.row for cut in made] == [0, 20, 40, 60, 0]
 
 
 def level_fit(fit_windows: int, seed: int = 0) -> LevelFit:

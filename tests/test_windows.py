@@ -226,6 +226,40 @@ def test_any_choice_of_chunks_gives_the_same_tables(tmp_path: Path, cutter: Wind
         assert [(i, whole[i]) for i in sorted(chosen)] == list(cut_chunks(file, CORPUS, prepare, cutter, chosen))
 
 
+def lines_of(rows: Sequence[str | None]) -> bytes:
+    """JSON lines; None is one that is not JSON, an empty text a blank line, which is no row at all."""
+    parts = ["{" if text is None else json.dumps({"id": i, "text": text}) if text else " " for i, text in enumerate(rows)]
+    return "".join(f"{part}\n" for part in parts).encode()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.zst", "parquet"])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cutting_begins_at_the_chunks_that_are_asked_for(cutter: WindowCutter, kind: str, data: st.DataObject) -> None:
+    text = st.one_of(st.builds("word {} ".format, st.integers(0, 99)).map(lambda text: text * 30), st.just(LONG[:210_000]))
+    rows = data.draw(st.lists(st.one_of(text, st.none(), st.just("")), min_size=1, max_size=24))
+    prepare = Prepare(part_documents=data.draw(st.integers(1, 5)), part_bytes=150_000)
+    corpus = Corpus(paths=["x"], limit=data.draw(st.one_of(st.none(), st.integers(1, 24))))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a.{kind}"
+        if kind == "parquet":
+            table = pa.table({"id": [str(i) for i in range(len(rows))], "text": pa.array(rows, pa.string())})
+            pq.write_table(table, path, row_group_size=data.draw(st.integers(1, 9)))
+        else:
+            path.write_bytes({"jsonl": bytes, "jsonl.zst": zstandard.compress}[kind](lines_of(rows)))
+        file = InputFile(0, str(path), kind.partition(".")[0], "")
+        scan = scan_file(file, corpus, prepare)
+        whole = dict(cut_chunks(file, corpus, prepare, cutter, range(scan.num_chunks)))
+        assert len(scan.starts) == scan.num_chunks == len(whole)
+        if not whole:
+            return
+        chosen = data.draw(st.sets(st.sampled_from(sorted(whole)), min_size=1))
+        start = scan.starts[min(chosen)]
+        if kind == "jsonl":  # what lies before is not even parsed
+            path.write_bytes(b"?\n" * start.row + b"".join(path.read_bytes().splitlines(keepends=True)[start.row :]))
+        assert list(cut_chunks(file, corpus, prepare, cutter, chosen, start=start)) == [(i, whole[i]) for i in sorted(chosen)]
+
+
 def test_dropped_rows_move_no_boundary_and_may_leave_a_chunk_empty(tmp_path: Path, cutter: WindowCutter) -> None:
     file = write(tmp_path / "a.jsonl", [f"text {i}" for i in range(9)])
     prepare = Prepare(part_documents=3)

@@ -6,7 +6,9 @@ Importing this module imports datatrove (half a second), so `pipeline.readers` d
 """
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import orjson
@@ -51,7 +53,7 @@ def _adapter(reader: BaseDiskReader, data: dict[str, Any], path: str, row: int) 
 
 
 class _Strict:
-    """What both readers share. `read_file` yields every row of one file, in order."""
+    """What both readers share. `read_file` yields every row of one file, in order, from a row on."""
 
     def __init__(self, folder: str, *, number: int, source: str, text_key: str, id_key: str | None) -> None:
         super().__init__(DataFolder(folder, auto_mkdir=False), adapter=_adapter, text_key=text_key, id_key=id_key)  # type: ignore[call-arg]
@@ -72,7 +74,7 @@ class _Strict:
 class StrictJsonlReader(_Strict, JsonlReader):  # type: ignore[misc]
     """JSON lines, plain, .gz or .zst. Lines end at a line feed and nowhere else; blank ones are passed over."""
 
-    def read_file(self, filepath: str) -> Iterator[Row]:
+    def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         with _binary(self.data_folder, filepath) as lines:
             row = -1
             while line := lines.readline(MAX_LINE_BYTES):
@@ -83,8 +85,9 @@ class StrictJsonlReader(_Strict, JsonlReader):  # type: ignore[misc]
                     excerpt = _excerpt(line)
                     while line and not line.endswith(b"\n"):
                         line = lines.readline(1 << 20)
-                    yield _bad_row(row, "line_too_long", f"more than {MAX_LINE_BYTES} bytes", excerpt)
-                elif not line.isspace() and line:
+                    if row >= first:
+                        yield _bad_row(row, "line_too_long", f"more than {MAX_LINE_BYTES} bytes", excerpt)
+                elif row >= first and not line.isspace() and line:
                     yield self._parse(line, filepath, row)
 
     def _parse(self, line: bytes, filepath: str, row: int) -> Row:
@@ -104,7 +107,7 @@ class StrictJsonlReader(_Strict, JsonlReader):  # type: ignore[misc]
 class StrictParquetReader(_Strict, ParquetReader):  # type: ignore[misc]
     """Parquet, read in batches of a bounded number of bytes."""
 
-    def read_file(self, filepath: str) -> Iterator[Row]:
+    def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         with (
             self.data_folder.open(filepath, "rb") as raw,
             # With a buffer, column chunks are streamed; without, each is held whole.
@@ -117,9 +120,14 @@ class StrictParquetReader(_Strict, ParquetReader):  # type: ignore[misc]
                         f"it has {', '.join(parquet.schema_arrow.names)}: "
                         f"set {setting}, or leave the file out of paths"
                     )
-            row = 0
-            for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata)):
-                yield from self._parse(batch, filepath, row)
+            metadata = parquet.metadata
+            ends = list(accumulate(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)))
+            passed_over = bisect_right(ends, first)
+            row = ends[passed_over - 1] if passed_over else 0
+            row_groups = range(passed_over, metadata.num_row_groups)
+            for batch in parquet.iter_batches(batch_size=_batch_rows(metadata), row_groups=row_groups):
+                skipped = min(max(0, first - row), batch.num_rows)
+                yield from self._parse(batch.slice(skipped), filepath, row + skipped)
                 row += batch.num_rows
 
     def _parse(self, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:

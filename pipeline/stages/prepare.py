@@ -2,12 +2,12 @@
 
 `scan` reads every row, quarantines bad ones, and notes the ids; ids that appear twice are found across files (the first by file and
 row stays); `cut` tokenises and writes the parts. A scan costs a few percent of a cut, and makes the outcome independent of the
-order in which files are read. A file that many workers share is read by each of them and cut by only one, chunk by chunk.
+order in which files are read. A file that many workers share is parsed once in a scan and once in a cut: each begins at its chunks.
 """
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import embedders
-from pipeline.chunks import cut_chunks, scan_file
+from pipeline.chunks import Start, cut_chunks, scan_file
 from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
@@ -31,7 +31,7 @@ from pipeline.windows import WindowCutter
 
 QUARANTINED = "quarantine"  # the folder of rows that were left out, beside the parts
 
-# Reading is this much cheaper than cutting, so at most so many workers read one file side by side.
+# Each of them has to pass over what comes before its chunks, which of a compressed file means to decompress it.
 _READERS_PER_FILE = 16
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
@@ -62,10 +62,10 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         bad = sum(scan["bad"] for scan in scans) + sum(len(of_file) for of_file in repeated.values())
         reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
 
-        chunks = {file.number: scan["chunks"] for file, scan in zip(files, scans, strict=True)}
+        starts = {file.number: [Start(*start) for start in scan["starts"]] for file, scan in zip(files, scans, strict=True)}
         drop = {number: set(of_file) for number, of_file in repeated.items()}
         shared = (settings, config.prepare, cutter, drop, folder)
-        parts = _cut(engine, folder, files, chunks, shared, title=f"prepare {corpus}")
+        parts = _cut(engine, folder, files, starts, shared, title=f"prepare {corpus}")
         windows = sum(part["rows"] for part in parts)
         if not windows:
             raise InputError(
@@ -141,7 +141,7 @@ def _stamp(url: str) -> str:
 
 def _scan_file(name: str, files: dict[str, InputFile], settings: Corpus, prepare: PrepareConfig, folder: Folder) -> dict[str, Any]:
     scan = scan_file(files[name], settings, prepare)
-    facts = {"rows": scan.num_rows, "bad": len(scan.quarantine), "chunks": scan.num_chunks}
+    facts = {"rows": scan.num_rows, "bad": len(scan.quarantine), "starts": scan.starts}
     folder.child(QUARANTINED).write_table(f"{name}.parquet", scan.quarantine, QUARANTINE)
     table = pa.table({"row": scan.row_N, "id_hash": scan.id_hash_N})
     folder.child("scan").write_table(f"{name}.parquet", table, SCANS, facts)
@@ -186,17 +186,20 @@ class Cut:
 
     file: InputFile
     chunks: list[int]
+    start: Start
 
     @property
     def name(self) -> str:
         return self.file.url
 
 
-def cuts(files: Sequence[InputFile], missing: dict[int, list[int]], num_workers: int) -> list[Cut]:
+def cuts(
+    files: Sequence[InputFile], missing: dict[int, list[int]], starts: Mapping[int, Sequence[Start]], num_workers: int
+) -> list[Cut]:
     """The chunks that are missing, as items of work: several for a file where there are fewer files than workers."""
     readers = min(_READERS_PER_FILE, -(-2 * num_workers // max(1, len(missing))))
     return [
-        Cut(files[number], chunks)
+        Cut(files[number], chunks, starts[number][chunks[0]])
         for number in sorted(missing)
         # Reading Python sources means parsing them, which is dearer than cutting: one reader a package.
         for chunks in groups(missing[number], 1 if files[number].kind == "pydocs" else readers)
@@ -204,20 +207,26 @@ def cuts(files: Sequence[InputFile], missing: dict[int, list[int]], num_workers:
 
 
 def _cut(
-    engine: Engine, folder: Folder, files: Sequence[InputFile], chunks: dict[int, int], shared: tuple[Any, ...], *, title: str
+    engine: Engine,
+    folder: Folder,
+    files: Sequence[InputFile],
+    starts: Mapping[int, Sequence[Start]],
+    shared: tuple[Any, ...],
+    *,
+    title: str,
 ) -> list[dict[str, Any]]:
-    """Cut the chunks (their number, by file) whose parts are not there; the facts of all parts, in order."""
+    """Cut the chunks (where they start, by file) whose parts are not there; the facts of all parts, in order."""
     present = set(folder.names(".parquet"))
     missing = {
         number: left
-        for number, count in chunks.items()
-        if (left := [i for i in range(count) if f"{part_name(number, i)}.parquet" not in present])
+        for number, of_file in starts.items()
+        if (left := [i for i in range(len(of_file)) if f"{part_name(number, i)}.parquet" not in present])
     }
-    items = cuts(files, missing, engine.num_workers) if missing else []
+    items = cuts(files, missing, starts, engine.num_workers) if missing else []
     facts: dict[str, dict[str, Any]] = {}
     for _, made in engine.map(_cut_file, items, title=title, unit="runs", shared=shared):
         facts |= made
-    return with_facts(folder, [part_name(number, i) for number, count in chunks.items() for i in range(count)], facts)
+    return with_facts(folder, [part_name(number, i) for number, of_file in starts.items() for i in range(len(of_file))], facts)
 
 
 def part_name(file_number: int, chunk: int) -> str:
@@ -229,7 +238,7 @@ def _cut_file(
 ) -> dict[str, dict[str, Any]]:
     facts = {}
     drop_rows = drop.get(cut.file.number, set())
-    for chunk, table in cut_chunks(cut.file, settings, prepare, cutter, set(cut.chunks), drop_rows):
+    for chunk, table in cut_chunks(cut.file, settings, prepare, cutter, set(cut.chunks), drop_rows, cut.start):
         name = part_name(cut.file.number, chunk)
         facts[name] = {
             "rows": len(table),
