@@ -166,6 +166,7 @@ def cut_chunks(
     waiting = deque(sorted(chunks))
     if not waiting:
         return
+    assert start.chunk <= waiting[0], f"what begins at chunk {start.chunk} holds nothing of chunk {waiting[0]}"
     chunker = Chunker(prepare, start.chunk)
     wanted, last = frozenset(waiting), waiting[-1]
     columns = _Columns()

@@ -60,6 +60,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.steps import compare, plan_evidence, steps_of
     from pipeline.evidence.table import rendered, rows_of
     from pipeline.report import console
+    from pipeline.run import cost
 
     comparison = plan_evidence(evidence)
     if dry_run:
@@ -68,6 +69,9 @@ def _compare(config: str, *, dry_run: bool) -> None:
             left = [step.title for step in steps_of(arm, run) if not step.done]
             table.add_row(arm, ", ".join(left) or "-", "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train")
         console.print(table)
+        for arm, run in comparison.runs.items():
+            if said := cost(run):
+                console.print(f"{arm}: {said}")
         return
     check()
     compare(comparison)

@@ -4,8 +4,8 @@ A BERT tokenizer cuts at blanks and at punctuation before it does anything else,
 stands, and can be remembered. Cutting at blanks and ASCII punctuation here is coarser than its own rule, so never wrong. One
 intended difference in the ids: a text that spells out a special token, such as "[MASK]", is read as the text it is.
 
-On mixed text at 450 tokens a window, one core of an EPYC (Zen 3): 1,060 to 1,200 windows/s by the tokenizer alone, 1,400 here
-with every word new to it, 3,100 once they are known.
+Cutting mixed text into windows on one core of an EPYC (Zen 4), beside other work: the tokenizer's encoding alone 2.5 MB/s, all of
+the cutting here 4.5 MB/s in its first 6 MB, 9.6 once their words are known.
 """
 
 import json

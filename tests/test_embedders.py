@@ -397,16 +397,24 @@ def test_a_distilled_table_is_remembered_for_the_model_and_settings_it_is_of(
     fit("c", 8)
     assert distilled == [16, 8], "another setting is another table"
 
+    for has_bf16 in (True, False):  # processors of the same name
+        with monkeypatch.context() as other:
+            other.setattr(sentence, "processor_has_bf16", lambda has=has_bf16: has)
+            fit(f"bf16 {has_bf16}", 16)
+    assert distilled == [16, 8, 16], "one of the two is this one"
+    distilled.clear()
+
     kept = sorted((tmp_path / "cache" / "crispwrap").iterdir())
-    assert len(kept) == 2, "and nothing half-written beside them"
+    assert len(kept) == 3, "and nothing half-written beside them"
     for file in kept:  # a disk that lost the end of a file
         file.write_bytes(file.read_bytes()[:-1])
     assert fit("d", 16) == first
-    assert distilled == [16, 8, 16]
+    assert distilled == [16]
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "static.npz"))  # cannot be a folder
-    assert fit("e", 16) == first
-    assert distilled == [16, 8, 16, 16]
+    for nowhere in (str(tmp_path / "a" / "static.npz"), "~/.cache"):  # cannot be a folder; a user without a home
+        monkeypatch.setenv("XDG_CACHE_HOME", nowhere)
+        assert fit("e", 16) == first
+    assert distilled == [16, 16, 16]
 
 
 def test_static_distilled_in_bf16_is_that_in_fp32_but_for_rounding(tiny: str, tmp_path: Path) -> None:
@@ -440,9 +448,12 @@ def test_token_ids_by_word_are_those_of_the_tokenizer(texts: list[str]) -> None:
     tokenizer.no_truncation()
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in TOKEN_IDS(texts)] == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "_MAX_WORDS", 4)  # words are forgotten again and again
+        assert [ids.tolist() for text in texts for ids in FORGETFUL([text])] == expected
 
 
-TOKEN_IDS = words.TokenIds(Path(embedders.tokenizer_file(Embed(model=MINILM))).read_text())
+TOKEN_IDS, FORGETFUL = (words.TokenIds(Path(embedders.tokenizer_file(Embed(model=MINILM))).read_text()) for _ in range(2))
 
 
 def test_token_ids_of_other_tokenizers_are_the_tokenizers_own() -> None:

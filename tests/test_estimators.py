@@ -90,3 +90,11 @@ def test_claims_of_two_specialists_sum_to_the_target():
     assert names == ["a", "b", "natural"]
     np.testing.assert_allclose(claim_SL.sum(axis=0), 0.8 * (0.75 * a_L + 0.25 * b_L) + 0.2 * g_L)
     np.testing.assert_allclose(claim_SL[2], [0.1, 0.1])
+
+
+def test_a_shuffled_histogram_is_the_same_numbers_elsewhere_and_another_by_another_seed() -> None:
+    samples = {"x": counted([("a", 0, 10), ("b", 1, 30), ("c", 0, 2)])}
+    made = {seed: ESTIMATORS["shuffled"].estimate(TREE, GENERALIST, samples, Weights(), seed)["x"].p_L for seed in range(8)}
+    for p_L in made.values():
+        np.testing.assert_allclose(np.sort(p_L)[-2:], [12 / 42, 30 / 42])
+    assert len({tuple(p_L) for p_L in made.values()}) > 1

@@ -100,7 +100,7 @@ def test_rewriting_is_for_the_arms_that_ask_for_it(comparison: dict[str, Any]) -
     with FakeEndpoint() as server:
         rephrase = {"model": "fake", "backend": "endpoint", "endpoint": {"url": server.url}, "styles": ["wikipedia"]}
         run = comparison["run"] | {"rephrase": rephrase, "weights": {"estimator": "crisp", "max_epochs": 1.0, "bootstrap": 0}}
-        arms = {"natural": None, "repeat": {"weights": {"max_epochs": 4.0}}, "rephrase": None}
+        arms: dict[str, Any] = {"natural": None, "repeat": None, "rephrase": None}
         done = made(comparison | {"run": run, "arms": arms})
         arms["rephrase-qa"] = {"rephrase": {"styles": ["qa"]}}
         assert Evidence.model_validate(comparison | {"run": run, "arms": arms}).config_of("rephrase-qa").rephrase.styles == ["qa"]
@@ -108,9 +108,17 @@ def test_rewriting_is_for_the_arms_that_ask_for_it(comparison: dict[str, Any]) -
     assert (styles["natural"], styles["repeat"], list(styles["rephrase"])) == ({}, {}, ["wikipedia"])
     natural, repeat, rephrase = rows_of(done)
     assert natural.unique == 1.0 > repeat.unique
-    # The topic's own text is passed over once in one arm, up to four times in the other; both are better than natural text.
+    # The topic's own text is passed over once in one arm, as often as it takes in the other; both are better than natural text.
     for row in (repeat, rephrase):
         assert row.figures["law"].mean < natural.figures["law"].mean
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_sample_alone_can_be_the_baseline_of_arms_with_other_windows(comparison: dict[str, Any]) -> None:
+    arms = {"specialist-only": None, "crisp": {"window": {"tokens": 48}}}
+    done = made(comparison | {"arms": arms, "baseline": "specialist-only"})
+    assert [row.arm for row in rows_of(done)] == list(arms)
 
 
 @pytest.mark.ray
@@ -154,6 +162,7 @@ def test_intervals_cover_what_they_should() -> None:
     [
         ({"arms": {"natural": {}, "crisp": {"weigths": {}}}}, r"arms\.crisp: unknown setting weigths; did you mean weights"),
         ({"arms": {"natural": None, "rephrase": None}}, r"arms\.rephrase: the run has no section rephrase; add"),
+        ({"arms": {"natural": None, "rephrase": {"rephrase": {}}}}, r"arms\.rephrase: the run has no section rephrase; add"),
         ({"baseline": "none"}, r"baseline 'none' is none of the arms \(natural, crisp\)"),
         ({"seed": 3}, r"unknown setting seed; did you mean seeds\?"),
         ({"proxy": {"siez": "1M"}}, r"unknown setting proxy\.siez; did you mean proxy\.size"),

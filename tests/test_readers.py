@@ -19,7 +19,7 @@ import zstandard
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
 from pipeline.readers import InputFile, Row, digest, list_files, read_rows
-from pipeline.sources import REASONS
+from pipeline.sources import REASONS, strict
 
 
 def corpus_of(*paths: object, **settings: Any) -> Corpus:
@@ -324,3 +324,13 @@ def test_importing_the_readers_imports_no_datatrove_ray_torch_or_tokenizers() ->
     code = "import sys, pipeline.readers, pipeline.windows; print({'datatrove', 'ray', 'torch', 'tokenizers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_first_line_that_is_too_long_is_one_row_with_a_byte_order_mark_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strict, "MAX_LINE_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"id": "0", "text": "x" * 99}).encode() + b'\n{"id": "1", "text": "short"}\n')
+    rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])))
+    assert [(row.row, row.bad.reason if row.bad else "") for row in rows] == [(0, "line_too_long"), (1, "")]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.hashing import keyed_uniform, window_keys
-from pipeline.scoring import Rows, dsir, scorer
+from pipeline.scoring import Rows, dsir, features, scorer
 from pipeline.scoring.features import fit_logistic, hashed_counts
 from pipeline.tfidf import inverse_frequencies, weighed
 
@@ -117,7 +117,9 @@ def test_words_and_pairs_are_counted_as_scikit_learn_counts_them() -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(max_size=30), max_size=8))
 def test_a_text_is_counted_the_same_in_any_company(texts: list[str]) -> None:
-    together = hashed_counts(texts).toarray()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "_TEXTS_AT_ONCE", 3)  # so that several blocks are joined, the last of them short
+        together = hashed_counts(texts).toarray()
     for text, row in zip(texts, together, strict=True):
         np.testing.assert_array_equal(hashed_counts([text]).toarray()[0], row)
 

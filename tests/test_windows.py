@@ -26,6 +26,7 @@ from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
 from pipeline.readers import InputFile
+from pipeline.sources import strict
 from pipeline.tables import WINDOWS
 from pipeline.windows import STRETCH_CHARACTERS, WindowCutter, stretches
 from pipeline.words import TokenIds, WordEncoding
@@ -232,7 +233,19 @@ def lines_of(rows: Sequence[str | None]) -> bytes:
     return "".join(f"{part}\n" for part in parts).encode()
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.zst", "parquet"])
+def damage_row_groups(path: Path, upto: int) -> None:
+    """Overwrite the pages of the row groups that end before row `upto`, and of no others."""
+    metadata, content, rows = pq.read_metadata(path), bytearray(path.read_bytes()), 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        rows += group.num_rows
+        for column in map(group.column, range(group.num_columns)):
+            begin, size = column.dictionary_page_offset or column.data_page_offset, column.total_compressed_size
+            if rows <= upto:
+                content[begin : begin + size] = b"?" * size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_cutting_begins_at_the_chunks_that_are_asked_for(cutter: WindowCutter, kind: str, data: st.DataObject) -> None:
@@ -240,13 +253,16 @@ def test_cutting_begins_at_the_chunks_that_are_asked_for(cutter: WindowCutter, k
     rows = data.draw(st.lists(st.one_of(text, st.none(), st.just("")), min_size=1, max_size=24))
     prepare = Prepare(part_documents=data.draw(st.integers(1, 5)), part_bytes=150_000)
     corpus = Corpus(paths=["x"], limit=data.draw(st.one_of(st.none(), st.integers(1, 24))))
-    with tempfile.TemporaryDirectory() as folder:
+    bom = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"]))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict, "MAX_LINE_BYTES", data.draw(st.sampled_from([1 << 30, 100_000])))
         path = Path(folder) / f"a.{kind}"
         if kind == "parquet":
             table = pa.table({"id": [str(i) for i in range(len(rows))], "text": pa.array(rows, pa.string())})
             pq.write_table(table, path, row_group_size=data.draw(st.integers(1, 9)))
         else:
-            path.write_bytes({"jsonl": bytes, "jsonl.zst": zstandard.compress}[kind](lines_of(rows)))
+            pack = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[kind]
+            path.write_bytes(pack(bom + lines_of(rows)))
         file = InputFile(0, str(path), kind.partition(".")[0], "")
         scan = scan_file(file, corpus, prepare)
         whole = dict(cut_chunks(file, corpus, prepare, cutter, range(scan.num_chunks)))
@@ -257,6 +273,8 @@ def test_cutting_begins_at_the_chunks_that_are_asked_for(cutter: WindowCutter, k
         start = scan.starts[min(chosen)]
         if kind == "jsonl":  # what lies before is not even parsed
             path.write_bytes(b"?\n" * start.row + b"".join(path.read_bytes().splitlines(keepends=True)[start.row :]))
+        if kind == "parquet":  # nor read
+            damage_row_groups(path, start.row)
         assert list(cut_chunks(file, corpus, prepare, cutter, chosen, start=start)) == [(i, whole[i]) for i in sorted(chosen)]
 
 

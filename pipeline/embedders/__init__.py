@@ -31,7 +31,10 @@ class Embedder(Protocol):
 
     @property
     def hardware(self) -> dict[str, str]:
-        """`device`, `precision` as it was chosen, and `threads`: what the last bits of the vectors depend on."""
+        """`device`, `precision` as it was chosen, and `threads`: what the last bits of the vectors depend on.
+
+        Of a static table also the precision in which it was `distilled`.
+        """
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) L2-normalised vectors in the order of `texts`; a row that came out zero or not finite is all NaN.

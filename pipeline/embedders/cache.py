@@ -6,35 +6,30 @@ copies what it needs into its workdir, and deleting the folder is always right.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from pipeline.errors import StorageError
 from pipeline.identity import fingerprint
+from pipeline.storage import Folder
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def remembered(kind: str, identity: dict[str, Any], make: Callable[[], bytes]) -> bytes:
     """What `make` made for this identity before, or makes now. Where the folder cannot be written, nothing is kept."""
-    path = os.path.join(_folder(), f"{kind}-{fingerprint(identity)}")
-    try:
-        with open(path, "rb") as file:
-            digest, content = file.read(_DIGEST_BYTES), file.read()
-        if hashlib.sha256(content).digest() == digest:
-            return content
-    except OSError:
-        pass  # not there, which is usual
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(home):  # a user without a home, as in some containers
+        return make()
+    folder, name = Folder(os.path.join(home, "crispwrap")), f"{kind}-{fingerprint(identity)}"
+    with suppress(StorageError):
+        if folder.exists(name):
+            kept = folder.read_bytes(name)
+            digest, content = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
+            if hashlib.sha256(content).digest() == digest:
+                return content
     content = make()
-    try:
-        os.makedirs(_folder(), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=_folder(), delete=False) as part:
-            part.write(hashlib.sha256(content).digest() + content)
-        os.replace(part.name, path)
-    except OSError:
-        pass  # a home that is read-only or full: the next run makes it again
+    with suppress(StorageError):  # a home that is read-only or full: the next run makes it again
+        folder.write_bytes(name, hashlib.sha256(content).digest() + content)
     return content
-
-
-def _folder() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "crispwrap")

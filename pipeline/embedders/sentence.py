@@ -38,8 +38,8 @@ def load(cfg: Embed, *, threads: int) -> "SentenceEmbedder":
     return SentenceEmbedder(cfg, load_model(cfg, threads=threads), threads=threads)
 
 
-def load_model(cfg: Embed, *, threads: int) -> Any:
-    """The SentenceTransformer in fp32, in evaluation mode, on the GPU if one is visible.
+def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
+    """The SentenceTransformer in fp32, in evaluation mode, on the device that is named, else on the GPU if one is visible.
 
     Raises:
         ConfigError: sentence-transformers is not installed, or the model cannot be loaded without running its own code.
@@ -53,7 +53,7 @@ def load_model(cfg: Embed, *, threads: int) -> Any:
         raise ConfigError(f'embed.model {cfg.model} needs torch: run `pip install "crispwrap[embed]"`') from error
     torch.set_num_threads(threads)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar a worker says nothing
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = SentenceTransformer(folder, device=device, trust_remote_code=False, local_files_only=True)
     except (ImportError, OSError, ValueError) as error:
@@ -195,13 +195,13 @@ def precision_for(cfg: Embed, device: str) -> str:
     Raises:
         ConfigError: fp16 is asked for on a CPU.
     """
-    import torch
-
     if cfg.precision == "fp16" and device == "cpu":
         raise ConfigError("embed.precision fp16 is for GPUs, and there is none here; use bf16 or fp32")
     if cfg.precision != "auto":
         return cfg.precision
     if device == "cuda":
+        import torch
+
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if processor_has_bf16() else "fp32"
 

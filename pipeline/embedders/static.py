@@ -54,8 +54,10 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
     """
     with open(source.tokenizer_path(cfg), encoding="utf-8") as file:
         tokenizer_json = file.read()
-    identity = {"method": _METHOD, "embedder": identify(cfg), "processor": processor_name(), "libraries": _libraries()}
-    content = cache.remembered("static", identity, lambda: _distil(cfg, tokenizer_json, threads))
+    precision = _precision(cfg)
+    made_with = {"processor": processor_name(), "precision": precision, "libraries": _libraries()}
+    identity = {"method": _METHOD, "embedder": identify(cfg), **made_with}
+    content = cache.remembered("static", identity, lambda: _distil(cfg, tokenizer_json, precision, threads))
     folder.write_bytes(_TABLE, content)
     folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -65,13 +67,18 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
 def _libraries() -> dict[str, str]:
     """The versions of what distilling multiplies with, as far as they are installed: a remembered table needs none of them."""
     found = {}
-    for package in ("numpy", "torch", "transformers", "sentence-transformers"):
+    for package in ("numpy", "tokenizers", "torch", "transformers", "sentence-transformers"):
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
 
 
-def _distil(cfg: Embed, tokenizer_json: str, threads: int) -> bytes:
+def _precision(cfg: Embed) -> str:
+    """Of the base model while it is distilled: always on a CPU, so that a GPU that happens to be there changes nothing."""
+    return "fp32" if cfg.precision == "fp16" else precision_for(cfg, "cpu")
+
+
+def _distil(cfg: Embed, tokenizer_json: str, precision: str, threads: int) -> bytes:
     """An .npz of (V, D) `table_VD` in float16, and of facts."""
     from threadpoolctl import threadpool_limits
     from tokenizers import Tokenizer
@@ -81,7 +88,7 @@ def _distil(cfg: Embed, tokenizer_json: str, threads: int) -> bytes:
     special = {token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]}
     kept_V = np.array([bool(token) and token not in special and not _UNUSED.fullmatch(token) for token in tokens_V])
     with threadpool_limits(1):  # sums in one order, whatever the number of cores
-        x_VH, precision = _embed_tokens(cfg, np.flatnonzero(kept_V), threads)
+        x_VH = _embed_tokens(cfg, np.flatnonzero(kept_V), precision, threads)
         table_VD = np.zeros((len(tokens_V), cfg.dim), dtype=np.float32)
         table_VD[kept_V], variance = _principal(x_VH, cfg.dim)
     table_VD *= _weights(tokens_V, kept_V)[:, None]
@@ -95,20 +102,20 @@ def load(folder: Folder, *, threads: int) -> "StaticEmbedder":
     """See `pipeline.embedders.load`."""
     hold_tokenizers(threads)
     with np.load(io.BytesIO(folder.read_bytes(_TABLE)), allow_pickle=False) as arrays:
-        table_VD = arrays["table_VD"].astype(np.float32)
-    return StaticEmbedder(table_VD, folder.read_bytes(_TOKENIZER).decode(), threads=threads)
+        table_VD, precision = arrays["table_VD"].astype(np.float32), str(arrays["precision"])
+    return StaticEmbedder(table_VD, folder.read_bytes(_TOKENIZER).decode(), distilled=precision, threads=threads)
 
 
 class StaticEmbedder:
     """An `Embedder`; see `pipeline.embedders.Embedder`."""
 
-    def __init__(self, table_VD: NDArray[np.float32], tokenizer_json: str, *, threads: int) -> None:
+    def __init__(self, table_VD: NDArray[np.float32], tokenizer_json: str, *, distilled: str, threads: int) -> None:
         from pipeline.words import token_ids
 
         self._table_VD = table_VD
         self._token_ids = token_ids(tokenizer_json)
         self.dim = table_VD.shape[1]
-        self.hardware = {"device": processor_name(), "precision": "fp32", "threads": str(threads)}
+        self.hardware = {"device": processor_name(), "precision": "fp32", "threads": str(threads), "distilled": distilled}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `pipeline.embedders.Embedder.encode`."""
@@ -127,19 +134,17 @@ class StaticEmbedder:
         return sums_ND
 
 
-def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> tuple[NDArray[np.float32], str]:
-    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it; their precision.
+def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], precision: str, threads: int) -> NDArray[np.float32]:
+    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it.
 
     Each batch is one thread's, so the threads change no bit of it.
     """
     import torch
     from tokenizers import Tokenizer
 
-    model = load_model(cfg, threads=1)
+    model = load_model(cfg, threads=1, device="cpu")
     if not hasattr(model[0], "auto_model"):
         raise ConfigError(f"embed.model {cfg.model}: only a transformer can be distilled, and this is none; use it without static:")
-    device = model.device.type
-    precision = precision_for(cfg, device)
     tokenizer = Tokenizer.from_file(source.tokenizer_path(cfg))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -149,14 +154,14 @@ def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], threads: int) -> tuple
 
     def embedded(start: int) -> NDArray[np.float32]:
         rows = [[*before, token, *after] for token in token_V[start : start + _BATCH_TOKENS].tolist()]
-        ids = torch.tensor(rows, device=model.device)
-        with torch.inference_mode(), autocast(device, precision):
+        ids = torch.tensor(rows)
+        with torch.inference_mode(), autocast("cpu", precision):
             states = model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["token_embeddings"]
-            vectors: NDArray[np.float32] = states.float().mean(dim=1).cpu().numpy()
+            vectors: NDArray[np.float32] = states.float().mean(dim=1).numpy()
         return vectors
 
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS)))), precision
+        return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS))))
 
 
 def _principal(x_VH: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float32], float]:

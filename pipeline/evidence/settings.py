@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dsir": {"weights": {"estimator": "dsir"}},
     "classifier": {"weights": {"estimator": "classifier"}},
     "nearest": {"weights": {"estimator": "nearest"}},
-    "repeat": {},
+    "repeat": {"weights": {"max_epochs": 1000}},
     "rephrase": {},
 }
 # Where a natural share is no change, or a change of what the arm is for.
@@ -76,7 +76,7 @@ class Evidence(Section):
         settings = _merged(self.run, changes)
         if name != "rephrase" and "rephrase" not in changes:
             settings.pop("rephrase", None)
-        elif "rephrase" not in settings:
+        elif not settings.get("rephrase"):
             raise ConfigError("arms.rephrase: the run has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
         try:
             return parse_config(settings)

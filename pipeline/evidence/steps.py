@@ -74,7 +74,8 @@ def compare(comparison: Comparison) -> None:
             seen |= {step.folder.url for step in own}
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
             run_steps(run, own, engine, explain=False)
-        run_steps(base, [*comparison.held_out.values(), comparison.tokenizer], engine, explain=False)
+        windows = [step for step in (base.step("prepare", GENERALIST),) if step.folder.url not in seen]  # the tokenizer's
+        run_steps(base, [*windows, *comparison.held_out.values(), comparison.tokenizer], engine, explain=False)
         missing = [
             training
             for arm, step in comparison.proxies.items()

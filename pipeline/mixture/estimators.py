@@ -40,7 +40,12 @@ class Estimator(Protocol):
     def name(self) -> str: ...
 
     def estimate(
-        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+        self,
+        tree: TreeShape,
+        generalist: LeafHistogram,
+        specialists: Mapping[str, DocumentCounts],
+        settings: Weights,
+        seed: int = 0,
     ) -> dict[str, SpecialistMix]:
         """What each specialist wants.
 
@@ -69,9 +74,15 @@ class Crisp:
     name = "crisp"
 
     def estimate(
-        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+        self,
+        tree: TreeShape,
+        generalist: LeafHistogram,
+        specialists: Mapping[str, DocumentCounts],
+        settings: Weights,
+        seed: int = 0,
     ) -> dict[str, SpecialistMix]:
         """As `Estimator.estimate`; α by `settings.smoothing`: fitted, 0, or the same number at every level."""
+        del seed
         _check(generalist, specialists)
         text_V = generalist.node_tokens(tree)
         levels = int(tree.level_V[-1])
@@ -100,10 +111,15 @@ class Natural:
     name = "natural"
 
     def estimate(
-        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+        self,
+        tree: TreeShape,
+        generalist: LeafHistogram,
+        specialists: Mapping[str, DocumentCounts],
+        settings: Weights,
+        seed: int = 0,
     ) -> dict[str, SpecialistMix]:
         """As `Estimator.estimate`; the sample shows only in `p_raw_L`."""
-        del settings
+        del settings, seed
         _check(generalist, specialists)
         alpha_H = np.full(int(tree.level_V[-1]), np.inf)
         return {
@@ -121,13 +137,18 @@ class Natural:
 
 @dataclass(frozen=True)
 class Control:
-    """Shares made from the sample's own, for comparison: `shares(p_raw_L, generalist)`. Its resamples tell nothing."""
+    """Shares made from the sample's own, for comparison: `shares(p_raw_L, generalist, seed)`. Its resamples tell nothing."""
 
     name: str
-    shares: Callable[[Floats, LeafHistogram], Floats]
+    shares: Callable[[Floats, LeafHistogram, int], Floats]
 
     def estimate(
-        self, tree: TreeShape, generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts], settings: Weights
+        self,
+        tree: TreeShape,
+        generalist: LeafHistogram,
+        specialists: Mapping[str, DocumentCounts],
+        settings: Weights,
+        seed: int = 0,
     ) -> dict[str, SpecialistMix]:
         """As `Estimator.estimate`."""
         del settings
@@ -138,21 +159,22 @@ class Control:
             tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
             p_raw_L = tokens_L / tokens_L.sum()
             lost = float(p_raw_L[generalist.tokens_L == 0].sum())
-            mixes[name] = _mix(self.shares(p_raw_L, generalist), tokens_L, generalist, alpha_H, lost)
+            mixes[name] = _mix(self.shares(p_raw_L, generalist, seed), tokens_L, generalist, alpha_H, lost)
         return mixes
 
 
-def top_cluster(p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+def top_cluster(p_raw_L: Floats, generalist: LeafHistogram, seed: int) -> Floats:
     """Everything from the cluster that holds most of the sample (the paper's ablation: worse than the histogram)."""
+    del seed
     p_L = np.zeros(len(p_raw_L))
     p_L[np.argmax(np.where(generalist.tokens_L > 0, p_raw_L, -1.0))] = 1.0
     return p_L
 
 
-def shuffled(p_raw_L: Floats, generalist: LeafHistogram) -> Floats:
+def shuffled(p_raw_L: Floats, generalist: LeafHistogram, seed: int) -> Floats:
     """The sample's histogram, handed to other clusters at random: what must not help."""
     with_text_M = np.flatnonzero(generalist.tokens_L > 0)
-    order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=0, purpose="shuffled"), kind="stable")
+    order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=seed, purpose="shuffled"), kind="stable")
     p_L = np.zeros(len(p_raw_L))
     p_L[with_text_M[order_M]] = p_raw_L[with_text_M]
     return np.asarray(p_L / p_L.sum(), np.float64)

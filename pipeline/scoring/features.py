@@ -1,6 +1,6 @@
 """Hashed words and word pairs of a text, and the logistic regression that reads them.
 
-scikit-learn's `HashingVectorizer` counts the same n-grams at a quarter of the speed: it joins each pair into a string. Here the
+scikit-learn's `HashingVectorizer` counts the same n-grams at a third of the speed: it joins each pair into a string. Here the
 hash of a pair is made of its words' hashes, for all pairs at once.
 
 Shapes: N windows, T words of all windows, U different words, F features, P windows of a sample, B windows of a background.

@@ -79,15 +79,16 @@ class StrictJsonlReader(_Strict, JsonlReader):  # type: ignore[misc]
             row = -1
             while line := lines.readline(MAX_LINE_BYTES):
                 row += 1
-                if row == 0:
-                    line = line.removeprefix(_BOM)
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     excerpt = _excerpt(line)
                     while line and not line.endswith(b"\n"):
                         line = lines.readline(1 << 20)
                     if row >= first:
                         yield _bad_row(row, "line_too_long", f"more than {MAX_LINE_BYTES} bytes", excerpt)
-                elif row >= first and not line.isspace() and line:
+                    continue
+                if row == 0:
+                    line = line.removeprefix(_BOM)
+                if row >= first and not line.isspace() and line:
                     yield self._parse(line, filepath, row)
 
     def _parse(self, line: bytes, filepath: str, row: int) -> Row:

@@ -1,8 +1,9 @@
 """Raw files to parts of windows, in two passes over each file.
 
 `scan` reads every row, quarantines bad ones, and notes the ids; ids that appear twice are found across files (the first by file and
-row stays); `cut` tokenises and writes the parts. A scan costs a few percent of a cut, and makes the outcome independent of the
-order in which files are read. A file that many workers share is parsed once in a scan and once in a cut: each begins at its chunks.
+row stays); `cut` tokenises and writes the parts. A scan costs a tenth of a cut, and makes the outcome independent of the order in
+which files are read. A file that many workers share is parsed once in a scan and once in a cut: each begins at its chunks, or
+at the document that is split over them.
 """
 
 import os
@@ -51,7 +52,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         _remember(workdir, stamps)
         names = [scan_name(file.number) for file in files]
         shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder)
-        scanned = folder.child("scan")
+        scanned = folder.child("scans")
         scans = map_parts(engine, scanned, names, _scan_file, title=f"scan {corpus}", unit="files", shared=shared)
         rows = sum(scan["rows"] for scan in scans)
 
@@ -144,7 +145,7 @@ def _scan_file(name: str, files: dict[str, InputFile], settings: Corpus, prepare
     facts = {"rows": scan.num_rows, "bad": len(scan.quarantine), "starts": scan.starts}
     folder.child(QUARANTINED).write_table(f"{name}.parquet", scan.quarantine, QUARANTINE)
     table = pa.table({"row": scan.row_N, "id_hash": scan.id_hash_N})
-    folder.child("scan").write_table(f"{name}.parquet", table, SCANS, facts)
+    folder.child("scans").write_table(f"{name}.parquet", table, SCANS, facts)
     return facts
 
 

@@ -66,7 +66,7 @@ def weights_step(
             )
             for name in shares
         }
-        clusters = ESTIMATORS["crisp" if scored else settings.estimator].estimate(tree, generalist, samples, settings)
+        clusters = ESTIMATORS["crisp" if scored else settings.estimator].estimate(tree, generalist, samples, settings, config.seed)
         mixes, strata = clusters, None
         if scored:
             target = fit_target(engine, config, assigned[GENERALIST], scored, generalist, clusters)
