@@ -95,13 +95,16 @@ class Scan:
     """
 
     num_rows: int
-    num_chunks: int
     starts: Sequence[Start]
     num_bytes: int
     row_N: NDArray[np.int64]
     id_hash_N: NDArray[np.uint64]
     chunk_N: NDArray[np.int32]
     quarantine: pa.Table
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.starts)
 
 
 def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare) -> Scan:
@@ -131,7 +134,6 @@ def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare) -> Scan:
         chunks.append(first)
     return Scan(
         num_rows=len(rows) + len(bad),
-        num_chunks=chunker.num_chunks,
         starts=starts,
         num_bytes=num_bytes,
         row_N=np.frombuffer(rows, np.int64),

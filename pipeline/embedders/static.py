@@ -56,7 +56,7 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
         tokenizer_json = file.read()
     precision = _precision(cfg)
     made_with = {"processor": processor_name(), "precision": precision, "libraries": _libraries()}
-    identity = {"method": _METHOD, "embedder": identify(cfg), **made_with}
+    identity = {"method": _METHOD, **identify(cfg), **made_with}  # the precision that was asked for gives way to what it came to
     content = cache.remembered("static", identity, lambda: _distil(cfg, tokenizer_json, precision, threads))
     folder.write_bytes(_TABLE, content)
     folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
