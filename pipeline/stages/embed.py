@@ -41,7 +41,7 @@ def embedder_step(config: Config, prepared: Step) -> Step | None:
 
     return Step(
         stage="embedder",
-        version=1,
+        version=2,  # 2: a table says the precision that it was distilled in
         # Distilling draws nothing; what lsi is fitted on is drawn by the seed.
         settings={"embedder": embedders.identify(config.embed), **({"seed": config.seed} if needs == "texts" else {})},
         inputs={"generalist": prepared} if needs == "texts" else {},
