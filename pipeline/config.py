@@ -331,8 +331,9 @@ def parse_config(raw: dict[str, Any]) -> Config:
 
 def explain_mistakes(error: ValidationError, model: type[Section]) -> str:
     """What is wrong with the settings of a model, in one line."""
-    # One entry a setting: a union reports each of its alternatives.
-    lines = {_location(item): _explain(item, model) for item in reversed(error.errors())}
+    # One entry a setting: a union reports each of its alternatives. What a wrong setting leaves without a default is no mistake.
+    mistakes = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+    lines = {_location(item): _explain(item, model) for item in reversed(mistakes)}
     return "; ".join(reversed(lines.values()))
 
 

@@ -1,21 +1,28 @@
 """Comparisons: planted topics, of which the proxies must find the better corpus, on a real Ray."""
 
+import io
+import itertools
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import yaml
 from conftest import topic_documents, write_jsonl
 from fake_endpoint import FakeEndpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.evidence.curves import curves_of, lowest, plain_arms, versus
 from pipeline.evidence.plots import drawn
 from pipeline.evidence.settings import Evidence, load_evidence
 from pipeline.evidence.steps import Comparison, compare, plan_evidence
-from pipeline.evidence.table import difference_interval, rows_of
+from pipeline.evidence.table import difference_interval, rendered, rows_of
 from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +42,13 @@ def comparison(topics: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "tokenizer_windows": 200,
         "proxy": {"vocabulary": 400, "context": 32, "batch": 4, "tokens": 6000, "evaluations": 2},
     }
+
+
+def printed(lines: Iterable[RenderableType]) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    for line in lines:
+        console.print(line)
+    return cast("io.StringIO", console.file).getvalue()
 
 
 def made(raw: dict[str, Any]) -> Comparison:
@@ -87,6 +101,16 @@ def test_the_sample_alone_is_an_arm_and_shares_make_curves(comparison: dict[str,
     assert rows["specialist-only"].epochs > 1
     law = {arm: row.figures["law"].mean for arm, row in rows.items()}
     assert law["crisp"] < law["crisp +50%"] < law["natural"]
+    # At the price of the sample alone, which is far from what else there is, the curve is where it gains most.
+    (one,) = versus(done, "music")
+    assert (one.curve, one.point) == ("crisp", "specialist-only")
+    assert one.gain is not None
+    assert one.gain.value == pytest.approx(law["crisp"] - law["specialist-only"])
+    assert one.gain.low <= one.gain.value <= one.gain.high
+    assert one.point_price == pytest.approx(rows["specialist-only"].figures["music"].difference)
+    said = printed(rendered(done, list(rows.values())))
+    assert "curve of" in said
+    assert f"{one.gain.value:+.3f}" in said
     pictures = drawn(done, list(rows.values()), Folder(str(tmp_path / "pictures")))
     assert [Path(path).name for path in pictures] == ["curves.svg", "training.svg"]
     said = Path(pictures[0]).read_text(encoding="utf-8")
@@ -144,6 +168,36 @@ def test_the_job_says_what_it_would_run(comparison: dict[str, Any], tmp_path: Pa
     assert "2 to train" in said
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=2, max_size=5),
+    st.floats(-1, 9),
+)
+def test_the_lowest_point_of_a_curve_below_a_limit_is_found(points: list[tuple[int, int]], limit: float) -> None:
+    """Against many points on each line."""
+    x_P, y_P = np.array(points, float).T
+    (found,) = lowest(x_P[None], y_P[None], np.array([limit]))
+    part = np.linspace(0, 1, 2001)
+    x, y = (np.concatenate([a + (b - a) * part for a, b in itertools.pairwise(of)]) for of in (x_P, y_P))
+    if (x <= limit).any():
+        assert found == pytest.approx(y[x <= limit].min(), abs=8 * 8 / 2000)
+    else:
+        assert found == np.inf or found >= y_P.min()  # a line may touch the limit between two of the many
+        assert x.min() > limit - 8 / 2000
+
+
+def test_arms_that_differ_in_the_natural_share_alone_are_a_curve(comparison: dict[str, Any]) -> None:
+    comparison["arms"] = {
+        "natural": None,
+        "late": {"weights": {"estimator": "crisp", "natural_share": 0.75}},
+        "crisp": None,
+        "early": {"weights": {"estimator": "crisp", "natural_share": 0.25}},
+        "capped": {"weights": {"estimator": "crisp", "natural_share": 0.25, "max_epochs": 2}},
+    }
+    planned = plan_evidence(Evidence.model_validate(comparison))
+    assert curves_of(planned) == {"crisp": ["crisp", "early", "late", "natural"]}
+    assert plain_arms(planned) == ["natural", "crisp", "capped"]
+
+
 def test_intervals_cover_what_they_should() -> None:
     """Of differences with a known mean, nine in ten intervals hold it; one seed's luck widens them."""
     rng = np.random.default_rng(0)
@@ -166,6 +220,7 @@ def test_intervals_cover_what_they_should() -> None:
         ({"baseline": "none"}, r"baseline 'none' is none of the arms \(natural, crisp\)"),
         ({"seed": 3}, r"unknown setting seed; did you mean seeds\?"),
         ({"proxy": {"siez": "1M"}}, r"unknown setting proxy\.siez; did you mean proxy\.size"),
+        ({"proxy": {"tokens": 0}}, r"evidence\.yaml: proxy\.tokens: input should be greater than or equal to 1, got 0$"),
         ({"proxy": {"tokens": 10}}, r"proxy: tokens must be at least batch × context"),
         ({"held_out": {"law": {"path": "x"}}}, r"did you mean held_out\.law\.paths"),
         ({"run": "nowhere.yaml"}, r"cannot read .*nowhere\.yaml"),

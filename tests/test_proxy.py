@@ -24,6 +24,12 @@ TOKENIZER = train_tokenizer([*LAW, *MUSIC], SMALL.vocabulary)
 HELD_OUT = {"law": [row["text"] for row in topic_documents("law", 8, seed=9)], "music": MUSIC[:8]}
 
 
+@pytest.mark.parametrize(("tokens", "batch", "steps"), [(600_000, 4, 585), (2_560_000, 10, 1000), (10**9, 64, 61_035)])
+def test_there_are_steps_enough_to_learn(tokens: int, batch: int, steps: int) -> None:
+    settings = ProxySettings(tokens=tokens)
+    assert (settings.batch, settings.steps) == (batch, steps)
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=200))
 def test_any_text_is_written_and_read_back(text: str) -> None:
     (tokens,) = encode_each(TOKENIZER, [text])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.evidence.settings import with_share
+from pipeline.evidence.curves import curves_of, plain_arms
 from pipeline.evidence.steps import Comparison
 from pipeline.evidence.table import Row
 from pipeline.storage import Folder
@@ -51,16 +51,16 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
 
 
 def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
-    """The first held-out set against each further one: a point an arm, joined over its natural shares, with 90% intervals."""
+    """The first held-out set against each further one: a point an arm, its curve to natural text, with 90% intervals."""
     of_arm = {row.arm: row for row in rows}
     first, *others = comparison.held_out
     if not others:
         return
-    evidence = comparison.evidence
+    curves = curves_of(comparison)
     figure, all_axes = _figure(len(others))
     for axes, other in zip(all_axes, others, strict=True):
-        for number, arm in enumerate(evidence.arms):
-            points = [of_arm[name] for share in (0.0, *evidence.natural_shares) if (name := with_share(arm, share)) in of_arm]
+        for number, arm in enumerate(plain_arms(comparison)):
+            points = [of_arm[name] for name in curves.get(arm, [arm])]
             x, y = ([row.figures[name].mean for row in points] for name in (other, first))
             spread = {name: _around([row.figures[name] for row in points]) for name in (other, first)}
             axes.errorbar(

@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.evidence.curves import Estimate, versus
 from pipeline.evidence.settings import SPECIALIST_ONLY
 from pipeline.evidence.steps import Comparison
 from pipeline.step import USAGE, Step
@@ -123,3 +124,31 @@ def rendered(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType
         f"differences are to {evidence.baseline}, their intervals over seeds and documents. epochs: passes over the arm's corpus; "
         "unique: what of that is no repeat; select and train: seconds, shared steps counted in each arm."
     )
+    first, *others = comparison.held_out
+    for other in others:
+        yield from _curves(comparison, first, other)
+
+
+def _curves(comparison: Comparison, first: str, other: str) -> Iterator[RenderableType]:
+    """Where arms have curves: what these say at the points of the others."""
+    found = versus(comparison, other)
+    if not found:
+        return
+    table = Table(title=f"\nCurves over the natural share, {first} against {other}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("curve of", no_wrap=True)
+    table.add_column("at the point of", no_wrap=True)
+    table.add_column(f"{first}, at its loss on {other}", justify="right", no_wrap=True)
+    table.add_column(f"loss on {other}, at its {first}", justify="right", no_wrap=True)
+    for one in found:
+        price = f"{_estimate(one.price)} for {one.point_price:+.3f}" if one.price else "not reached"
+        table.add_row(one.curve, one.point, _estimate(one.gain) if one.gain else "not reached", price)
+    yield table
+    yield Text(
+        f"\nOn the lines between the measured shares, natural text at their end: {first} less the other arm's, where {other} is no "
+        f"worse than there; what {other} loses to natural text where {first} is no worse, for what it loses at the other arm. "
+        "Intervals (90%) are over seeds and documents."
+    )
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{found.value:+.3f} ({found.low:+.2f}, {found.high:+.2f})"
