@@ -58,16 +58,20 @@ def _compare(config: str, *, dry_run: bool) -> None:
 
     evidence = load_evidence(config)
     from pipeline.evidence.steps import compare, plan_evidence, steps_of
-    from pipeline.evidence.table import rendered, rows_of
+    from pipeline.evidence.table import rendered, rows_of, saved
     from pipeline.report import console
     from pipeline.run import cost
 
     comparison = plan_evidence(evidence)
     if dry_run:
         table = Table("arm", "to run", "proxies", box=None, pad_edge=False)
-        for arm, run in comparison.runs.items():
-            left = [step.title for step in steps_of(arm, run) if not step.done]
-            table.add_row(arm, ", ".join(left) or "-", "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train")
+        seen: set[str] = set()  # each step where it comes first
+        shared = [*comparison.held_out.values(), comparison.overlap, comparison.tokenizer]
+        for arm, steps in (("", shared), *((arm, steps_of(arm, run)) for arm, run in comparison.runs.items())):
+            left = [step.title for step in steps if not step.done and step.folder.url not in seen]
+            seen |= {step.folder.url for step in steps}
+            proxies = "" if not arm else "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train"
+            table.add_row(arm or "for all", ", ".join(left) or "-", proxies)
         console.print(table)
         for arm, run in comparison.runs.items():
             if said := cost(run):
@@ -78,8 +82,8 @@ def _compare(config: str, *, dry_run: bool) -> None:
     rows = rows_of(comparison)
     for line in rendered(comparison, rows):
         console.print(line)
-    base = comparison.runs[evidence.baseline]
-    for path in drawn(comparison, rows, base.workdir.child(f"evidence/{Path(config).stem}")):
+    folder = comparison.runs[evidence.baseline].workdir.child(f"evidence/{Path(config).stem}")
+    for path in (*saved(comparison, rows, folder), *drawn(comparison, rows, folder)):
         console.print(path)
 
 

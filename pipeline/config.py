@@ -365,11 +365,12 @@ def _explain(item: Any, model: type[Section]) -> str:
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"unknown setting {name}; {hint}"
     if item["type"] == "missing":
-        return f"setting {name} is missing; see README, Settings"
+        return f"setting {name} is missing; see README"
     message = str(item["msg"]).removeprefix("Value error, ")
     if not name:
         return message
-    return f"{name}: {message[:1].lower()}{message[1:]}, got {item['input']!r}"
+    got = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"  # a whole section says nothing
+    return f"{name}: {message[:1].lower()}{message[1:]}{got}"
 
 
 def _location(item: Any) -> tuple[str, ...]:

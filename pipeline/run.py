@@ -54,7 +54,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         UserError: a mistake in config or input that can be found without running.
     """
     config = config if isinstance(config, Config) else parse_config(dict(config))
-    _refuse_lost_workdir(config.workdir)
+    _refuse_workdir(config.workdir)
     workdir = Folder(config.workdir)
     config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
@@ -103,8 +103,10 @@ def _check_budget(config: Config, prepared: Step) -> None:
         )
 
 
-def _refuse_lost_workdir(workdir: str) -> None:
-    """Under `ray job submit` the working directory is a copy that Ray deletes."""
+def _refuse_workdir(workdir: str) -> None:
+    """Under `ray job submit` the working directory is a copy that Ray deletes; and a file is no folder."""
+    if "://" not in workdir and os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise ConfigError(f"workdir {workdir} is a file; name a folder, which need not be there yet")
     if "://" not in workdir and not os.path.isabs(workdir) and "working_dir_files" in os.getcwd():
         raise ConfigError(
             f"workdir {workdir} is relative, and this is a submitted job, whose working directory Ray deletes; give an absolute "
@@ -141,6 +143,7 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
             continue
         if explain:
             _explain_new(step)
+        engine.start()
         engine.usage = Usage()
         started = time.monotonic()
         step.run(engine)

@@ -123,6 +123,12 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, mo
     assert [point.step for point in again.points] == [8, 16, 24]
 
 
+def test_more_evaluations_than_steps_are_one_a_step(tmp_path: Path) -> None:
+    settings = SMALL.model_copy(update={"tokens": 4 * 32 * 2, "evaluations": 5})
+    found = train(encode(TOKENIZER, LAW, 10**9), TOKENIZER, settings, 0, Folder(str(tmp_path)), HELD_OUT)
+    assert [point.step for point in found.points] == [1, 2]
+
+
 def test_seeds_differ_and_one_seed_does_not(tmp_path: Path) -> None:
     tokens_N = encode(TOKENIZER, LAW, 10**9)
     settings = SMALL.model_copy(update={"tokens": 4 * 32 * 3, "evaluations": 1})

@@ -72,6 +72,10 @@ class Engine:
             self._ray.shutdown()
             self._ray, self._owned = None, False
 
+    def start(self) -> None:
+        """Join or start Ray now, so that no step is charged for it."""
+        self._start()
+
     @property
     def started(self) -> bool:
         return self._ray is not None

@@ -1,27 +1,18 @@
 """What curves over the natural share say at the points of other arms: who gains more at a price, and who pays less for a gain.
 
-Shapes: R resamples of seeds and documents (the first is no resample, but the figures themselves), S seeds, D documents, P points.
+Shapes: P points along a curve.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evidence.intervals import Estimate, estimate
 from pipeline.evidence.settings import SPECIALIST_ONLY
 from pipeline.evidence.steps import Comparison
-
-_RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 90% interval over seeds and documents."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -30,8 +21,8 @@ class Versus:
 
     curve: str
     point: str
-    gain: Estimate | None  # bits per byte of the first text, curve less point, where the curve's figure of the other is no higher
-    price: Estimate | None  # what the other text loses to natural on the curve, where its figure of the first text is no higher
+    gain: Estimate | None  # bits per byte of the first text, curve less point, where the other text costs the curve no more
+    price: Estimate | None  # what the other text loses to natural on the curve, where its first text is no worse
     point_price: float  # what it loses at the point
 
 
@@ -42,18 +33,19 @@ def natural_arm(comparison: Comparison) -> str | None:
 
 
 def curves_of(comparison: Comparison) -> dict[str, list[str]]:
-    """By the arm without a natural share: the arms along its curve, by rising share. They differ in `weights.natural_share` alone.
+    """By the arm with the smallest natural share: the arms along its curve, by rising share.
 
-    Natural text, where it is an arm, is the end of every curve; it and the sample alone have none of their own.
+    They differ in `weights.natural_share` alone. Natural text, where it is an arm, ends each; it and the sample alone have none.
     """
     runs = comparison.runs
     natural = natural_arm(comparison)
     arms_of: dict[str, dict[float, str]] = {}
     for arm, run in runs.items():
-        if run.config.weights.estimator == "natural" or arm == SPECIALIST_ONLY:
+        weights = run.config.weights
+        if weights.estimator == "natural" or arm == SPECIALIST_ONLY:
             continue
-        like = run.config.model_copy(update={"weights": run.config.weights.model_copy(update={"natural_share": 0.0})})
-        arms_of.setdefault(like.model_dump_json(), {}).setdefault(run.config.weights.natural_share, arm)
+        like = run.config.model_copy(update={"weights": weights.model_copy(update={"natural_share": 0.0})})
+        arms_of.setdefault(like.model_dump_json(exclude={"engine"}), {})[weights.natural_share] = arm
     curves = ([arms[share] for share in sorted(arms)] for arms in arms_of.values() if len(arms) > 1)
     return {along[0]: [*along, *([natural] if natural else [])] for along in curves}
 
@@ -65,64 +57,86 @@ def plain_arms(comparison: Comparison) -> list[str]:
 
 
 def versus(comparison: Comparison, other: str) -> list[Versus]:
-    """Each curve against each arm that is not on it: the first held-out text against `other`."""
+    """Each curve against each arm that is not on it: the first held-out text against `other`. None without natural text."""
     first = next(iter(comparison.held_out))
     natural = natural_arm(comparison)
     if natural is None:
         return []
-    xy_R = _resampled(comparison, [other, first])
-    natural_R = xy_R[natural][:, 0]
-    found = []
-    for curve, along in curves_of(comparison).items():
-        points_RP2 = np.stack([xy_R[arm] for arm in along], axis=1)
-        for arm in plain_arms(comparison):
-            if arm in (curve, natural):
-                continue
-            x_R, y_R = xy_R[arm].T
-            gain_R = lowest(points_RP2[..., 0], points_RP2[..., 1], x_R) - y_R
-            price_R = lowest(points_RP2[..., 1], points_RP2[..., 0], y_R) - natural_R
-            found.append(Versus(curve, arm, _estimate(gain_R), _estimate(price_R), float(x_R[0] - natural_R[0])))
-    return found
+    seeds_of = {arm: step.manifest["seeds"] for arm, step in comparison.proxies.items()}
+    texts = [Text.of(seeds_of, name) for name in (first, other)]
+    return [
+        read(texts[0], texts[1], along, arm, natural)
+        for curve, along in curves_of(comparison).items()
+        for arm in plain_arms(comparison)
+        if arm not in (curve, natural)
+    ]
 
 
-def lowest(x_RP: NDArray[np.float64], y_RP: NDArray[np.float64], limit_R: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R,) least y on the lines that join the points in their order, where x is at most `limit`; infinite where it nowhere is."""
-    limit_R1 = limit_R[:, None]
-    at_point_R: NDArray[np.float64] = np.where(x_RP <= limit_R1, y_RP, np.inf).min(axis=1)
-    x0, x1, y0, y1 = x_RP[:, :-1], x_RP[:, 1:], y_RP[:, :-1], y_RP[:, 1:]
-    crosses = (np.minimum(x0, x1) <= limit_R1) & (limit_R1 <= np.maximum(x0, x1)) & (x0 != x1)
-    part = (limit_R1 - x0) / np.where(crosses, x1 - x0, 1.0)
-    at_crossing_R: NDArray[np.float64] = np.where(crosses, y0 + part * (y1 - y0), np.inf).min(axis=1)
-    found_R: NDArray[np.float64] = np.minimum(at_point_R, at_crossing_R)
-    return found_R
+@dataclass(frozen=True)
+class Text:
+    """What all proxies make of a held-out text."""
+
+    bits_SD: Mapping[str, NDArray[np.float64]]  # by arm
+    bytes_D: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, seeds_of: Mapping[str, Sequence[Mapping[str, Mapping[str, Sequence[float]]]]], name: str) -> "Text":
+        bits = {arm: np.array([seed["bits"][name] for seed in seeds]) for arm, seeds in seeds_of.items()}
+        return cls(bits, np.array(next(iter(seeds_of.values()))[0]["bytes"][name], np.float64))
+
+    def figure(self, arm: str) -> float:
+        """Bits per byte."""
+        return float(self.bits_SD[arm].mean(0).sum() / self.bytes_D.sum())
+
+    def sum(self, factors: Sequence[tuple[float, str]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A term of an estimate: the arms' bits, each times its factor."""
+        return np.sum([factor * self.bits_SD[arm] for factor, arm in factors], axis=0), self.bytes_D
 
 
-def _resampled(comparison: Comparison, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
-    """By arm: (R, names) bits per byte. All arms are resampled alike: the same seeds, and the same documents of a text."""
-    rng = np.random.default_rng(0)
-    columns: dict[str, list[NDArray[np.float64]]] = {arm: [] for arm in comparison.proxies}
-    num_seeds = comparison.evidence.seeds
-    weight_RS = _weights(rng, num_seeds)
-    for name in names:
-        some = next(iter(comparison.proxies.values())).manifest["seeds"]
-        bytes_D = np.array(some[0]["bytes"][name], np.float64)
-        weight_RD = _weights(rng, len(bytes_D))
-        for arm, step in comparison.proxies.items():
-            bits_SD = np.array([seed["bits"][name] for seed in step.manifest["seeds"]])
-            bits_R = (weight_RS * (weight_RD @ bits_SD.T)).sum(1) / num_seeds
-            columns[arm].append(bits_R / (weight_RD @ bytes_D))
-    return {arm: np.stack(of_arm, axis=1) for arm, of_arm in columns.items()}
+def read(first: Text, other: Text, along: Sequence[str], point: str, natural: str) -> Versus:
+    """Read a curve where it costs what a point costs, and where it gains what the point gains.
+
+    It is read at one place, on the line between two of its points, and not where noise is kindest. How far that place is off is
+    part of the interval (delta method): with slope b there, the gain is that of the curve at its place less the point's, plus b
+    times what the point costs more than the place.
+    """
+    x_P, y_P = ([text.figure(arm) for arm in along] for text in (other, first))
+    x, y = other.figure(point), first.figure(point)
+
+    gain = price = None
+    # The smallest natural share at which the other text is no worse.
+    if x_P[0] <= x:
+        gain = estimate([first.sum([(1.0, along[0]), (-1.0, point)])])
+    elif place := crossing(x_P, x):
+        gain = _read_at(first, other, along, place, _slope(x_P, y_P, place), point, less=point)
+    # The largest natural share at which the first text is no worse.
+    if y_P[0] <= y:
+        place = crossing(y_P, y)
+        if place:
+            price = _read_at(other, first, along, place, _slope(y_P, x_P, place), point, less=natural)
+        else:
+            price = estimate([other.sum([(1.0, along[-1]), (-1.0, natural)])])
+    return Versus(along[0], point, gain, price, x - other.figure(natural))
 
 
-def _weights(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """(R, count) how often each is drawn; once in the first row."""
-    drawn = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(_RESAMPLES)]
-    return np.stack([np.ones(count), *drawn]).astype(np.float64)
+def _read_at(
+    text: Text, by: Text, along: Sequence[str], place: tuple[int, float], slope: float, point: str, *, less: str
+) -> Estimate:
+    """A curve's figure of one text, less an arm's, at a place that was found by another text."""
+    i, part = place
+    here = [(1 - part, along[i]), (part, along[i + 1])]
+    away = [(slope, point), *((-slope * factor, arm) for factor, arm in here)]
+    return estimate([text.sum([*here, (-1.0, less)]), by.sum(away)])
 
 
-def _estimate(found_R: NDArray[np.float64]) -> Estimate | None:
-    """None where the curve itself does not get there; a resample in which it does not counts as infinitely bad."""
-    if not np.isfinite(found_R[0]):
-        return None
-    low, high = np.percentile(found_R[1:], [5, 95], method="nearest")
-    return Estimate(float(found_R[0]), float(low), float(high))
+def crossing(value_P: Sequence[float], limit: float) -> tuple[int, float] | None:
+    """Where the lines that join values first reach a limit: the point before, and what part of the way to the next one."""
+    for i, (start, end) in enumerate(itertools.pairwise(value_P)):
+        if start != end and min(start, end) <= limit <= max(start, end):
+            return i, (limit - start) / (end - start)
+    return None
+
+
+def _slope(from_P: Sequence[float], to_P: Sequence[float], place: tuple[int, float]) -> float:
+    i, _ = place
+    return (to_P[i + 1] - to_P[i]) / (from_P[i + 1] - from_P[i])

@@ -14,7 +14,13 @@ from pipeline.storage import Folder
 
 _SIZE = (7.0, 4.8)  # inches
 # Text stays text, so that it can be searched and read aloud; and the same comparison gives the same file.
-_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "crispwrap", "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: Any = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "crispwrap",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def check() -> None:
@@ -56,10 +62,11 @@ def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, 
     first, *others = comparison.held_out
     if not others:
         return
-    curves = curves_of(comparison)
+    curves, numbers = curves_of(comparison), {arm: number for number, arm in enumerate(comparison.runs)}
     figure, all_axes = _figure(len(others))
     for axes, other in zip(all_axes, others, strict=True):
-        for number, arm in enumerate(plain_arms(comparison)):
+        for arm in plain_arms(comparison):
+            number = numbers[arm]
             points = [of_arm[name] for name in curves.get(arm, [arm])]
             x, y = ([row.figures[name].mean for row in points] for name in (other, first))
             spread = {name: _around([row.figures[name] for row in points]) for name in (other, first)}
@@ -70,21 +77,22 @@ def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, 
                 yerr=spread[first],
                 label=arm,
                 color=f"C{number % 10}",
-                marker="os^vD<>ph*"[number % 10],
+                marker="os^vD<>ph*"[(number + number // 10) % 10],
                 markersize=5,
                 linewidth=1.2,
                 elinewidth=0.6,
             )
         axes.set_xlabel(f"{other}, bits per byte")
         axes.set_ylabel(f"{first}, bits per byte")
-        axes.set_title("Lower left is better", fontsize=10, loc="left")
+        title = f"Lower left is better; bars: 90% of the difference to {comparison.evidence.baseline}"
+        axes.set_title(title, fontsize=9, loc="left")
     all_axes[-1].legend(frameon=False, fontsize=8)
     yield "curves", figure
 
 
 def _around(figures: Sequence[Any]) -> Any:
     """(2, points) how far the ends of the interval of the difference lie from it."""
-    return np.array([[max(0.0, one.difference - one.low), max(0.0, one.high - one.difference)] for one in figures]).T
+    return np.array([[one.difference.value - one.difference.low, one.difference.high - one.difference.value] for one in figures]).T
 
 
 def _training(comparison: Comparison) -> tuple[str, Any]:

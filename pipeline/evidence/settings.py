@@ -61,9 +61,25 @@ class Evidence(Section):
                 raise ValueError(f"{arm} says nothing of what it changes{hint}")
             if any(value is None for value in (given or {}).values()):
                 raise ValueError(f"{arm} has a section without settings; leave it out, or say what it changes")
+            if "workdir" in (given or {}):
+                raise ValueError(f"{arm}: all arms lie in the run's workdir; take it out")
             if " +" in arm:
                 raise ValueError(f"{arm!r}: names with ' +' are those of the points of curves; choose another")
+            if not arm or arm.startswith("_"):
+                raise ValueError(f"{arm!r}: pictures leave out names that begin with '_'; choose another")
+            preset, changed = PRESETS.get(arm, {}).get("weights", {}), (given or {}).get("weights", {})
+            if differing := [key for key in preset if changed.get(key, preset[key]) != preset[key]]:
+                raise ValueError(
+                    f"{arm} is the name of weights.{differing[0]} {preset[differing[0]]}; give other settings another name"
+                )
         return arms
+
+    @field_validator("natural_shares")
+    @classmethod
+    def _shares(cls, shares: list[float]) -> list[float]:
+        if len(set(shares)) < len(shares):
+            raise ValueError("a share is named twice; leave one out")
+        return sorted(shares)
 
     def config_of(self, arm: str) -> Config:
         """The run of an arm. The run's own section `rephrase` is for the arm of that name, and for arms that change it.

@@ -11,15 +11,17 @@ from tokenizers import Tokenizer
 
 from pipeline.config import GENERALIST
 from pipeline.engine import Engine
+from pipeline.errors import ConfigError, InputError, UserError
+from pipeline.evidence.held_out import held_out_step, lowest_hashed, overlap_step
 from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
 from pipeline.hashing import keyed_uniform
 from pipeline.proxy.settings import ProxySettings
 from pipeline.run import Run, plan, run_steps
-from pipeline.stages.prepare import prepare_step
-from pipeline.step import Step, part_names
+from pipeline.step import Step, hash_chosen, part_names
 from pipeline.storage import Folder
 
 _TOKENIZER = "tokenizer.json"
+_TOKENIZER_PARTS = 64  # of the generalist: what a tokenizer learns is settled long before
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Comparison:
     evidence: Evidence
     runs: Mapping[str, Run]  # by arm
     held_out: Mapping[str, Step]
+    overlap: Step
     tokenizer: Step
     proxies: Mapping[str, Step]  # by arm
 
@@ -40,6 +43,7 @@ class Training:
     arm: str
     seed: int
     texts: Sequence[tuple[Folder, str]]  # tables that hold them
+    rows: int  # of these tables
     folder: Folder
 
     @property
@@ -53,29 +57,54 @@ def plan_evidence(evidence: Evidence) -> Comparison:
     Raises:
         UserError: a mistake in the settings or the input that can be found without running.
     """
-    runs = {arm: plan(evidence.config_of(arm)) for arm in evidence.changes}
+    runs = {arm: _plan_arm(evidence, arm) for arm in evidence.changes}
     base = runs[evidence.baseline]
-    held_out = {
-        name: prepare_step(base.config, f"held-out {name}", corpus, base.workdir, setting=f"held_out.{name}.paths")
-        for name, corpus in evidence.held_out.items()
-    }
+    seed = base.config.seed
+    held_out = {name: held_out_step(base.config, name, corpus, base.workdir) for name, corpus in evidence.held_out.items()}
+    overlap = overlap_step(held_out, _corpora(runs), evidence.held_out_windows, seed, base.workdir)
     tokenizer = _tokenizer_step(evidence, base)
-    proxies = {arm: _proxy_step(evidence, arm, run, held_out, tokenizer) for arm, run in runs.items()}
-    return Comparison(evidence, runs, held_out, tokenizer, proxies)
+    proxies = {arm: _proxy_step(evidence, arm, run, seed, held_out, tokenizer) for arm, run in runs.items()}
+    first_of: dict[str, str] = {}
+    for arm, step in proxies.items():
+        same = first_of.setdefault(step.fingerprint, arm)
+        if same != arm:
+            raise ConfigError(
+                f"arms.{arm} is the same as arms.{same}: the same settings, or settings that change nothing; leave one out"
+            )
+    return Comparison(evidence, runs, held_out, overlap, tokenizer, proxies)
+
+
+def _plan_arm(evidence: Evidence, arm: str) -> Run:
+    config = evidence.config_of(arm)
+    try:
+        return plan(config)
+    except UserError as error:
+        raise type(error)(f"arms.{arm}: {error}") from error
+
+
+def _corpora(runs: Mapping[str, Run]) -> dict[str, Step]:
+    """By name: the windows of every corpus and sample that an arm is made from, each once."""
+    found: dict[str, Step] = {}
+    for arm, run in runs.items():
+        for step in run.steps:
+            if step.stage == "prepare" and step.fingerprint not in {known.fingerprint for known in found.values()}:
+                found[step.corpus if step.corpus not in found else f"{step.corpus} of arms.{arm}"] = step
+    return found
 
 
 def compare(comparison: Comparison) -> None:
     """Run every arm, then train what is missing of all proxies side by side."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
     with Engine(base.config.engine) as engine:
-        seen: set[str] = set()
+        run_steps(base, list(comparison.held_out.values()), engine, explain=False)  # a mistake in it is found first
+        seen = {step.folder.url for step in comparison.held_out.values()}
         for arm, run in comparison.runs.items():
             own = [step for step in steps_of(arm, run) if step.folder.url not in seen]
             seen |= {step.folder.url for step in own}
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
             run_steps(run, own, engine, explain=False)
-        windows = [step for step in (base.step("prepare", GENERALIST),) if step.folder.url not in seen]  # the tokenizer's
-        run_steps(base, [*windows, *comparison.held_out.values(), comparison.tokenizer], engine, explain=False)
+        windows = [step for step in comparison.overlap.inputs.values() if step.folder.url not in seen]
+        run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False)
         missing = [
             training
             for arm, step in comparison.proxies.items()
@@ -90,7 +119,7 @@ def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
     windows = base.step("prepare", GENERALIST)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        names = part_names(windows)
+        names = hash_chosen(part_names(windows), _TOKENIZER_PARTS, seed=base.config.seed, purpose="evidence.tokenizer.parts")
         shared = (windows.folder, names, evidence.tokenizer_windows, evidence.proxy.vocabulary, base.config.seed)
         ((_, written),) = engine.map(_train_tokenizer, ["tokenizer"], title="tokenizer", shared=shared)
         folder.write_bytes(_TOKENIZER, written.encode())
@@ -98,7 +127,7 @@ def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
 
     return Step(
         stage="tokenizer",
-        version=1,
+        version=2,  # 2: some of the parts
         settings={"vocabulary": evidence.proxy.vocabulary, "windows": evidence.tokenizer_windows, "seed": base.config.seed},
         inputs={"windows": windows},
         workdir=base.workdir,
@@ -109,39 +138,28 @@ def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
 def _train_tokenizer(name: str, windows: Folder, names: Sequence[str], most: int, vocabulary: int, seed: int) -> str:  # noqa: ARG001
     from pipeline.proxy.tokens import train_tokenizer
 
-    written: str = train_tokenizer(_chosen(windows, names, most, seed, "tokenizer"), vocabulary).to_str()
+    written: str = train_tokenizer(lowest_hashed(windows, names, most, seed, "tokenizer"), vocabulary).to_str()
     return written
 
 
-def _chosen(windows: Folder, names: Sequence[str], most: int, seed: int, purpose: str) -> list[str]:
-    """The texts of the windows with the lowest hashes, in the order of these."""
-    lowest: list[tuple[float, str]] = []
-    for name in names:
-        table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
-        u_N = keyed_uniform(table["key"].to_numpy(), seed=seed, purpose=f"evidence.{purpose}")
-        rows = np.argsort(u_N, kind="stable")[:most]
-        lowest = sorted([*lowest, *((float(u_N[row]), table["text"][int(row)].as_py()) for row in rows)])[:most]
-    return [text for _, text in lowest]
-
-
-def _proxy_step(evidence: Evidence, arm: str, run: Run, held_out: Mapping[str, Step], tokenizer: Step) -> Step:
+def _proxy_step(evidence: Evidence, arm: str, run: Run, seed: int, held_out: Mapping[str, Step], tokenizer: Step) -> Step:
     reads = _read_by(arm, run)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         missing = _missing(evidence, arm, reads, folder)
-        _train_all(engine, missing, evidence, run.config.seed, held_out, tokenizer)
+        _train_all(engine, missing, evidence, seed, held_out, tokenizer)
         return {"seeds": [folder.read_json(_result(seed)) for seed in range(evidence.seeds)]}
 
     return Step(
         stage="proxy",
         corpus=arm,
-        version=1,
+        version=2,  # 2: how much of its corpus a proxy was given
         settings={
             "proxy": evidence.proxy.identity(),
             "seeds": evidence.seeds,
             "held_out_windows": evidence.held_out_windows,
             "threads": evidence.threads,
-            "seed": run.config.seed,
+            "seed": seed,  # of the windows that are scored, the same for all arms
         },
         inputs={
             **{step.title: step for step in reads},
@@ -170,9 +188,14 @@ def steps_of(arm: str, run: Run) -> list[Step]:
 
 
 def _missing(evidence: Evidence, arm: str, reads: Sequence[Step], folder: Folder) -> list[Training]:
-    texts = [(step.folder, f"{name}.parquet") for step in reads if step.stage == "prepare" for name in part_names(step)]
-    texts += [(step.folder, shard["name"]) for step in reads if step.stage == "sample" for shard in step.manifest["shards"]]
-    return [Training(arm, seed, texts, folder) for seed in range(evidence.seeds) if folder.read_json(_result(seed)) is None]
+    texts: list[tuple[Folder, str]] = []
+    rows = 0
+    for step in reads:
+        parts = step.manifest["parts" if step.stage == "prepare" else "shards"]
+        texts += [(step.folder, f"{part['name']}.parquet" if step.stage == "prepare" else part["name"]) for part in parts]
+        rows += sum(part["rows"] for part in parts)
+    seeds = [seed for seed in range(evidence.seeds) if folder.read_json(_result(seed)) is None]
+    return [Training(arm, seed, texts, rows, folder) for seed in seeds]
 
 
 def _train_all(
@@ -180,8 +203,8 @@ def _train_all(
 ) -> None:
     if not missing:
         return  # and start no Ray to count its GPUs
-    texts = {name: (step.folder, part_names(step), evidence.held_out_windows, seed) for name, step in held_out.items()}
-    shared = (tokenizer.folder, texts, evidence.proxy, evidence.threads)
+    texts = {name: (step.folder, part_names(step), evidence.held_out_windows, seed, "held_out") for name, step in held_out.items()}
+    shared = (tokenizer.folder, texts, evidence.proxy, evidence.threads, seed)
     for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
         pass
 
@@ -189,28 +212,53 @@ def _train_all(
 def _train(
     training: Training,
     tokenizer_folder: Folder,
-    held_out: Mapping[str, tuple[Folder, Sequence[str], int, int]],
+    held_out: Mapping[str, tuple[Any, ...]],
     settings: ProxySettings,
     threads: int,
+    seed: int,
 ) -> None:
     from pipeline.proxy.tokens import encode
-    from pipeline.proxy.training import train
+    from pipeline.proxy.training import STATE, train
 
     tokenizer = Tokenizer.from_str(tokenizer_folder.read_bytes(_TOKENIZER).decode())
-    texts = {name: _chosen(folder, names, most, seed, "held_out") for name, (folder, names, most, seed) in held_out.items()}
-    tokens_N = encode(tokenizer, _texts(training.texts), settings.tokens)
+    texts = {name: lowest_hashed(*which) for name, which in held_out.items()}
+    source = _Counted(_texts(training, seed))
+    tokens_N = encode(tokenizer, source, settings.tokens)
     state = training.folder.child(f"seed-{training.seed}")
-    trained = train(tokens_N, tokenizer, settings, training.seed, state, texts, threads)
+    try:
+        trained = train(tokens_N, tokenizer, settings, training.seed, state, texts, threads)
+    except InputError as error:
+        raise InputError(f"arms.{training.arm}: {error}") from error
     result = {
         "seed": training.seed,
+        "given": source.count / training.rows,
         "points": [asdict(point) for point in trained.points],
         "bits": {name: bits_D.tolist() for name, bits_D in trained.bits.items()},
         "bytes": {name: [len(text.encode()) for text in of_set] for name, of_set in texts.items()},
     }
     training.folder.write_bytes(_result(training.seed), json.dumps(result, sort_keys=True).encode())
+    state.remove(STATE)
 
 
-def _texts(tables: Sequence[tuple[Folder, str]]) -> Iterator[str]:
-    """All texts of some tables; in shards they lie in random order."""
-    for folder, name in tables:
-        yield from folder.read_table(name, columns=["text"])["text"].to_pylist()
+class _Counted:
+    """Texts, and how many of them were read."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self.count = 0
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.count += 1
+            yield text
+
+
+def _texts(training: Training, seed: int) -> Iterator[str]:
+    """All texts in random order, in which shards are written; of a sample, which is small, all of its parts together."""
+    if training.arm != SPECIALIST_ONLY:
+        for folder, name in training.texts:
+            yield from folder.read_table(name, columns=["text"])["text"].to_pylist()
+        return
+    texts = [text for folder, name in training.texts for text in folder.read_table(name, columns=["text"])["text"].to_pylist()]
+    u_N = keyed_uniform(np.arange(len(texts), dtype=np.uint64), seed=seed, purpose="evidence.sample")
+    yield from (texts[i] for i in np.argsort(u_N, kind="stable"))

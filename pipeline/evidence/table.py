@@ -3,22 +3,24 @@
 Shapes: A arms, S seeds, D documents of a held-out set.
 """
 
+import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.evidence.curves import Estimate, versus
+from pipeline.evidence.curves import versus
+from pipeline.evidence.intervals import Estimate, estimate
 from pipeline.evidence.settings import SPECIALIST_ONLY
 from pipeline.evidence.steps import Comparison
 from pipeline.step import USAGE, Step
+from pipeline.storage import Folder
 
-_RESAMPLES = 2000
+_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,7 @@ class Figure:
 
     mean: float
     deviation: float  # of single seeds
-    difference: float
-    low: float  # 5th percentile of the difference
-    high: float  # 95th
+    difference: Estimate
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
             Row(
                 arm=arm,
                 figures={name: _figure(seeds, base, name) for name in comparison.held_out},
-                epochs=float(seeds[0]["points"][-1]["epochs"]),
+                epochs=float(seeds[0]["points"][-1]["epochs"] * seeds[0]["given"]),
                 unique=sampled["first_tokens"] / max(1, sampled["tokens"]),
                 selection_s=sum(_seconds(made) for made in selecting),
                 training_s=float(np.mean([seed["points"][-1]["seconds"] for seed in seeds])),
@@ -73,30 +73,22 @@ def _figure(seeds: list[dict[str, Any]], base: list[dict[str, Any]], name: str) 
     bytes_D = np.array(seeds[0]["bytes"][name], np.float64)
     bits_SD, base_SD = (np.array([seed["bits"][name] for seed in of_arm]) for of_arm in (seeds, base))
     each_S = bits_SD.sum(1) / bytes_D.sum()
-    low, high = difference_interval(bits_SD - base_SD, bytes_D)
-    return Figure(
-        mean=float(each_S.mean()),
-        deviation=float(each_S.std(ddof=1)),
-        difference=float((bits_SD - base_SD).sum() / len(bits_SD) / bytes_D.sum()),
-        low=low,
-        high=high,
-    )
+    return Figure(float(each_S.mean()), float(each_S.std(ddof=1)), estimate([(bits_SD - base_SD, bytes_D)]))
 
 
-def difference_interval(difference_SD: NDArray[np.float64], bytes_D: NDArray[np.float64]) -> tuple[float, float]:
-    """5th and 95th percentile of the mean difference in bits per byte, over resamples of seeds and of documents.
-
-    Differences are paired: the same seed and the same document on both sides.
-    """
-    rng = np.random.default_rng(0)
-    num_seeds, num_documents = difference_SD.shape
-    found = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        weight_S = np.bincount(rng.integers(num_seeds, size=num_seeds), minlength=num_seeds) / num_seeds
-        weight_D = np.bincount(rng.integers(num_documents, size=num_documents), minlength=num_documents)
-        found[i] = (weight_S @ difference_SD @ weight_D) / (bytes_D @ weight_D)
-    low, high = np.percentile(found, [5, 95])
-    return float(low), float(high)
+def saved(comparison: Comparison, rows: list[Row], folder: Folder) -> list[str]:
+    """Write the tables, as they are printed and as JSON; their paths."""
+    _, *others = comparison.held_out
+    figures = {
+        "arms": [asdict(row) for row in rows],
+        "curves": {other: [asdict(one) for one in versus(comparison, other)] for other in others},
+    }
+    folder.write_json("figures.json", figures)
+    console = Console(file=(text := io.StringIO()), width=_WIDTH)
+    for part in rendered(comparison, rows):
+        console.print(part)
+    folder.write_bytes("tables.txt", text.getvalue().encode())
+    return [folder.file("tables.txt"), folder.file("figures.json")]
 
 
 def rendered(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType]:
@@ -114,15 +106,16 @@ def rendered(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType
         for figure in row.figures.values():
             cells.append(f"{figure.mean:.3f}±{figure.deviation:.3f}")
             same = row.arm == evidence.baseline
-            cells.append("" if same else f"{figure.difference:+.3f} ({figure.low:+.2f}, {figure.high:+.2f})")
+            cells.append("" if same else _written(figure.difference))
         costs = (f"{row.epochs:.1f}", f"{100 * row.unique:.0f}%", f"{row.selection_s:,.0f}s", f"{row.training_s:,.0f}s")
         table.add_row(row.arm, *cells, *costs)
     yield table
     tokens = evidence.proxy.steps * evidence.proxy.batch * evidence.proxy.context
     yield Text(
         f"\n{evidence.seeds} proxies of {evidence.proxy.size} an arm, each trained on {tokens:,} tokens; ± is between seeds; "
-        f"differences are to {evidence.baseline}, their intervals over seeds and documents. epochs: passes over the arm's corpus; "
-        "unique: what of that is no repeat; select and train: seconds, shared steps counted in each arm."
+        f"differences are to {evidence.baseline}, their intervals over seeds and documents. epochs: passes over the arm's corpus, "
+        "below 1 where proxies were given its beginning alone; unique: what of it is no repeat; select and train: seconds, steps "
+        "that arms share counted in each."
     )
     first, *others = comparison.held_out
     for other in others:
@@ -136,19 +129,20 @@ def _curves(comparison: Comparison, first: str, other: str) -> Iterator[Renderab
         return
     table = Table(title=f"\nCurves over the natural share, {first} against {other}", title_justify="left", box=None, pad_edge=False)
     table.add_column("curve of", no_wrap=True)
-    table.add_column("at the point of", no_wrap=True)
-    table.add_column(f"{first}, at its loss on {other}", justify="right", no_wrap=True)
+    table.add_column("at", no_wrap=True)
+    table.add_column(f"{first}, at its {other}", justify="right", no_wrap=True)
     table.add_column(f"loss on {other}, at its {first}", justify="right", no_wrap=True)
+    table.add_column("its loss", justify="right", no_wrap=True)
     for one in found:
-        price = f"{_estimate(one.price)} for {one.point_price:+.3f}" if one.price else "not reached"
-        table.add_row(one.curve, one.point, _estimate(one.gain) if one.gain else "not reached", price)
+        gain, price = ("not reached" if read is None else _written(read) for read in (one.gain, one.price))
+        table.add_row(one.curve, one.point, gain, price, f"{one.point_price:+.3f}")
     yield table
     yield Text(
-        f"\nOn the lines between the measured shares, natural text at their end: {first} less the other arm's, where {other} is no "
-        f"worse than there; what {other} loses to natural text where {first} is no worse, for what it loses at the other arm. "
-        "Intervals (90%) are over seeds and documents."
+        f"\nRead on the lines between measured shares, natural text at their end: {first} less the other arm's, at the smallest "
+        f"share that costs {other} no more than that arm does; and what {other} loses to natural text at the largest share with "
+        f"which {first} is no worse than there, beside what the other arm loses. Not reached: no share is as good."
     )
 
 
-def _estimate(found: Estimate) -> str:
+def _written(found: Estimate) -> str:
     return f"{found.value:+.3f} ({found.low:+.2f}, {found.high:+.2f})"

@@ -16,7 +16,8 @@ from pipeline.embedders.vectors import processor_has_bf16
 from pipeline.proxy.settings import SHAPES, ProxySettings
 from pipeline.proxy.tokens import encode_each, end_token
 
-_SCORED_TOGETHER = 64  # contexts
+_SCORED_TOGETHER = 64  # contexts, or fewer:
+_MOST_LOGITS = 1 << 27  # half a gigabyte
 
 
 def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
@@ -83,10 +84,11 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
         batch.clear()
 
     # By length, so that little of a batch is padding.
+    together = min(_SCORED_TOGETHER, max(1, _MOST_LOGITS // (settings.context * model.config.vocab_size)))
     pieces = sorted(_contexts(tokenizer, texts, settings.context), key=lambda piece: len(piece[1]))
     for piece in pieces:
         batch.append(piece)
-        if len(batch) == _SCORED_TOGETHER:
+        if len(batch) == together:
             flush()
     if batch:
         flush()

@@ -21,7 +21,7 @@ from pipeline.proxy.model import Score, autocast, make_model, score
 from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
-_STATE = "state.safetensors"
+STATE = "state.safetensors"  # in the folder; of no more use once a training is done
 _CURVE = "curve.json"
 _WARM_UP = 0.05  # of the steps
 _LAST_RATE = 0.1  # of the peak
@@ -72,7 +72,7 @@ def train(
     model = make_model(settings, tokenizer, seed).to(device)
     optimiser = _optimiser(model, settings)
     points = _restore(folder, model, optimiser)
-    stops = [round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)]
+    stops = sorted({max(1, round(settings.steps * (i + 1) / settings.evaluations)) for i in range(settings.evaluations)})
     scores: dict[str, Score] = {}
     for stop in stops[len(points) :]:
         before = points[-1] if points else Point(0, 0, 0.0, 0.0, {}, 0.0)
@@ -165,14 +165,14 @@ def _keep(folder: Folder, model: Any, optimiser: torch.optim.AdamW, points: Sequ
         for moment in ("exp_avg", "exp_avg_sq", "step"):
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment].cpu().contiguous()
     curve = json.dumps([asdict(point) for point in points], sort_keys=True)
-    folder.write_bytes(_STATE, safetensors.torch.save(tensors, metadata={_CURVE: curve}))
+    folder.write_bytes(STATE, safetensors.torch.save(tensors, metadata={_CURVE: curve}))
 
 
 def _restore(folder: Folder, model: Any, optimiser: torch.optim.AdamW) -> list[Point]:
     """Put model and optimiser where they were; the points so far, none where nothing was kept."""
-    if not folder.exists(_STATE):
+    if not folder.exists(STATE):
         return []
-    data = folder.read_bytes(_STATE)
+    data = folder.read_bytes(STATE)
     tensors = safetensors.torch.load(data)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

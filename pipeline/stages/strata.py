@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from numpy.typing import NDArray
 
 from pipeline.config import WINDOW_ESTIMATORS, Config
@@ -99,6 +100,12 @@ def fit_target(
     else:
         wanted_S = np.maximum(share_S * config.sample.budget_tokens, 1.0)
         high_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, None))
+        for name, wanted, held in zip(clusters, wanted_S, high_SB.sum(1), strict=True):
+            if held < wanted:
+                logger.warning(
+                    f"weights.estimator {config.weights.estimator}: {wanted:,.0f} tokens are asked for {name}, and {held:,} have a "
+                    "score, so all of those are taken, again and again; lower sample.budget_tokens"
+                )
         high_S, above_S = last_bin(high_SB, wanted_S)
         low_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, high_S))
         ratios = Top.fitted(high_S, above_S, low_SB, wanted_S, int(generalist.tokens_L.sum()))

@@ -1,0 +1,111 @@
+"""Held-out text: the windows of it that are scored, and that no corpus of the comparison holds them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from loguru import logger
+
+from pipeline.config import Config, Corpus
+from pipeline.engine import Engine
+from pipeline.errors import InputError
+from pipeline.hashing import keyed_uniform
+from pipeline.stages.prepare import prepare_step
+from pipeline.step import Step, part_names
+from pipeline.storage import Folder
+
+# Fewer, and an interval over documents says nothing.
+_FEWEST_WINDOWS = 10
+# Of the windows that are scored: an imprint may stand in two books, a book may not.
+_MOST_SHARED = 0.01
+# What is shorter, a full stop or a heading, stands everywhere.
+_FEWEST_CHARACTERS = 100
+_EXCERPT = 60
+
+
+def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) -> Step:
+    """The step that cuts a held-out text into windows."""
+    return prepare_step(config, f"held-out {name}", corpus, workdir, setting=f"held_out.{name}")
+
+
+def lowest_hashed(windows: Folder, names: Sequence[str], most: int, seed: int, purpose: str) -> list[str]:
+    """The texts of the windows with the lowest hashes, in the order of these."""
+    lowest: list[tuple[float, str]] = []
+    for name in names:
+        table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
+        u_N = keyed_uniform(table["key"].to_numpy(), seed=seed, purpose=f"evidence.{purpose}")
+        rows = np.argsort(u_N, kind="stable")[:most]
+        lowest = sorted([*lowest, *((float(u_N[row]), table["text"][int(row)].as_py()) for row in rows)])[:most]
+    return [text for _, text in lowest]
+
+
+def scored(step: Step, most: int, seed: int) -> list[str]:
+    """The windows of a held-out text that proxies are scored on."""
+    return lowest_hashed(step.folder, part_names(step), most, seed, "held_out")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An item of work: a part of a corpus that arms are made from."""
+
+    corpus: str
+    folder: Folder
+    file: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}, {self.file}"
+
+
+def overlap_step(held_out: Mapping[str, Step], corpora: Mapping[str, Step], most: int, seed: int, workdir: Folder) -> Step:
+    """The step that looks for the scored windows in everything that arms are made from, letter for letter.
+
+    Its work raises InputError where a held-out text has too few windows, or more than a hundredth of them are found.
+    """
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:  # noqa: ARG001 what it finds is in the manifest alone
+        windows = {name: scored(step, most, seed) for name, step in held_out.items()}
+        for name, texts in windows.items():
+            if len(texts) < _FEWEST_WINDOWS:
+                raise InputError(
+                    f"held_out.{name} has {len(texts)} windows, and a comparison needs {_FEWEST_WINDOWS}; give more text"
+                )
+        long = {text for texts in windows.values() for text in texts if len(text) >= _FEWEST_CHARACTERS}
+        wanted = pa.array(sorted(long), pa.string())
+        parts = [_Part(name, step.folder, f"{part}.parquet") for name, step in corpora.items() for part in part_names(step)]
+        found: dict[str, set[str]] = {corpus: set() for corpus in corpora}
+        for index, texts in engine.map(_found_in, parts, title="overlap", shared=(wanted,)):
+            found[parts[index].corpus] |= set(texts)
+        shared: Counter[str] = Counter()
+        for name, texts in windows.items():
+            for corpus, of_corpus in found.items():
+                both = sorted(of_corpus.intersection(texts))
+                shared[f"{name} in {corpus}"] = len(both)
+                if not both:
+                    continue
+                said = f"{len(both)} of the {len(texts)} windows of held_out.{name} that are scored stand in {corpus} too"
+                if len(both) > _MOST_SHARED * len(texts):
+                    raise InputError(
+                        f"{said}, such as {both[0][:_EXCERPT]!r}: proxies would be trained on what they are scored on; take that "
+                        "text out of one of the two"
+                    )
+                logger.warning(said)
+        return {"shared": dict(shared)}
+
+    return Step(
+        stage="overlap",
+        version=1,
+        settings={"windows": most, "seed": seed},
+        inputs={**{f"held_out.{name}": step for name, step in held_out.items()}, **corpora},
+        workdir=workdir,
+        work=work,
+    )
+
+
+def _found_in(part: _Part, wanted: pa.Array) -> list[str]:
+    texts = part.folder.read_table(part.file, columns=["text"])["text"]
+    return sorted(set(texts.filter(pc.is_in(texts, value_set=wanted.cast(texts.type))).to_pylist()))
