@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.proxy import training
 from pipeline.proxy.model import make_model, score
+from pipeline.proxy.optimiser import Muon, make_optimisers, orthogonal
 from pipeline.proxy.settings import SHAPES, ProxySettings
 from pipeline.proxy.tokens import encode, encode_each, end_token, train_tokenizer
 from pipeline.proxy.training import train
@@ -24,7 +25,7 @@ TOKENIZER = train_tokenizer([*LAW, *MUSIC], SMALL.vocabulary)
 HELD_OUT = {"law": [row["text"] for row in topic_documents("law", 8, seed=9)], "music": MUSIC[:8]}
 
 
-@pytest.mark.parametrize(("tokens", "batch", "steps"), [(600_000, 4, 585), (2_560_000, 10, 1000), (10**9, 64, 61_035)])
+@pytest.mark.parametrize(("tokens", "batch", "steps"), [(600_000, 8, 292), (2_560_000, 10, 1000), (10**9, 64, 61_035)])
 def test_there_are_steps_enough_to_learn(tokens: int, batch: int, steps: int) -> None:
     settings = ProxySettings(tokens=tokens)
     assert (settings.batch, settings.steps) == (batch, steps)
@@ -121,6 +122,46 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, mo
     ]
     assert all(np.array_equal(again.bits[name], whole.bits[name]) for name in HELD_OUT)
     assert [point.step for point in again.points] == [8, 16, 24]
+
+
+@given(st.sampled_from([(16, 16), (24, 16), (16, 40)]), st.integers(0, 9), st.floats(1e-3, 1e3))
+def test_the_step_is_about_the_nearest_orthogonal_matrix(shape: tuple[int, int], seed: int, scale: float) -> None:
+    """Against the singular value decomposition: the same singular vectors, and values near 1."""
+    any_KRC = torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed)) * scale
+    for given_RC, found_RC in zip(any_KRC, orthogonal(any_KRC), strict=True):
+        u, _, vt = torch.linalg.svd(given_RC, full_matrices=False)
+        values = u.T @ found_RC @ vt.T
+        diagonal = values.diagonal()
+        assert (values - diagonal.diag()).abs().max() < 1e-3
+        assert diagonal.median() == pytest.approx(0.9, abs=0.3)  # the smallest may take more iterations
+        assert diagonal.max() < 1.3
+
+
+def test_muon_steps_as_torch_does() -> None:
+    """torch iterates in bfloat16, so to its precision; three steps, of which the momentum is a part."""
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((12, 8), (12, 8), (6, 20))] for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    muon = Muon(ours, lr=0.1, weight_decay=0.1)
+    known = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        muon.step()
+        known.step()
+    for a, b in zip(ours, theirs, strict=True):
+        moved = (b - 1).norm()
+        assert (a - b).norm() < 0.03 * moved
+
+
+def test_each_parameter_has_one_optimiser() -> None:
+    model = make_model(SMALL, TOKENIZER, 0)
+    muon, adamw = make_optimisers(model, 1e-3, 0.1)
+    held = [id(p) for optimiser in (muon, adamw) for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    names = {id(p): name for name, p in model.named_parameters()}
+    of_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert all("norm" in name or "embed" in name for name in of_adamw)
 
 
 def test_more_evaluations_than_steps_are_one_a_step(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _proxy_step(evidence: Evidence, arm: str, run: Run, seed: int, held_out: Map
     return Step(
         stage="proxy",
         corpus=arm,
-        version=2,  # 2: how much of its corpus a proxy was given
+        version=2,  # 2: Muon and normed queries and keys; how much of its corpus a proxy was given
         settings={
             "proxy": evidence.proxy.identity(),
             "seeds": evidence.seeds,

@@ -1,4 +1,4 @@
-"""The model: a small Llama from transformers, and its bits per byte on text.
+"""The model: a small Qwen3 (Llama with normed queries and keys) from transformers, and its bits per byte on text.
 
 Shapes: D documents, B contexts of a batch, T tokens of a context.
 """
@@ -22,15 +22,17 @@ _MOST_LOGITS = 1 << 27  # half a gigabyte
 
 def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
     """A model with random weights that depend on the seed alone."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     shape = SHAPES[settings.size]
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=shape.width,
         intermediate_size=64 * round(shape.width * 8 / 3 / 64),
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        head_dim=shape.width // shape.heads,
         max_position_embeddings=settings.context,
         tie_word_embeddings=True,
         bos_token_id=end_token(tokenizer),
@@ -38,7 +40,7 @@ def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return Qwen3ForCausalLM(config)
 
 
 @dataclass(frozen=True)

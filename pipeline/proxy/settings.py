@@ -30,12 +30,12 @@ SHAPES: dict[Size, Shape] = {
 
 
 def _batch(tokens: int, context: int) -> int:
-    """Few steps are the steep part of learning, where seeds differ by more than arms do (docs/evidence.md, The judge)."""
-    return min(64, max(4, tokens // (1000 * context)))
+    """Few steps are the steep part of learning, where seeds differ by more than arms do (decision 0012)."""
+    return min(64, max(8, tokens // (1000 * context)))
 
 
 class ProxySettings(Section):
-    """A decoder-only model (Llama's architecture) and how long it is trained."""
+    """A decoder-only model (Qwen3's architecture) and how long it is trained."""
 
     size: Size = Field("1M", description="parameters without the embeddings")
     vocabulary: int = Field(
@@ -46,10 +46,10 @@ class ProxySettings(Section):
     batch: int = Field(
         default_factory=lambda given: _batch(given["tokens"], given["context"]),
         ge=1,
-        description="contexts of a step; by default so many that there are a thousand steps, but 4 to 64",
+        description="contexts of a step; by default so many that there are a thousand steps, but 8 to 64",
     )
-    learning_rate: float = Field(3e-3, gt=0, description="at its peak; it rises over the first twentieth and falls to a tenth")
-    weight_decay: float = Field(0.1, ge=0, description="of AdamW, on matrices")
+    learning_rate: float = Field(6e-3, gt=0, description="at its peak; it rises over the first twentieth and falls to a tenth")
+    weight_decay: float = Field(0.1, ge=0, description="of the matrices between the embeddings")
     evaluations: int = Field(5, ge=1, description="points of the curve; the state is kept at each")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16: autocast; auto: where the hardware has it")
 

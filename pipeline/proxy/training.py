@@ -18,14 +18,15 @@ from tokenizers import Tokenizer
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_hash
 from pipeline.proxy.model import Score, autocast, make_model, score
+from pipeline.proxy.optimiser import make_optimisers
 from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
 STATE = "state.safetensors"  # in the folder; of no more use once a training is done
 _CURVE = "curve.json"
+_WEIGHT = "weight"
 _WARM_UP = 0.05  # of the steps
 _LAST_RATE = 0.1  # of the peak
-_BETAS = (0.9, 0.95)
 _MOST_NORM = 1.0
 
 
@@ -61,7 +62,7 @@ def train(
     """Train from random weights; stopped at any moment and called again, it goes on from its last point and ends the same.
 
     The corpus is cut into contexts, which are passed over in an order drawn anew for each epoch: seeds differ in weights and order.
-    The optimiser is AdamW with a warm-up and a cosine. On the CPU, `threads` is part of what the last bits depend on.
+    The learning rate has a warm-up and a cosine. On the CPU, `threads` is part of what the last bits depend on.
 
     Raises:
         InputError: the corpus is smaller than a step.
@@ -70,20 +71,20 @@ def train(
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(settings, tokenizer, seed).to(device)
-    optimiser = _optimiser(model, settings)
-    points = _restore(folder, model, optimiser)
+    optimisers = make_optimisers(model, settings.learning_rate, settings.weight_decay)
+    points = _restore(folder, model, optimisers)
     stops = sorted({max(1, round(settings.steps * (i + 1) / settings.evaluations)) for i in range(settings.evaluations)})
     scores: dict[str, Score] = {}
     for stop in stops[len(points) :]:
         before = points[-1] if points else Point(0, 0, 0.0, 0.0, {}, 0.0)
         started = time.monotonic()
-        loss = _steps(model, optimiser, contexts_CT, settings, seed, range(before.step, stop), device)
+        loss = _steps(model, optimisers, contexts_CT, settings, seed, range(before.step, stop), device)
         seconds = before.seconds + time.monotonic() - started
         scores = _scores(model, tokenizer, held_out, settings)
         of_set = {name: found.bits_per_byte for name, found in scores.items()}
         trained = stop * settings.batch * settings.context
         points.append(Point(stop, trained, trained / contexts_CT.size, loss, of_set, seconds))
-        _keep(folder, model, optimiser, points)
+        _keep(folder, model, optimisers, points)
     scores = scores or _scores(model, tokenizer, held_out, settings)  # none yet: stopped after its last point
     return Trained(points, {name: found.bits_D for name, found in scores.items()})
 
@@ -103,16 +104,9 @@ def _contexts(tokens_N: NDArray[np.uint16], settings: ProxySettings) -> NDArray[
     return tokens_N[: count * settings.context].reshape(count, settings.context)
 
 
-def _optimiser(model: Any, settings: ProxySettings) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    decays = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(decays, lr=settings.learning_rate, betas=_BETAS)
-
-
 def _steps(
     model: Any,
-    optimiser: torch.optim.AdamW,
+    optimisers: Sequence[torch.optim.Optimizer],
     contexts_CT: NDArray[np.uint16],
     settings: ProxySettings,
     seed: int,
@@ -123,15 +117,17 @@ def _steps(
     model.train()
     total = 0.0
     for step, rows_B in zip(steps, _order(len(contexts_CT), settings.batch, seed, steps), strict=True):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _rate(step, settings.steps)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * _rate(step, settings.steps)
         input_BT = torch.from_numpy(contexts_CT[rows_B].astype(np.int64)).to(device)
         with autocast(settings, device):
             loss = model(input_BT, labels=input_BT, use_cache=False).loss
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _MOST_NORM)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         total += loss.item()
     return total / max(1, len(steps))
 
@@ -158,28 +154,33 @@ def _rate(step: int, steps: int) -> float:
     return float(_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1.0, steps - warm))))
 
 
-def _keep(folder: Folder, model: Any, optimiser: torch.optim.AdamW, points: Sequence[Point]) -> None:
-    """Weights, moments and the curve so far, in one file, so that they are always of the same step. No pickle."""
-    tensors = {f"weight.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+def _keep(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer], points: Sequence[Point]) -> None:
+    """Weights, what the optimisers remember, and the curve so far: in one file, so that they are of the same step. No pickle."""
+    tensors = {f"{_WEIGHT}.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment].cpu().contiguous()
+        for optimiser in optimisers:
+            for kind, tensor in optimiser.state.get(parameter, {}).items():
+                tensors[f"{kind}.{name}"] = tensor.cpu().contiguous()
     curve = json.dumps([asdict(point) for point in points], sort_keys=True)
     folder.write_bytes(STATE, safetensors.torch.save(tensors, metadata={_CURVE: curve}))
 
 
-def _restore(folder: Folder, model: Any, optimiser: torch.optim.AdamW) -> list[Point]:
-    """Put model and optimiser where they were; the points so far, none where nothing was kept."""
+def _restore(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer]) -> list[Point]:
+    """Put model and optimisers where they were; the points so far, none where nothing was kept."""
     if not folder.exists(STATE):
         return []
     data = folder.read_bytes(STATE)
-    tensors = safetensors.torch.load(data)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"weight.{name}"])
-            optimiser.state[parameter] = {
-                "step": tensors[f"step.{name}"],
-                **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in ("exp_avg", "exp_avg_sq")},
-            }
+    parameters = dict(model.named_parameters())
+    optimiser_of = {
+        parameter: optimiser for optimiser in optimisers for group in optimiser.param_groups for parameter in group["params"]
+    }
+    for key, tensor in safetensors.torch.load(data).items():
+        kind, _, name = key.partition(".")
+        parameter = parameters[name]
+        if kind == _WEIGHT:
+            with torch.no_grad():
+                parameter.copy_(tensor)
+        else:  # AdamW counts its steps on the CPU
+            optimiser_of[parameter].state[parameter][kind] = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the format's own: length, then JSON
     return [Point(**point) for point in json.loads(header["__metadata__"][_CURVE])]

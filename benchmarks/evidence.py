@@ -1,0 +1,127 @@
+"""The comparisons of docs/evidence.md: proxies for each specialist of the corpora, and the means over all of them.
+
+    python benchmarks/evidence.py --workdir /tmp/evidence
+    python benchmarks/evidence.py --workdir /tmp/evidence --specialists legal_contracts --arms cap --documents 5500
+
+A proxy takes about a minute of a core. Stopped, it goes on where it was; the config of each comparison stays in the workdir.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from corpus import corpus_file
+
+from pipeline.evidence.settings import load_evidence
+from pipeline.evidence.steps import compare, plan_evidence
+from pipeline.evidence.table import Row, rendered, rows_of
+from pipeline.report import console
+
+
+def crisp(leaves: int, **weights: Any) -> dict[str, Any]:
+    """CRISP on a flat clustering."""
+    return {"weights": {"estimator": "crisp", **weights}, "cluster": {"depth": 1, "branching": leaves}}
+
+
+def density(share: int) -> dict[str, Any]:
+    """The default estimator with so many hundredths of natural text."""
+    return {"weights": {"estimator": "density", "natural_share": share / 100}}
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "main": {
+        "natural": None,
+        "dsir": None,
+        "crisp-64": crisp(64),
+        "density": None,
+        "density-natural-50": density(50),
+    },
+    "curves": {
+        "natural": None,
+        "dsir": None,
+        "crisp-64": crisp(64),
+        "density": None,
+        **{f"crisp-64-natural-{share}": crisp(64, natural_share=share / 100) for share in (25, 50)},
+        **{f"density-natural-{share}": density(share) for share in (10, 25, 50)},
+    },
+    "shape": {
+        "natural": None,
+        "specialist-only": None,
+        "crisp-shuffled": {"cluster": {"depth": 1, "branching": 64}},
+        "crisp-top-cluster": {"cluster": {"depth": 1, "branching": 64}},
+        **{f"crisp-{leaves}": crisp(leaves) for leaves in (8, 64, 512)},
+        "density": None,
+    },
+    "cap": {
+        "natural": None,
+        **{f"crisp-{leaves}-uncapped": crisp(leaves, max_epochs=1000) for leaves in (8, 64, 512)},
+        "crisp-512": crisp(512),
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--specialists", nargs="*", default=[], help="all by default")
+    parser.add_argument("--arms", choices=ARMS, default="main")
+    parser.add_argument("--documents", type=int, default=22_000, help="of the generalist corpus")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+
+    every = sorted(os.listdir(os.path.dirname(os.path.dirname(corpus_file("specialists/recipes/test.jsonl.zst")))))
+    found: list[list[Row]] = []
+    for specialist in args.specialists or every:
+        path = Path(args.workdir, f"{specialist}-{args.arms}.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(settings(args, specialist, every), sort_keys=False), encoding="utf-8")
+        comparison = plan_evidence(load_evidence(path))
+        compare(comparison)
+        found.append(rows_of(comparison))
+        console.print(f"\n{specialist}")
+        for line in rendered(comparison, found[-1]):
+            console.print(line)
+    console.print(f"\nMeans over {len(found)} specialists, against {found[0][0].arm}")
+    for arm, *_ in zip(*([row.arm for row in rows] for rows in found), strict=True):
+        of_arm, base = ([next(row for row in rows if row.arm == name) for rows in found] for name in (arm, found[0][0].arm))
+        gain = np.mean([mean(row, "specialist") / mean(of, "specialist") - 1 for row, of in zip(of_arm, base, strict=True)])
+        loss = np.mean([mean(row, "other") - mean(of, "other") for row, of in zip(of_arm, base, strict=True)])
+        console.print(f"{arm:<24} specialist {100 * gain:+.1f}%   other {loss:+.3f}")
+
+
+def mean(row: Row, text: str) -> float:
+    return row.figures[text].mean
+
+
+def settings(args: argparse.Namespace, specialist: str, every: list[str]) -> dict[str, Any]:
+    """The comparison of one specialist; *other* is the held-out text of all others."""
+
+    def of(name: str, file: str) -> str:
+        return corpus_file(f"specialists/{name}/{file}.jsonl.zst")
+
+    return {
+        "run": {
+            "workdir": args.workdir,
+            "generalist": {"paths": [corpus_file()], "limit": args.documents},
+            "specialists": {specialist: {"paths": [of(specialist, "sample")]}},
+            "window": {"tokens": 256},
+            "embed": {"model": "static:bundled:all-MiniLM-L6-v2"},
+            "weights": {"bootstrap": 0},
+            "sample": {"budget_tokens": 500_000},
+        },
+        "arms": ARMS[args.arms],
+        "held_out": {
+            "specialist": {"paths": [of(specialist, "test")]},
+            "other": {"paths": [of(name, "valid") for name in every if name != specialist]},
+        },
+        "held_out_windows": 250,
+        "seeds": args.seeds,
+        "proxy": {"size": "1M", "vocabulary": 2048, "tokens": 600_000, "evaluations": 1, "batch": 4},
+    }
+
+
+if __name__ == "__main__":
+    main()
