@@ -37,15 +37,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "dsir": None,
         "crisp-64": crisp(64),
         "density": None,
-        "density-natural-50": density(50),
-    },
-    "curves": {
-        "natural": None,
-        "dsir": None,
-        "crisp-64": crisp(64),
-        "density": None,
-        **{f"crisp-64-natural-{share}": crisp(64, natural_share=share / 100) for share in (25, 50)},
-        **{f"density-natural-{share}": density(share) for share in (10, 25, 50)},
+        **{f"density-natural-{share}": density(share) for share in (25, 50)},
     },
     "shape": {
         "natural": None,
@@ -119,7 +111,7 @@ def settings(args: argparse.Namespace, specialist: str, every: list[str]) -> dic
         },
         "held_out_windows": 250,
         "seeds": args.seeds,
-        "proxy": {"size": "1M", "vocabulary": 2048, "tokens": 600_000, "evaluations": 1, "batch": 4},
+        "proxy": {"size": "1M", "vocabulary": 2048, "tokens": 600_000, "evaluations": 1},
     }
 
 
