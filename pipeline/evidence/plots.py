@@ -81,6 +81,7 @@ def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, 
                 markersize=5,
                 linewidth=1.2,
                 elinewidth=0.6,
+                zorder=2 if arm in curves else 3,  # natural text on top of the curves that end there
             )
         axes.set_xlabel(f"{other}, bits per byte")
         axes.set_ylabel(f"{first}, bits per byte")
