@@ -48,7 +48,7 @@ def test_maths_imports_no_machinery(name: str) -> None:
 def test_models_are_imported_lazily() -> None:
     heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "datatrove", "ray", "vllm"}
     eager = {str(path.relative_to(PACKAGE)): imported(path, top_level_only=True) & heavy for path in PACKAGE.rglob("*.py")}
-    at_home = {"kmeans.py": {"sklearn"}, "proxy/model.py": {"torch"}, "proxy/training.py": {"torch"}}
+    at_home = {"kmeans.py": {"sklearn"}, **{f"proxy/{name}.py": {"torch"} for name in ("model", "optimiser", "training")}}
     assert {name: found for name, found in eager.items() if found - at_home.get(name, {"datatrove"})} == {}
 
 
