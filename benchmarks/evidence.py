@@ -39,6 +39,14 @@ ARMS: dict[str, dict[str, Any]] = {
         "density": None,
         **{f"density-natural-{share}": density(share) for share in (25, 50)},
     },
+    "curves": {
+        "natural": None,
+        "dsir": None,
+        "crisp-64": crisp(64),
+        "crisp-64-natural-25": crisp(64, natural_share=0.25),
+        "density": None,
+        **{f"density-natural-{share}": density(share) for share in (10, 25, 50, 75, 90)},
+    },
     "shape": {
         "natural": None,
         "specialist-only": None,
@@ -65,22 +73,22 @@ def main() -> None:
     args = parser.parse_args()
 
     every = sorted(os.listdir(os.path.dirname(os.path.dirname(corpus_file("specialists/recipes/test.jsonl.zst")))))
-    found: list[list[Row]] = []
+    found: list[dict[str, Row]] = []
     for specialist in args.specialists or every:
         path = Path(args.workdir, f"{specialist}-{args.arms}.yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(settings(args, specialist, every), sort_keys=False), encoding="utf-8")
         comparison = plan_evidence(load_evidence(path))
         compare(comparison)
-        found.append(rows_of(comparison))
+        rows = rows_of(comparison)
+        found.append({row.arm: row for row in rows})
         console.print(f"\n{specialist}")
-        for line in rendered(comparison, found[-1]):
+        for line in rendered(comparison, rows):
             console.print(line)
-    console.print(f"\nMeans over {len(found)} specialists, against {found[0][0].arm}")
-    for arm, *_ in zip(*([row.arm for row in rows] for rows in found), strict=True):
-        of_arm, base = ([next(row for row in rows if row.arm == name) for rows in found] for name in (arm, found[0][0].arm))
-        gain = np.mean([mean(row, "specialist") / mean(of, "specialist") - 1 for row, of in zip(of_arm, base, strict=True)])
-        loss = np.mean([mean(row, "other") - mean(of, "other") for row, of in zip(of_arm, base, strict=True)])
+    console.print(f"\nMeans over {len(found)} specialists, against natural")
+    for arm in found[0]:
+        gain = np.mean([mean(of[arm], "specialist") / mean(of["natural"], "specialist") - 1 for of in found])
+        loss = np.mean([mean(of[arm], "other") - mean(of["natural"], "other") for of in found])
         console.print(f"{arm:<24} specialist {100 * gain:+.1f}%   other {loss:+.3f}")
 
 

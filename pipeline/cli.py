@@ -57,7 +57,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.settings import load_evidence
 
     evidence = load_evidence(config)
-    from pipeline.evidence.steps import compare, plan_evidence, steps_of
+    from pipeline.evidence.steps import compare, own_steps, plan_evidence
     from pipeline.evidence.table import rendered, rows_of, saved
     from pipeline.report import console
     from pipeline.run import cost
@@ -65,11 +65,9 @@ def _compare(config: str, *, dry_run: bool) -> None:
     comparison = plan_evidence(evidence)
     if dry_run:
         table = Table("arm", "to run", "proxies", box=None, pad_edge=False)
-        seen: set[str] = set()  # each step where it comes first
         shared = [*comparison.held_out.values(), comparison.overlap, comparison.tokenizer]
-        for arm, steps in (("", shared), *((arm, steps_of(arm, run)) for arm, run in comparison.runs.items())):
-            left = [step.title for step in steps if not step.done and step.folder.url not in seen]
-            seen |= {step.folder.url for step in steps}
+        for arm, steps in {"": shared, **own_steps(comparison)}.items():
+            left = [step.title for step in steps if not step.done]
             proxies = "" if not arm else "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train"
             table.add_row(arm or "for all", ", ".join(left) or "-", proxies)
         console.print(table)

@@ -43,9 +43,23 @@ def lowest_hashed(windows: Folder, names: Sequence[str], most: int, seed: int, p
     return [text for _, text in lowest]
 
 
-def scored(step: Step, most: int, seed: int) -> list[str]:
+@dataclass(frozen=True)
+class Scored:
     """The windows of a held-out text that proxies are scored on."""
-    return lowest_hashed(step.folder, part_names(step), most, seed, "held_out")
+
+    windows: Folder
+    parts: Sequence[str]
+    most: int
+    seed: int
+
+    def texts(self) -> list[str]:
+        """In the order of their hashes."""
+        return lowest_hashed(self.windows, self.parts, self.most, self.seed, "held_out")
+
+
+def scored(held_out: Mapping[str, Step], most: int, seed: int) -> dict[str, Scored]:
+    """By name: the windows that are scored, the same for whoever asks."""
+    return {name: Scored(step.folder, part_names(step), most, seed) for name, step in held_out.items()}
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ def overlap_step(held_out: Mapping[str, Step], corpora: Mapping[str, Step], most
     """
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:  # noqa: ARG001 what it finds is in the manifest alone
-        windows = {name: scored(step, most, seed) for name, step in held_out.items()}
+        windows = {name: which.texts() for name, which in scored(held_out, most, seed).items()}
         for name, texts in windows.items():
             if len(texts) < _FEWEST_WINDOWS:
                 raise InputError(

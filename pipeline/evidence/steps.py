@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from pipeline.config import GENERALIST
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, UserError
-from pipeline.evidence.held_out import held_out_step, lowest_hashed, overlap_step
+from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, overlap_step, scored
 from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
 from pipeline.hashing import keyed_uniform
 from pipeline.proxy.settings import ProxySettings
@@ -97,13 +97,10 @@ def compare(comparison: Comparison) -> None:
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
     with Engine(base.config.engine) as engine:
         run_steps(base, list(comparison.held_out.values()), engine, explain=False)  # a mistake in it is found first
-        seen = {step.folder.url for step in comparison.held_out.values()}
-        for arm, run in comparison.runs.items():
-            own = [step for step in steps_of(arm, run) if step.folder.url not in seen]
-            seen |= {step.folder.url for step in own}
+        for arm, own in own_steps(comparison).items():
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
-            run_steps(run, own, engine, explain=False)
-        windows = [step for step in comparison.overlap.inputs.values() if step.folder.url not in seen]
+            run_steps(comparison.runs[arm], own, engine, explain=False)
+        windows = [step for step in comparison.overlap.inputs.values() if not step.done]  # of arms that read the sample alone
         run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False)
         missing = [
             training
@@ -182,9 +179,15 @@ def _read_by(arm: str, run: Run) -> list[Step]:
     return [run.step("sample")]
 
 
-def steps_of(arm: str, run: Run) -> list[Step]:
-    """The steps that make what the proxies of an arm are trained on."""
-    return _read_by(arm, run) if arm == SPECIALIST_ONLY else list(run.steps)
+def own_steps(comparison: Comparison) -> dict[str, list[Step]]:
+    """By arm: the steps that make what its proxies are trained on, but for those that an arm before it has."""
+    found: dict[str, list[Step]] = {}
+    seen: set[str] = set()
+    for arm, run in comparison.runs.items():
+        steps = _read_by(arm, run) if arm == SPECIALIST_ONLY else run.steps
+        found[arm] = [step for step in steps if step.folder.url not in seen]
+        seen |= {step.folder.url for step in steps}
+    return found
 
 
 def _missing(evidence: Evidence, arm: str, reads: Sequence[Step], folder: Folder) -> list[Training]:
@@ -203,8 +206,8 @@ def _train_all(
 ) -> None:
     if not missing:
         return  # and start no Ray to count its GPUs
-    texts = {name: (step.folder, part_names(step), evidence.held_out_windows, seed, "held_out") for name, step in held_out.items()}
-    shared = (tokenizer.folder, texts, evidence.proxy, evidence.threads, seed)
+    which = scored(held_out, evidence.held_out_windows, seed)
+    shared = (tokenizer.folder, which, evidence.proxy, evidence.threads, seed)
     for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
         pass
 
@@ -212,7 +215,7 @@ def _train_all(
 def _train(
     training: Training,
     tokenizer_folder: Folder,
-    held_out: Mapping[str, tuple[Any, ...]],
+    held_out: Mapping[str, Scored],
     settings: ProxySettings,
     threads: int,
     seed: int,
@@ -221,7 +224,7 @@ def _train(
     from pipeline.proxy.training import STATE, train
 
     tokenizer = Tokenizer.from_str(tokenizer_folder.read_bytes(_TOKENIZER).decode())
-    texts = {name: lowest_hashed(*which) for name, which in held_out.items()}
+    texts = {name: which.texts() for name, which in held_out.items()}
     source = _Counted(_texts(training, seed))
     tokens_N = encode(tokenizer, source, settings.tokens)
     state = training.folder.child(f"seed-{training.seed}")
