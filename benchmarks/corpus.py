@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.run import Run
 
 GENERALIST = "generalist.jsonl.zst"
+LABELS = "generalist.labels.jsonl.zst"
 SPECIALIST = "specialists/recipes/sample.jsonl.zst"
 
 
@@ -34,9 +35,14 @@ def corpus_file(name: str = GENERALIST) -> str:
 
 def read_texts(name: str = GENERALIST) -> Iterator[str]:
     """The texts of the documents, in order."""
+    return (row["text"] for row in read_rows(name))
+
+
+def read_rows(name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file, in order."""
     with open(corpus_file(name), "rb") as raw:
         for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)):
-            yield orjson.loads(line)["text"]
+            yield orjson.loads(line)
 
 
 def read_windows(tokenizer_file: str, num_windows: int, tokens: int) -> list[str]:

@@ -3,7 +3,9 @@
     python benchmarks/evidence.py --workdir /tmp/evidence
     python benchmarks/evidence.py --workdir /tmp/evidence --specialists legal_contracts --arms cap --documents 5500
 
-A proxy takes about a minute of a core. Stopped, it goes on where it was; the config of each comparison stays in the workdir.
+*general* is held-out text of the corpus's own sources: one group of documents (a book, a forum, an article) in 25, which no arm
+can draw from. *other* is the held-out text of the other specialists, which the corpus holds little of. A proxy takes about a minute
+of a core. Stopped, it goes on where it was; the config of each comparison stays in the workdir.
 """
 
 import argparse
@@ -12,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
+import xxhash
 import yaml
-from corpus import corpus_file
+import zstandard
+from corpus import GENERALIST, LABELS, corpus_file, read_rows
 
 from pipeline.evidence.settings import load_evidence
 from pipeline.evidence.steps import compare, plan_evidence
 from pipeline.evidence.table import Row, rendered, rows_of
-from pipeline.report import console
+
+CORPUS, HELD_OUT = "corpus.jsonl.zst", "general.jsonl.zst"
+ONE_IN = 25  # groups of documents are held out
 
 
 def crisp(leaves: int, **weights: Any) -> dict[str, Any]:
@@ -36,6 +43,8 @@ ARMS: dict[str, dict[str, Any]] = {
         "natural": None,
         "dsir": None,
         "crisp-64": crisp(64),
+        "crisp-64-natural-25": crisp(64, natural_share=0.25),
+        "crisp-512": crisp(512),
         "density": None,
         **{f"density-natural-{share}": density(share) for share in (25, 50)},
     },
@@ -67,37 +76,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--specialists", nargs="*", default=[], help="all by default")
-    parser.add_argument("--arms", choices=ARMS, default="main")
+    parser.add_argument("--arms", choices=[*ARMS, "sample"], default="main")
     parser.add_argument("--documents", type=int, default=22_000, help="of the generalist corpus")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
 
     every = sorted(os.listdir(os.path.dirname(os.path.dirname(corpus_file("specialists/recipes/test.jsonl.zst")))))
+    divide(Path(args.workdir))
     found: list[dict[str, Row]] = []
     for specialist in args.specialists or every:
         path = Path(args.workdir, f"{specialist}-{args.arms}.yaml")
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(settings(args, specialist, every), sort_keys=False), encoding="utf-8")
         comparison = plan_evidence(load_evidence(path))
         compare(comparison)
         rows = rows_of(comparison)
         found.append({row.arm: row for row in rows})
-        console.print(f"\n{specialist}")
-        for line in rendered(comparison, rows):
-            console.print(line)
-    console.print(f"\nMeans over {len(found)} specialists, against natural")
+        print(f"\n{specialist}\n{rendered(comparison, rows)}", flush=True)
+    print(f"Means over {len(found)} specialists, against natural")
     for arm in found[0]:
         gain = np.mean([mean(of[arm], "specialist") / mean(of["natural"], "specialist") - 1 for of in found])
-        loss = np.mean([mean(of[arm], "other") - mean(of["natural"], "other") for of in found])
-        console.print(f"{arm:<24} specialist {100 * gain:+.1f}%   other {loss:+.3f}")
+        losses = [np.mean([mean(of[arm], name) - mean(of["natural"], name) for of in found]) for name in ("general", "other")]
+        print(f"{arm:<24} specialist {100 * gain:+.1f}%   general {losses[0]:+.3f}   other {losses[1]:+.3f}")
 
 
 def mean(row: Row, text: str) -> float:
     return row.figures[text].mean
 
 
+def arms_of(which: str, specialist: str) -> dict[str, Any]:
+    """The arms; those of *sample* are by the number of documents that the estimators are given."""
+    if which != "sample":
+        return ARMS[which]
+    estimators = {"crisp-64": crisp(64), "density": density(0)}
+    given = {documents: {"specialists": {specialist: {"limit": documents}}} for documents in (25, 100, 400)}
+    return {
+        "natural": None,
+        **{f"{name}-of-{documents}": {**arm, **few} for name, arm in estimators.items() for documents, few in given.items()},
+    }
+
+
+def divide(workdir: Path) -> None:
+    """The corpus, and beside it the groups of its documents that are held out."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / HELD_OUT).exists():
+        return
+    begun = {name: workdir / f"{name}.begun" for name in (CORPUS, HELD_OUT)}
+    with zstandard.open(begun[CORPUS], "wb") as corpus, zstandard.open(begun[HELD_OUT], "wb") as held:
+        for row, label in zip(read_rows(GENERALIST), read_rows(LABELS), strict=True):
+            group = label["orig"].rsplit("/", 1)[0].encode()
+            sink = held if xxhash.xxh3_64_intdigest(group) % ONE_IN == 0 else corpus
+            sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    for name in (CORPUS, HELD_OUT):
+        begun[name].rename(workdir / name)
+
+
 def settings(args: argparse.Namespace, specialist: str, every: list[str]) -> dict[str, Any]:
-    """The comparison of one specialist; *other* is the held-out text of all others."""
+    """The comparison of one specialist."""
 
     def of(name: str, file: str) -> str:
         return corpus_file(f"specialists/{name}/{file}.jsonl.zst")
@@ -105,16 +139,17 @@ def settings(args: argparse.Namespace, specialist: str, every: list[str]) -> dic
     return {
         "run": {
             "workdir": args.workdir,
-            "generalist": {"paths": [corpus_file()], "limit": args.documents},
+            "generalist": {"paths": [str(Path(args.workdir, CORPUS))], "limit": args.documents},
             "specialists": {specialist: {"paths": [of(specialist, "sample")]}},
             "window": {"tokens": 256},
             "embed": {"model": "static:bundled:all-MiniLM-L6-v2"},
             "weights": {"bootstrap": 0},
             "sample": {"budget_tokens": 500_000},
         },
-        "arms": ARMS[args.arms],
+        "arms": arms_of(args.arms, specialist),
         "held_out": {
             "specialist": {"paths": [of(specialist, "test")]},
+            "general": {"paths": [str(Path(args.workdir, HELD_OUT))]},
             "other": {"paths": [of(name, "valid") for name in every if name != specialist]},
         },
         "held_out_windows": 250,

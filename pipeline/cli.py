@@ -78,10 +78,9 @@ def _compare(config: str, *, dry_run: bool) -> None:
     check()
     compare(comparison)
     rows = rows_of(comparison)
-    for line in rendered(comparison, rows):
-        console.print(line)
+    print(text := rendered(comparison, rows))
     folder = comparison.runs[evidence.baseline].workdir.child(f"evidence/{Path(config).stem}")
-    for path in (*saved(comparison, rows, folder), *drawn(comparison, rows, folder)):
+    for path in (*saved(comparison, rows, text, folder), *drawn(comparison, rows, folder)):
         console.print(path)
 
 

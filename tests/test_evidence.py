@@ -21,7 +21,7 @@ from pipeline.evidence.intervals import estimate
 from pipeline.evidence.plots import drawn
 from pipeline.evidence.settings import Evidence, load_evidence
 from pipeline.evidence.steps import Comparison, compare, plan_evidence
-from pipeline.evidence.table import rows_of, saved
+from pipeline.evidence.table import rendered, rows_of, saved
 from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -101,8 +101,11 @@ def test_the_sample_alone_is_an_arm_and_shares_make_curves(comparison: dict[str,
     assert one.gain.value >= law["crisp"] - law["specialist-only"] - 1e-9  # no better than where the curve gains most
     assert one.gain.low <= one.gain.value <= one.gain.high
     assert one.point_price == pytest.approx(rows["specialist-only"].figures["music"].difference.value)
-    text, figures = (Path(path).read_text() for path in saved(done, list(rows.values()), Folder(str(tmp_path / "tables"))))
+    printed = rendered(done, list(rows.values()))
+    text, figures = (Path(path).read_text() for path in saved(done, list(rows.values()), printed, Folder(str(tmp_path / "tables"))))
+    assert text == printed
     assert "curve of" in text
+    assert "…" not in text  # nothing is cut to a width
     assert f"{one.gain.value:+.3f}" in text
     assert json.loads(figures)["curves"]["music"][0]["gain"]["value"] == one.gain.value
     # Proxies were given all of the sample, some of it twice; what they kept to go on from is gone.

@@ -20,7 +20,7 @@ from pipeline.evidence.steps import Comparison
 from pipeline.step import USAGE, Step
 from pipeline.storage import Folder
 
-_WIDTH = 160
+_WIDTH, _WIDEST = 130, 1000  # of sentences; of tables
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,27 @@ def _figure(seeds: list[dict[str, Any]], base: list[dict[str, Any]], name: str) 
     return Figure(float(each_S.mean()), float(each_S.std(ddof=1)), estimate([(bits_SD - base_SD, bytes_D)]))
 
 
-def saved(comparison: Comparison, rows: list[Row], folder: Folder) -> list[str]:
-    """Write the tables, as they are printed and as JSON; their paths."""
+def saved(comparison: Comparison, rows: list[Row], text: str, folder: Folder) -> list[str]:
+    """Write the tables, as they are printed (`rendered`) and as JSON; their paths."""
     _, *others = comparison.held_out
     figures = {
         "arms": [asdict(row) for row in rows],
         "curves": {other: [asdict(one) for one in versus(comparison, other)] for other in others},
     }
     folder.write_json("figures.json", figures)
-    console = Console(file=(text := io.StringIO()), width=_WIDTH)
-    for part in rendered(comparison, rows):
-        console.print(part)
-    folder.write_bytes("tables.txt", text.getvalue().encode())
+    folder.write_bytes("tables.txt", text.encode())
     return [folder.file("tables.txt"), folder.file("figures.json")]
 
 
-def rendered(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType]:
-    """The table, for a person to read."""
+def rendered(comparison: Comparison, rows: list[Row]) -> str:
+    """The tables, for a person to read: each as wide as its figures need, whatever the terminal."""
+    console = Console(file=(text := io.StringIO()), width=_WIDEST)
+    for part in _parts(comparison, rows):
+        console.print(part, width=None if isinstance(part, Table) else _WIDTH)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _parts(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType]:
     evidence = comparison.evidence
     table = Table(title="\nBits per byte of held-out text; lower is better", title_justify="left", box=None, pad_edge=False)
     table.add_column("arm", no_wrap=True)
