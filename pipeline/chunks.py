@@ -8,7 +8,7 @@ Shapes: N good rows of a file.
 
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
 from pipeline.readers import read_rows
-from pipeline.sources import Document, InputFile
+from pipeline.sources import Document, InputFile, Row
 from pipeline.tables import QUARANTINE, WINDOWS
 from pipeline.windows import WindowCutter, stretches
 
@@ -30,11 +30,13 @@ class Chunker:
     """Assigns good rows, in order, to the chunks of a file, numbered from 0.
 
     A document goes into the chunk at hand unless that has `part_documents` documents, or would exceed `part_bytes` bytes of
-    text; then it opens the next one. A document that is larger by itself is split at the borders of its stretches.
+    text; then it opens the next one. A document that is larger by itself is split at the borders of its stretches; not where
+    steps (`pipeline.refining`) will change it.
     """
 
-    def __init__(self, prepare: Prepare, first: int = 0) -> None:
+    def __init__(self, prepare: Prepare, first: int = 0, *, split: bool = True) -> None:
         self._limits = prepare
+        self._split = split
         self._chunk = first
         self._documents = 0
         self._bytes = 0
@@ -51,7 +53,7 @@ class Chunker:
         if self._documents and full:
             self._open_next()
         self._documents += 1
-        if num_bytes <= self._limits.part_bytes:
+        if num_bytes <= self._limits.part_bytes or not self._split:
             self._bytes += num_bytes
             return [(self._chunk, 0, len(text))]
         placed = []
@@ -107,13 +109,15 @@ class Scan:
         return len(self.starts)
 
 
-def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare) -> Scan:
+def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare, *, split: bool = True) -> Scan:
     """Pass 1: every row of the file checked, hashed and assigned to a chunk; no tokenizer.
+
+    `split` says whether a large document may be in several chunks.
 
     Raises:
         InputError: as `read_rows`.
     """
-    chunker = Chunker(prepare)
+    chunker = Chunker(prepare, split=split)
     rows, hashes, chunks = array("q"), array("Q"), array("i")
     bad: list[dict[str, Any]] = []
     starts: list[Start] = []
@@ -151,6 +155,7 @@ def cut_chunks(
     chunks: Collection[int],
     drop_rows: Collection[int] = frozenset(),
     start: Start = _BEGINNING,
+    refine: Callable[[Row, int], Document | None] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Pass 2: the WINDOWS table of each asked chunk, in ascending order; without rows where all its rows are dropped.
 
@@ -161,6 +166,7 @@ def cut_chunks(
         chunks: numbers below `Scan.num_chunks`.
         drop_rows: rows left out, such as duplicates; they still take their place when chunks are bounded.
         start: of the first of the chunks; what lies before it in the file is not parsed.
+        refine: from a good row and its chunk to the document that is cut, or None; documents are then not split over chunks.
 
     Raises:
         InputError: as `read_rows`; or the file has fewer chunks than were asked for, so it changed since it was scanned.
@@ -169,7 +175,7 @@ def cut_chunks(
     if not waiting:
         return
     assert start.chunk <= waiting[0], f"what begins at chunk {start.chunk} holds nothing of chunk {waiting[0]}"
-    chunker = Chunker(prepare, start.chunk)
+    chunker = Chunker(prepare, start.chunk, split=refine is None)
     wanted, last = frozenset(waiting), waiting[-1]
     columns = _Columns()
     for row in read_rows(file, corpus, first=start.row, before=start.rows_before):
@@ -186,9 +192,14 @@ def cut_chunks(
                 columns = _Columns()
             if chunk > last_wanted or row.row in drop_rows:
                 continue
-            windows = cutter.cut([row.document.text[begin:end]])[0]
+            document, text = row.document, row.document.text[begin:end]
+            if refine is not None:
+                if (refined := refine(row, chunk)) is None:
+                    continue
+                document, text = refined, refined.text
+            windows = cutter.cut([text])[0]
             if chunk in wanted:
-                columns.add(row.document, window, windows)
+                columns.add(document, window, windows)
             window += len(windows)
     if last >= chunker.num_chunks:
         raise InputError(f"{file.url} changed while it was read: chunk {last} is gone; run again when nothing writes to it")

@@ -38,6 +38,12 @@ class Corpus(Section):
     text_key: str = Field("text", description="column of the text")
     id_key: str | None = Field("id", description="column of the id; null: documents are numbered by file and row")
     limit: int | None = Field(None, ge=1, description="rows read of each file, for a first look; null: all")
+    reader: dict[str, Any] | None = Field(
+        None, description="datatrove reader of all files: {type: WarcReader, …settings}; null: by their endings"
+    )
+    steps: list[dict[str, Any]] | None = Field(
+        None, description="datatrove steps of this corpus; null: of the generalist those of prepare.steps, of a sample none"
+    )
 
 
 class Generalist(Corpus):
@@ -53,6 +59,11 @@ class Specialist(Corpus):
 class Prepare(Section):
     """How input is cut into parts, the unit of work, retry and resume."""
 
+    steps: Annotated[
+        list[dict[str, Any]],
+        Field(description="datatrove extractors, formatters and filters, in order: {type: GopherQualityFilter, …settings}"),
+        Execution,  # in the identity of the corpora that they are for
+    ] = []
     part_documents: int = Field(4096, ge=1, description="most documents in a part")
     part_bytes: int = Field(16 << 20, ge=1 << 12, description="most bytes of text in a part (one stretch of a document more)")
 

@@ -47,3 +47,9 @@ def keyed_uniform(
     """(N,) uniforms in the open interval (0, 1): never 0, so that a logarithm of them is finite."""
     bits_N = keyed_hash(key_N, seed=seed, purpose=purpose, copy=copy) >> np.uint64(11)
     return (bits_N.astype(np.float64) + 0.5) * 2.0**-53
+
+
+def uniform_of(identifier: str, *, seed: int, purpose: str) -> float:
+    """As `keyed_uniform`, of a document's id."""
+    key = np.array([xxhash.xxh3_64_intdigest(identifier.encode())], np.uint64)
+    return float(keyed_uniform(key, seed=seed, purpose=purpose)[0])

@@ -3,10 +3,12 @@
 Cheap to import: datatrove comes in with the first file that is read.
 """
 
+import csv
 import errno
 import zlib
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,7 +43,7 @@ def read_rows(file: InputFile, corpus: Corpus, *, first: int = 0, before: int = 
         for row in islice(_rows(file, corpus, first), left):
             reached = row.row
             yield row
-    except (EOFError, zlib.error, pa.ArrowException, OSError) as error:
+    except (EOFError, zlib.error, csv.Error, pa.ArrowException, OSError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         place = f"cannot read {file.url} beyond row {reached}" if reached >= 0 else f"cannot read {file.url}"
         if isinstance(error, OSError) and error.errno not in _USERS_MISTAKE:
@@ -52,9 +54,17 @@ def read_rows(file: InputFile, corpus: Corpus, *, first: int = 0, before: int = 
 def _rows(file: InputFile, corpus: Corpus, first: int) -> Iterator[Row]:
     if file.kind == "pydocs":
         return (row for row in pydocs.read_rows(file.url, sample=corpus.limit is not None) if row.row >= first)
-    from pipeline.sources.strict import StrictJsonlReader, StrictParquetReader
+    from pipeline.sources import strict
 
+    settings = {name: value for name, value in (corpus.reader or {}).items() if name != "type"}
+    what: dict[str, Any] = {
+        "number": file.number,
+        "source": base_name(file.url),
+        "text_key": corpus.text_key,
+        "id_key": corpus.id_key,
+    }
+    if file.kind == "dataset":
+        return strict.StrictDatasetReader(file.url, **what, **settings).read(first)
     folder, _, name = file.url.rpartition("/")
-    reader: type[StrictJsonlReader | StrictParquetReader] = StrictParquetReader if file.kind == "parquet" else StrictJsonlReader
-    strict = reader(folder or "/", number=file.number, source=base_name(file.url), text_key=corpus.text_key, id_key=corpus.id_key)
-    return strict.read_file(name, first)
+    rows: Iterator[Row] = strict.BY_KIND[file.kind](folder or "/", **what, **settings).read_file(name, first)
+    return rows

@@ -21,6 +21,7 @@ def rendered() -> dict[str, str]:
     of_tables = {
         "windows": tables.WINDOWS,
         "quarantine": tables.QUARANTINE,
+        "dropped": tables.DROPPED,
         "scans": tables.SCANS,
         "embeddings": tables.embeddings_schema(_EXAMPLE_DIM),
         "tree": tables.tree_schema(_EXAMPLE_DIM),

@@ -31,6 +31,17 @@ QUARANTINE = pa.schema(
     ]
 )
 
+DROPPED = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False, metadata={"doc": "its place among the corpus's steps, from 0"}),
+        pa.field("reason", pa.string(), nullable=False, metadata={"doc": "the step's own word"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "as the step saw it; its first 500 characters"}),
+    ]
+)
+
 SCANS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False, metadata={"doc": "of a good document in its file"}),

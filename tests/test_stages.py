@@ -1,5 +1,6 @@
 """What stages do to tables, with no cluster."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.chunks import Start
-from pipeline.config import Cluster
+from pipeline.config import Cluster, Prepare
 from pipeline.draws import attribute
 from pipeline.hashing import window_keys
 from pipeline.kmeans import KMeansFit
@@ -17,7 +18,7 @@ from pipeline.stages.assign import assign_table
 from pipeline.stages.cluster import LevelFit
 from pipeline.stages.duplicates import repeats
 from pipeline.stages.embed import embed_table, read_embeddings
-from pipeline.stages.prepare import cuts
+from pipeline.stages.prepare import cuts, planned_parts
 from pipeline.stages.shards import Attribution, Shuffle, copies_table, split
 from pipeline.step import groups
 from pipeline.storage import Folder
@@ -110,10 +111,37 @@ def test_groups_keep_order_and_lose_nothing(items: list[int], num_groups: int) -
 
 def test_a_file_is_shared_by_workers_and_a_package_is_not() -> None:
     files = [InputFile(0, "a.jsonl", "jsonl", ""), InputFile(1, "pydocs://x", "pydocs", "")]
-    starts = {number: [Start(10 * chunk, 9 * chunk, chunk) for chunk in range(8)] for number in (0, 1)}
-    made = cuts(files, {0: list(range(8)), 1: [0, 1]}, starts, num_workers=4)
-    assert [(cut.file.number, cut.chunks) for cut in made] == [(0, [0, 1]), (0, [2, 3]), (0, [4, 5]), (0, [6, 7]), (1, [0, 1])]
-    assert [cut.start.row for cut in made] == [0, 20, 40, 60, 0]
+    starts = [Start(10 * chunk, 9 * chunk, chunk) for chunk in range(8)]
+    scans = [{"rows": 80, "bad": 8, "bytes": 1, "starts": starts}, {"rows": 20, "bad": 0, "bytes": 1, "starts": starts[:2]}]
+    made = cuts(planned_parts(files, scans, Prepare()), num_workers=4)
+    assert [[(part.files[0].number, part.chunk) for part in item] for item in made] == [
+        *([(0, first), (0, first + 1)] for first in (0, 2, 4, 6)),
+        [(1, 0), (1, 1)],
+    ]
+    assert [item[0].start.row for item in made] == [0, 20, 40, 60, 0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.integers(1, 300))), st.integers(1, 60), st.integers(4096, 5000))
+def test_small_files_share_parts_within_the_bounds(sizes: list[tuple[int, int, int]], part_documents: int, part_bytes: int) -> None:
+    """Each file: its chunks, its documents, its size in tens of bytes."""
+    files = [InputFile(number, f"{number}.jsonl", "jsonl", "") for number in range(len(sizes))]
+    scans = [
+        {"rows": documents + 2, "bad": 2, "bytes": 10 * size, "starts": [Start(chunk, chunk, chunk) for chunk in range(chunks)]}
+        for chunks, documents, size in sizes
+    ]
+    parts = planned_parts(files, scans, Prepare(part_documents=part_documents, part_bytes=part_bytes))
+    made = [(file.number, part.chunk) for part in parts for file in part.files]
+    assert made == [(number, chunk) for number, (chunks, *_) in enumerate(sizes) for chunk in range(chunks)]
+    assert len({part.name for part in parts}) == len(parts)
+    for part, following in itertools.pairwise([*parts, None]):
+        held = [sizes[file.number] for file in part.files]
+        if len(held) > 1:
+            assert all(chunks == 1 for chunks, *_ in held)
+            assert sum(documents for _, documents, _ in held) <= part_documents
+            assert sum(10 * size for *_, size in held) <= part_bytes
+        if following and {chunks for chunks, *_ in held} == {sizes[following.files[0].number][0]} == {1}:
+            documents, size = (sum(one[i] for one in [*held, sizes[following.files[0].number]]) for i in (1, 2))
+            assert documents > part_documents or 10 * size > part_bytes
 
 
 def level_fit(fit_windows: int, seed: int = 0) -> LevelFit:

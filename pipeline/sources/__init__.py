@@ -6,7 +6,7 @@ Every input row leaves a reader once, as a good document or as a bad row with on
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["jsonl", "parquet", "pydocs"]
+Kind = Literal["jsonl", "parquet", "csv", "ipc", "warc", "dataset", "pydocs"]
 
 REASONS = (
     "not_json",
@@ -19,8 +19,10 @@ REASONS = (
     "missing_id",
     "id_not_string",
     "line_too_long",
+    "wrong_fields",
     "not_python",
     "duplicate_id",
+    "step_failed",
 )
 EXCERPT_CHARACTERS = 200
 

@@ -15,6 +15,19 @@ _COMPRESSIONS = ("", ".gz", ".zst")
 _ENDINGS: dict[str, Kind] = {
     **{f"{ending}{packed}": "jsonl" for ending in (".jsonl", ".ndjson", ".json") for packed in _COMPRESSIONS},
     ".parquet": "parquet",
+    **{f".csv{packed}": "csv" for packed in _COMPRESSIONS},
+    **{f"{ending}{packed}": "warc" for ending in (".warc", ".wet") for packed in _COMPRESSIONS},
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), "ipc"),
+}
+# What `reader` may name; the strict readers of `sources.strict` are datatrove's of the same names.
+READERS: dict[str, Kind] = {
+    "JsonlReader": "jsonl",
+    "ParquetReader": "parquet",
+    "CsvReader": "csv",
+    "CSVReader": "csv",
+    "IpcReader": "ipc",
+    "WarcReader": "warc",
+    "HuggingFaceDatasetReader": "dataset",
 }
 # What stores say about content, best first; S3, Google, Azure, Hugging Face and HTTP spell it differently.
 _CHECKSUMS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "checksum")
@@ -35,8 +48,9 @@ def list_files(corpus: Corpus, *, setting: str = "paths") -> list[tuple[str, Kin
     """
     found: dict[str, Kind] = {}
     origin: dict[str, str] = {}
+    read_as = READERS[corpus.reader["type"]] if corpus.reader else None
     for path in corpus.paths:
-        for url, kind in _expand(path, setting):
+        for url, kind in [(path, read_as)] if read_as == "dataset" else _expand(path, setting, read_as):
             if url in found:
                 raise InputError(f"{setting}: {url} comes twice, by {origin[url]!r} and {path!r}; leave one of them out")
             found[url], origin[url] = kind, path
@@ -54,6 +68,10 @@ def digest(url: str, kind: str) -> str:
     """
     if kind == "pydocs":
         return pydocs.digest(url)
+    if kind == "dataset":
+        from pipeline.sources.datasets import digest as digest_dataset
+
+        return digest_dataset(url)
     fs, path = fsspec.core.url_to_fs(url)
     try:
         if not isinstance(fs, LocalFileSystem):
@@ -77,7 +95,7 @@ def base_name(url: str) -> str:
     return name.removesuffix(ending) or name
 
 
-def _expand(path: str, setting: str) -> list[tuple[str, Kind]]:
+def _expand(path: str, setting: str, read_as: Kind | None) -> list[tuple[str, Kind]]:
     if path.startswith(pydocs.SCHEME):
         return [(url, "pydocs") for url in pydocs.expand(path, setting=setting)]
     try:
@@ -85,7 +103,7 @@ def _expand(path: str, setting: str) -> list[tuple[str, Kind]]:
         if fs.isfile(inner):  # first, as a file may have brackets in its name
             matches, explicit = [inner], True
         elif fs.isdir(inner):
-            matches, explicit = [match for match in fs.find(inner) if _ending(match)], False
+            matches, explicit = [match for match in fs.find(inner) if read_as or _ending(match)], False
         else:
             matches = [match for match, info in fs.glob(inner, detail=True).items() if info.get("type") != "directory"]
             explicit = True
@@ -97,12 +115,13 @@ def _expand(path: str, setting: str) -> list[tuple[str, Kind]]:
         where = f" (looked in {os.getcwd()})" if isinstance(fs, LocalFileSystem) and not os.path.isabs(path) else ""
         raise InputError(f"{setting}: no file matches {path!r}{where}; known endings are {', '.join(_ENDINGS)}")
     for match in matches:
-        if explicit and not _ending(match):
+        if explicit and not _ending(match) and not read_as:
             raise InputError(
-                f"{setting}: {match} has an unknown ending; known are {', '.join(_ENDINGS)}: rename it or narrow {path!r}"
+                f"{setting}: {match} has an unknown ending; known are {', '.join(_ENDINGS)}: rename it, narrow {path!r}, or name a "
+                "reader"
             )
     is_local = isinstance(fs, LocalFileSystem)
-    return [(match if is_local else fs.unstrip_protocol(match), _ENDINGS[_ending(match)]) for match in sorted(matches)]
+    return [(match if is_local else fs.unstrip_protocol(match), read_as or _ENDINGS[_ending(match)]) for match in sorted(matches)]
 
 
 def _ending(name: str) -> str:

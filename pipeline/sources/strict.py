@@ -5,17 +5,18 @@ not UTF-8. What is kept of it: its folders and file systems, its choice of compr
 Importing this module imports datatrove (half a second), so `pipeline.readers` does it only when it reads.
 """
 
+import csv
 import io
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.io import DataFolder
-from datatrove.pipeline.readers import JsonlReader, ParquetReader
+from datatrove.pipeline.readers import CSVReader, HuggingFaceDatasetReader, IpcReader, JsonlReader, ParquetReader, WarcReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 
 from pipeline.errors import InputError
@@ -26,6 +27,8 @@ MAX_LINE_BYTES = 1 << 30  # a longer line is skipped unread: an Arrow string end
 _BATCH_BYTES = 16 << 20  # of Parquet rows, uncompressed, held at once
 _BATCH_ROWS = 1024
 _BOM = b"\xef\xbb\xbf"
+_REST = "\0"  # of CSV fields beyond the named columns
+_PAGES = ("text/html", "application/xhtml+xml", "text/plain")
 
 
 def _adapter(reader: BaseDiskReader, data: dict[str, Any], path: str, row: int) -> dict[str, Any]:  # noqa: ARG001 datatrove's shape
@@ -55,8 +58,11 @@ def _adapter(reader: BaseDiskReader, data: dict[str, Any], path: str, row: int) 
 class _Strict:
     """What both readers share. `read_file` yields every row of one file, in order, from a row on."""
 
-    def __init__(self, folder: str, *, number: int, source: str, text_key: str, id_key: str | None) -> None:
-        super().__init__(DataFolder(folder, auto_mkdir=False), adapter=_adapter, text_key=text_key, id_key=id_key)  # type: ignore[call-arg]
+    def __init__(
+        self, place: str, *, number: int, source: str, text_key: str, id_key: str | None, folder: bool = True, **settings: Any
+    ) -> None:
+        what = DataFolder(place, auto_mkdir=False) if folder else place
+        super().__init__(what, adapter=_adapter, text_key=text_key, id_key=id_key, **settings)  # type: ignore[call-arg]
         self.add_file_path = False  # metadata must not depend on where a file lies; ParquetReader does not take it as an argument
         self.number = number
         self.source = source
@@ -153,6 +159,116 @@ class StrictParquetReader(_Strict, ParquetReader):  # type: ignore[misc]
                 yield _bad_row(first + offset, "invalid_utf8", f"at byte {error.start} of a column", excerpt)
             else:
                 yield self.row(data, filepath, first + offset, _excerpt_of(data, self.text_key))
+
+
+class StrictCsvReader(_Strict, CSVReader):  # type: ignore[misc]
+    """CSV with a line of column names, plain, .gz or .zst, in UTF-8."""
+
+    def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
+        csv.field_size_limit(MAX_LINE_BYTES)
+        with _binary(self.data_folder, filepath) as raw:
+            # Bytes that are not UTF-8 become surrogates, which no good text has.
+            rows = csv.DictReader(io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline=""), restkey=_REST)
+            for row, data in enumerate(rows):
+                if row >= first:
+                    yield self._parse(data, filepath, row)
+
+    def _parse(self, data: dict[str, Any], filepath: str, row: int) -> Row:
+        line = ",".join(value for value in data.values() if isinstance(value, str))
+        excerpt = line[:EXCERPT_CHARACTERS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        if _REST in data or None in data.values():
+            return _bad_row(row, "wrong_fields", f"more or fewer fields than the {len(data) - (_REST in data)} columns", excerpt)
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            return _bad_row(row, "invalid_utf8", "in one of the fields", excerpt)
+        return self.row(data, filepath, row, excerpt)
+
+
+class StrictIpcReader(_Strict, IpcReader):  # type: ignore[misc]
+    """Arrow IPC files, and streams with `stream: true`."""
+
+    def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
+        row = 0
+        for batch in self._iter_stream_batches(filepath) if self.stream else self._iter_file_batches(filepath):
+            skipped = min(max(0, first - row), batch.num_rows)
+            for offset, data in enumerate(batch.slice(skipped).to_pylist(), row + skipped):
+                yield self.row(data, filepath, offset, _excerpt_of(data, self.text_key))
+            row += batch.num_rows
+
+
+class StrictWarcReader(_Strict, WarcReader):  # type: ignore[misc]
+    """WARC and WET files: the HTML of responses, the text of conversions. Other records are no rows.
+
+    warcio takes the end of a file that was cut for the end of the file; here it is an error.
+    """
+
+    def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
+        from datatrove.pipeline.readers.warc import process_record
+        from warcio.archiveiterator import ArchiveIterator
+
+        with _binary(self.data_folder, filepath) as raw:
+            for row, record in enumerate(ArchiveIterator(_NoSilentEnd(raw))):
+                if row < first or record.rec_type not in ("response", "conversion"):
+                    continue
+                data = process_record(record)
+                if getattr(record.raw_stream, "limit", 0):
+                    raise OSError(f"the file ends within record {row}")
+                if data is not None:
+                    yield self.row(data, filepath, row, _excerpt_of(data, self.text_key))
+                elif record.rec_headers.get("WARC-Identified-Payload-Type") in _PAGES:
+                    identifier = record.rec_headers.get("WARC-Record-ID")
+                    yield _bad_row(row, "invalid_utf8", "no encoding fits the page", "", identifier)
+
+
+class StrictDatasetReader(_Strict, HuggingFaceDatasetReader):  # type: ignore[misc]
+    """What `datasets.load_dataset` loads, or `load_from_disk`."""
+
+    def __init__(self, place: str, **settings: Any) -> None:
+        super().__init__(place, folder=False, **settings)
+
+    def read(self, first: int = 0) -> Iterator[Row]:
+        """Every row of the dataset from row `first` on."""
+        for row, data in enumerate(islice(_dataset(self), first, None), first):
+            yield self.row(dict(data), self.dataset, row, _excerpt_of(data, self.text_key))
+
+
+def _dataset(reader: StrictDatasetReader) -> Any:
+    from datasets import load_dataset, load_from_disk
+
+    loaded = (
+        load_from_disk(reader.dataset)
+        if reader.load_from_disk
+        else load_dataset(reader.dataset, **reader.dataset_options, streaming=reader.streaming)
+    )
+    if isinstance(loaded, dict):
+        raise InputError(f"{reader.dataset} has the splits {', '.join(loaded)}; name one: reader.dataset_options: {{split: …}}")
+    return loaded
+
+
+class _NoSilentEnd(io.RawIOBase):
+    """A stream whose early end is an OSError: warcio takes an EOFError for the last record."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._raw.read(size)
+        except EOFError as error:
+            raise OSError(f"the file ends before its last record does ({error})") from error
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+
+BY_KIND: dict[str, Any] = {
+    "jsonl": StrictJsonlReader,
+    "parquet": StrictParquetReader,
+    "csv": StrictCsvReader,
+    "ipc": StrictIpcReader,
+    "warc": StrictWarcReader,
+}
 
 
 def _binary(folder: DataFolder, filepath: str) -> BinaryIO:

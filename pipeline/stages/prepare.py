@@ -1,20 +1,25 @@
 """Raw files to parts of windows, in two passes over each file.
 
 `scan` reads every row, quarantines bad ones, and notes the ids; ids that appear twice are found across files (the first by file and
-row stays); `cut` tokenises and writes the parts. A scan costs a tenth of a cut, and makes the outcome independent of the order in
-which files are read. A file that many workers share is parsed once in a scan and once in a cut: each begins at its chunks, or
-at the document that is split over them.
+row stays); `cut` passes documents through datatrove's steps, where a corpus has some, tokenises and writes the parts. A scan costs
+a tenth of a cut, and makes the outcome independent of the order in which files are read. A file that many workers share is
+parsed once in a scan and once in a cut: each begins at its chunks, or at the document that is split over them. Small files that
+follow each other are one part.
 """
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from loguru import logger
 
 from pipeline import embedders
 from pipeline.chunks import Start, cut_chunks, scan_file
@@ -23,17 +28,22 @@ from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.readers import InputFile, digest, list_files
+from pipeline.refining import account
+from pipeline.refining.account import Account
+from pipeline.sources import Document, Row
 from pipeline.sources.listing import base_name
 from pipeline.stages.duplicates import duplicates_table, find_duplicates, scan_name
 from pipeline.step import Step, groups, map_parts, with_facts
 from pipeline.storage import Folder
-from pipeline.tables import QUARANTINE, SCANS, WINDOWS
+from pipeline.tables import DROPPED, QUARANTINE, SCANS, WINDOWS
 from pipeline.windows import WindowCutter
 
 QUARANTINED = "quarantine"  # the folder of rows that were left out, beside the parts
+DROPPED_EXAMPLES = "dropped"  # the folder of examples of what the steps dropped
 
 # Each of them has to pass over what comes before its chunks, which of a compressed file means to decompress it.
 _READERS_PER_FILE = 16
+_MERGED = "examples.parquet"
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
 
@@ -43,15 +53,27 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
 
     Raises:
         InputError: no file matches, or one cannot be read.
+        ConfigError: one of its steps is none of datatrove's, or has settings that it does not take.
     """
     name = setting or (corpus if corpus == GENERALIST else f"specialists.{corpus}")
+    if settings.reader:
+        from pipeline.refining import catalogue
+
+        catalogue.checked_reader(settings.reader, f"{name}.reader")
     files, stamps = input_files(settings, workdir, setting=f"{name}.paths")
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
+    steps, setting_of_steps = settings.steps or [], f"{name}.steps"
+    if corpus == GENERALIST and settings.steps is None:
+        steps, setting_of_steps = config.prepare.steps, "prepare.steps"
+    if steps:
+        from pipeline.refining import catalogue
+
+        catalogue.checked(steps, setting_of_steps)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         _remember(workdir, stamps)
         names = [scan_name(file.number) for file in files]
-        shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder)
+        shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder, not steps)
         scanned = folder.child("scans")
         scans = map_parts(engine, scanned, names, _scan_file, title=f"scan {corpus}", unit="files", shared=shared)
         rows = sum(scan["rows"] for scan in scans)
@@ -61,21 +83,30 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         for _ in engine.map(_describe_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared):
             pass
         bad = sum(scan["bad"] for scan in scans) + sum(len(of_file) for of_file in repeated.values())
-        reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
+        _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
 
-        starts = {file.number: [Start(*start) for start in scan["starts"]] for file, scan in zip(files, scans, strict=True)}
         drop = {number: set(of_file) for number, of_file in repeated.items()}
-        shared = (settings, config.prepare, cutter, drop, folder)
-        parts = _cut(engine, folder, files, starts, shared, title=f"prepare {corpus}")
+        shared = (settings, config.prepare, steps, setting_of_steps, cutter, drop, folder)
+        planned = planned_parts(files, scans, config.prepare)
+        parts = _cut(engine, folder, planned, shared, title=f"prepare {corpus}")
+        dropped = account.summed(parts, [step["type"] for step in steps])
+        if steps:
+            _merge_examples(folder.child(DROPPED_EXAMPLES))
+            for line in account.said(dropped, rows - bad):
+                logger.info(line)
+        bad += sum(part["failed"] for part in parts)
+        reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
+        documents = rows - bad - sum(step["documents"] for step in dropped)
         windows = sum(part["rows"] for part in parts)
         if not windows:
-            raise InputError(
-                f"{corpus} has no document that can be used: {rows} rows read, {bad} quarantined; see its paths and text_key"
-            )
+            why = f"{rows} rows read, {bad} quarantined, {rows - bad - documents} dropped by its steps; see its paths, text_key"
+            raise InputError(f"{corpus} has no document that can be used: {why}{' and steps' if steps else ''}")
         return {
             "corpus": corpus,
             "input_files": [{"digest": file.digest, "rows": scan["rows"]} for file, scan in zip(files, scans, strict=True)],
-            "documents": rows - bad,
+            "documents": documents,
+            "dropped": rows - bad - documents,
+            "steps": dropped,
             "quarantined": bad,
             "reasons": reasons,
             "windows": windows,
@@ -87,9 +118,10 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     return Step(
         stage="prepare",
         corpus=corpus,
-        version=1,
+        version=2,
         settings={
-            "corpus": {name: value for name, value in settings.identity().items() if name != "share"},
+            "corpus": {name: value for name, value in settings.identity().items() if name not in ("share", "steps")},
+            **({"steps": steps, "datatrove": version("datatrove")} if steps else {}),
             # A file's name is the source of its documents, where they name none themselves.
             "files": [{"digest": file.digest, "name": base_name(file.url)} for file in files],
             "prepare": config.prepare.identity(),
@@ -140,9 +172,11 @@ def _stamp(url: str) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _scan_file(name: str, files: dict[str, InputFile], settings: Corpus, prepare: PrepareConfig, folder: Folder) -> dict[str, Any]:
-    scan = scan_file(files[name], settings, prepare)
-    facts = {"rows": scan.num_rows, "bad": len(scan.quarantine), "starts": scan.starts}
+def _scan_file(
+    name: str, files: dict[str, InputFile], settings: Corpus, prepare: PrepareConfig, folder: Folder, split: bool
+) -> dict[str, Any]:
+    scan = scan_file(files[name], settings, prepare, split=split)
+    facts = {"rows": scan.num_rows, "bad": len(scan.quarantine), "bytes": scan.num_bytes, "starts": scan.starts}
     folder.child(QUARANTINED).write_table(f"{name}.parquet", scan.quarantine, QUARANTINE)
     table = pa.table({"row": scan.row_N, "id_hash": scan.id_hash_N})
     folder.child("scans").write_table(f"{name}.parquet", table, SCANS, facts)
@@ -182,69 +216,125 @@ def _check_bad(bad: int, rows: int, max_bad_fraction: float, corpus: str, folder
 
 
 @dataclass(frozen=True)
-class Cut:
-    """An item of work: chunks of one file, read and cut by one worker."""
+class PlannedPart:
+    """A part and what it is made of: a chunk of one file, or the only chunks of several."""
 
-    file: InputFile
-    chunks: list[int]
+    name: str
+    files: Sequence[InputFile]
+    chunk: int
     start: Start
 
-    @property
-    def name(self) -> str:
-        return self.file.url
+
+def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
+    """The parts, in the order of the files; what is in each follows from the files alone.
+
+    Files of one chunk that follow each other share a part while that stays within the bounds of one: thousands of small files would
+    else be thousands of parts.
+    """
+    parts: list[PlannedPart] = []
+    documents = num_bytes = 0
+    for file, scan in zip(files, scans, strict=True):
+        starts = [Start(*start) for start in scan["starts"]]
+        if len(starts) == 1:
+            good = scan["rows"] - scan["bad"]
+            documents, num_bytes = documents + good, num_bytes + scan["bytes"]
+            if documents > good and documents <= prepare.part_documents and num_bytes <= prepare.part_bytes:
+                parts[-1] = replace(parts[-1], files=[*parts[-1].files, file])
+                continue
+            documents, num_bytes = good, scan["bytes"]
+        elif starts:
+            documents = 0  # the next small file begins a part
+        parts += [PlannedPart(part_name(file.number, chunk), [file], chunk, start) for chunk, start in enumerate(starts)]
+    return parts
 
 
-def cuts(
-    files: Sequence[InputFile], missing: dict[int, list[int]], starts: Mapping[int, Sequence[Start]], num_workers: int
-) -> list[Cut]:
-    """The chunks that are missing, as items of work: several for a file where there are fewer files than workers."""
-    readers = min(_READERS_PER_FILE, -(-2 * num_workers // max(1, len(missing))))
+def cuts(parts: Sequence[PlannedPart], num_workers: int) -> list[list[PlannedPart]]:
+    """The parts that are missing, as items of work: several for a large file where there are fewer files than workers."""
+    runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: [file.number for file in part.files])]
+    readers = min(_READERS_PER_FILE, -(-2 * num_workers // max(1, len(runs))))
     return [
-        Cut(files[number], chunks, starts[number][chunks[0]])
-        for number in sorted(missing)
+        item
+        for run in runs
         # Reading Python sources means parsing them, which is dearer than cutting: one reader a package.
-        for chunks in groups(missing[number], 1 if files[number].kind == "pydocs" else readers)
+        for item in groups(run, 1 if run[0].files[0].kind == "pydocs" else readers)
     ]
 
 
 def _cut(
-    engine: Engine,
-    folder: Folder,
-    files: Sequence[InputFile],
-    starts: Mapping[int, Sequence[Start]],
-    shared: tuple[Any, ...],
-    *,
-    title: str,
+    engine: Engine, folder: Folder, planned: Sequence[PlannedPart], shared: tuple[Any, ...], *, title: str
 ) -> list[dict[str, Any]]:
-    """Cut the chunks (where they start, by file) whose parts are not there; the facts of all parts, in order."""
+    """Cut the parts that are not there; the facts of all parts, in order."""
     present = set(folder.names(".parquet"))
-    missing = {
-        number: left
-        for number, of_file in starts.items()
-        if (left := [i for i in range(len(of_file)) if f"{part_name(number, i)}.parquet" not in present])
-    }
-    items = cuts(files, missing, starts, engine.num_workers) if missing else []
+    items = cuts([part for part in planned if f"{part.name}.parquet" not in present], engine.num_workers)
     facts: dict[str, dict[str, Any]] = {}
-    for _, made in engine.map(_cut_file, items, title=title, unit="runs", shared=shared):
+    for _, made in engine.map(_cut_parts, items, title=title, unit="runs", shared=shared):
         facts |= made
-    return with_facts(folder, [part_name(number, i) for number, of_file in starts.items() for i in range(len(of_file))], facts)
+    return with_facts(folder, [part.name for part in planned], facts)
 
 
 def part_name(file_number: int, chunk: int) -> str:
     return f"part-{file_number:05d}-{chunk:05d}"
 
 
-def _cut_file(
-    cut: Cut, settings: Corpus, prepare: PrepareConfig, cutter: WindowCutter, drop: dict[int, set[int]], folder: Folder
+def _cut_parts(
+    parts: Sequence[PlannedPart],
+    settings: Corpus,
+    prepare: PrepareConfig,
+    steps: Sequence[Mapping[str, Any]],
+    setting: str,
+    cutter: WindowCutter,
+    drop: dict[int, set[int]],
+    folder: Folder,
 ) -> dict[str, dict[str, Any]]:
-    facts = {}
-    drop_rows = drop.get(cut.file.number, set())
-    for chunk, table in cut_chunks(cut.file, settings, prepare, cutter, set(cut.chunks), drop_rows, cut.start):
-        name = part_name(cut.file.number, chunk)
-        facts[name] = {
-            "rows": len(table),
-            "tokens": pc.sum(table["tokens"]).as_py() or 0,
-            "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
-        }
-        folder.write_table(f"{name}.parquet", table, WINDOWS, facts[name])
+    """Parts of one file, or one part of several."""
+    names = {part.chunk: part.name for part in parts}
+    facts: dict[str, dict[str, Any]] = {}
+    tables: list[pa.Table] = []
+    with _chain(steps, setting) as chain:
+        accounts = {chunk: Account() for chunk in names}
+        for file in parts[0].files:
+
+            def refine(row: Row, chunk: int, file: InputFile = file) -> Document | None:
+                return accounts[chunk].refined(chain, file, row)
+
+            made = cut_chunks(
+                file, settings, prepare, cutter, set(names), drop.get(file.number, set()), parts[0].start, refine if steps else None
+            )
+            for chunk, table in made:
+                tables.append(table)
+                if file is parts[0].files[-1]:
+                    facts[names[chunk]] = _write(folder, names[chunk], pa.concat_tables(tables), accounts[chunk])
+                    tables.clear()
+    return facts
+
+
+def _chain(steps: Sequence[Mapping[str, Any]], setting: str) -> AbstractContextManager[Any]:
+    if not steps:
+        return nullcontext()
+    from pipeline.refining.chain import Chain
+
+    return Chain(steps, setting)
+
+
+def _merge_examples(folder: Folder) -> None:
+    """One table of examples of those of the parts. A run that was killed in here has some of both."""
+    names = folder.names(".parquet")
+    folder.write_table(_MERGED, account.merged([folder.read_table(name) for name in names]), DROPPED)
+    for name in names:
+        if name != _MERGED:
+            folder.remove(name)
+
+
+def _write(folder: Folder, name: str, table: pa.Table, account: Account) -> dict[str, Any]:
+    facts = {
+        "rows": len(table),
+        "tokens": pc.sum(table["tokens"]).as_py() or 0,
+        "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        **account.facts,
+    }
+    if account.facts["failed"]:
+        folder.child(QUARANTINED).write_table(f"steps-{name}.parquet", account.failed(), QUARANTINE)
+    if account.facts["dropped"]:
+        folder.child(DROPPED_EXAMPLES).write_table(f"{name}.parquet", account.examples(), DROPPED)
+    folder.write_table(f"{name}.parquet", table, WINDOWS, facts)
     return facts

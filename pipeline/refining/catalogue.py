@@ -1,0 +1,139 @@
+"""What datatrove offers by name, and whether a config's settings are ones that it takes.
+
+Importing this module imports datatrove (half a second); only a config that names a step of it needs that.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from pipeline.errors import ConfigError
+from pipeline.sources.listing import READERS
+
+# What we hand over ourselves, or what cannot be written in YAML.
+_OURS = ("self", "exclusion_writer", "batch_size")
+_OF_THE_CORPUS = (
+    *("data_folder", "paths_file", "dataset", "limit", "skip", "file_progress", "doc_progress", "adapter", "text_key", "id_key"),
+    *("default_metadata", "recursive", "glob_pattern", "shuffle_files", "add_file_path"),
+)
+_WITHOUT_YAML = {"LambdaFilter": "its filter is a function; use RegexFilter, or filter before"}
+# A timeout is a race between a document and whatever else runs: long, so that only what never ends loses it.
+_TIMEOUT_S = 60.0
+
+
+@cache
+def offered() -> Mapping[str, type]:
+    """Every extractor, formatter and filter of the installed datatrove, by the name of its class."""
+    from datatrove.pipeline import extractors, filters, formatters
+    from datatrove.pipeline.extractors.base import BaseExtractor
+    from datatrove.pipeline.filters.base_filter import BaseFilter
+    from datatrove.pipeline.formatters.base import BaseFormatter
+
+    bases = (BaseExtractor, BaseFilter, BaseFormatter)
+    found = {
+        name: kind for module in (extractors, formatters, filters) for name, kind in vars(module).items() if inspect.isclass(kind)
+    }
+    return {name: kind for name, kind in sorted(found.items()) if issubclass(kind, bases) and kind not in bases}
+
+
+def checked(steps: Sequence[Mapping[str, Any]], setting: str) -> None:
+    """Find what is wrong with some steps before anything runs.
+
+    Raises:
+        ConfigError: a type or a setting is unknown or of the wrong kind (the nearest name is given), or a package is missing.
+    """
+    for number, step in enumerate(steps):
+        build(step, f"{setting}[{number}]")
+
+
+def build(step: Mapping[str, Any], where: str) -> Any:
+    """The datatrove object that a step of the config describes.
+
+    Raises:
+        ConfigError: as `checked`.
+    """
+    kind = _kind(step, where)
+    given = {name: value for name, value in step.items() if name != "type"}
+    where = f"{where} ({kind.__name__})"
+    settings = _checked_settings(kind, given, where)
+    if "timeout" in inspect.signature(kind).parameters:
+        settings.setdefault("timeout", _TIMEOUT_S)
+    try:
+        return kind(**settings)
+    except ImportError as error:
+        raise ConfigError(f'{where}: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
+    except Exception as error:  # datatrove's own checks raise what they like
+        raise ConfigError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def checked_reader(reader: Mapping[str, Any], setting: str) -> None:
+    """Find what is wrong with a corpus's reader before anything runs.
+
+    Raises:
+        ConfigError: it is none of datatrove's, a setting is unknown or of the wrong kind, or a package is missing.
+    """
+    from datatrove.pipeline import readers
+
+    name = reader.get("type")
+    if name not in READERS:
+        hint = nearest(str(name), READERS)
+        raise ConfigError(f"{setting}.type: datatrove has no reader {name}{hint}; it has {', '.join(READERS)}")
+    kind = getattr(readers, {"CsvReader": "CSVReader"}.get(name, name))
+    where = f"{setting} ({name})"
+    given = {key: value for key, value in reader.items() if key != "type"}
+    if managed := [key for key in given if key in _OF_THE_CORPUS]:
+        raise ConfigError(f"{where}.{managed[0]}: the corpus's own paths, text_key, id_key and limit say that; take it out")
+    _checked_settings(kind, given, where)
+    try:
+        kind("/")
+    except ImportError as error:
+        raise ConfigError(f'{where}: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
+
+
+def _kind(step: Mapping[str, Any], where: str) -> type:
+    name = step.get("type")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} has no type; name one of datatrove's: {', '.join(offered())}")
+    if name.endswith("Reader"):
+        raise ConfigError(f"{where}: {name} is a reader, and each corpus has its own; give it as generalist.reader")
+    if name in _WITHOUT_YAML:
+        raise ConfigError(f"{where}: {name} cannot be written in a config: {_WITHOUT_YAML[name]}")
+    if name not in offered():
+        raise ConfigError(f"{where}: datatrove has no {name}{nearest(name, offered())}; it has {', '.join(offered())}")
+    return offered()[name]
+
+
+def _checked_settings(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings as the class takes them."""
+    parameters = inspect.signature(kind).parameters
+    ours = (*_OURS, *_OF_THE_CORPUS)
+    known = {name: one for name, one in parameters.items() if name not in ours and one.kind is not one.VAR_KEYWORD}
+    others = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    if not others and (unknown := [name for name in given if name not in known]):
+        listed = ", ".join(known) or "none"
+        raise ConfigError(f"{where} has no setting {unknown[0]}{nearest(unknown[0], known)}; it has {listed}")
+    fields: dict[str, Any] = {}
+    for name in given:
+        if name in known:
+            one = known[name]
+            annotation = Any if one.annotation is one.empty else one.annotation
+            if one.default is None:  # written `seed: int = None`
+                annotation = annotation | None if annotation is not Any else Any
+            fields[name] = (annotation, ...)
+    model = create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True, extra="allow"), **fields)
+    try:
+        return {name: getattr(model(**given), name) for name in given}
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ConfigError(f"{where}.{name}: {first['msg']}, not {given[name]!r}") from error
+
+
+def nearest(name: str, among: Mapping[str, Any]) -> str:
+    """A hint at the name that was meant, or nothing."""
+    near = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
