@@ -221,6 +221,7 @@ class _Columns:
         lists["text"] += [text for text, _ in windows]
         lists["tokens"] += [tokens for _, tokens in windows]
         lists["source"] += [document.source] * len(windows)
+        lists["near_copies"] += [1] * len(windows)
         lists["metadata"] += [document.metadata] * len(windows)
 
     def table(self) -> pa.Table:

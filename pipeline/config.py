@@ -68,6 +68,17 @@ class Prepare(Section):
     part_bytes: int = Field(16 << 20, ge=1 << 12, description="most bytes of text in a part (one stretch of a document more)")
 
 
+class Dedup(Section):
+    """Near-duplicates of the generalist corpus, found by MinHash over all of it; one of each cluster stays."""
+
+    ngrams: int = Field(5, ge=1, description="words of a shingle")
+    buckets: int = Field(
+        20, ge=1, le=999, description="bands of the signature: documents that agree on all of one are near-duplicates"
+    )
+    hashes: int = Field(12, ge=1, description="of a band; 20 × 12 finds 99.9% at a Jaccard similarity of 0.9, and 0.5% at 0.5")
+    language: str = Field("eng", min_length=2, description="whose words: a code that datatrove knows, such as eng, fra or zho")
+
+
 class Window(Section):
     """The unit that is embedded, clustered, counted and sampled."""
 
@@ -273,6 +284,7 @@ class Config(Section):
     generalist: Generalist
     specialists: dict[str, Specialist] = Field(min_length=1)
     prepare: Prepare = Prepare()
+    dedup: Dedup | None = None
     window: Window = Window()
     embed: Embed = Embed()
     cluster: Cluster = Cluster()

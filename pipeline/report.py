@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # A log has no width: there, lines are as long as tables like.
 console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 130)
 
+_IF_ANY = ("invalid", "quarantined", "dropped")  # counts that are said where they are not 0
 _MOVERS = 6  # clusters and sources shown at each end
 _HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_windows", "clipped_mass", "deficit_share")
 _SHARE_OFF = 0.02  # said, when a share of the mixture is this far from what was asked
@@ -30,7 +31,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
     """One line on a step that is done: what it holds, and what making it took."""
     manifest = step.manifest
     counts = {
-        "prepare": ("documents", "windows", "tokens", "quarantined"),
+        **dict.fromkeys(("prepare", "dedup"), ("documents", "windows", "tokens", "dropped", "quarantined")),
         "embed": ("windows", "invalid"),
         "cluster": ("leaves", "depth"),
         "assign": ("windows",),
@@ -39,7 +40,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
         "rephrase": ("requests", "rewrites", "tokens"),
         "sample": ("rows", "tokens"),
     }.get(step.stage, ())
-    said = ", ".join(f"{manifest[name]:,} {name}" for name in counts if manifest[name] or name not in ("invalid", "quarantined"))
+    said = ", ".join(f"{manifest[name]:,} {name}" for name in counts if manifest[name] or name not in _IF_ANY)
     if usage is None:
         cost = "was there"
     else:

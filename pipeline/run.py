@@ -16,6 +16,7 @@ from pipeline.identity import differences
 from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
 from pipeline.stages.cluster import cluster_step
+from pipeline.stages.dedup import dedup_step
 from pipeline.stages.embed import embed_step, embedder_step
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
@@ -25,6 +26,7 @@ from pipeline.step import USAGE, Step
 from pipeline.storage import MANIFEST, Folder
 
 # A job runs its stage and whatever is missing before it.
+_WINDOWS = ("prepare", "dedup", "decontaminate")  # of the stage `prepare`
 STAGES = ("prepare", "embed", "cluster", "weights", "rephrase", "sample")
 
 
@@ -40,6 +42,10 @@ class Run:
         """The step of a stage; `corpus` is `generalist` or a specialist for the stages that run for each corpus."""
         (step,) = (step for step in self.steps if (step.stage, step.corpus) == (stage, corpus))
         return step
+
+    def windows(self, corpus: str) -> Step:
+        """The step whose parts are the windows of a corpus that everything after it reads."""
+        return [step for step in self.steps if step.stage in _WINDOWS and step.corpus == corpus][-1]
 
     @property
     def shards(self) -> Folder:
@@ -59,17 +65,21 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
     prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
-    fitted = embedder_step(config, prepared[GENERALIST])
-    embedded = {name: embed_step(config, name, prepared[name], fitted) for name in corpora}
+    windows = dict(prepared)
+    if config.dedup:
+        windows[GENERALIST] = dedup_step(config, windows[GENERALIST])
+    fitted = embedder_step(config, windows[GENERALIST])
+    embedded = {name: embed_step(config, name, windows[name], fitted) for name in corpora}
     clustered = cluster_step(config, embedded[GENERALIST])
-    assigned = {name: assign_step(name, prepared[name], embedded[name], clustered) for name in corpora}
-    scored = score_step(config, prepared, embedded) if config.weights.estimator in WINDOW_ESTIMATORS else None
-    weighted = weights_step(config, prepared, assigned, clustered, scored)
-    of_generalist = (prepared[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
-    rephrased = _rephrase_step(config, prepared, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
+    assigned = {name: assign_step(name, windows[name], embedded[name], clustered) for name in corpora}
+    scored = score_step(config, windows, embedded) if config.weights.estimator in WINDOW_ESTIMATORS else None
+    weighted = weights_step(config, windows, assigned, clustered, scored)
+    of_generalist = (windows[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
+    rephrased = _rephrase_step(config, windows, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
     sampled = sample_step(config, *of_generalist, clustered, scored, weighted, rephrased)
     steps = (
         *prepared.values(),
+        *(step for step in windows.values() if step not in prepared.values()),
         *([fitted] if fitted else []),
         *embedded.values(),
         clustered,
@@ -151,7 +161,7 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
         usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
         step.folder.write_json(USAGE, usage)
         logger.info(stage_line(step, engine.usage, seconds))
-        if step is run.step("prepare", GENERALIST):
+        if step is run.windows(GENERALIST):
             _check_budget(run.config, step)
 
 
@@ -168,11 +178,11 @@ prepare, embed, cluster, weights, rephrase, sample = (_stage(name) for name in S
 
 
 def _steps_until(run: Run, until: str) -> Sequence[Step]:
-    # `cluster` gives every window its cluster, so it ends with the assignment.
-    last = {"cluster": "assign"}.get(until, until)
+    # `cluster` gives every window its cluster, so it ends with the assignment; `prepare` with what takes documents out.
+    last = {"cluster": ("assign",), "prepare": _WINDOWS}.get(until, (until,))
     if until == "rephrase" and run.config.rephrase is None:
         raise ConfigError("the config has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
-    index = max(i for i, step in enumerate(run.steps) if step.stage == last)
+    index = max(i for i, step in enumerate(run.steps) if step.stage in last)
     return run.steps[: index + 1]
 
 

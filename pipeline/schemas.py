@@ -22,6 +22,8 @@ def rendered() -> dict[str, str]:
         "windows": tables.WINDOWS,
         "quarantine": tables.QUARANTINE,
         "dropped": tables.DROPPED,
+        "signed": tables.SIGNED,
+        "near_copies": tables.NEAR_COPIES,
         "scans": tables.SCANS,
         "embeddings": tables.embeddings_schema(_EXAMPLE_DIM),
         "tree": tables.tree_schema(_EXAMPLE_DIM),

@@ -151,6 +151,12 @@ class Folder:
         with _named_failure("remove", self.file(name)):
             self.fs.rm_file(self.file(name))
 
+    def remove_all(self) -> None:
+        """Delete the folder and everything in it, if it is there."""
+        with _named_failure("remove", self.path):
+            if self.fs.exists(self.path):
+                self.fs.rm(self.path, recursive=True)
+
     def link(self, name: str, target: "Folder") -> None:
         """Let `target` hold a file of this folder too: a hard link where that can be, else a copy."""
         source, copy = self.file(name), target.file(name)

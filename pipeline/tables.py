@@ -16,6 +16,9 @@ WINDOWS = pa.schema(
         pa.field("text", pa.string(), nullable=False, metadata={"doc": "joined in order: the document, byte for byte"}),
         pa.field("tokens", pa.int32(), nullable=False, metadata={"doc": "tokens of the window, by the embedder's tokenizer"}),
         pa.field("source", pa.string(), nullable=False),
+        pa.field(
+            "near_copies", pa.int32(), nullable=False, metadata={"doc": "documents nearly like it, itself counted; 1: not sought"}
+        ),
         pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object of the input's other columns"}),
     ]
 )
@@ -39,6 +42,23 @@ DROPPED = pa.schema(
         pa.field("step", pa.int32(), nullable=False, metadata={"doc": "its place among the corpus's steps, from 0"}),
         pa.field("reason", pa.string(), nullable=False, metadata={"doc": "the step's own word"}),
         pa.field("text", pa.string(), nullable=False, metadata={"doc": "as the step saw it; its first 500 characters"}),
+    ]
+)
+
+SIGNED = pa.schema(
+    [
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+    ]
+)
+
+NEAR_COPIES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False, metadata={"doc": "of a document that was dropped"}),
+        pa.field("kept_id", pa.string(), nullable=False, metadata={"doc": "of the one of its cluster that was kept"}),
+        pa.field("near_copies", pa.int32(), nullable=False, metadata={"doc": "documents in the cluster"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "its first 500 characters"}),
+        pa.field("kept_text", pa.string(), nullable=False),
     ]
 )
 
@@ -153,6 +173,7 @@ SHARDS = pa.schema(
         pa.field("origin", pa.string(), nullable=False, metadata={"doc": "raw or rephrased"}),
         pa.field("parent", pa.string(), nullable=False, metadata={"doc": "doc_id:window of what was rewritten; empty for raw"}),
         pa.field("style", pa.string(), nullable=False, metadata={"doc": "of the rewrite; empty for raw"}),
+        pa.field("near_copies", pa.int32(), nullable=False, metadata={"doc": "as of the window; 1 of a rewrite"}),
         pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object"}),
     ]
 )

@@ -334,3 +334,128 @@ def test_a_first_line_that_is_too_long_is_one_row_with_a_byte_order_mark_too(
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"id": "0", "text": "x" * 99}).encode() + b'\n{"id": "1", "text": "short"}\n')
     rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])))
     assert [(row.row, row.bad.reason if row.bad else "") for row in rows] == [(0, "line_too_long"), (1, "")]
+
+
+def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = False) -> Path:
+    """Records of (url, content, content type), after one of another kind; the last `cut` bytes are missing."""
+    records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 4\r\n\r\ninfo\r\n\r\n"]
+    for url, content, kind in pages:
+        body = content if wet else b"HTTP/1.1 200 OK\r\nContent-Type: " + kind.encode() + b"\r\n\r\n" + content
+        head = {
+            "WARC-Type": "conversion" if wet else "response",
+            "WARC-Record-ID": f"<urn:uuid:{url}>",
+            "WARC-Target-URI": url,
+            "WARC-Date": "2026-11-20T00:00:00Z",
+            "WARC-Identified-Payload-Type": kind,
+            "Content-Type": kind if wet else "application/http; msgtype=response",
+            "Content-Length": str(len(body)),
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        records.append(b"WARC/1.0\r\n" + lines.encode() + b"\r\n" + body + b"\r\n\r\n")
+    data = b"".join(gzip.compress(record) if path.suffix == ".gz" else record for record in records)
+    path.write_bytes(data[: len(data) - cut])
+    return path
+
+
+FRENCH = "L'été était très chaud à la forêt, où l'âne brûlé dînait. " * 8
+PAGES = [
+    ("http://a.org/1", "<p>Élan</p>".encode(), "text/html"),
+    (
+        "http://a.org/2",
+        f"<p>{FRENCH}</p>".encode("latin-1"),
+        "text/html",
+    ),
+    ("http://a.org/3", b"\x89PNG....", "image/png"),
+    ("http://a.org/4", "<p>три</p>".encode(), "text/html"),
+]
+
+
+@pytest.mark.parametrize("name", ["x.warc", "x.warc.gz"])
+def test_pages_of_a_warc_in_whatever_encoding(tmp_path: Path, name: str) -> None:
+    rows = rows_of(warc(tmp_path / name, *PAGES))
+    assert [row.row for row in rows] == [1, 2, 4]  # the records before, and the picture, are no rows
+    assert reasons_of(rows) == ["good"] * 3
+    texts = [row.document.text for row in rows if row.document]
+    assert texts[0] == "<p>Élan</p>"
+    assert "L'été était très chaud" in texts[1]
+    assert rows[0].document is not None
+    assert rows[0].document.id == "<urn:uuid:http://a.org/1>"
+    assert json.loads(rows[0].document.metadata)["url"] == "http://a.org/1"
+    [(url, kind)] = list_files(corpus_of(tmp_path / name))
+    later = list(read_rows(InputFile(0, url, kind, ""), corpus_of(tmp_path / name), first=2, before=1))
+    assert [row.row for row in later] == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["x.warc", "x.warc.gz"])
+@pytest.mark.parametrize("cut", [6, 20, 60])
+def test_a_warc_that_was_cut_is_an_error_and_not_an_end(tmp_path: Path, name: str, cut: int) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*the file ends"):
+        rows_of(warc(tmp_path / name, *PAGES, cut=cut))
+
+
+def test_a_page_that_no_encoding_fits_is_a_bad_row(tmp_path: Path) -> None:
+    noise = bytes(range(128, 256)) * 3 + b"\x81\x8d\x8f\x90\x9d"
+    rows = rows_of(warc(tmp_path / "x.warc", ("http://a.org", noise, "text/html"), PAGES[0]))
+    assert reasons_of(rows)[-1] == "good"
+    assert reasons_of(rows)[0] in ("invalid_utf8", "good")  # what the detector takes noise for is its own affair
+    assert len(rows) == 2
+
+
+def test_text_of_a_wet_file(tmp_path: Path) -> None:
+    rows = rows_of(warc(tmp_path / "x.warc.wet.gz", ("http://a.org", b"plain words", "text/plain"), wet=True))
+    assert [row.document.text for row in rows if row.document] == ["plain words"]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.csv.zst"])
+def test_csv(tmp_path: Path, name: str) -> None:
+    data = (
+        b'\xef\xbb\xbfid,text,url\n1,"two\nlines, ""quoted""",u\n2,short\n3,too,many,fields\n4,caf\xe9,u\n5,\xc3\xa9t\xc3\xa9,u\n'
+    )
+    packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)(data)
+    (tmp_path / name).write_bytes(packed)
+    rows = rows_of(tmp_path / name)
+    assert reasons_of(rows) == ["good", "wrong_fields", "wrong_fields", "invalid_utf8", "good"]
+    first, *_, last = rows
+    assert first.document is not None
+    assert last.document is not None
+    assert (first.document.id, first.document.text) == ("1", 'two\nlines, "quoted"')
+    assert first.document.metadata == '{"url":"u"}'
+    assert last.document.text == "été"
+    assert set(reasons_of(rows)) - {"good"} <= set(REASONS)
+
+
+def test_arrow_files_and_streams(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b", "c"], "text": ["one", "", "three"]})
+    for name, opened in (("x.arrow", pa.ipc.new_file), ("s.arrow", pa.ipc.new_stream)):
+        with opened(str(tmp_path / name), table.schema) as sink:
+            sink.write_table(table, max_chunksize=2)
+        rows = rows_of(tmp_path / name, reader={"type": "IpcReader", "stream": name == "s.arrow"})
+        assert reasons_of(rows) == ["good", "empty_text", "good"]
+        assert [row.row for row in rows] == [0, 1, 2]
+
+
+def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    data = Dataset.from_dict({"id": ["a", "b", "c"], "text": ["one", "two", ""]})
+    data.save_to_disk(str(tmp_path / "saved"))
+    DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "both"))
+    data.to_parquet(str(tmp_path / "hub" / "data.parquet"))
+    saved = rows_of(tmp_path / "saved", reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
+    assert reasons_of(saved) == ["good", "good", "empty_text"]
+    options = {"type": "HuggingFaceDatasetReader", "dataset_options": {"split": "train", "cache_dir": str(tmp_path / "cache")}}
+    for streaming in (False, True):
+        loaded = rows_of(tmp_path / "hub", reader=options | {"streaming": streaming})
+        assert [row.document and row.document.text for row in loaded] == ["one", "two", None]
+    with pytest.raises(InputError, match="has the splits train, test; name one"):
+        rows_of(tmp_path / "both", reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
+    before = digest(str(tmp_path / "saved"), "dataset")
+    Dataset.from_dict({"id": ["a"], "text": ["other"]}).save_to_disk(str(tmp_path / "other"))
+    assert digest(str(tmp_path / "other"), "dataset") != before
+
+
+def test_a_reader_is_for_files_of_any_name(tmp_path: Path) -> None:
+    jsonl(tmp_path / "data.txt", {"id": "a", "text": "one"})
+    with pytest.raises(InputError, match="or name a reader"):
+        rows_of(tmp_path / "data.txt")
+    assert reasons_of(rows_of(tmp_path / "data.txt", reader={"type": "JsonlReader"})) == ["good"]

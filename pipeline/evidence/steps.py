@@ -86,8 +86,8 @@ def _corpora(runs: Mapping[str, Run]) -> dict[str, Step]:
     """By name: the windows of every corpus and sample that an arm is made from, each once."""
     found: dict[str, Step] = {}
     for arm, run in runs.items():
-        for step in run.steps:
-            if step.stage == "prepare" and step.fingerprint not in {known.fingerprint for known in found.values()}:
+        for step in (run.windows(corpus) for corpus in (GENERALIST, *run.config.specialists)):
+            if step.fingerprint not in {known.fingerprint for known in found.values()}:
                 found[step.corpus if step.corpus not in found else f"{step.corpus} of arms.{arm}"] = step
     return found
 
@@ -113,7 +113,7 @@ def compare(comparison: Comparison) -> None:
 
 
 def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
-    windows = base.step("prepare", GENERALIST)
+    windows = base.windows(GENERALIST)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         names = hash_chosen(part_names(windows), _TOKENIZER_PARTS, seed=base.config.seed, purpose="evidence.tokenizer.parts")
@@ -175,7 +175,7 @@ def _result(seed: int) -> str:
 def _read_by(arm: str, run: Run) -> list[Step]:
     """The steps whose texts the proxies of an arm are trained on."""
     if arm == SPECIALIST_ONLY:
-        return [run.step("prepare", name) for name in run.config.specialists]
+        return [run.windows(name) for name in run.config.specialists]
     return [run.step("sample")]
 
 
@@ -194,8 +194,9 @@ def _missing(evidence: Evidence, arm: str, reads: Sequence[Step], folder: Folder
     texts: list[tuple[Folder, str]] = []
     rows = 0
     for step in reads:
-        parts = step.manifest["parts" if step.stage == "prepare" else "shards"]
-        texts += [(step.folder, f"{part['name']}.parquet" if step.stage == "prepare" else part["name"]) for part in parts]
+        of_shards = step.stage == "sample"
+        parts = step.manifest["shards" if of_shards else "parts"]
+        texts += [(step.folder, part["name"] if of_shards else f"{part['name']}.parquet") for part in parts]
         rows += sum(part["rows"] for part in parts)
     seeds = [seed for seed in range(evidence.seeds) if folder.read_json(_result(seed)) is None]
     return [Training(arm, seed, texts, rows, folder) for seed in seeds]

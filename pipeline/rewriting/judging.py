@@ -117,6 +117,7 @@ def rewrites_table(requests: pa.Table, passages: pa.Table, task: Task) -> pa.Tab
                     {
                         **{name: parent[name] for name in ("doc_id", "window", "source", "metadata", "style", "variant")},
                         "key": 0,
+                        "near_copies": 1,
                         "text": window,
                         "tokens": tokens,
                         "parent_key": parent_key,

@@ -209,11 +209,14 @@ class StrictWarcReader(_Strict, WarcReader):  # type: ignore[misc]
 
         with _binary(self.data_folder, filepath) as raw:
             for row, record in enumerate(ArchiveIterator(_NoSilentEnd(raw))):
-                if row < first or record.rec_type not in ("response", "conversion"):
-                    continue
-                data = process_record(record)
+                page = row >= first and record.rec_type in ("response", "conversion")
+                data = process_record(record) if page else None
+                while record.raw_stream.read(1 << 20):
+                    pass
                 if getattr(record.raw_stream, "limit", 0):
                     raise OSError(f"the file ends within record {row}")
+                if not page:
+                    continue
                 if data is not None:
                     yield self.row(data, filepath, row, _excerpt_of(data, self.text_key))
                 elif record.rec_headers.get("WARC-Identified-Payload-Type") in _PAGES:

@@ -132,6 +132,7 @@ def copies_table(
             "origin": pa.repeat(pa.scalar(origin), len(table)),
             "parent": parent,
             "style": style,
+            "near_copies": table["near_copies"],
             "metadata": table["metadata"],
             _ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
         },

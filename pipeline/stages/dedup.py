@@ -1,0 +1,277 @@
+"""Near-duplicates of the whole generalist corpus, by datatrove's MinHash stages on Ray; one document of each cluster stays.
+
+Signatures of the documents of each group of parts; matches within each band of the signatures; clusters of all matches; parts
+again, without what others stand for, and with how many that were. The text is cut into windows by now: a document is the windows of
+one id that follow each other in a part, and what lies in several parts is as many documents.
+
+Shapes: N windows of a part, D documents of a group.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config import GENERALIST, Config, Dedup
+from pipeline.engine import Engine
+from pipeline.errors import ConfigError, InputError
+from pipeline.hashing import keyed_uniform
+from pipeline.step import Step, groups, map_parts, part_names, with_facts
+from pipeline.storage import Folder
+from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
+
+EXAMPLES = "dropped"  # the folder of examples, beside the parts
+# Of parts that share a file of signatures in each band: their number is bounded, whatever the corpus.
+_MOST_GROUPS = 1000
+_NUM_EXAMPLES = 20
+_SHOWN_CHARACTERS = 500
+
+
+def dedup_step(config: Config, prepared: Step) -> Step:
+    """The step that leaves one document of each cluster of near-duplicates.
+
+    Raises:
+        ConfigError: a package that MinHash needs is missing, or the language is unknown.
+    """
+    settings = config.dedup
+    assert settings is not None
+    _check(settings)
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        names = part_names(prepared)
+        scratch = folder.child("minhash")
+        runs = groups(names, _MOST_GROUPS)
+        job = _Job(settings, config.seed, prepared.folder, folder, scratch, runs)
+        if set(names) <= {name.removesuffix(".parquet") for name in folder.names(".parquet")}:
+            parts = with_facts(folder, names, {})
+        else:
+            parts = _deduplicated(engine, job, names)
+        scratch.remove_all()
+        documents = sum(part["documents"] for part in parts)
+        before = sum(part["documents_before"] for part in parts)
+        return {
+            **{name: prepared.manifest[name] for name in ("input_files", "quarantined", "reasons")},
+            "corpus": GENERALIST,
+            "documents": documents,
+            "dropped": before - documents,
+            "windows": sum(part["rows"] for part in parts),
+            "tokens": sum(part["tokens"] for part in parts),
+            "text_bytes": sum(part["text_bytes"] for part in parts),
+            "parts": parts,
+        }
+
+    return Step(
+        stage="dedup",
+        corpus=GENERALIST,
+        version=1,
+        settings={"dedup": settings.identity(), "datatrove": version("datatrove"), "seed": config.seed},
+        inputs={"windows": prepared},
+        workdir=prepared.workdir,
+        work=work,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tasks are given."""
+
+    settings: Dedup
+    seed: int
+    windows: Folder
+    output: Folder
+    scratch: Folder
+    runs: Sequence[Sequence[str]]
+
+
+def _check(settings: Dedup) -> None:
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    try:
+        load_word_tokenizer(settings.language)
+    except ImportError as error:
+        raise ConfigError(f'dedup: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
+    except ValueError as error:
+        raise ConfigError(
+            f"dedup.language {settings.language!r}: datatrove has no words for it; use a code such as eng, fra"
+        ) from error
+
+
+def _deduplicated(engine: Engine, job: _Job, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The parts without near-duplicates; their facts, in order."""
+    runs = [f"group-{number:05d}" for number in range(len(job.runs))]
+    bands = [f"band-{number:03d}" for number in range(job.settings.buckets)]
+    map_parts(engine, job.scratch.child("signed"), runs, _sign, title="minhash", unit="groups", shared=(job,))
+    map_parts(engine, job.scratch.child("matched"), bands, _match, title="minhash bands", unit="bands", shared=(job,))
+    map_parts(engine, job.scratch.child("clustered"), ["all"], _cluster, title="minhash clusters", unit="runs", shared=(job,))
+    parts = map_parts(engine, job.output, names, _keep, title="dedup", shared=(job,))
+    for _ in engine.map(_write_examples, ["examples"], title="examples", shared=(job,)):
+        pass
+    return parts
+
+
+def _minhash(settings: Dedup, seed: int) -> Any:
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+    return MinhashConfig(
+        n_grams=settings.ngrams, num_buckets=settings.buckets, hashes_per_bucket=settings.hashes, seed=(seed + 1) % 2**32
+    )
+
+
+def documents_of(table: pa.Table) -> Iterator[tuple[str, slice]]:
+    """The id of each document of a WINDOWS table, and its rows."""
+    ids = table["doc_id"].to_pylist()
+    begin = 0
+    for identifier, rows in itertools.groupby(ids):
+        end = begin + sum(1 for _ in rows)
+        yield identifier, slice(begin, end)
+        begin = end
+
+
+def _sign(name: str, job: _Job) -> dict[str, Any]:
+    """The signatures of the documents of a group of parts."""
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
+
+    number = int(name.rpartition("-")[2])
+    counts: dict[str, int] = {}
+
+    def documents() -> Iterator[Any]:
+        for part in job.runs[number]:
+            table = job.windows.read_table(f"{part}.parquet", columns=["doc_id", "text"])
+            texts = table["text"].to_pylist()
+            counts[part] = 0
+            for identifier, rows in documents_of(table):
+                counts[part] += 1
+                yield Document(text="".join(texts[rows]), id=identifier)
+
+    signatures = job.scratch.child("signatures").url
+    step = MinhashDedupSignature(signatures, config=_minhash(job.settings, job.seed), language=job.settings.language)
+    step.run(documents(), rank=number, world_size=len(job.runs))
+    counted = pa.table({"part": list(counts), "documents": list(counts.values())}, schema=SIGNED)
+    facts = {"documents": sum(counts.values())}
+    job.scratch.child("signed").write_table(f"{name}.parquet", counted, SIGNED, facts)
+    return facts
+
+
+def _match(name: str, job: _Job) -> dict[str, Any]:
+    """Pairs of documents that agree on a band of their signatures."""
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
+
+    signatures, pairs = (job.scratch.child(folder).url for folder in ("signatures", "pairs"))
+    step = MinhashDedupBuckets(signatures, pairs, config=_minhash(job.settings, job.seed))
+    step.run(None, rank=int(name.rpartition("-")[2]), world_size=job.settings.buckets)
+    job.scratch.child("matched").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
+    return {}
+
+
+def _cluster(name: str, job: _Job) -> dict[str, Any]:
+    """Clusters of matching documents, which of each stays, and their sizes."""
+    from datatrove.pipeline.dedup.minhash import MinhashDedupCluster
+
+    pairs, clusters = (job.scratch.child(folder).url for folder in ("pairs", "clusters"))
+    job.scratch.child("clusters").remove_all()  # datatrove appends
+    config = _minhash(job.settings, job.seed)
+    MinhashDedupCluster(pairs, clusters, config=config, save_cluster_id=True, save_cluster_size=True).run(None, 0, 1)
+    job.scratch.child("clustered").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
+    return {}
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Of a group's documents, by their number in it: D documents."""
+
+    removed_D: NDArray[np.bool_]
+    size_D: NDArray[np.int32]
+    cluster_D: NDArray[np.int64]  # -1: alone
+
+    @classmethod
+    def read(cls, job: _Job, number: int, documents: int) -> "_Clusters":
+        folder = job.scratch.child("clusters")
+        removed_D, size_D, cluster_D = np.zeros(documents, bool), np.ones(documents, np.int32), np.full(documents, -1, np.int64)
+        there = set(folder.names())
+
+        def numbers(kind: str) -> NDArray[np.uint32]:
+            name = f"{number:06d}.{kind}"
+            return np.frombuffer(folder.read_bytes(name), "<u4") if name in there else np.empty(0, np.uint32)
+
+        removed_D[numbers("remove")] = True
+        for kind, values_D in (("sizes", size_D), ("clusters", cluster_D)):
+            pairs = numbers(kind).reshape(-1, 2)
+            values_D[pairs[:, 0]] = pairs[:, 1]
+        return cls(removed_D, size_D, cluster_D)
+
+
+def _group_of(job: _Job, part: str) -> tuple[int, int, int]:
+    """The group of a part, the number of its first document in there, and the group's documents."""
+    number = next(number for number, run in enumerate(job.runs) if part in run)
+    counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet")
+    at = counted["part"].to_pylist().index(part)
+    documents = counted["documents"].to_numpy()
+    return number, int(documents[:at].sum()), int(documents.sum())
+
+
+def _keep(name: str, job: _Job) -> dict[str, Any]:
+    """A part without what others stand for."""
+    number, first, documents = _group_of(job, name)
+    clusters = _Clusters.read(job, number, documents)
+    table = job.windows.read_table(f"{name}.parquet")
+    lengths = [rows.stop - rows.start for _, rows in documents_of(table)]
+    mine = slice(first, first + len(lengths))
+    copies_N = np.repeat(clusters.size_D[mine], lengths)
+    table = table.set_column(table.schema.get_field_index("near_copies"), "near_copies", pa.array(copies_N, pa.int32()))
+    table = table.filter(pa.array(np.repeat(~clusters.removed_D[mine], lengths)))
+    facts = {
+        "rows": len(table),
+        "tokens": pc.sum(table["tokens"]).as_py() or 0,
+        "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        "documents_before": len(lengths),
+        "documents": int((~clusters.removed_D[mine]).sum()),
+    }
+    job.output.write_table(f"{name}.parquet", table, WINDOWS, facts)
+    return facts
+
+
+def _write_examples(_name: str, job: _Job) -> None:
+    """Some documents that were dropped, each beside the one that stands for it."""
+    chosen: dict[int, tuple[int, int]] = {}  # cluster: group and document that was dropped
+    for number in range(len(job.runs)):
+        clusters = _Clusters.read(job, number, job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"])
+        for document in np.flatnonzero(clusters.removed_D).tolist():
+            chosen.setdefault(int(clusters.cluster_D[document]), (number, document))
+        if len(chosen) >= 50 * _NUM_EXAMPLES:
+            break
+    keys = np.array(sorted(chosen), np.uint64)
+    order = np.argsort(keyed_uniform(keys, seed=0, purpose="dedup.examples"), kind="stable")[:_NUM_EXAMPLES]
+    picked = [int(cluster) for cluster in keys[order]]
+    kept: dict[int, tuple[int, int, int]] = {}
+    for number in range(len(job.runs)):
+        if len(kept) == len(picked):
+            break
+        clusters = _Clusters.read(job, number, job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"])
+        for document in np.flatnonzero(np.isin(clusters.cluster_D, picked) & ~clusters.removed_D).tolist():
+            kept[int(clusters.cluster_D[document])] = (number, document, int(clusters.size_D[document]))
+    rows = []
+    for cluster in picked:
+        (identifier, text), (kept_id, kept_text) = _document(job, *chosen[cluster]), _document(job, *kept[cluster][:2])
+        rows.append({"id": identifier, "kept_id": kept_id, "near_copies": kept[cluster][2], "text": text, "kept_text": kept_text})
+    job.output.child(EXAMPLES).write_table("examples.parquet", pa.Table.from_pylist(rows, NEAR_COPIES), NEAR_COPIES)
+
+
+def _document(job: _Job, number: int, document: int) -> tuple[str, str]:
+    """The id and the beginning of a document of a group."""
+    counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet").to_pylist()
+    for row in counted:
+        if document < row["documents"]:
+            table = job.windows.read_table(f"{row['part']}.parquet", columns=["doc_id", "text"])
+            identifier, rows = next(itertools.islice(documents_of(table), document, None))
+            return identifier, "".join(table["text"].to_pylist()[rows])[:_SHOWN_CHARACTERS]
+        document -= row["documents"]
+    raise InputError(
+        f"group {number} of {job.scratch.url} has fewer documents than its signatures; delete the folder and run again"
+    )
