@@ -79,6 +79,22 @@ class Dedup(Section):
     language: str = Field("eng", min_length=2, description="whose words: a code that datatrove knows, such as eng, fra or zho")
 
 
+class HeldOut(Corpus):
+    """Text that models will be tested on: plain, or questions (`text_key`) with answers."""
+
+    answer_key: str | None = Field(None, description="column of the answer: its text, or which choice it is (from 0, or a letter)")
+    choices_key: str | None = Field(None, description="column of the list of choices")
+    of: str | None = Field(None, description="the specialist whose test set it is: that its sample overlaps it is an error")
+
+
+class Decontaminate(Section):
+    """Documents that hold held-out text are dropped, of the corpus and of the samples."""
+
+    held_out: dict[str, HeldOut] = Field(min_length=1, description="by name")
+    ngram: int = Field(8, ge=2, description="words of a run that is looked for; shorter rows cannot be found")
+    min_share: float = Field(0.5, gt=0, le=1, description="of the runs of a held-out row: a document with as many holds it")
+
+
 class Window(Section):
     """The unit that is embedded, clustered, counted and sampled."""
 
@@ -228,7 +244,7 @@ class Rephrase(Section):
     attempts: int = Field(3, ge=1, json_schema_extra=_EXECUTION, description="times a prompt is tried before it is quarantined")
     rounds: int = Field(4, ge=1, description="times the answers are counted and more are asked for")
     examples: int = Field(2, ge=0, description="excerpts of the specialist's sample in a prompt that has {specialist}")
-    held_out: Corpus | None = Field(None, description="test text that no rewrite may overlap")
+    held_out: Corpus | None = Field(None, description="test text that no rewrite may overlap; null: that of decontaminate, if any")
     gpu_tokens_per_second: float = Field(
         5000.0, gt=0, json_schema_extra=_EXECUTION, description="output tokens a second and GPU, for the estimate of --dry-run"
     )
@@ -285,6 +301,7 @@ class Config(Section):
     specialists: dict[str, Specialist] = Field(min_length=1)
     prepare: Prepare = Prepare()
     dedup: Dedup | None = None
+    decontaminate: Decontaminate | None = None
     window: Window = Window()
     embed: Embed = Embed()
     cluster: Cluster = Cluster()
@@ -303,6 +320,15 @@ class Config(Section):
                 )
         # By name: the order in the file must not decide who a copy is drawn for.
         return dict(sorted(specialists.items()))
+
+    @model_validator(mode="after")
+    def _tests(self) -> "Config":
+        for name, held_out in (self.decontaminate.held_out if self.decontaminate else {}).items():
+            if held_out.of is not None and held_out.of not in self.specialists:
+                raise ValueError(
+                    f"decontaminate.held_out.{name}.of: {held_out.of!r} is none of the specialists ({', '.join(self.specialists)})"
+                )
+        return self
 
     @model_validator(mode="after")
     def _pooling(self) -> "Config":

@@ -31,7 +31,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
     """One line on a step that is done: what it holds, and what making it took."""
     manifest = step.manifest
     counts = {
-        **dict.fromkeys(("prepare", "dedup"), ("documents", "windows", "tokens", "dropped", "quarantined")),
+        **dict.fromkeys(("prepare", "dedup", "decontaminate"), ("documents", "windows", "tokens", "dropped", "quarantined")),
         "embed": ("windows", "invalid"),
         "cluster": ("leaves", "depth"),
         "assign": ("windows",),

@@ -16,6 +16,7 @@ from pipeline.identity import differences
 from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
 from pipeline.stages.cluster import cluster_step
+from pipeline.stages.decontaminate import decontaminate_step, held_out_step
 from pipeline.stages.dedup import dedup_step
 from pipeline.stages.embed import embed_step, embedder_step
 from pipeline.stages.prepare import prepare_step
@@ -65,9 +66,11 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
     prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
-    windows = dict(prepared)
-    if config.dedup:
-        windows[GENERALIST] = dedup_step(config, windows[GENERALIST])
+    deduplicated = dedup_step(config, prepared[GENERALIST]) if config.dedup else None
+    windows = {**prepared, GENERALIST: deduplicated or prepared[GENERALIST]}
+    held_out = held_out_step(config, workdir) if config.decontaminate else None
+    if held_out:
+        windows = {name: decontaminate_step(config, name, step, held_out) for name, step in windows.items()}
     fitted = embedder_step(config, windows[GENERALIST])
     embedded = {name: embed_step(config, name, windows[name], fitted) for name in corpora}
     clustered = cluster_step(config, embedded[GENERALIST])
@@ -79,7 +82,8 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     sampled = sample_step(config, *of_generalist, clustered, scored, weighted, rephrased)
     steps = (
         *prepared.values(),
-        *(step for step in windows.values() if step not in prepared.values()),
+        *([deduplicated] if deduplicated else []),
+        *([held_out, *windows.values()] if held_out else []),
         *([fitted] if fitted else []),
         *embedded.values(),
         clustered,

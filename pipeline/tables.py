@@ -62,6 +62,33 @@ NEAR_COPIES = pa.schema(
     ]
 )
 
+HELD_OUT_RUNS = pa.schema(
+    [
+        pa.field("run", pa.uint64(), nullable=False, metadata={"doc": "hash of a run of words; ascending"}),
+        pa.field("reading", pa.int64(), nullable=False, metadata={"doc": "row of held_out_rows that has it"}),
+    ]
+)
+
+HELD_OUT_ROWS = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False, metadata={"doc": "of the held-out text"}),
+        pa.field(
+            "row", pa.int64(), nullable=False, metadata={"doc": "rows of all its files, from 0; a row may have several readings"}
+        ),
+    ]
+)
+
+CONTAMINATED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False, metadata={"doc": "of a document that was dropped"}),
+        pa.field("held_out", pa.string(), nullable=False, metadata={"doc": "the held-out text"}),
+        pa.field("row", pa.int64(), nullable=False, metadata={"doc": "the row of it that the document has most of"}),
+        pa.field("share", pa.float64(), nullable=False, metadata={"doc": "of the row's runs of words that the document has"}),
+        pa.field("words", pa.string(), nullable=False, metadata={"doc": "the first run"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "the document's first 500 characters"}),
+    ]
+)
+
 SCANS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False, metadata={"doc": "of a good document in its file"}),

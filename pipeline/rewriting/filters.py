@@ -15,7 +15,7 @@ from pipeline.rewriting import refusals, repetition
 from pipeline.rewriting.cleaning import clean, unfinished_thought
 from pipeline.rewriting.languages import detect
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.rewriting.wording import Wording, foreign_share, wording, words
+from pipeline.wording import Wording, foreign_share, wording, words
 
 _OPENING_WORDS = 5
 

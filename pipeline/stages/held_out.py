@@ -22,33 +22,38 @@ def held_out_identity(config: Config, workdir: Folder) -> dict[str, Any] | None:
     Raises:
         InputError: none matches, or one cannot be read.
     """
-    assert config.rephrase
-    if config.rephrase.held_out is None:
-        return None
-    return {**config.rephrase.held_out.identity(), "files": [file.digest for file in _files(config, workdir)]}
+    found = _files(config, workdir)
+    return {
+        name: {**corpus.identity(), "files": [file.digest for file in files]} for name, (corpus, files) in found.items()
+    } or None
 
 
 def read_held_out(engine: Engine, config: Config, folder: Folder) -> Folder | None:
     """The folder with the n-grams of the held-out text, or None where there is no such text."""
-    assert config.rephrase
-    corpus = config.rephrase.held_out
-    if corpus is None:
+    found = _files(config, Folder(config.workdir))
+    if not found:
         return None
     if not folder.exists(_FILE):
-        files = _files(config, Folder(config.workdir))
-        parts = [part for _, part in engine.map(_ngrams, files, title="held-out text", unit="files", shared=(corpus,))]
+        items = [(corpus, file) for corpus, files in found.values() for file in files]
+        parts = [part for _, part in engine.map(_ngrams, items, title="held-out text", unit="files")]
         table = HeldOut.combine(parts).to_table()
         folder.write_table(_FILE, table, pa.schema([pa.field("ngram", pa.uint64(), nullable=False)]))
     return folder
 
 
-def _files(config: Config, workdir: Folder) -> list[InputFile]:
+def _files(config: Config, workdir: Folder) -> dict[str, tuple[Corpus, list[InputFile]]]:
+    """By setting: the held-out texts for rewrites and their files."""
     assert config.rephrase
-    corpus = config.rephrase.held_out
-    return input_files(corpus, workdir, setting="rephrase.held_out.paths")[0] if corpus else []
+    texts: dict[str, Corpus] = {}
+    if config.rephrase.held_out:
+        texts["rephrase.held_out"] = config.rephrase.held_out
+    elif config.decontaminate:
+        texts = {f"decontaminate.held_out.{name}": corpus for name, corpus in config.decontaminate.held_out.items()}
+    return {name: (corpus, input_files(corpus, workdir, setting=f"{name}.paths")[0]) for name, corpus in texts.items()}
 
 
-def _ngrams(file: InputFile, corpus: Corpus) -> HeldOut:
+def _ngrams(item: tuple[Corpus, InputFile]) -> HeldOut:
+    corpus, file = item
     parts: list[HeldOut] = []
     texts: list[str] = []
     for row in read_rows(file, corpus):

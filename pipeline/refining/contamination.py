@@ -1,0 +1,130 @@
+"""Held-out text inside other text: shares of its runs of words, whatever the case, the signs and the white space.
+
+A row of held-out text is looked for in one or several readings. A text is one reading. A question with choices is the question
+alone, which is enough to spoil it, whatever choices follow it and how they are numbered; where the question is shorter than
+a run, what follows it in the usual layouts takes part, and the runs cross the border: the answer, the choices, the choices with
+letters. A document holds a row if it has at least a share of the different runs of one of its readings.
+
+Shapes: G different runs of all readings, P runs of readings (a run may be in several), R readings.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.wording import Wording, words
+
+_LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The row of held-out text that a document has most of."""
+
+    name: str  # of the held-out text
+    row: int
+    share: float  # of the runs of that reading
+    words: str  # the first run
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Readings by their runs of `length` words."""
+
+    length: int
+    names: tuple[str, ...]
+    run_P: NDArray[np.uint64]  # ascending
+    reading_P: NDArray[np.int64]
+    name_R: NDArray[np.int64]
+    row_R: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, int, Sequence[str]]], names: Sequence[str], length: int) -> tuple[Self, list[int]]:
+        """From (which of the names, row, readings); and for each name how many rows have no reading of `length` words."""
+        runs: list[NDArray[np.uint64]] = []
+        name_R: list[int] = []
+        row_R: list[int] = []
+        short = [0] * len(names)
+        for name, row, readings in rows:
+            of_row = [found for text in readings if len(found := np.unique(Wording(words(text)).runs(length)))]
+            short[name] += not of_row
+            runs += of_row
+            name_R += [name] * len(of_row)
+            row_R += [row] * len(of_row)
+        run_P = np.concatenate([np.empty(0, np.uint64), *runs])
+        reading_P = np.repeat(np.arange(len(runs)), [len(found) for found in runs])
+        order = np.lexsort((reading_P, run_P))
+        index = cls(length, tuple(names), run_P[order], reading_P[order], np.array(name_R, np.int64), np.array(row_R, np.int64))
+        return index, short
+
+    @cached_property
+    def _runs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        """(G,) different runs, (G + 1,) where each begins among the P, and (R,) how many each reading has."""
+        run_G, start_G = np.unique(self.run_P, return_index=True)
+        return run_G, np.append(start_G, len(self.run_P)), np.bincount(self.reading_P, minlength=len(self.row_R))
+
+    def found(self, text: str, min_share: float) -> Found | None:
+        """The row that the text has most of; None where it has less than `min_share` of each."""
+        run_G, start_G, size_R = self._runs
+        if not len(run_G):
+            return None
+        wording = Wording(words(text))
+        run_T = wording.runs(self.length)
+        place_T = np.minimum(np.searchsorted(run_G, run_T), len(run_G) - 1)
+        hit_T = np.flatnonzero(run_G[place_T] == run_T)
+        if not len(hit_T):
+            return None
+        place = np.unique(place_T[hit_T])
+        reading = np.concatenate([self.reading_P[start_G[g] : start_G[g + 1]] for g in place.tolist()])
+        reading_F, count_F = np.unique(reading, return_counts=True)
+        share_F = count_F / size_R[reading_F]
+        best = int(np.argmax(share_F))
+        if share_F[best] < min_share:
+            return None
+        of_best = int(reading_F[best])
+        mine = self.run_P[self.reading_P == of_best]
+        first = next(int(at) for at in hit_T if run_T[at] in mine)
+        name = self.names[self.name_R[of_best]]
+        return Found(name, int(self.row_R[of_best]), float(share_F[best]), wording.run(first, self.length))
+
+    def tables(self) -> tuple[pa.Table, pa.Table]:
+        """As HELD_OUT_RUNS and HELD_OUT_ROWS."""
+        runs = pa.table({"run": self.run_P, "reading": self.reading_P})
+        names = pa.array([self.names[name] for name in self.name_R], pa.string())
+        return runs, pa.table({"name": names, "row": self.row_R})
+
+    @classmethod
+    def from_tables(cls, runs: pa.Table, rows: pa.Table, length: int) -> Self:
+        """The inverse of `tables`."""
+        names = sorted(set(rows["name"].to_pylist()))
+        number = {name: i for i, name in enumerate(names)}
+        name_R = np.array([number[name] for name in rows["name"].to_pylist()], np.int64)
+        return cls(length, tuple(names), runs["run"].to_numpy(), runs["reading"].to_numpy(), name_R, rows["row"].to_numpy())
+
+
+def readings(text: str, length: int, *, answer: Any = None, choices: Sequence[str] = ()) -> list[str]:
+    """The readings of a row: a text, or a question with its answer and choices.
+
+    `answer` is its text, or which of the choices it is: a number from 0, or a letter.
+    """
+    answered = _answer(answer, choices)
+    if len(words(text)) >= length or not (answered or choices):
+        return [text]
+    lettered = " ".join(f"{letter} {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
+    following = [answered, f"answer {answered}" if answered else "", " ".join(choices), lettered]
+    return [f"{text} {rest}" for rest in following if rest]
+
+
+def _answer(answer: Any, choices: Sequence[str]) -> str:
+    if isinstance(answer, str) and len(answer) == 1 and answer.upper() in _LETTERS[: len(choices)]:
+        return choices[_LETTERS.index(answer.upper())]
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return choices[answer]
+    if isinstance(answer, list | tuple):
+        return " ".join(str(one) for one in answer)
+    return "" if answer is None else str(answer)

@@ -1,0 +1,205 @@
+"""Documents that hold held-out text are taken out of the corpus and of the samples; a sample that holds its own test is an error.
+
+The held-out text becomes an index once; each part of windows is then written again without such documents. The text is cut into
+windows by now: a document is the windows of one id that follow each other in a part.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from loguru import logger
+
+from pipeline.config import Config, Decontaminate, HeldOut
+from pipeline.engine import Engine
+from pipeline.errors import InputError
+from pipeline.readers import InputFile, read_rows
+from pipeline.refining.contamination import Index, readings
+from pipeline.stages.dedup import documents_of
+from pipeline.stages.prepare import input_files
+from pipeline.step import Step, map_parts, part_names
+from pipeline.storage import Folder
+from pipeline.tables import CONTAMINATED, HELD_OUT_ROWS, HELD_OUT_RUNS, WINDOWS
+
+REPORT = "contaminated"  # the folder of what was dropped and why, beside the parts
+_RUNS, _ROWS = "held_out_runs.parquet", "held_out_rows.parquet"
+_SHOWN_CHARACTERS = 500
+_NAMED = 3  # documents that an error names
+
+
+def held_out_step(config: Config, workdir: Folder) -> Step:
+    """The step that makes an index of all held-out text.
+
+    Raises:
+        InputError: no file matches, or one cannot be read.
+    """
+    settings = config.decontaminate
+    assert settings is not None
+    files = {
+        name: input_files(corpus, workdir, setting=f"decontaminate.held_out.{name}.paths")[0]
+        for name, corpus in settings.held_out.items()
+    }
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        ((_, facts),) = engine.map(_index, [folder], title="held-out text", unit="indices", shared=(settings, files))
+        for name, (rows, short) in facts.items():
+            if short == rows:
+                raise InputError(
+                    f"decontaminate.held_out.{name}: none of its {rows} rows has {settings.ngram} words, so none can be found; set "
+                    "decontaminate.ngram lower, or answer_key and choices_key for questions"
+                )
+            if short:
+                logger.warning(f"decontaminate.held_out.{name}: {short} of {rows} rows have fewer than {settings.ngram} words")
+        return {
+            "rows": {name: rows for name, (rows, _) in facts.items()},
+            "short": {name: short for name, (_, short) in facts.items()},
+        }
+
+    return Step(
+        stage="held-out",
+        version=1,
+        settings={
+            "ngram": settings.ngram,
+            "texts": {
+                name: {**corpus.identity(), "files": [file.digest for file in files[name]]}
+                for name, corpus in settings.held_out.items()
+            },
+        },
+        inputs={},
+        workdir=workdir,
+        work=work,
+    )
+
+
+def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Step) -> Step:
+    """The step that takes out what holds held-out text."""
+    settings = config.decontaminate
+    assert settings is not None
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        shared = (windows.folder, held_out.folder, folder, settings.ngram, settings.min_share)
+        parts = map_parts(engine, folder, part_names(windows), _clean, title=f"decontaminate {corpus}", shared=shared)
+        by_name: Counter[str] = Counter()
+        for part in parts:
+            by_name.update(part["contaminated"])
+        _refuse_own_test(settings, corpus, folder, by_name)
+        dropped = sum(by_name.values())
+        documents = windows.manifest["documents"] - dropped
+        for name, count in by_name.most_common():
+            logger.info(f"{count:,} of {windows.manifest['documents']:,} documents of {corpus} hold text of held_out.{name}")
+        if not sum(part["rows"] for part in parts):
+            raise InputError(f"{corpus}: every document holds held-out text; check decontaminate.held_out and its min_share")
+        return {
+            "corpus": corpus,
+            **{name: windows.manifest[name] for name in ("input_files", "quarantined", "reasons")},
+            "documents": documents,
+            "dropped": dropped,
+            "held_out": dict(sorted(by_name.items())),
+            "windows": sum(part["rows"] for part in parts),
+            "tokens": sum(part["tokens"] for part in parts),
+            "text_bytes": sum(part["text_bytes"] for part in parts),
+            "parts": parts,
+        }
+
+    return Step(
+        stage="decontaminate",
+        corpus=corpus,
+        version=1,
+        settings={
+            "min_share": settings.min_share,
+            "own": sorted(name for name, text in settings.held_out.items() if text.of == corpus),
+        },
+        inputs={"windows": windows, "held_out": held_out},
+        workdir=windows.workdir,
+        work=work,
+    )
+
+
+def _refuse_own_test(settings: Decontaminate, corpus: str, folder: Folder, by_name: Counter[str]) -> None:
+    own = [name for name, text in settings.held_out.items() if text.of == corpus and by_name[name]]
+    if not own:
+        return
+    report = folder.child(REPORT)
+    rows = [row for name in report.names(".parquet") for row in report.read_table(name).to_pylist() if row["held_out"] in own]
+    some = ", ".join(f"{row['id']} (row {row['row']}, {row['share']:.0%}: {row['words']!r})" for row in rows[:_NAMED])
+    raise InputError(
+        f"specialists.{corpus}: {len(rows)} documents of the sample hold text of its own test set held_out.{own[0]}: {some}"
+        f"{', …' if len(rows) > _NAMED else ''}; take them out of one of the two (all are listed in {report.url})"
+    )
+
+
+def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputFile]]) -> dict[str, tuple[int, int]]:
+    """Write the index; by name how many rows there are, and how many of them are too short."""
+    names = sorted(files)
+    counts = dict.fromkeys(names, 0)
+
+    def rows() -> Iterator[tuple[int, int, Sequence[str]]]:
+        for number, name in enumerate(names):
+            for file in files[name]:
+                for found in _readings(file, settings.held_out[name], name, settings.ngram):
+                    yield number, counts[name], found
+                    counts[name] += 1
+
+    index, short = Index.of(rows(), names, settings.ngram)
+    runs, of_rows = index.tables()
+    folder.write_table(_RUNS, runs, HELD_OUT_RUNS)
+    folder.write_table(_ROWS, of_rows, HELD_OUT_ROWS)
+    return {name: (counts[name], short[number]) for number, name in enumerate(names)}
+
+
+def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Iterator[Sequence[str]]:
+    for row in read_rows(file, corpus):
+        if row.document is None:
+            assert row.bad
+            # Held-out text that goes unread would leak in silence.
+            raise InputError(
+                f"{file.url} row {row.row} of decontaminate.held_out.{name} cannot be used ({row.bad.reason}): mend it"
+            )
+        others = orjson.loads(row.document.metadata)
+        for key in (corpus.answer_key, corpus.choices_key):
+            if key is not None and key not in others:
+                raise InputError(f"{file.url} row {row.row} has no {key!r}, which decontaminate.held_out.{name} names; mend either")
+        choices = others[corpus.choices_key] if corpus.choices_key else []
+        if not isinstance(choices, list):
+            raise InputError(f"{file.url} row {row.row}: {corpus.choices_key!r} is no list of choices; mend it")
+        answer = others[corpus.answer_key] if corpus.answer_key else None
+        yield readings(row.document.text, length, answer=answer, choices=[str(choice) for choice in choices])
+
+
+@functools.lru_cache(maxsize=1)
+def _read_index(url: str, length: int) -> Index:
+    """The index, once a worker."""
+    folder = Folder(url)
+    return Index.from_tables(folder.read_table(_RUNS), folder.read_table(_ROWS), length)
+
+
+def _clean(name: str, windows: Folder, held_out: Folder, output: Folder, length: int, min_share: float) -> dict[str, Any]:
+    """A part without documents that hold held-out text."""
+    index = _read_index(held_out.url, length)
+    table = windows.read_table(f"{name}.parquet")
+    texts = table["text"].to_pylist()
+    keep_N = np.ones(len(table), bool)
+    report: list[dict[str, Any]] = []
+    for identifier, rows in documents_of(table):
+        text = "".join(texts[rows])
+        found = index.found(text, min_share)
+        if found is not None:
+            keep_N[rows] = False
+            what = {"held_out": found.name, "row": found.row, "share": found.share, "words": found.words}
+            report.append({"id": identifier, **what, "text": text[:_SHOWN_CHARACTERS]})
+    table = table.filter(pa.array(keep_N))
+    facts = {
+        "rows": len(table),
+        "tokens": pc.sum(table["tokens"]).as_py() or 0,
+        "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        "contaminated": dict(sorted(Counter(row["held_out"] for row in report).items())),
+    }
+    if report:
+        output.child(REPORT).write_table(f"{name}.parquet", pa.Table.from_pylist(report, CONTAMINATED), CONTAMINATED)
+    output.write_table(f"{name}.parquet", table, WINDOWS, facts)
+    return facts
