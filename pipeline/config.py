@@ -92,7 +92,7 @@ class Decontaminate(Section):
 
     held_out: dict[str, HeldOut] = Field(min_length=1, description="by name")
     ngram: int = Field(8, ge=2, description="words of a run that is looked for; shorter rows cannot be found")
-    min_share: float = Field(0.5, gt=0, le=1, description="of the runs of a held-out row: a document with as many holds it")
+    min_share: float = Field(0.7, gt=0, le=1, description="of the runs of a held-out row: a document with as many holds it")
 
 
 class Window(Section):
