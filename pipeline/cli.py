@@ -33,6 +33,27 @@ def job(until: str) -> None:
     _run_as_program(main)
 
 
+def export_job() -> None:
+    """Run the command line of `jobs/export.py`, and exit as other jobs do."""
+
+    def main(
+        config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
+        to: Annotated[str, typer.Option(help="huggingface, megatron, nanotron, mds, webdataset or jsonl.")],
+        tokenizer: Annotated[
+            str | None, typer.Option(help="Where token ids are written: a model on the hub, a folder, or a tokenizer.json.")
+        ] = None,
+        eos: Annotated[str | None, typer.Option(help="Token that ends each text.")] = None,
+        output: Annotated[str | None, typer.Option(help="Folder or URL; by default <workdir>/exports/<format>.")] = None,
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+        ] = None,
+    ) -> None:
+        """Run crispwrap as far as it has not been run, and write its shards in the form that a trainer reads."""
+        sys.exit(_guarded(lambda: _export(config, overrides or [], to, tokenizer, eos, output)))
+
+    _run_as_program(main)
+
+
 def evidence_job() -> None:
     """Run the command line of `jobs/evidence.py`, and exit as other jobs do."""
 
@@ -82,6 +103,15 @@ def _compare(config: str, *, dry_run: bool) -> None:
     folder = comparison.runs[evidence.baseline].workdir.child(f"evidence/{Path(config).stem}")
     for path in (*saved(comparison, rows, text, folder), *drawn(comparison, rows, folder)):
         console.print(path)
+
+
+def _export(config: str, overrides: list[str], to: str, tokenizer: str | None, eos: str | None, output: str | None) -> None:
+    settings = load_config(config, overrides)
+    from pipeline import run
+
+    made = run.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
+    place = output or made.workdir.child(f"exports/{to}").url
+    print(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {place}")
 
 
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:

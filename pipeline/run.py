@@ -19,6 +19,7 @@ from pipeline.stages.cluster import cluster_step
 from pipeline.stages.decontaminate import decontaminate_step, held_out_step
 from pipeline.stages.dedup import dedup_step
 from pipeline.stages.embed import embed_step, embedder_step
+from pipeline.stages.export import check_output, export_step, hand_over
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
 from pipeline.stages.score import score_step
@@ -147,6 +148,31 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
     for line in summary(run, until):
         console.print(line)
     return run
+
+
+def export(
+    config: Config | Mapping[str, Any],
+    *,
+    to: str,
+    tokenizer: str | None = None,
+    eos_token: str | None = None,
+    output: str | None = None,
+) -> Step:
+    """Everything up to the shards, and these in the format `to` under `output` (by default `<workdir>/exports/<to>`).
+
+    Raises:
+        UserError: as `curate`; no such format or tokenizer, or `output` holds something else.
+        RunError: as `curate`.
+    """
+    run = plan(config)
+    made = export_step(run.step("sample"), to, tokenizer, eos_token)
+    folder = Folder(output) if output else run.workdir.child(f"exports/{to}")
+    check_output(made, folder)
+    curate(run.config)
+    with Engine(run.config.engine) as engine:
+        run_steps(run, [made], engine)
+    hand_over(made, folder)
+    return made
 
 
 def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:

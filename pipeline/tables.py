@@ -89,6 +89,8 @@ CONTAMINATED = pa.schema(
     ]
 )
 
+EXPORTED = pa.schema([pa.field("shard", pa.string(), nullable=False)])  # empty: what is noted of a shard is in the footer
+
 SCANS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False, metadata={"doc": "of a good document in its file"}),

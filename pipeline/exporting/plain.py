@@ -1,0 +1,122 @@
+"""Formats that keep the text: Parquet with a dataset card, JSON lines, WebDataset's tar files, MosaicML's MDS."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import zstandard
+
+from pipeline.exporting import Shard, Tokenizer
+from pipeline.exporting.card import card
+from pipeline.storage import Folder
+
+
+class HuggingFace:
+    """Parquet files and a card, as `datasets` loads them from a folder or the hub: the shards themselves, under its names."""
+
+    name, tokenized, extra = "huggingface", False, None
+
+    def check(self) -> None:
+        """Nothing is needed."""
+
+    def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+        del tokenizer
+        name = f"train-{shard.number:05d}-of-{shard.of:05d}.parquet"
+        folder.child("data").write_bytes(name, shard.source.read_bytes(shard.name))
+        return {"rows": shard.table(["id"]).num_rows, "files": [f"data/{name}"]}
+
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+        del parts
+        folder.write_bytes("README.md", card(manifest).encode())
+
+
+class Jsonl:
+    """JSON lines, zstd: the columns of the shards, metadata as an object."""
+
+    name, tokenized, extra = "jsonl", False, None
+
+    def check(self) -> None:
+        """Nothing is needed."""
+
+    def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+        del tokenizer
+        rows = [_row(row) for row in shard.table().to_pylist()]
+        lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+        name = f"shard-{shard.number:05d}.jsonl.zst"
+        folder.write_bytes(name, zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+        return {"rows": len(rows), "files": [name]}
+
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing is left to write."""
+
+
+class WebDataset:
+    """Tar files of pairs KEY.txt and KEY.json, as `webdataset` reads them."""
+
+    name, tokenized, extra = "webdataset", False, None
+
+    def check(self) -> None:
+        """Nothing is needed: it is tar."""
+
+    def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+        del tokenizer
+        name, sink = f"shard-{shard.number:05d}.tar", io.BytesIO()
+        rows = shard.table().to_pylist()
+        with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, row in enumerate(rows):
+                others = {key: value for key, value in _row(row).items() if key != "text"}
+                key = f"{shard.number:05d}{number:08d}"  # without dots: what follows the first is the kind
+                for kind, data in (("json", orjson.dumps(others)), ("txt", row["text"].encode())):
+                    entry = tarfile.TarInfo(f"{key}.{kind}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        folder.write_bytes(name, sink.getvalue())
+        return {"rows": len(rows), "files": [name]}
+
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+        del manifest
+        sizes = {part["files"][0]: part["rows"] for part in parts}
+        folder.write_bytes("sizes.json", json.dumps(sizes, indent=1).encode())  # as webdataset's tools call it
+
+
+class Mds:
+    """MosaicML's Mosaic Data Shards, written by `streaming`."""
+
+    name, tokenized, extra = "mds", False, "mds"
+    _COLUMNS = ("id", "text", "source", "cluster", "metadata")
+
+    def check(self) -> None:
+        import streaming  # noqa: F401
+
+    def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+        del tokenizer
+        from streaming import MDSWriter
+
+        below = folder.child(f"{shard.number:05d}")
+        below.remove_all()  # the writer refuses a folder that holds something
+        columns = {name: "int" if name == "cluster" else "str" for name in self._COLUMNS}
+        rows = shard.table(self._COLUMNS).to_pylist()
+        with MDSWriter(out=below.url, columns=columns, compression="zstd", hashes=["sha256"], progress_bar=False) as writer:
+            for row in rows:
+                writer.write(row)
+        return {"rows": len(rows), "files": [f"{shard.number:05d}/{name}" for name in below.files()]}
+
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+        del manifest
+        merged: dict[str, Any] = {}
+        for part in parts:
+            below = part["files"][0].partition("/")[0]
+            index = folder.read_json(f"{below}/index.json")
+            for shard in index["shards"]:
+                for kind in ("raw_data", "zip_data"):
+                    if shard[kind]:
+                        shard[kind]["basename"] = f"{below}/{shard[kind]['basename']}"
+            merged = {"version": index["version"], "shards": [*merged.get("shards", []), *index["shards"]]}
+        folder.write_bytes("index.json", json.dumps(merged, sort_keys=True).encode())
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "metadata": orjson.loads(row["metadata"])}

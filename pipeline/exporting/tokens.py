@@ -1,0 +1,119 @@
+"""Formats that hold token ids, written by datatrove: Megatron's `.bin` and `.idx`, nanotron's `.ds`."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.exporting import Shard, Tokenizer
+from pipeline.storage import Folder
+
+
+class _Tokenized:
+    """What both share: a step of datatrove's over the rows of a shard."""
+
+    tokenized, extra = True, None
+    endings: tuple[str, ...]
+
+    def check(self) -> None:
+        """Nothing is needed beyond datatrove."""
+
+    def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+        assert tokenizer is not None
+        texts = shard.table(["text"])["text"].to_pylist()
+        with tempfile.TemporaryDirectory() as local:
+            path = os.path.join(local, "tokenizer.json")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(tokenizer.json)
+            step = self.step(folder, path, tokenizer.eos_token)
+            step.tokenizer  # noqa: B018 read it while the file is there, and under its path
+            step.tokenizer_name_or_path = tokenizer.name
+            step.run(_documents(texts), rank=shard.number, world_size=shard.of)
+        name = self.file(shard.number)
+        tokens = int(step.stats["tokens"].total) if texts else 0
+        return {"rows": len(texts), "tokens": tokens, "files": [f"{name}{ending}" for ending in self.endings]}
+
+    def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
+        """datatrove's writer."""
+        raise NotImplementedError
+
+    def file(self, number: int) -> str:
+        """The name of a shard's files, without their endings."""
+        raise NotImplementedError
+
+
+class Megatron(_Tokenized):
+    """An indexed dataset a shard, a row a document; `data_path.txt` is what `--data-path` takes."""
+
+    name, endings = "megatron", (".bin", ".idx")
+
+    def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
+        from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
+
+        return MegatronDocumentTokenizer(folder.url, tokenizer_name_or_path=path, eos_token=eos_token)
+
+    def file(self, number: int) -> str:
+        return f"{number:05d}_tokens"
+
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+        del manifest
+        total = max(1, sum(part["tokens"] for part in parts))
+        pairs = [f"{part['tokens'] / total:.9f} {part['files'][0].removesuffix('.bin')}" for part in parts if part["tokens"]]
+        folder.write_bytes("data_path.txt", ("\n".join(pairs) + "\n").encode())
+
+
+class Nanotron(_Tokenized):
+    """Token files with the ends of documents beside them, as nanotron's and datatrove's datasets read a folder."""
+
+    name, endings = "nanotron", (".ds", ".ds.index", ".ds.metadata")
+
+    def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
+        from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
+
+        return DocumentTokenizer(folder.url, path, eos_token=eos_token, shuffle_documents=False)
+
+    def file(self, number: int) -> str:
+        return f"{number:05d}_unshuffled"
+
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing is left to write: each shard is a uniform slice already."""
+
+
+def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
+    """A tokenizer by the name of its model on the hub, a folder, or a `tokenizer.json`.
+
+    Raises:
+        ConfigError: there is none, or it does not know the token that is to end texts.
+    """
+    import hashlib
+
+    import orjson
+    from tokenizers import Tokenizer as Fast
+
+    try:
+        path = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
+        fast = Fast.from_file(path) if os.path.isfile(path) else Fast.from_pretrained(name)
+    except Exception as error:  # tokenizers raises plain ones
+        raise ConfigError(
+            f"--tokenizer {name}: no tokenizer.json of that name, nor a model on the hub ({' '.join(str(error).split())[:200]})"
+        ) from error
+    fast.no_truncation()
+    fast.no_padding()
+    if eos_token is not None and fast.token_to_id(eos_token) is None:
+        raise ConfigError(f"--eos {eos_token!r} is no token of {name}; give one of its own, such as {_some_special(fast)}")
+    text = fast.to_str()
+    settings = orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)
+    return Tokenizer(name, text, eos_token, hashlib.sha256(settings).hexdigest())
+
+
+def _some_special(fast: Any) -> str:
+    special = [token.content for token in fast.get_added_tokens_decoder().values() if token.special]
+    return ", ".join(special[:5]) or "none: it has no special tokens"
+
+
+def _documents(texts: Sequence[str]) -> Iterator[Any]:
+    from datatrove.data import Document
+
+    for number, text in enumerate(texts):
+        yield Document(text=text, id=str(number))

@@ -1,0 +1,238 @@
+"""Each export read back with the trainer's own library: the same rows, and disjoint complete shares for 1, 2 and 3 ranks."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import run
+from pipeline.errors import ConfigError, InputError
+from pipeline.step import Step
+
+RANKS = (1, 2, 3)
+EOS = "[SEP]"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
+    """The config of a run that is done, with several shards."""
+    from conftest import TOPICS, topic_documents, write_jsonl
+
+    folder = tmp_path_factory.mktemp("exports")
+    for topic in TOPICS:
+        write_jsonl(folder / f"{topic}.jsonl", [{**row, "url": f"http://{row['id']}"} for row in topic_documents(topic, 80)])
+    config = {
+        "workdir": str(folder / "run"),
+        "generalist": {"paths": [str(folder / "*.jsonl")]},
+        "specialists": {"legal": {"paths": [write_jsonl(folder / "law.json", topic_documents("law", 20, seed=1))]}},
+        "window": {"tokens": 64},
+        "embed": {"model": "lsi", "dim": 8},
+        "cluster": {"branching": 4, "depth": 1, "min_windows": 16},
+        "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
+    }
+    run.curate(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
+    shards = run.plan(made).shards
+    found = [row for name in shards.names(".parquet") for row in shards.read_table(name).to_pylist()]
+    assert len(shards.names(".parquet")) >= 4
+    assert len({row["id"] for row in found}) == len(found) > 200
+    return found
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer.json that cuts texts after 16 tokens, as many of models do; an export must not."""
+    from pipeline import embedders
+    from pipeline.config import Embed
+
+    settings = json.loads(Path(embedders.tokenizer_file(Embed(model="bundled:all-MiniLM-L6-v2"))).read_text(encoding="utf-8"))
+    settings["truncation"] = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return str(path)
+
+
+def token_ids(tokenizer: str, texts: list[str]) -> list[tuple[int, ...]]:
+    """By the library itself: the ids of the words, and the token at the end."""
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_file(tokenizer)
+    fast.no_truncation()
+    fast.no_padding()
+    end = fast.token_to_id(EOS)
+    return [(*fast.encode(text, add_special_tokens=False).ids, end) for text in texts]
+
+
+def exported(config: dict[str, Any], to: str, output: Path, **settings: Any) -> Step:
+    return run.export(config, to=to, output=str(output), **settings)
+
+
+def shares(read: Callable[[int, int], Iterator[Any]], expected: list[Any]) -> None:
+    """What each of several ranks reads: disjoint, and together everything once."""
+    for world_size in RANKS:
+        parts = [list(read(rank, world_size)) for rank in range(world_size)]
+        together = Counter(item for part in parts for item in part)
+        assert together == Counter(expected), f"{world_size} ranks"
+
+
+def test_huggingface_is_read_by_datasets(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from datasets.distributed import split_dataset_by_node
+
+    exported(made, "huggingface", tmp_path / "hf")
+    data = load_dataset(str(tmp_path / "hf"), split="train", streaming=True)
+
+    def read(rank: int, world_size: int) -> Iterator[tuple[str, str]]:
+        for row in split_dataset_by_node(data, rank=rank, world_size=world_size):
+            yield row["id"], row["text"]
+
+    shares(read, [(row["id"], row["text"]) for row in rows])
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert f"| rows | {len(rows):,} |" in card
+    from huggingface_hub import DatasetCard
+
+    assert DatasetCard(card).data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
+
+
+def test_jsonl_and_webdataset_are_read(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    import webdataset
+    import zstandard
+
+    exported(made, "jsonl", tmp_path / "jsonl")
+    lines = [
+        line
+        for path in sorted((tmp_path / "jsonl").glob("*.zst"))
+        for line in zstandard.decompress(path.read_bytes(), 1 << 26).splitlines()
+    ]
+    assert [json.loads(line) for line in lines] == [{**row, "metadata": json.loads(row["metadata"])} for row in rows]
+
+    exported(made, "webdataset", tmp_path / "tars")
+    tars = sorted(str(path) for path in (tmp_path / "tars").glob("*.tar"))
+
+    def read(rank: int, world_size: int) -> Iterator[tuple[str, str]]:
+        mine = tars[rank::world_size]
+        for item in webdataset.WebDataset(mine, shardshuffle=False) if mine else ():
+            yield json.loads(item["json"])["id"], item["txt"].decode()
+
+    shares(read, [(row["id"], row["text"]) for row in rows])
+
+
+def test_megatron_is_read_by_megatron(made: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    step = exported(made, "megatron", tmp_path / "meg", tokenizer=tokenizer, eos_token=EOS)
+    expected = token_ids(tokenizer, [row["text"] for row in rows])
+    assert max(map(len, expected)) > 16
+    paths = [line.split() for line in (tmp_path / "meg" / "data_path.txt").read_text().splitlines()]
+    found: list[tuple[int, ...]] = []
+    for weight, prefix in paths:
+        dataset = IndexedDataset(str(tmp_path / "meg" / prefix))
+        of_shard = [tuple(dataset[i].tolist()) for i in range(len(dataset))]
+        assert float(weight) == pytest.approx(sum(map(len, of_shard)) / sum(map(len, expected)), abs=1e-6)
+        assert dataset.document_indices.tolist() == list(range(len(of_shard) + 1))
+        found += of_shard
+    assert found == expected
+    assert step.manifest["tokens"] == sum(map(len, expected))
+
+
+def test_nanotron_is_read_by_datatrove(made: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path) -> None:
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    exported(made, "nanotron", tmp_path / "ds", tokenizer=tokenizer, eos_token=EOS)
+    expected = [token for ids in token_ids(tokenizer, [row["text"] for row in rows]) for token in ids]
+    dataset = DatatroveFolderDataset(str(tmp_path / "ds"), seq_len=7, shuffle=False)
+    whole = [tuple(dataset[i]["input_ids"].tolist()) for i in range(len(dataset))]
+    by_file = [len(ids) for ids in whole]
+    assert set(by_file) == {8}
+    # Sequences of 8 tokens overlap nowhere; each file gives as many as it has.
+    flat = [token for ids in whole for token in ids]
+    assert len(flat) >= len(expected) - 8 * 20
+    texts = " ".join(map(str, expected))
+    assert all(" ".join(map(str, ids)) in texts for ids in whole)
+    metadata = next((tmp_path / "ds").glob("*.metadata")).read_text()
+    assert metadata.splitlines()[0] == f"{tokenizer}|2"
+
+    def read(rank: int, world_size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        return ((i, whole[i]) for i in range(rank, len(dataset), world_size))
+
+    shares(read, list(enumerate(whole)))
+
+
+def test_mds_is_read_by_streaming(
+    made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "without_pictures")
+    from streaming import StreamingDataset
+
+    exported(made, "mds", tmp_path / "mds")
+    dataset = StreamingDataset(local=str(tmp_path / "mds"), shuffle=False, batch_size=1)
+    found = [(dataset[i]["id"], dataset[i]["text"]) for i in range(len(dataset))]
+    assert found == [(row["id"], row["text"]) for row in rows]
+
+
+def test_an_export_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
+    for to, settings in (("megatron", {"tokenizer": tokenizer, "eos_token": EOS}), ("jsonl", {})):
+        step = exported(made, to, tmp_path / to, **settings)
+        before = {name: step.folder.read_bytes(name) for name in step.folder.files() if name != "usage.json"}
+        for name in ["manifest.json", *step.manifest["shards"][1]["files"]]:
+            step.folder.remove(name)
+        again = exported(made | {"engine": {"workers": 1}}, to, tmp_path / to, **settings)
+        assert {name: again.folder.read_bytes(name) for name in again.folder.files() if name != "usage.json"} == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
+    exported(made, "jsonl", tmp_path / "out")
+    with pytest.raises(InputError, match=r"holds an export of another run, or of other settings \(jsonl\); choose another folder"):
+        exported(made, "webdataset", tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(InputError, match=r"holds something that is no export \(thesis.txt\)"):
+        exported(made, "jsonl", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"to": "megatrn"}, "no such format (did you mean megatron?)"),
+        ({"to": "megatron"}, "say by which tokenizer with --tokenizer"),
+        ({"to": "jsonl", "eos_token": "x"}, "keeps the text, and takes no --tokenizer or --eos"),
+        ({"to": "megatron", "tokenizer": "/nowhere/at-all"}, "--tokenizer /nowhere/at-all: no tokenizer.json"),
+    ],
+)
+def test_mistakes_in_an_export_are_found_before_anything_runs(topics: dict[str, Any], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        run.export(topics, **settings)
+    assert said in str(raised.value)
+
+
+def test_an_unknown_token_and_a_missing_library(topics: dict[str, Any], tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--eos '<eos>' is no token of .*; give one of its own, such as \[PAD\]"):
+        run.export(topics, to="megatron", tokenizer=tokenizer, eos_token="<eos>")
+    monkeypatch.setitem(sys.modules, "streaming", None)
+    with pytest.raises(ConfigError, match=r'pip install "crispwrap\[mds\]"'):
+        run.export(topics, to="mds")
+
+
+def test_the_job(made: dict[str, Any], tmp_path: Path) -> None:
+    import yaml
+
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
+    job = [sys.executable, "jobs/export.py", "--config", str(config), "--to"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run([*job, "jsonl", "--output", str(tmp_path / "out")], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"jsonl: {tmp_path / 'out'}" in done.stdout
+    wrong = subprocess.run([*job, "parquet"], cwd=root, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
