@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
+from pipeline.exporting.catalogue import FORMATS
 from pipeline.step import Step
 
 RANKS = (1, 2, 3)
@@ -179,8 +180,12 @@ def test_mds_is_read_by_streaming(
     assert found == [(row["id"], row["text"]) for row in rows]
 
 
-def test_an_export_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
-    for to, settings in (("megatron", {"tokenizer": tokenizer, "eos_token": EOS}), ("jsonl", {})):
+def test_an_export_is_the_same_for_any_workers_and_after_a_kill(
+    made: dict[str, Any], tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "without_pictures")
+    for to, form in FORMATS.items():
+        settings = {"tokenizer": tokenizer, "eos_token": EOS} if form.tokenized else {}
         step = exported(made, to, tmp_path / to, **settings)
         before = {name: step.folder.read_bytes(name) for name in step.folder.files() if name != "usage.json"}
         for name in ["manifest.json", *step.manifest["shards"][1]["files"]]:
