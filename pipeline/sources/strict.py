@@ -8,6 +8,7 @@ Importing this module imports datatrove (half a second), so `pipeline.readers` d
 import csv
 import io
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from itertools import accumulate, islice
 from typing import Any, BinaryIO
@@ -208,13 +209,16 @@ class StrictWarcReader(_Strict, WarcReader):  # type: ignore[misc]
         from warcio.archiveiterator import ArchiveIterator
 
         with _binary(self.data_folder, filepath) as raw:
-            for row, record in enumerate(ArchiveIterator(_NoSilentEnd(raw))):
+            stream, row = _Followed(raw), -1
+            records = ArchiveIterator(stream)
+            for row, record in enumerate(_unbroken(records)):
                 page = row >= first and record.rec_type in ("response", "conversion")
                 data = process_record(record) if page else None
                 while record.raw_stream.read(1 << 20):
                     pass
-                if getattr(record.raw_stream, "limit", 0):
+                if getattr(record.raw_stream, "limit", 0) or not (record.rec_headers.get("Content-Length") or "").isdigit():
                     raise OSError(f"the file ends within record {row}")
+                stream.passed = stream.tell() - records.reader.rem_length()
                 if not page:
                     continue
                 if data is not None:
@@ -222,6 +226,8 @@ class StrictWarcReader(_Strict, WarcReader):  # type: ignore[misc]
                 elif record.rec_headers.get("WARC-Identified-Payload-Type") in _PAGES:
                     identifier = record.rec_headers.get("WARC-Record-ID")
                     yield _bad_row(row, "invalid_utf8", "no encoding fits the page", "", identifier)
+            if stream.rest.strip():
+                raise OSError(f"the file ends within the headers of record {row + 1}")
 
 
 class StrictDatasetReader(_Strict, HuggingFaceDatasetReader):  # type: ignore[misc]
@@ -249,20 +255,49 @@ def _dataset(reader: StrictDatasetReader) -> Any:
     return loaded
 
 
-class _NoSilentEnd(io.RawIOBase):
-    """A stream whose early end is an OSError: warcio takes an EOFError for the last record."""
+def _unbroken(records: Iterator[Any]) -> Iterator[Any]:
+    """The records, as far as warcio can read them; what it dies of is an OSError."""
+    from warcio.exceptions import ArchiveLoadFailed
+
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except (ArchiveLoadFailed, AttributeError, ValueError) as error:  # the second and third of headers that were cut
+            raise OSError(
+                f"the file ends within a record's headers, or is none of WARC ({' '.join(str(error).split())})"
+            ) from error
+        yield record
+
+
+class _Followed(io.RawIOBase):
+    """A stream that warcio reads, and what of it lies beyond the last record: warcio takes any end for the end of the file."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
+        self._read = 0
+        self._last: deque[bytes] = deque(maxlen=8)  # blocks: no record's headers are longer
+        self.passed = 0  # bytes up to the end of the last record
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._raw.read(size)
+            block = self._raw.read(size)
         except EOFError as error:
             raise OSError(f"the file ends before its last record does ({error})") from error
+        self._read += len(block)
+        if block:
+            self._last.append(block)
+        return block
 
     def tell(self) -> int:
-        return self._raw.tell()
+        return self._read
+
+    @property
+    def rest(self) -> bytes:
+        """What was read beyond the last record."""
+        left = self._read - self.passed
+        return b"".join(self._last)[-left:] if left else b""
 
 
 BY_KIND: dict[str, Any] = {
