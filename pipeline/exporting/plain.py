@@ -17,7 +17,9 @@ from pipeline.storage import Folder
 class HuggingFace:
     """Parquet files and a card, as `datasets` loads them from a folder or the hub: the shards themselves, under its names."""
 
-    name, tokenized, extra = "huggingface", False, None
+    name: str = "huggingface"
+    tokenized: bool = False
+    extra: str | None = None
 
     def check(self) -> None:
         """Nothing is needed."""
@@ -36,7 +38,9 @@ class HuggingFace:
 class Jsonl:
     """JSON lines, zstd: the columns of the shards, metadata as an object."""
 
-    name, tokenized, extra = "jsonl", False, None
+    name: str = "jsonl"
+    tokenized: bool = False
+    extra: str | None = None
 
     def check(self) -> None:
         """Nothing is needed."""
@@ -56,7 +60,9 @@ class Jsonl:
 class WebDataset:
     """Tar files of pairs KEY.txt and KEY.json, as `webdataset` reads them."""
 
-    name, tokenized, extra = "webdataset", False, None
+    name: str = "webdataset"
+    tokenized: bool = False
+    extra: str | None = None
 
     def check(self) -> None:
         """Nothing is needed: it is tar."""
@@ -85,7 +91,9 @@ class WebDataset:
 class Mds:
     """MosaicML's Mosaic Data Shards, written by `streaming`."""
 
-    name, tokenized, extra = "mds", False, "mds"
+    name: str = "mds"
+    tokenized: bool = False
+    extra: str | None = "mds"
     _COLUMNS = ("id", "text", "source", "cluster", "metadata")
 
     def check(self) -> None:

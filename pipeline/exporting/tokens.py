@@ -13,7 +13,8 @@ from pipeline.storage import Folder
 class _Tokenized:
     """What both share: a step of datatrove's over the rows of a shard."""
 
-    tokenized, extra = True, None
+    tokenized: bool = True
+    extra: str | None = None
     endings: tuple[str, ...]
 
     def check(self) -> None:
@@ -46,7 +47,8 @@ class _Tokenized:
 class Megatron(_Tokenized):
     """An indexed dataset a shard, a row a document; `data_path.txt` is what `--data-path` takes."""
 
-    name, endings = "megatron", (".bin", ".idx")
+    name: str = "megatron"
+    endings = (".bin", ".idx")
 
     def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
         from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
@@ -66,7 +68,8 @@ class Megatron(_Tokenized):
 class Nanotron(_Tokenized):
     """Token files with the ends of documents beside them, as nanotron's and datatrove's datasets read a folder."""
 
-    name, endings = "nanotron", (".ds", ".ds.index", ".ds.metadata")
+    name: str = "nanotron"
+    endings = (".ds", ".ds.index", ".ds.metadata")
 
     def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
         from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
