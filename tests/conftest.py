@@ -1,5 +1,6 @@
 """One Ray for the whole suite, real and local; small corpora of real text on disk."""
 
+import gzip
 import json
 import os
 import random
@@ -35,6 +36,27 @@ def topic_documents(topic: str, count: int, seed: int = 0, words: int = 120) -> 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = False) -> Path:
+    """Records of (url, content, content type), after one of another kind; the last `cut` bytes are missing."""
+    records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 4\r\n\r\ninfo\r\n\r\n"]
+    for url, content, kind in pages:
+        body = content if wet else b"HTTP/1.1 200 OK\r\nContent-Type: " + kind.encode() + b"\r\n\r\n" + content
+        head = {
+            "WARC-Type": "conversion" if wet else "response",
+            "WARC-Record-ID": f"<urn:uuid:{url}>",
+            "WARC-Target-URI": url,
+            "WARC-Date": "2026-11-20T00:00:00Z",
+            "WARC-Identified-Payload-Type": kind,
+            "Content-Type": kind if wet else "application/http; msgtype=response",
+            "Content-Length": str(len(body)),
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        records.append(b"WARC/1.0\r\n" + lines.encode() + b"\r\n" + body + b"\r\n\r\n")
+    data = b"".join(gzip.compress(record) if path.suffix == ".gz" else record for record in records)
+    path.write_bytes(data[: len(data) - cut])
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from conftest import warc
 
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
@@ -335,27 +336,6 @@ def test_a_first_line_that_is_too_long_is_one_row_with_a_byte_order_mark_too(
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"id": "0", "text": "x" * 99}).encode() + b'\n{"id": "1", "text": "short"}\n')
     rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])))
     assert [(row.row, row.bad.reason if row.bad else "") for row in rows] == [(0, "line_too_long"), (1, "")]
-
-
-def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = False) -> Path:
-    """Records of (url, content, content type), after one of another kind; the last `cut` bytes are missing."""
-    records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 4\r\n\r\ninfo\r\n\r\n"]
-    for url, content, kind in pages:
-        body = content if wet else b"HTTP/1.1 200 OK\r\nContent-Type: " + kind.encode() + b"\r\n\r\n" + content
-        head = {
-            "WARC-Type": "conversion" if wet else "response",
-            "WARC-Record-ID": f"<urn:uuid:{url}>",
-            "WARC-Target-URI": url,
-            "WARC-Date": "2026-11-20T00:00:00Z",
-            "WARC-Identified-Payload-Type": kind,
-            "Content-Type": kind if wet else "application/http; msgtype=response",
-            "Content-Length": str(len(body)),
-        }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-        records.append(b"WARC/1.0\r\n" + lines.encode() + b"\r\n" + body + b"\r\n\r\n")
-    data = b"".join(gzip.compress(record) if path.suffix == ".gz" else record for record in records)
-    path.write_bytes(data[: len(data) - cut])
-    return path
 
 
 FRENCH = "L'été était très chaud à la forêt, où l'âne brûlé dînait. " * 8

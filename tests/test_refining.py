@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import topic_documents, write_jsonl
+from conftest import topic_documents, warc, write_jsonl
 from datatrove.data import Document as TroveDocument
 from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
 from datatrove.pipeline.formatters import FTFYFormatter
@@ -240,3 +240,26 @@ def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: 
     }
     with pytest.raises(InputError, match="legal has no document"):
         run.prepare(own)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_pages_of_a_crawl_become_text(topics: dict[str, Any], tmp_path: Path) -> None:
+    page = "<html><head><title>{0}</title></head><body><nav>Home | About</nav><article><h1>{0}</h1>{1}</article></body></html>"
+    documents = topic_documents("law", 12) + topic_documents("music", 12)
+    pages = [(row["id"], page.format(row["id"], f"<p>{row['text']}</p>").encode(), "text/html") for row in documents]
+    crawl = warc(tmp_path / "crawl.warc.gz", *pages, ("picture", b"\x89PNG", "image/png"))
+    steps = [{"type": "Trafilatura"}, {"type": "SamplerFilter", "rate": 1.0}]
+    made = run.prepare(topics | {"generalist": {"paths": [str(crawl)]}, "prepare": {"steps": steps}}).step("prepare", "generalist")
+    assert made.manifest["documents"] == 24
+    texts = ["".join(row["text"] for row in rows) for rows in by_document(made).values()]
+    assert all(row["text"] in text for row, text in zip(documents, texts, strict=True))
+    assert not any("<p>" in text or "About" in text for text in texts)
+
+
+def by_document(made: Step) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in part_names(made):
+        for row in made.folder.read_table(f"{name}.parquet").to_pylist():
+            found.setdefault(row["doc_id"], []).append(row)
+    return found

@@ -72,6 +72,8 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         _remember(workdir, stamps)
+        if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _extracts(steps):
+            logger.warning(f"{corpus}: pages of WARC files are HTML, and no extractor is among {setting_of_steps}: add Trafilatura")
         names = [scan_name(file.number) for file in files]
         shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder, not steps)
         scanned = folder.child("scans")
@@ -132,6 +134,10 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         workdir=workdir,
         work=work,
     )
+
+
+def _extracts(steps: Sequence[Mapping[str, Any]]) -> bool:
+    return any(step["type"] in ("Trafilatura", "ReadabilityInscriptis") for step in steps)
 
 
 def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
