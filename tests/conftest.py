@@ -73,8 +73,7 @@ def ray_session() -> Iterator[Any]:
     import ray
 
     # Workers inherit it, and so find the functions of the tests.
-    here = Path(__file__).parent
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here / "without_pictures"), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     os.environ |= {"RAY_worker_niceness": "0"}  # else, beside anything busy, an engine does not come up for minutes
     context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context

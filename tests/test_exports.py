@@ -1,6 +1,8 @@
 """Each export read back with the trainer's own library: the same rows, and disjoint complete shares for 1, 2 and 3 ranks."""
 
+import gc
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -9,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
 from pipeline.exporting.catalogue import FORMATS
 from pipeline.step import Step
 
+# Trainers' libraries leave files open for the garbage collector.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+ROOT = Path(__file__).parent.parent
 RANKS = (1, 2, 3)
 EOS = "[SEP]"
 
@@ -83,6 +94,13 @@ def shares(read: Callable[[int, int], Iterator[Any]], expected: list[Any]) -> No
         parts = [list(read(rank, world_size)) for rank in range(world_size)]
         together = Counter(item for part in parts for item in part)
         assert together == Counter(expected), f"{world_size} ranks"
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What a test leaves open is collected while it runs."""
+    yield
+    gc.collect()
 
 
 def test_huggingface_is_read_by_datasets(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -168,23 +186,41 @@ def test_nanotron_is_read_by_datatrove(made: dict[str, Any], rows: list[dict[str
     shares(read, list(enumerate(whole)))
 
 
-def test_mds_is_read_by_streaming(
-    made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent / "without_pictures")
-    from streaming import StreamingDataset
-
-    exported(made, "mds", tmp_path / "mds")
-    dataset = StreamingDataset(local=str(tmp_path / "mds"), shuffle=False, batch_size=1)
-    found = [(dataset[i]["id"], dataset[i]["text"]) for i in range(len(dataset))]
-    assert found == [(row["id"], row["text"]) for row in rows]
+READ_MDS = """
+import json, sys
+from streaming import StreamingDataset
+data = StreamingDataset(local=sys.argv[1], shuffle=False, batch_size=1)
+print(json.dumps([(data[i]["id"], data[i]["text"]) for i in range(len(data))]))
+"""
 
 
-def test_an_export_is_the_same_for_any_workers_and_after_a_kill(
-    made: dict[str, Any], tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent / "without_pictures")
+def test_mds_is_read_by_streaming(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """In processes of their own: `streaming` imports torchvision, of which they get a stand-in, and others should see none."""
+    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    digests = []
+    for workers in (1, 2):
+        out = tmp_path / f"mds-{workers}"
+        config = tmp_path / "run.yaml"
+        config.write_text(yaml.safe_dump(made | {"engine": {"address": "local", "workers": workers}}))
+        job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(out)]
+        done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        read = subprocess.run(
+            [sys.executable, "-c", READ_MDS, str(out)], env=environment, capture_output=True, text=True, check=True
+        )
+        assert [tuple(one) for one in json.loads(read.stdout)] == [(row["id"], row["text"]) for row in rows]
+        step = run.plan(made).workdir.child("export")
+        digests.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.zstd")})
+        for name in step.names():
+            step.child(name).remove_all()
+    assert digests[0] == digests[1] != {}
+
+
+def test_an_export_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
     for to, form in FORMATS.items():
+        if to == "mds":
+            continue  # above
         settings = {"tokenizer": tokenizer, "eos_token": EOS} if form.tokenized else {}
         step = exported(made, to, tmp_path / to, **settings)
         before = {name: step.folder.read_bytes(name) for name in step.folder.files() if name != "usage.json"}
@@ -229,15 +265,12 @@ def test_an_unknown_token_and_a_missing_library(topics: dict[str, Any], tokenize
 
 
 def test_the_job(made: dict[str, Any], tmp_path: Path) -> None:
-    import yaml
-
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
     job = [sys.executable, "jobs/export.py", "--config", str(config), "--to"]
-    root = Path(__file__).parent.parent
-    done = subprocess.run([*job, "jsonl", "--output", str(tmp_path / "out")], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run([*job, "jsonl", "--output", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"jsonl: {tmp_path / 'out'}" in done.stdout
-    wrong = subprocess.run([*job, "parquet"], cwd=root, capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*job, "parquet"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1

@@ -250,7 +250,8 @@ def test_pages_of_a_crawl_become_text(topics: dict[str, Any], tmp_path: Path) ->
     pages = [(row["id"], page.format(row["id"], f"<p>{row['text']}</p>").encode(), "text/html") for row in documents]
     crawl = warc(tmp_path / "crawl.warc.gz", *pages, ("picture", b"\x89PNG", "image/png"))
     steps = [{"type": "Trafilatura"}, {"type": "SamplerFilter", "rate": 1.0}]
-    made = run.prepare(topics | {"generalist": {"paths": [str(crawl)]}, "prepare": {"steps": steps}}).step("prepare", "generalist")
+    changes = {"generalist": {"paths": [str(crawl)]}, "prepare": {"steps": steps}, "sample": {"budget_tokens": 1000}}
+    made = run.prepare(topics | changes).step("prepare", "generalist")
     assert made.manifest["documents"] == 24
     texts = ["".join(row["text"] for row in rows) for rows in by_document(made).values()]
     assert all(row["text"] in text for row, text in zip(documents, texts, strict=True))

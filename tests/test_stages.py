@@ -46,6 +46,7 @@ def windows_table(texts: list[str], doc: str = "d") -> pa.Table:
             "text": texts,
             "tokens": [len(text) for text in texts],
             "source": ["s"] * count,
+            "near_copies": [1] * count,
             "metadata": ["{}"] * count,
         },
         schema=WINDOWS,
