@@ -145,6 +145,7 @@ def test_jsonl_and_webdataset_are_read(made: dict[str, Any], rows: list[dict[str
     shares(read, [(row["id"], row["text"]) for row in rows])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that it has no GPU's libraries
 def test_megatron_is_read_by_megatron(made: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
