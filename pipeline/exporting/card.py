@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-_MOST_ROWS = 30
+_MOST_SOURCES = 30
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -17,10 +17,11 @@ def card(manifest: Mapping[str, Any]) -> str:
         "size_categories": [_size(rows)],
         "tags": ["crispwrap", "pretraining"],
     }
-    sources = [
-        f"| {source} | {before:,} | {after:,} |"
-        for source, (before, after) in list(manifest["tokens_by_source"].items())[:_MOST_ROWS]
-    ]
+    largest = sorted(manifest["tokens_by_source"].items(), key=lambda item: (-item[1][1], item[0]))
+    sources = [f"| {source} | {before:,} | {after:,} |" for source, (before, after) in largest[:_MOST_SOURCES]]
+    if len(largest) > _MOST_SOURCES:
+        before, after = (sum(counts[i] for _, counts in largest[_MOST_SOURCES:]) for i in (0, 1))
+        sources.append(f"| {len(largest) - _MOST_SOURCES} others | {before:,} | {after:,} |")
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
