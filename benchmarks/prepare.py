@@ -9,6 +9,7 @@ writes JSON lines. Both keep the same documents, or the benchmark stops.
 import argparse
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 from itertools import islice
@@ -17,7 +18,7 @@ from typing import Any
 
 import orjson
 import zstandard
-from corpus import own_ray, print_head, print_row, read_rows, timed
+from corpus import GENERALIST, own_ray, print_head, print_row, read_rows, stage_seconds, timed
 
 from pipeline import run
 from pipeline.refining.catalogue import build
@@ -48,13 +49,13 @@ def main() -> None:
                 sys.exit(f"ours keeps {len(mine)} documents and datatrove {len(its)}, {len(mine ^ its)} of them not the same")
         for repeat in range(args.repeats):
             print_row(f"documents/s, pair {repeat + 1}", args.documents / ours[repeat], args.documents / theirs[repeat], "≥ 0.9")
-        middle = [sorted(seconds)[len(seconds) // 2] for seconds in (ours, theirs)]
+        middle = [statistics.median(seconds) for seconds in (ours, theirs)]
         print_row("documents/s, medians", args.documents / middle[0], args.documents / middle[1], "≥ 0.9")
 
 
 def write_corpus(folder: Path, documents: int) -> None:
     folder.mkdir()
-    rows = list(islice(read_rows("generalist.jsonl.zst"), documents))
+    rows = list(islice(read_rows(GENERALIST), documents))
     for number in range(FILES):
         lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows[number::FILES])
         (folder / f"{number:02d}.jsonl.zst").write_bytes(zstandard.compress(lines))
@@ -93,8 +94,7 @@ def our_seconds(root: Path, repeat: int) -> float:
                 "sample": {"budget_tokens": 1},
             }
         )
-        step = made.step("prepare", "generalist")
-        return float(step.folder.read_json("usage.json")["seconds"])
+        return stage_seconds(made, "prepare")
 
 
 def kept_by_us(root: Path, repeat: int) -> set[str]:

@@ -109,9 +109,8 @@ def _export(config: str, overrides: list[str], to: str, tokenizer: str | None, e
     settings = load_config(config, overrides)
     from pipeline import run
 
-    made = run.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
-    place = output or made.workdir.child(f"exports/{to}").url
-    print(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {place}")
+    made, folder = run.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
+    print(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {folder.url}")
 
 
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:

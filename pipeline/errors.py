@@ -12,6 +12,9 @@ A message names the file, row or setting, the rule, the value it got, and the me
 these are for what can happen to a user.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class CrispwrapError(Exception):
     """Root of all errors raised on purpose."""
@@ -43,3 +46,9 @@ class StorageError(RunError):
 
 class WorkerError(RunError):
     """A worker died, or a part failed more often than it may."""
+
+
+def nearest(name: str, among: Iterable[str], cutoff: float = 0.5) -> str:
+    """For a message: a hint at the name that was meant, or nothing."""
+    near = difflib.get_close_matches(name, list(among), n=1, cutoff=cutoff)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -16,7 +16,7 @@ from pipeline.identity import differences
 from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
 from pipeline.stages.cluster import cluster_step
-from pipeline.stages.decontaminate import decontaminate_step, held_out_step
+from pipeline.stages.decontaminate import decontaminate_step, index_step
 from pipeline.stages.dedup import dedup_step
 from pipeline.stages.embed import embed_step, embedder_step
 from pipeline.stages.export import check_output, export_step, hand_over
@@ -69,7 +69,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
     deduplicated = dedup_step(config, prepared[GENERALIST]) if config.dedup else None
     windows = {**prepared, GENERALIST: deduplicated or prepared[GENERALIST]}
-    held_out = held_out_step(config, workdir) if config.decontaminate else None
+    held_out = index_step(config, workdir) if config.decontaminate else None
     if held_out:
         windows = {name: decontaminate_step(config, name, step, held_out) for name, step in windows.items()}
     fitted = embedder_step(config, windows[GENERALIST])
@@ -137,17 +137,19 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
         RunError: the run failed; finished parts are kept, and running again goes on from them.
     """
     run = plan(config)
-    config = run.config
-    steps = _steps_until(run, until)
-    with Engine(config.engine) as engine:
-        run_steps(run, steps, engine)
+    with Engine(run.config.engine) as engine:
+        _curate(run, until, engine)
+    return run
+
+
+def _curate(run: Run, until: str, engine: Engine) -> None:
+    run_steps(run, _steps_until(run, until), engine)
     if until == "sample":
         sampled = run.step("sample")
         if not published(sampled, run.shards):
             publish(sampled, run.shards)
     for line in summary(run, until):
         console.print(line)
-    return run
 
 
 def export(
@@ -157,8 +159,8 @@ def export(
     tokenizer: str | None = None,
     eos_token: str | None = None,
     output: str | None = None,
-) -> Step:
-    """Everything up to the shards, and these in the format `to` under `output` (by default `<workdir>/exports/<to>`).
+) -> tuple[Step, Folder]:
+    """Everything up to the shards, and these in the format `to` under `output` (by default `<workdir>/exports/<to>`): step, place.
 
     Raises:
         UserError: as `curate`; no such format or tokenizer, or `output` holds something else.
@@ -168,11 +170,11 @@ def export(
     made = export_step(run.step("sample"), to, tokenizer, eos_token)
     folder = Folder(output) if output else run.workdir.child(f"exports/{to}")
     check_output(made, folder)
-    curate(run.config)
     with Engine(run.config.engine) as engine:
+        _curate(run, "sample", engine)
         run_steps(run, [made], engine)
     hand_over(made, folder)
-    return made
+    return made, folder
 
 
 def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:

@@ -85,7 +85,9 @@ def token_ids(tokenizer: str, texts: list[str]) -> list[tuple[int, ...]]:
 
 
 def exported(config: dict[str, Any], to: str, output: Path, **settings: Any) -> Step:
-    return run.export(config, to=to, output=str(output), **settings)
+    step, folder = run.export(config, to=to, output=str(output), **settings)
+    assert folder.url == str(output)
+    return step
 
 
 def shares(read: Callable[[int, int], Iterator[Any]], expected: list[Any]) -> None:

@@ -96,6 +96,9 @@ def test_html_is_extracted_alike_whatever_was_seen_before() -> None:
     with Chain([{"type": "Trafilatura"}]) as chain:
         texts = [chain.refine(document(str(i), page)) for i in range(6)]
         assert chain.refine(document("none", "<html></html>")) == Dropped(0, "empty", "")
+        assert isinstance(texts[0], Document)
+    with chain:  # again: a worker makes its chain once
+        texts.append(chain.refine(document("again", page)))
     assert len({one.text for one in texts}) == 1
     assert ENGLISH in texts[0].text
 

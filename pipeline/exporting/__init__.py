@@ -3,9 +3,10 @@
 Wherever a trainer's own library, or datatrove, writes its format, it writes it here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,18 +37,21 @@ class Shard:
         return self.source.read_table(self.name, columns=list(columns) if columns else None)
 
 
-class Format(Protocol):
+class Format(ABC):
     """One format."""
 
     name: str
-    tokenized: bool  # whether it holds token ids
-    extra: str | None  # of ours, that brings what it needs
+    tokenized: bool = False  # whether it holds token ids
+    extra: str | None = None  # of ours, that brings what it needs
 
     def check(self) -> None:
         """Raises ImportError where the library that writes it is missing."""
+        return
 
+    @abstractmethod
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         """Write a shard below `folder`; its facts: `rows`, `tokens` where it is tokenized, and its `files`."""
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
         """Write what belongs to all shards together, once these are there; `manifest` is that of the shards."""
+        del folder, manifest, parts

@@ -1,8 +1,6 @@
 """The formats by name."""
 
-import difflib
-
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, nearest
 from pipeline.exporting import Format
 from pipeline.exporting.plain import HuggingFace, Jsonl, Mds, WebDataset
 from pipeline.exporting.tokens import Megatron, Nanotron
@@ -17,9 +15,7 @@ def find_format(name: str) -> Format:
         ConfigError: there is none, or a package is missing; the extra that brings it is named.
     """
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"--to {name}: no such format{hint}; there are {', '.join(FORMATS)}")
+        raise ConfigError(f"--to {name}: no such format{nearest(name, FORMATS, 0.6)}; there are {', '.join(FORMATS)}")
     found = FORMATS[name]
     try:
         found.check()

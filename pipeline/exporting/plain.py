@@ -9,41 +9,31 @@ from typing import Any
 import orjson
 import zstandard
 
-from pipeline.exporting import Shard, Tokenizer
+from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.exporting.card import card
 from pipeline.storage import Folder
 
 
-class HuggingFace:
+class HuggingFace(Format):
     """Parquet files and a card, as `datasets` loads them from a folder or the hub: the shards themselves, under its names."""
 
-    name: str = "huggingface"
-    tokenized: bool = False
-    extra: str | None = None
-
-    def check(self) -> None:
-        """Nothing is needed."""
+    name = "huggingface"
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         del tokenizer
         name = f"train-{shard.number:05d}-of-{shard.of:05d}.parquet"
         folder.child("data").write_bytes(name, shard.source.read_bytes(shard.name))
-        return {"rows": shard.table(["id"]).num_rows, "files": [f"data/{name}"]}
+        return {"rows": shard.source.read_facts(shard.name)["rows"], "files": [f"data/{name}"]}
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
         del parts
         folder.write_bytes("README.md", card(manifest).encode())
 
 
-class Jsonl:
+class Jsonl(Format):
     """JSON lines, zstd: the columns of the shards, metadata as an object."""
 
-    name: str = "jsonl"
-    tokenized: bool = False
-    extra: str | None = None
-
-    def check(self) -> None:
-        """Nothing is needed."""
+    name = "jsonl"
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         del tokenizer
@@ -53,19 +43,11 @@ class Jsonl:
         folder.write_bytes(name, zstandard.ZstdCompressor(write_checksum=True).compress(lines))
         return {"rows": len(rows), "files": [name]}
 
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing is left to write."""
 
-
-class WebDataset:
+class WebDataset(Format):
     """Tar files of pairs KEY.txt and KEY.json, as `webdataset` reads them."""
 
-    name: str = "webdataset"
-    tokenized: bool = False
-    extra: str | None = None
-
-    def check(self) -> None:
-        """Nothing is needed: it is tar."""
+    name = "webdataset"
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         del tokenizer
@@ -88,12 +70,11 @@ class WebDataset:
         folder.write_bytes("sizes.json", json.dumps(sizes, indent=1).encode())  # as webdataset's tools call it
 
 
-class Mds:
+class Mds(Format):
     """MosaicML's Mosaic Data Shards, written by `streaming`."""
 
-    name: str = "mds"
-    tokenized: bool = False
-    extra: str | None = "mds"
+    name = "mds"
+    extra = "mds"
     _COLUMNS = ("id", "text", "source", "cluster", "metadata")
 
     def check(self) -> None:

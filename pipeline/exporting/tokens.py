@@ -2,23 +2,20 @@
 
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.exporting import Shard, Tokenizer
+from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.storage import Folder
 
 
-class _Tokenized:
+class _Tokenized(Format):
     """What both share: a step of datatrove's over the rows of a shard."""
 
-    tokenized: bool = True
-    extra: str | None = None
+    tokenized = True
     endings: tuple[str, ...]
-
-    def check(self) -> None:
-        """Nothing is needed beyond datatrove."""
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
@@ -35,19 +32,19 @@ class _Tokenized:
         tokens = int(step.stats["tokens"].total) if texts else 0
         return {"rows": len(texts), "tokens": tokens, "files": [f"{name}{ending}" for ending in self.endings]}
 
+    @abstractmethod
     def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
         """datatrove's writer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def file(self, number: int) -> str:
         """The name of a shard's files, without their endings."""
-        raise NotImplementedError
 
 
 class Megatron(_Tokenized):
     """An indexed dataset a shard, a row a document; `data_path.txt` is what `--data-path` takes."""
 
-    name: str = "megatron"
+    name = "megatron"
     endings = (".bin", ".idx")
 
     def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
@@ -68,7 +65,7 @@ class Megatron(_Tokenized):
 class Nanotron(_Tokenized):
     """Token files with the ends of documents beside them, as nanotron's and datatrove's datasets read a folder."""
 
-    name: str = "nanotron"
+    name = "nanotron"
     endings = (".ds", ".ds.index", ".ds.metadata")
 
     def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
@@ -78,9 +75,6 @@ class Nanotron(_Tokenized):
 
     def file(self, number: int) -> str:
         return f"{number:05d}_unshuffled"
-
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing is left to write: each shard is a uniform slice already."""
 
 
 def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:

@@ -3,7 +3,6 @@
 Importing this module imports datatrove (half a second); only a config that names a step of it needs that.
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, nearest
 from pipeline.sources.listing import READERS
 
 # What we hand over ourselves, or what cannot be written in YAML.
@@ -94,6 +93,13 @@ def checked_reader(reader: Mapping[str, Any], setting: str) -> None:
         raise ConfigError(f'{where}: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
 
 
+def extracts(steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an extractor is among some steps."""
+    from datatrove.pipeline.extractors.base import BaseExtractor
+
+    return any(issubclass(offered()[step["type"]], BaseExtractor) for step in steps)
+
+
 def _kind(step: Mapping[str, Any], where: str) -> type:
     name = step.get("type")
     if not isinstance(name, str):
@@ -131,9 +137,3 @@ def _checked_settings(kind: type, given: Mapping[str, Any], where: str) -> dict[
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ConfigError(f"{where}.{name}: {first['msg']}, not {given[name]!r}") from error
-
-
-def nearest(name: str, among: Mapping[str, Any]) -> str:
-    """A hint at the name that was meant, or nothing."""
-    near = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""

@@ -7,6 +7,7 @@ replacements that take turns, a cache of paragraphs seen), and what they did wou
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -17,16 +18,22 @@ from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 from datatrove.pipeline.formatters.pii import PIIReplacer
 
 from pipeline.hashing import uniform_of
+from pipeline.parts import SHOWN_CHARACTERS
 from pipeline.refining import Dropped, StepError
 from pipeline.refining.catalogue import build
 from pipeline.sources import BadRowError, Document, checked_text
 
 _EMPTY = "empty"
-_SHOWN_CHARACTERS = 500
+
+
+@cache
+def chain_of(steps: bytes, setting: str) -> "Chain":
+    """The chain of some steps (JSON), made once a worker: some of datatrove's read long lists when they are made."""
+    return Chain(orjson.loads(steps), setting)
 
 
 class Chain:
-    """The steps of a config; a context manager, as extractors run in processes of their own.
+    """The steps of a config; a context manager, as extractors run in processes of their own, which end with each use.
 
     Args:
         steps: as in the config, checked (`catalogue.checked`).
@@ -60,7 +67,7 @@ class Chain:
             if reason is None and (not trove.text or trove.text.isspace()):
                 reason = _EMPTY
             if reason is not None:
-                return Dropped(number, reason, trove.text[:_SHOWN_CHARACTERS])
+                return Dropped(number, reason, trove.text[:SHOWN_CHARACTERS])
         try:
             text = checked_text({"text": trove.text}, "text")
         except BadRowError as bad:

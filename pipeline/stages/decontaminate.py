@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 from loguru import logger
 
 from pipeline.config import Config, Decontaminate, HeldOut
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.readers import InputFile, read_rows
+from pipeline.parts import SHOWN_CHARACTERS, counts, documents_of, totals
+from pipeline.readers import InputFile
 from pipeline.refining.contamination import Index, readings
-from pipeline.stages.dedup import documents_of
+from pipeline.stages.held_out import held_out_documents
 from pipeline.stages.prepare import input_files
 from pipeline.step import Step, map_parts, part_names
 from pipeline.storage import Folder
@@ -28,11 +28,10 @@ from pipeline.tables import CONTAMINATED, HELD_OUT_ROWS, HELD_OUT_RUNS, WINDOWS
 
 REPORT = "contaminated"  # the folder of what was dropped and why, beside the parts
 _RUNS, _ROWS = "held_out_runs.parquet", "held_out_rows.parquet"
-_SHOWN_CHARACTERS = 500
 _NAMED = 3  # documents that an error names
 
 
-def held_out_step(config: Config, workdir: Folder) -> Step:
+def index_step(config: Config, workdir: Folder) -> Step:
     """The step that makes an index of all held-out text.
 
     Raises:
@@ -100,10 +99,7 @@ def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Ste
             "documents": documents,
             "dropped": dropped,
             "held_out": dict(sorted(by_name.items())),
-            "windows": sum(part["rows"] for part in parts),
-            "tokens": sum(part["tokens"] for part in parts),
-            "text_bytes": sum(part["text_bytes"] for part in parts),
-            "parts": parts,
+            **totals(parts),
         }
 
     return Step(
@@ -136,39 +132,33 @@ def _refuse_own_test(settings: Decontaminate, corpus: str, folder: Folder, by_na
 def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputFile]]) -> dict[str, tuple[int, int]]:
     """Write the index; by name how many rows there are, and how many of them are too short."""
     names = sorted(files)
-    counts = dict.fromkeys(names, 0)
+    read = dict.fromkeys(names, 0)
 
     def rows() -> Iterator[tuple[int, int, Sequence[str]]]:
         for number, name in enumerate(names):
             for file in files[name]:
                 for found in _readings(file, settings.held_out[name], name, settings.ngram):
-                    yield number, counts[name], found
-                    counts[name] += 1
+                    yield number, read[name], found
+                    read[name] += 1
 
     index, short = Index.of(rows(), names, settings.ngram)
     runs, of_rows = index.tables()
     folder.write_table(_RUNS, runs, HELD_OUT_RUNS)
     folder.write_table(_ROWS, of_rows, HELD_OUT_ROWS)
-    return {name: (counts[name], short[number]) for number, name in enumerate(names)}
+    return {name: (read[name], short[number]) for number, name in enumerate(names)}
 
 
 def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Iterator[Sequence[str]]:
-    for row in read_rows(file, corpus):
-        if row.document is None:
-            assert row.bad
-            # Held-out text that goes unread would leak in silence.
-            raise InputError(
-                f"{file.url} row {row.row} of decontaminate.held_out.{name} cannot be used ({row.bad.reason}): mend it"
-            )
-        others = orjson.loads(row.document.metadata)
+    for row, document in held_out_documents(file, corpus, f"decontaminate.held_out.{name}"):
+        others = orjson.loads(document.metadata)
         for key in (corpus.answer_key, corpus.choices_key):
             if key is not None and key not in others:
-                raise InputError(f"{file.url} row {row.row} has no {key!r}, which decontaminate.held_out.{name} names; mend either")
+                raise InputError(f"{file.url} row {row} has no {key!r}, which decontaminate.held_out.{name} names; mend either")
         choices = others[corpus.choices_key] if corpus.choices_key else []
         if not isinstance(choices, list):
-            raise InputError(f"{file.url} row {row.row}: {corpus.choices_key!r} is no list of choices; mend it")
+            raise InputError(f"{file.url} row {row}: {corpus.choices_key!r} is no list of choices; mend it")
         answer = others[corpus.answer_key] if corpus.answer_key else None
-        yield readings(row.document.text, length, answer=answer, choices=[str(choice) for choice in choices])
+        yield readings(document.text, length, answer=answer, choices=[str(choice) for choice in choices])
 
 
 @functools.lru_cache(maxsize=1)
@@ -191,12 +181,10 @@ def _clean(name: str, windows: Folder, held_out: Folder, output: Folder, length:
         if found is not None:
             keep_N[rows] = False
             what = {"held_out": found.name, "row": found.row, "share": found.share, "words": found.words}
-            report.append({"id": identifier, **what, "text": text[:_SHOWN_CHARACTERS]})
+            report.append({"id": identifier, **what, "text": text[:SHOWN_CHARACTERS]})
     table = table.filter(pa.array(keep_N))
     facts = {
-        "rows": len(table),
-        "tokens": pc.sum(table["tokens"]).as_py() or 0,
-        "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        **counts(table),
         "contaminated": dict(sorted(Counter(row["held_out"] for row in report).items())),
     }
     if report:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import GENERALIST, Config, Dedup
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError
 from pipeline.hashing import keyed_uniform
+from pipeline.parts import SHOWN_CHARACTERS, counts, documents_of, totals
 from pipeline.step import Step, groups, map_parts, part_names, with_facts
 from pipeline.storage import Folder
 from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
@@ -30,7 +30,6 @@ EXAMPLES = "dropped"  # the folder of examples, beside the parts
 # Of parts that share a file of signatures in each band: their number is bounded, whatever the corpus.
 _MOST_GROUPS = 1000
 _NUM_EXAMPLES = 20
-_SHOWN_CHARACTERS = 500
 
 
 def dedup_step(config: Config, prepared: Step) -> Step:
@@ -60,10 +59,7 @@ def dedup_step(config: Config, prepared: Step) -> Step:
             "corpus": GENERALIST,
             "documents": documents,
             "dropped": before - documents,
-            "windows": sum(part["rows"] for part in parts),
-            "tokens": sum(part["tokens"] for part in parts),
-            "text_bytes": sum(part["text_bytes"] for part in parts),
-            "parts": parts,
+            **totals(parts),
         }
 
     return Step(
@@ -123,38 +119,28 @@ def _minhash(settings: Dedup, seed: int) -> Any:
     )
 
 
-def documents_of(table: pa.Table) -> Iterator[tuple[str, slice]]:
-    """The id of each document of a WINDOWS table, and its rows."""
-    ids = table["doc_id"].to_pylist()
-    begin = 0
-    for identifier, rows in itertools.groupby(ids):
-        end = begin + sum(1 for _ in rows)
-        yield identifier, slice(begin, end)
-        begin = end
-
-
 def _sign(name: str, job: _Job) -> dict[str, Any]:
     """The signatures of the documents of a group of parts."""
     from datatrove.data import Document
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
     number = int(name.rpartition("-")[2])
-    counts: dict[str, int] = {}
+    signed: dict[str, int] = {}
 
     def documents() -> Iterator[Any]:
         for part in job.runs[number]:
             table = job.windows.read_table(f"{part}.parquet", columns=["doc_id", "text"])
             texts = table["text"].to_pylist()
-            counts[part] = 0
+            signed[part] = 0
             for identifier, rows in documents_of(table):
-                counts[part] += 1
+                signed[part] += 1
                 yield Document(text="".join(texts[rows]), id=identifier)
 
     signatures = job.scratch.child("signatures").url
     step = MinhashDedupSignature(signatures, config=_minhash(job.settings, job.seed), language=job.settings.language)
     step.run(documents(), rank=number, world_size=len(job.runs))
-    counted = pa.table({"part": list(counts), "documents": list(counts.values())}, schema=SIGNED)
-    facts = {"documents": sum(counts.values())}
+    counted = pa.table({"part": list(signed), "documents": list(signed.values())}, schema=SIGNED)
+    facts = {"documents": sum(signed.values())}
     job.scratch.child("signed").write_table(f"{name}.parquet", counted, SIGNED, facts)
     return facts
 
@@ -191,7 +177,9 @@ class _Clusters:
     cluster_D: NDArray[np.int64]  # -1: alone
 
     @classmethod
-    def read(cls, job: _Job, number: int, documents: int) -> "_Clusters":
+    def read(cls, job: _Job, number: int) -> "_Clusters":
+        """Those of a group."""
+        documents = job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"]
         folder = job.scratch.child("clusters")
         removed_D, size_D, cluster_D = np.zeros(documents, bool), np.ones(documents, np.int32), np.full(documents, -1, np.int64)
         there = set(folder.names())
@@ -207,19 +195,18 @@ class _Clusters:
         return cls(removed_D, size_D, cluster_D)
 
 
-def _group_of(job: _Job, part: str) -> tuple[int, int, int]:
-    """The group of a part, the number of its first document in there, and the group's documents."""
+def _group_of(job: _Job, part: str) -> tuple[int, int]:
+    """The group of a part, and the number of its first document in there."""
     number = next(number for number, run in enumerate(job.runs) if part in run)
     counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet")
     at = counted["part"].to_pylist().index(part)
-    documents = counted["documents"].to_numpy()
-    return number, int(documents[:at].sum()), int(documents.sum())
+    return number, int(counted["documents"].to_numpy()[:at].sum())
 
 
 def _keep(name: str, job: _Job) -> dict[str, Any]:
     """A part without what others stand for."""
-    number, first, documents = _group_of(job, name)
-    clusters = _Clusters.read(job, number, documents)
+    number, first = _group_of(job, name)
+    clusters = _Clusters.read(job, number)
     table = job.windows.read_table(f"{name}.parquet")
     lengths = [rows.stop - rows.start for _, rows in documents_of(table)]
     mine = slice(first, first + len(lengths))
@@ -227,9 +214,7 @@ def _keep(name: str, job: _Job) -> dict[str, Any]:
     table = table.set_column(table.schema.get_field_index("near_copies"), "near_copies", pa.array(copies_N, pa.int32()))
     table = table.filter(pa.array(np.repeat(~clusters.removed_D[mine], lengths)))
     facts = {
-        "rows": len(table),
-        "tokens": pc.sum(table["tokens"]).as_py() or 0,
-        "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        **counts(table),
         "documents_before": len(lengths),
         "documents": int((~clusters.removed_D[mine]).sum()),
     }
@@ -241,7 +226,7 @@ def _write_examples(_name: str, job: _Job) -> None:
     """Some documents that were dropped, each beside the one that stands for it."""
     chosen: dict[int, tuple[int, int]] = {}  # cluster: group and document that was dropped
     for number in range(len(job.runs)):
-        clusters = _Clusters.read(job, number, job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"])
+        clusters = _Clusters.read(job, number)
         for document in np.flatnonzero(clusters.removed_D).tolist():
             chosen.setdefault(int(clusters.cluster_D[document]), (number, document))
         if len(chosen) >= 50 * _NUM_EXAMPLES:
@@ -253,7 +238,7 @@ def _write_examples(_name: str, job: _Job) -> None:
     for number in range(len(job.runs)):
         if len(kept) == len(picked):
             break
-        clusters = _Clusters.read(job, number, job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"])
+        clusters = _Clusters.read(job, number)
         for document in np.flatnonzero(np.isin(clusters.cluster_D, picked) & ~clusters.removed_D).tolist():
             kept[int(clusters.cluster_D[document])] = (number, document, int(clusters.size_D[document]))
     rows = []
@@ -270,7 +255,7 @@ def _document(job: _Job, number: int, document: int) -> tuple[str, str]:
         if document < row["documents"]:
             table = job.windows.read_table(f"{row['part']}.parquet", columns=["doc_id", "text"])
             identifier, rows = next(itertools.islice(documents_of(table), document, None))
-            return identifier, "".join(table["text"].to_pylist()[rows])[:_SHOWN_CHARACTERS]
+            return identifier, "".join(table["text"].to_pylist()[rows])[:SHOWN_CHARACTERS]
         document -= row["documents"]
     raise InputError(
         f"group {number} of {job.scratch.url} has fewer documents than its signatures; delete the folder and run again"

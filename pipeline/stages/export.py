@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from pipeline.engine import Engine
@@ -64,7 +65,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
             "tokenizer": tokenizer.digest if tokenizer else None,
             "tokenizer_name": tokenizer.name if tokenizer else None,
             "eos": eos_token,
-            "datatrove": versions()["datatrove"],
+            "datatrove": version("datatrove"),
         },
         inputs={"shards": sampled},
         workdir=sampled.workdir,

@@ -1,5 +1,6 @@
 """Test text that no rewrite may overlap: rewrites of it would escape the n-gram decontamination of raw text (METHODS, WRAP)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow as pa
 from pipeline.config import Config, Corpus
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.readers import InputFile, read_rows
+from pipeline.readers import Document, InputFile, read_rows
 from pipeline.rewriting.filters import HeldOut
 from pipeline.stages.prepare import input_files
 from pipeline.storage import Folder
@@ -34,7 +35,7 @@ def read_held_out(engine: Engine, config: Config, folder: Folder) -> Folder | No
     if not found:
         return None
     if not folder.exists(_FILE):
-        items = [(corpus, file) for corpus, files in found.values() for file in files]
+        items = [(setting, corpus, file) for setting, (corpus, files) in found.items() for file in files]
         parts = [part for _, part in engine.map(_ngrams, items, title="held-out text", unit="files")]
         table = HeldOut.combine(parts).to_table()
         folder.write_table(_FILE, table, pa.schema([pa.field("ngram", pa.uint64(), nullable=False)]))
@@ -52,18 +53,25 @@ def _files(config: Config, workdir: Folder) -> dict[str, tuple[Corpus, list[Inpu
     return {name: (corpus, input_files(corpus, workdir, setting=f"{name}.paths")[0]) for name, corpus in texts.items()}
 
 
-def _ngrams(item: tuple[Corpus, InputFile]) -> HeldOut:
-    corpus, file = item
-    parts: list[HeldOut] = []
-    texts: list[str] = []
+def held_out_documents(file: InputFile, corpus: Corpus, setting: str) -> Iterator[tuple[int, Document]]:
+    """Every row of a file of held-out text: its number and its document.
+
+    Raises:
+        InputError: one of them cannot be used. Held-out text that goes unread would leak in silence.
+    """
     for row in read_rows(file, corpus):
         if row.document is None:
             assert row.bad
-            # Held-out text that goes unread would leak in silence.
-            raise InputError(
-                f"{file.url} row {row.row} of rephrase.held_out cannot be used: {row.bad.reason}; mend it, or take it out"
-            )
-        texts.append(row.document.text)
+            raise InputError(f"{file.url} row {row.row} of {setting} cannot be used ({row.bad.reason}): mend it, or take it out")
+        yield row.row, row.document
+
+
+def _ngrams(item: tuple[str, Corpus, InputFile]) -> HeldOut:
+    setting, corpus, file = item
+    parts: list[HeldOut] = []
+    texts: list[str] = []
+    for _, document in held_out_documents(file, corpus, setting):
+        texts.append(document.text)
         if len(texts) == _BATCH:
             parts.append(HeldOut.of(texts))
             texts = []

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 from loguru import logger
 
 from pipeline import embedders
@@ -27,6 +27,7 @@ from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
 from pipeline.errors import InputError
+from pipeline.parts import counts, totals
 from pipeline.readers import InputFile, digest, list_files
 from pipeline.refining import account
 from pipeline.refining.account import Account
@@ -57,22 +58,18 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     """
     name = setting or (corpus if corpus == GENERALIST else f"specialists.{corpus}")
     if settings.reader:
-        from pipeline.refining import catalogue
-
-        catalogue.checked_reader(settings.reader, f"{name}.reader")
+        _catalogue().checked_reader(settings.reader, f"{name}.reader")
     files, stamps = input_files(settings, workdir, setting=f"{name}.paths")
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
     steps, setting_of_steps = settings.steps or [], f"{name}.steps"
     if corpus == GENERALIST and settings.steps is None:
         steps, setting_of_steps = config.prepare.steps, "prepare.steps"
     if steps:
-        from pipeline.refining import catalogue
-
-        catalogue.checked(steps, setting_of_steps)
+        _catalogue().checked(steps, setting_of_steps)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         _remember(workdir, stamps)
-        if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _extracts(steps):
+        if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _catalogue().extracts(steps):
             logger.warning(f"{corpus}: pages of WARC files are HTML, and no extractor is among {setting_of_steps}: add Trafilatura")
         names = [scan_name(file.number) for file in files]
         shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder, not steps)
@@ -99,8 +96,8 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         bad += sum(part["failed"] for part in parts)
         reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
         documents = rows - bad - sum(step["documents"] for step in dropped)
-        windows = sum(part["rows"] for part in parts)
-        if not windows:
+        held = totals(parts)
+        if not held["windows"]:
             why = f"{rows} rows read, {bad} quarantined, {rows - bad - documents} dropped by its steps; see its paths, text_key"
             raise InputError(f"{corpus} has no document that can be used: {why}{' and steps' if steps else ''}")
         return {
@@ -111,10 +108,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
             "steps": dropped,
             "quarantined": bad,
             "reasons": reasons,
-            "windows": windows,
-            "tokens": sum(part["tokens"] for part in parts),
-            "text_bytes": sum(part["text_bytes"] for part in parts),
-            "parts": parts,
+            **held,
         }
 
     return Step(
@@ -136,8 +130,11 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     )
 
 
-def _extracts(steps: Sequence[Mapping[str, Any]]) -> bool:
-    return any(step["type"] in ("Trafilatura", "ReadabilityInscriptis") for step in steps)
+def _catalogue() -> Any:
+    """Imported by who names something of datatrove's, and by nobody else: it takes half a second."""
+    from pipeline.refining import catalogue
+
+    return catalogue
 
 
 def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
@@ -317,9 +314,9 @@ def _cut_parts(
 def _chain(steps: Sequence[Mapping[str, Any]], setting: str) -> AbstractContextManager[Any]:
     if not steps:
         return nullcontext()
-    from pipeline.refining.chain import Chain
+    from pipeline.refining.chain import chain_of
 
-    return Chain(steps, setting)
+    return chain_of(orjson.dumps(steps), setting)
 
 
 def _merge_examples(folder: Folder) -> None:
@@ -332,12 +329,7 @@ def _merge_examples(folder: Folder) -> None:
 
 
 def _write(folder: Folder, name: str, table: pa.Table, account: Account) -> dict[str, Any]:
-    facts = {
-        "rows": len(table),
-        "tokens": pc.sum(table["tokens"]).as_py() or 0,
-        "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
-        **account.facts,
-    }
+    facts = {**counts(table), **account.facts}
     if account.facts["failed"]:
         folder.child(QUARANTINED).write_table(f"steps-{name}.parquet", account.failed(), QUARANTINE)
     if account.facts["dropped"]:
