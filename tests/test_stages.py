@@ -122,7 +122,10 @@ def test_a_file_is_shared_by_workers_and_a_package_is_not() -> None:
     assert [item[0].start.row for item in made] == [0, 20, 40, 60, 0]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.integers(1, 300))), st.integers(1, 60), st.integers(4096, 5000))
+SIZES = st.tuples(st.integers(0, 3), st.integers(1, 30) | st.just(3000), st.integers(1, 300) | st.just(30_000))
+
+
+@given(st.lists(SIZES), st.integers(1, 60), st.integers(4096, 5000))
 def test_small_files_share_parts_within_the_bounds(sizes: list[tuple[int, int, int]], part_documents: int, part_bytes: int) -> None:
     """Each file: its chunks, its documents, its size in tens of bytes."""
     files = [InputFile(number, f"{number}.jsonl", "jsonl", "") for number in range(len(sizes))]
@@ -131,6 +134,8 @@ def test_small_files_share_parts_within_the_bounds(sizes: list[tuple[int, int, i
         for chunks, documents, size in sizes
     ]
     parts = planned_parts(files, scans, Prepare(part_documents=part_documents, part_bytes=part_bytes))
+    most_documents = min(part_documents, sum(documents for _, documents, _ in sizes) // 64)
+    most_bytes = min(part_bytes, sum(10 * size for *_, size in sizes) // 64)
     made = [(file.number, part.chunk) for part in parts for file in part.files]
     assert made == [(number, chunk) for number, (chunks, *_) in enumerate(sizes) for chunk in range(chunks)]
     assert len({part.name for part in parts}) == len(parts)
@@ -138,11 +143,18 @@ def test_small_files_share_parts_within_the_bounds(sizes: list[tuple[int, int, i
         held = [sizes[file.number] for file in part.files]
         if len(held) > 1:
             assert all(chunks == 1 for chunks, *_ in held)
-            assert sum(documents for _, documents, _ in held) <= part_documents
-            assert sum(10 * size for *_, size in held) <= part_bytes
+            assert sum(documents for _, documents, _ in held) <= most_documents
+            assert sum(10 * size for *_, size in held) <= most_bytes
         if following and {chunks for chunks, *_ in held} == {sizes[following.files[0].number][0]} == {1}:
             documents, size = (sum(one[i] for one in [*held, sizes[following.files[0].number]]) for i in (1, 2))
-            assert documents > part_documents or 10 * size > part_bytes
+            assert documents > most_documents or 10 * size > most_bytes
+
+
+def test_many_small_files_are_few_parts_and_enough_for_many_workers() -> None:
+    files = [InputFile(number, f"{number}.jsonl", "jsonl", "") for number in range(5000)]
+    scans = [{"rows": 3, "bad": 0, "bytes": 900, "starts": [Start(0, 0, 0)]}] * len(files)
+    assert 64 <= len(planned_parts(files, scans, Prepare())) <= 128
+    assert len(planned_parts(files[:16], scans[:16], Prepare())) == 16
 
 
 def level_fit(fit_windows: int, seed: int = 0) -> LevelFit:

@@ -44,6 +44,8 @@ DROPPED_EXAMPLES = "dropped"  # the folder of examples of what the steps dropped
 
 # Each of them has to pass over what comes before its chunks, which of a compressed file means to decompress it.
 _READERS_PER_FILE = 16
+# Small files that become one part hold no more of the corpus than this: else a few parts would keep a few workers busy.
+_PACKED_SHARE = 64
 _MERGED = "examples.parquet"
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
@@ -114,7 +116,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     return Step(
         stage="prepare",
         corpus=corpus,
-        version=2,
+        version=3,
         settings={
             "corpus": {name: value for name, value in settings.identity().items() if name not in ("share", "steps")},
             **({"steps": steps, "datatrove": version("datatrove")} if steps else {}),
@@ -231,9 +233,11 @@ class PlannedPart:
 def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
     """The parts, in the order of the files; what is in each follows from the files alone.
 
-    Files of one chunk that follow each other share a part while that stays within the bounds of one: thousands of small files would
-    else be thousands of parts.
+    Files of one chunk that follow each other share a part while that stays within the bounds of one, and within a 64th of the
+    corpus: thousands of small files would else be thousands of parts, or so few that most workers would have none.
     """
+    most_documents = min(prepare.part_documents, sum(scan["rows"] - scan["bad"] for scan in scans) // _PACKED_SHARE)
+    most_bytes = min(prepare.part_bytes, sum(scan["bytes"] for scan in scans) // _PACKED_SHARE)
     parts: list[PlannedPart] = []
     documents = num_bytes = 0
     for file, scan in zip(files, scans, strict=True):
@@ -241,7 +245,7 @@ def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]]
         if len(starts) == 1:
             good = scan["rows"] - scan["bad"]
             documents, num_bytes = documents + good, num_bytes + scan["bytes"]
-            if documents > good and documents <= prepare.part_documents and num_bytes <= prepare.part_bytes:
+            if documents > good and documents <= most_documents and num_bytes <= most_bytes:
                 parts[-1] = replace(parts[-1], files=[*parts[-1].files, file])
                 continue
             documents, num_bytes = good, scan["bytes"]
