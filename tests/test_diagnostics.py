@@ -15,7 +15,7 @@ from pipeline.config import Weights
 from pipeline.mixture.diagnostics import MEANINGS, meaning
 from pipeline.mixture.estimators import ESTIMATORS, claims
 from pipeline.mixture.histograms import LeafHistogram
-from pipeline.mixture.plan import capped_plan
+from pipeline.mixture.plan import Limits, capped_plan
 from pipeline.mixture.report import report
 from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
@@ -36,7 +36,7 @@ def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, 
     """The definitions of METHODS, leaf by leaf."""
     g = generalist.tokens_L / generalist.tokens_L.sum()
     target = claims({name: mix.p_L for name, mix in mixes.items()}, shares, natural_share, g)[1].sum(axis=0)
-    plan = capped_plan(target, generalist.tokens_L, budget_tokens=budget, max_epochs=max_epochs, overflow=overflow)
+    plan = capped_plan(target, generalist.tokens_L, Limits(budget_tokens=budget, max_epochs=max_epochs, overflow=overflow))
     out = [x / sum(plan.planned_L) for x in plan.planned_L]
     leaves = range(len(g))
     epochs = [plan.planned_L[i] / generalist.tokens_L[i] if generalist.tokens_L[i] else 0.0 for i in leaves]

@@ -1,12 +1,14 @@
 """The plan: water-filling against the hand-over that it shortens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.mixture.plan import capped_plan, plan, shared_plan, water_fill
+from pipeline.mixture.plan import Limits, capped_plan, plan, shared_plan, water_fill
 from pipeline.tables import PLAN
 
 seeds = st.integers(0, 10**6)
@@ -43,14 +45,14 @@ def test_water_fill_is_where_handing_over_ends(seed):
     wanted, cap, rng = case(seed)
     if cap[wanted > 0].sum() < wanted.sum():
         cap[0] += wanted.sum() * (1 + rng.random())
-    planned = water_fill(wanted, cap)
+    planned = water_fill(wanted, cap, wanted.sum())
     np.testing.assert_allclose(planned, obvious_fill(wanted, cap), rtol=1e-9, atol=1e-9)
     assert (planned <= cap).all()
     assert planned.sum() == pytest.approx(wanted.sum())
     assert not planned[wanted == 0].any()
     open_leaves = (planned < cap) & (wanted > 0)  # below the cap every leaf got the same multiple: the order is kept
     assert np.ptp(planned[open_leaves] / wanted[open_leaves]) < 1e-9 if open_leaves.any() else True
-    np.testing.assert_allclose(water_fill(planned, cap), planned, rtol=1e-9)
+    np.testing.assert_allclose(water_fill(planned, cap, planned.sum()), planned, rtol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -58,18 +60,18 @@ def test_water_fill_is_where_handing_over_ends(seed):
 def test_water_fill_that_cannot_hold_all_is_full_where_anything_is_wanted(seed):
     wanted, cap, _ = case(seed)
     wanted *= (cap.sum() + 1) / wanted.sum() * 2
-    np.testing.assert_array_equal(water_fill(wanted, cap), np.where(wanted > 0, cap, 0))
+    np.testing.assert_array_equal(water_fill(wanted, cap, wanted.sum()), np.where(wanted > 0, cap, 0))
 
 
 def test_water_fill_of_next_to_nothing_does_not_overflow():
-    np.testing.assert_allclose(water_fill(np.array([5e-324, 3.0]), np.array([1e9, 4.0])), [5e-324, 3.0])
+    np.testing.assert_allclose(water_fill(np.array([5e-324, 3.0]), np.array([1e9, 4.0]), 3.0), [5e-324, 3.0])
 
 
 P, TOKENS = np.array([0.7, 0.2, 0.1, 0.0]), np.array([100, 100, 100, 100])
 
 
 def test_plan_spread_moves_the_clipped_mass():
-    made = plan(P, TOKENS, budget_tokens=300, max_epochs=1.5, overflow="spread")
+    made = plan(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="spread"))
     np.testing.assert_allclose(made.planned_L, [150, 100, 50, 0])
     np.testing.assert_allclose(made.epochs_L, [1.5, 1.0, 0.5, 0])
     np.testing.assert_allclose(made.deficit_L, [60, 0, 0, 0])
@@ -79,21 +81,23 @@ def test_plan_spread_moves_the_clipped_mass():
 
 
 def test_plan_leave_leaves_it():
-    made = plan(P, TOKENS, budget_tokens=300, max_epochs=1.5, overflow="leave")
+    made = plan(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="leave"))
     np.testing.assert_allclose(made.planned_L, [150, 60, 30, 0])
     assert made.deficit_share == pytest.approx(0.2)
     np.testing.assert_allclose(made.planned_L + made.deficit_L, made.wanted_L)
 
 
 def test_plan_beyond_what_the_cap_allows_says_what_can_be_had():
-    assert plan(P, TOKENS, budget_tokens=450, max_epochs=1.5, overflow="spread").planned_L.sum() == pytest.approx(450)
+    assert plan(P, TOKENS, Limits(budget_tokens=450, max_epochs=1.5, overflow="spread")).planned_L.sum() == pytest.approx(450)
     with pytest.raises(ConfigError) as error:
-        plan(P, TOKENS, budget_tokens=451, max_epochs=1.5, overflow="spread")
+        plan(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread"))
     text = str(error.value)
     assert all(word in text for word in ("sample.budget_tokens 451", "weights.max_epochs 1.5", "450", "overflow: leave"))
     assert "\n" not in text
-    assert capped_plan(P, TOKENS, budget_tokens=451, max_epochs=1.5, overflow="spread").deficit_share == pytest.approx(1 / 451)
-    assert plan(P, TOKENS, budget_tokens=451, max_epochs=1.5, overflow="leave").planned_L.sum() < 451
+    assert capped_plan(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread")).deficit_share == pytest.approx(
+        1 / 451
+    )
+    assert plan(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="leave")).planned_L.sum() < 451
 
 
 @settings(max_examples=200, deadline=None)
@@ -102,13 +106,13 @@ def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
     wanted, cap, rng = case(seed)
     p, tokens = wanted / wanted.sum(), np.ceil(cap * 1000).astype(np.int64)
     budget = int(rng.integers(1, 20_000))
-    limits = {"budget_tokens": budget, "max_epochs": 2.0}
-    alone = capped_plan(p, tokens, **limits, overflow="leave")
+    leave, fill = (Limits(budget_tokens=budget, max_epochs=2.0, overflow=overflow) for overflow in ("leave", "spread"))
+    alone = capped_plan(p, tokens, leave)
     rewrites = rng.exponential(size=len(p)) * 1000
-    filled = capped_plan(p, tokens, **limits, overflow="leave", rewrites_L=rewrites)
+    filled = capped_plan(p, tokens, leave, rewrites)
     np.testing.assert_allclose(filled.planned_L, alone.planned_L, atol=1e-6)
     np.testing.assert_allclose(filled.rewritten_L, np.minimum(alone.deficit_L, rewrites))
-    spread = capped_plan(p, tokens, **limits, overflow="spread", rewrites_L=rewrites)
+    spread = capped_plan(p, tokens, fill, rewrites)
     np.testing.assert_allclose(spread.rewritten_L, filled.rewritten_L)
     assert (spread.planned_L >= filled.planned_L - 1e-6).all()
     assert (spread.planned_L <= 2.0 * tokens + 1e-6).all()
@@ -118,12 +122,12 @@ def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
 
 def test_a_share_of_rewrites_leaves_the_mixture_as_asked():
     p, tokens = np.array([0.5, 0.3, 0.2]), np.array([10_000, 10_000, 10_000])
-    limits = {"budget_tokens": 9000, "max_epochs": 4.0, "overflow": "spread", "real_to_synthetic": 2.0}
-    made = shared_plan(p, tokens, **limits, rewrites_L=np.array([5000.0, 500.0, 500.0]))
+    limits = Limits(budget_tokens=9000, max_epochs=4.0, overflow="spread")
+    made = shared_plan(p, tokens, limits, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
     assert made.rewritten_L.sum() == pytest.approx(3000)
     np.testing.assert_allclose(made.planned_L + made.rewritten_L, 9000 * p)
-    few = shared_plan(p, tokens, **limits, rewrites_L=np.array([500.0, 0.0, 0.0]))
+    few = shared_plan(p, tokens, limits, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
     assert few.rewritten_L.sum() == 500
     np.testing.assert_allclose(few.planned_L + few.rewritten_L, 9000 * p)
-    left = shared_plan(p, tokens, **{**limits, "overflow": "leave"}, rewrites_L=np.array([500.0, 0.0, 0.0]))
+    left = shared_plan(p, tokens, replace(limits, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
     assert left.planned_L.sum() == pytest.approx(6000)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from pipeline.mixture.plan import capped_plan, damped_fill, plan
+from pipeline.mixture.plan import Limits, capped_plan, damped_fill, plan
 from pipeline.mixture.strata import (
     BINS,
     Odds,
@@ -177,19 +177,19 @@ def test_damped_repeats_meet_the_budget_at_one_level(rows, exponent, cap):
 
 def test_an_exponent_of_one_is_the_plain_plan_and_a_lower_one_repeats_less():
     p, tokens = np.array([0.6, 0.3, 0.1]), np.array([100, 1000, 1000])
-    plain = plan(p, tokens, budget_tokens=500, max_epochs=4, overflow="spread")
-    one = plan(p, tokens, budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=1.0)
-    damped = plan(p, tokens, budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=0.5)
+    plain = plan(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread"))
+    one = plan(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=1.0))
+    damped = plan(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=0.5))
     np.testing.assert_array_equal(plain.planned_L, one.planned_L)
     assert damped.epochs_L[0] < plain.epochs_L[0]
     assert damped.planned_L.sum() == pytest.approx(500)
     assert damped.planned_L[1] / damped.planned_L[2] == pytest.approx(3)  # below one epoch, in proportion
-    left = capped_plan(p, tokens, budget_tokens=500, max_epochs=2, overflow="leave", repeat_exponent=0.5)
+    left = capped_plan(p, tokens, Limits(budget_tokens=500, max_epochs=2, overflow="leave", repeat_exponent=0.5))
     np.testing.assert_allclose(left.planned_L, [200, 150, 50])  # what rewrites are to fill is not spread
 
 
 def test_a_plan_of_strata_sums_to_one_of_leaves():
-    made = plan(np.array([0.5, 0.3, 0.2]), np.array([10, 100, 100]), budget_tokens=60, max_epochs=2, overflow="leave")
+    made = plan(np.array([0.5, 0.3, 0.2]), np.array([10, 100, 100]), Limits(budget_tokens=60, max_epochs=2, overflow="leave"))
     summed = made.summed(np.array([0, 0, 2]), 3)
     np.testing.assert_allclose(summed.planned_L, [38, 0, 12])
     np.testing.assert_allclose(summed.deficit_L, [10, 0, 0])

@@ -20,7 +20,7 @@ from pipeline.hashing import keyed_uniform
 from pipeline.mixture.diagnostics import Atoms, Draw, meaning, mixture_facts, specialist_facts
 from pipeline.mixture.estimators import RESAMPLED, SpecialistMix, claims
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
-from pipeline.mixture.plan import capped_plan
+from pipeline.mixture.plan import Limits, capped_plan
 from pipeline.mixture.shape import Floats, PrunedTree, TreeShape, prune
 from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
@@ -74,17 +74,10 @@ def report(
         p_A_of = {name: mix.p_L for name, mix in mix_of.items()}
         return np.asarray(claims(p_A_of, shares, settings.natural_share, atoms.histogram.p_L)[1].sum(axis=0), np.float64)
 
-    cells = _Cells.of(strata, atoms)
+    cells, limits = _Cells.of(strata, atoms), Limits.of(settings, budget_tokens)
 
     def facts(mix_of: Mapping[str, SpecialistMix]) -> dict[tuple[str, str], float]:
-        plan = capped_plan(
-            cells.shares(target(mix_of)),
-            cells.tokens_C,
-            budget_tokens=budget_tokens,
-            max_epochs=settings.max_epochs,
-            overflow=settings.overflow,
-            repeat_exponent=settings.exponent,
-        )
+        plan = capped_plan(cells.shares(target(mix_of)), cells.tokens_C, limits)
         planned_A = np.bincount(cells.atom_C, weights=plan.planned_L, minlength=len(atoms.within_A)).astype(np.float64)
         found = {("", name): value for name, value in mixture_facts(plan, cells.windows_C, planned_A, atoms, draw).items()}
         for specialist, mix in mix_of.items():

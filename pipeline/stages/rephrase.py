@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from pipeline.config import NATURAL, Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
 from pipeline.identity import fingerprint
-from pipeline.mixture.plan import capped_plan
+from pipeline.mixture.plan import Limits, capped_plan
 from pipeline.rewriting import model as models
 from pipeline.rewriting import prompts
 from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
@@ -220,13 +220,8 @@ def wanted(config: Config, weights: Folder, mixture: pa.Table) -> NDArray[np.flo
     if settings.mode == "share":
         return np.asarray(config.sample.budget_tokens / (1.0 + settings.real_to_synthetic) * p_L)
     asked = Asked.read(weights, config)
-    plan = capped_plan(
-        asked.p_C,
-        asked.tokens_C,
-        budget_tokens=config.sample.budget_tokens,
-        max_epochs=config.weights.max_epochs,
-        overflow="leave",
-    )
+    limits = replace(Limits.of(config.weights, config.sample.budget_tokens), overflow="leave")
+    plan = capped_plan(asked.p_C, asked.tokens_C, limits)
     return plan.summed(asked.leaf_C, asked.num_leaves).deficit_L
 
 

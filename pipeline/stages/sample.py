@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
 from pipeline.engine import Engine
 from pipeline.manifest import ShardsManifest, versions
-from pipeline.mixture.plan import Plan, capped_plan, shared_plan
+from pipeline.mixture.plan import Limits, Plan, capped_plan, shared_plan
 from pipeline.mixture.plan import plan as make_plan
 from pipeline.mixture.strata import Strata, Target
 from pipeline.rewriting.serving import Serving
@@ -226,22 +226,17 @@ def planned(config: Config, asked: Asked, rewrites_L: NDArray[np.float64] | None
     Raises:
         ConfigError: the budget is more than the text gives, and there are no rewrites to fill it.
     """
-    limits: dict[str, Any] = {
-        "budget_tokens": config.sample.budget_tokens,
-        "max_epochs": config.weights.max_epochs,
-        "overflow": config.weights.overflow,
-        "repeat_exponent": config.weights.exponent,
-    }
+    limits = Limits.of(config.weights, config.sample.budget_tokens)
     if rewrites_L is None:
-        return make_plan(asked.p_C, asked.tokens_C, **limits)
+        return make_plan(asked.p_C, asked.tokens_C, limits)
     assert config.rephrase
     if config.rephrase.mode == "share":
         ratio = config.rephrase.real_to_synthetic
         rewrites_C = asked.split(rewrites_L, asked.p_C)
         elsewhere = float(rewrites_L.sum() - rewrites_C.sum())
-        return shared_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere)
-    beyond_C = capped_plan(asked.p_C, asked.tokens_C, **limits).deficit_L
-    return capped_plan(asked.p_C, asked.tokens_C, **limits, rewrites_L=asked.split(rewrites_L, beyond_C))
+        return shared_plan(asked.p_C, asked.tokens_C, limits, rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere)
+    beyond_C = capped_plan(asked.p_C, asked.tokens_C, limits).deficit_L
+    return capped_plan(asked.p_C, asked.tokens_C, limits, asked.split(rewrites_L, beyond_C))
 
 
 def _draw(engine: Engine, pool: Pool, names: Sequence[str], draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
