@@ -150,7 +150,8 @@ class _Resampler:
         self, name: str, sample: DocumentCounts, pruned: PrunedTree, atoms: Atoms, mix: SpecialistMix, settings: Weights, seed: int
     ) -> None:
         self._num_documents, self._document_E = sample.document_rows()
-        self._sample, self._pruned, self._atoms, self._alpha_H = sample, pruned, atoms, mix.alpha_H
+        self._sample, self._pruned, self._atoms = sample, pruned, atoms
+        self._alpha_H = mix.alpha_H[: int(pruned.level_V[-1])]  # what no sample touches may be all of the lowest levels
         self._estimator = RESAMPLED[settings.estimator]
         self._atom_E = pruned.atom_L[sample.leaf_E]
         self._seed, self._purpose = seed, f"bootstrap.{name}"
