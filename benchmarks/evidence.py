@@ -43,8 +43,9 @@ ARMS: dict[str, dict[str, Any]] = {
         "natural": None,
         "dsir": None,
         "crisp-64": crisp(64),
+        "crisp-64-natural-25": crisp(64, natural_share=0.25),
         "density": None,
-        **{f"density-natural-{share}": density(share) for share in (25, 50)},
+        **{f"density-natural-{share}": density(share) for share in (10, 25, 50, 75)},
     },
     "curves": {
         "natural": None,

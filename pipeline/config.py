@@ -147,18 +147,16 @@ class Weights(Section):
     )
     natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
     max_epochs: float = Field(4.0, gt=0, description="most often a text is drawn, on the mean of its cluster or stratum")
-    repeat_exponent: float = Field(
-        1.0, gt=0, le=1, description="below 1: text asked for e > 1 times is drawn e^this times, and more new text instead"
+    sharpness: float | None = Field(
+        None, gt=0, le=4, description="density: power of the ratio; null: 2, or 1 where rewrites fill what repeats would"
+    )
+    repeat_exponent: float | None = Field(
+        None, gt=0, le=1, description="text asked for e > 1 times is drawn e^this times; null: 0.25 where sharpness is 2, else 1"
     )
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
     )
     bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
-
-    @property
-    def exponent(self) -> float:
-        """`repeat_exponent`; 1 where what is left of repeats is for rewrites to fill."""
-        return 1.0 if self.overflow == "leave" else self.repeat_exponent
 
 
 def whole_number(value: Any) -> Any:
@@ -320,6 +318,23 @@ class Config(Section):
                 )
         # By name: the order in the file must not decide who a copy is drawn for.
         return dict(sorted(specialists.items()))
+
+    @property
+    def _damped(self) -> bool:
+        """Whether a sharp ratio with damped repeats is the default (docs/decisions/0014): not where rewrites stand for repeats."""
+        return self.weights.estimator == "density" and self.weights.overflow == "spread" and self.rephrase is None
+
+    @property
+    def sharpness(self) -> float:
+        """`weights.sharpness`, or what is meant by null."""
+        return self.weights.sharpness or (2.0 if self._damped else 1.0)
+
+    @property
+    def repeat_exponent(self) -> float:
+        """`weights.repeat_exponent`, or what is meant by null; 1 where what is left of repeats is for rewrites to fill."""
+        if self.weights.overflow == "leave":
+            return 1.0
+        return self.weights.repeat_exponent or (0.25 if self._damped else 1.0)
 
     @model_validator(mode="after")
     def _tests(self) -> "Config":

@@ -157,7 +157,12 @@ STRATA = pa.schema(
         pa.field("stratum", pa.int16(), nullable=False, metadata={"doc": "of the windows' target: eighths of a nat"}),
         pa.field("windows", pa.int64(), nullable=False, metadata={"doc": "generalist windows"}),
         pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "generalist tokens"}),
-        pa.field("p_target", pa.float64(), nullable=False, metadata={"doc": "share asked for, before the cap on epochs"}),
+        pa.field(
+            "claims",
+            pa.list_(pa.float64()),
+            nullable=False,
+            metadata={"doc": "share of the corpus asked for by each specialist, by name, then natural text; before limits"},
+        ),
     ]
 )
 

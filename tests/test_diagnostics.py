@@ -25,9 +25,8 @@ def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, share
     chosen = Weights(**({"bootstrap": 0, "estimator": "crisp"} | weights))
     mixes = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
     shares = shares or dict.fromkeys(samples, 1.0)
-    result = report(
-        tree, generalist, samples, mixes, chosen, shares=shares, budget_tokens=budget, draw=draw, seed=seed
-    )  # fmt: skip
+    limits = Limits(budget_tokens=budget, max_epochs=chosen.max_epochs, overflow=chosen.overflow)
+    result = report(tree, generalist, samples, mixes, chosen, limits, shares=shares, draw=draw, seed=seed)
     facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
     return result, facts, mixes
 
@@ -35,8 +34,9 @@ def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, share
 def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, overflow, draw):
     """The definitions of METHODS, leaf by leaf."""
     g = generalist.tokens_L / generalist.tokens_L.sum()
-    target = claims({name: mix.p_L for name, mix in mixes.items()}, shares, natural_share, g)[1].sum(axis=0)
-    plan = capped_plan(target, generalist.tokens_L, Limits(budget_tokens=budget, max_epochs=max_epochs, overflow=overflow))
+    claim = claims({name: mix.p_L for name, mix in mixes.items()}, shares, natural_share, g)[1]
+    target = claim.sum(axis=0)
+    plan = capped_plan(claim, generalist.tokens_L, Limits(budget_tokens=budget, max_epochs=max_epochs, overflow=overflow))
     out = [x / sum(plan.planned_L) for x in plan.planned_L]
     leaves = range(len(g))
     epochs = [plan.planned_L[i] / generalist.tokens_L[i] if generalist.tokens_L[i] else 0.0 for i in leaves]
@@ -123,15 +123,16 @@ def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(s
         p_L = rng.dirichlet(np.full(len(generalist.tokens_L), 0.3)) * (generalist.tokens_L > 0)
         mixes = {"a": replace(clusters["a"], p_L=p_L / p_L.sum())}
         leaf_C = np.flatnonzero(generalist.tokens_L)
-        target_L = 0.9 * mixes["a"].p_L + 0.1 * generalist.p_L
+        claim_RL = np.stack([0.9 * mixes["a"].p_L, 0.1 * generalist.p_L])
         strata = Strata(
             key_C=leaf_C << 16,
             windows_C=generalist.windows_L[leaf_C],
             tokens_C=generalist.tokens_L[leaf_C],
-            p_target_C=target_L[leaf_C],
+            claim_RC=claim_RL[:, leaf_C],
         )
-        more = {"shares": {"a": 1.0}, "budget_tokens": budget, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
-        result = report(tree, generalist, samples, mixes, weights, **more)
+        more = {"shares": {"a": 1.0}, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
+        limits = Limits(budget_tokens=budget, max_epochs=2.0, overflow="leave")
+        result = report(tree, generalist, samples, mixes, weights, limits, **more)
         facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
         found = result.specialists.to_pandas()
         if samples["a"].document_rows()[0] > 1:

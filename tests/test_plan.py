@@ -1,4 +1,4 @@
-"""The plan: water-filling against the hand-over that it shortens."""
+"""The plan: levels against the hand-over that they shorten."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.mixture.plan import Limits, capped_plan, plan, shared_plan, water_fill
+from pipeline.mixture.plan import Limits, capped_plan, plan, shared_plan
 from pipeline.tables import PLAN
 
 seeds = st.integers(0, 10**6)
@@ -39,35 +39,67 @@ def case(seed):
     return wanted, rng.exponential(size=num) * (rng.random(num) > 0.1), rng
 
 
+def limits(budget=1, **more):
+    return Limits(**{"budget_tokens": budget, "max_epochs": 1.5, "overflow": "spread", **more})
+
+
 @settings(max_examples=200, deadline=None)
 @given(seeds)
-def test_water_fill_is_where_handing_over_ends(seed):
-    wanted, cap, rng = case(seed)
-    if cap[wanted > 0].sum() < wanted.sum():
-        cap[0] += wanted.sum() * (1 + rng.random())
-    planned = water_fill(wanted, cap, wanted.sum())
-    np.testing.assert_allclose(planned, obvious_fill(wanted, cap), rtol=1e-9, atol=1e-9)
-    assert (planned <= cap).all()
-    assert planned.sum() == pytest.approx(wanted.sum())
-    assert not planned[wanted == 0].any()
-    open_leaves = (planned < cap) & (wanted > 0)  # below the cap every leaf got the same multiple: the order is kept
-    assert np.ptp(planned[open_leaves] / wanted[open_leaves]) < 1e-9 if open_leaves.any() else True
-    np.testing.assert_allclose(water_fill(planned, cap, planned.sum()), planned, rtol=1e-9)
+def test_spreading_ends_where_handing_over_ends(seed):
+    """One row, and natural text of which nothing is asked."""
+    wanted, tokens, rng = case(seed)
+    wanted[tokens == 0] = 0
+    wanted[0], tokens[0] = wanted[0] + 0.1, tokens[0] + 0.1
+    if 1.5 * tokens[wanted > 0].sum() < wanted.sum():
+        tokens[0] += wanted.sum() * (1 + rng.random())
+    claim = np.stack([wanted, np.zeros_like(wanted)]) / wanted.sum()
+    made = capped_plan(claim, tokens, limits(wanted.sum()))
+    np.testing.assert_allclose(made.planned_L, obvious_fill(wanted, 1.5 * tokens), rtol=1e-9, atol=1e-9)
+    assert not made.planned_RL[1].any()
 
 
-@settings(max_examples=50, deadline=None)
-@given(seeds)
-def test_water_fill_that_cannot_hold_all_is_full_where_anything_is_wanted(seed):
-    wanted, cap, _ = case(seed)
-    wanted *= (cap.sum() + 1) / wanted.sum() * 2
-    np.testing.assert_array_equal(water_fill(wanted, cap, wanted.sum()), np.where(wanted > 0, cap, 0))
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.integers(1, 3), st.floats(0.05, 1.0), st.sampled_from([0.0, 0.25, 0.6]))
+def test_each_row_gets_its_share_whatever_the_limits(seed, specialists, exponent, natural):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 1000, 40)
+    claim = rng.exponential(size=(specialists, 40)) ** 4 * (rng.random((specialists, 40)) > 0.3)
+    claim[:, 0] += 1e-3
+    claim *= (1 - natural) * rng.dirichlet(np.ones(specialists))[:, None] / claim.sum(axis=1, keepdims=True)
+    claim = np.concatenate([claim, natural * tokens[None] / tokens.sum()])
+    budget = int(tokens.sum() * rng.uniform(0.05, 0.6))
+    made = capped_plan(claim, tokens, limits(budget, max_epochs=3.0, repeat_exponent=exponent))
+    assert (made.planned_L <= 3.0 * tokens * (1 + 1e-9)).all()
+    assert made.planned_L.sum() == pytest.approx(budget, rel=1e-9)
+    np.testing.assert_allclose(made.planned_RL.sum(axis=1), budget * claim.sum(axis=1), rtol=1e-4)
+    # Each leaf is given what its rows ask for at their levels, and the limits on repeats are of all rows together.
+    asked = budget * claim / tokens
+    epochs = made.planned_RL / tokens
+    total = epochs.sum(axis=0)
+    undamped = np.where(total > 1, total ** (1 / exponent), total)
+    free = total < 3.0 * (1 - 1e-9)
+    for row in range(len(claim)):
+        used = free & (asked[row] > 0)
+        level = epochs[row, used] / total[used] * undamped[used] / asked[row, used]
+        assert level.size < 2 or np.ptp(np.log(level)) < 1e-6
+        assert level.size == 0 or level.min() > 1 - 1e-6
 
 
-def test_water_fill_of_next_to_nothing_does_not_overflow():
-    np.testing.assert_allclose(water_fill(np.array([5e-324, 3.0]), np.array([1e9, 4.0]), 3.0), [5e-324, 3.0])
+def test_a_row_whose_text_is_used_up_leaves_the_rest_to_others():
+    tokens = np.array([10, 1000])
+    claim = np.array([[0.5, 0.0], [0.0, 0.0], [0.005, 0.495]])
+    made = capped_plan(claim, tokens, limits(200, max_epochs=2.0))
+    assert made.planned_L == pytest.approx([20, 180])
+    assert made.planned_RL[2].sum() > 180
 
 
-P, TOKENS = np.array([0.7, 0.2, 0.1, 0.0]), np.array([100, 100, 100, 100])
+def test_of_a_budget_beyond_all_caps_every_leaf_that_is_asked_for_is_full():
+    claim = np.array([[0.7, 5e-324, 0.0], [0.3, 0.0, 0.0]])
+    made = capped_plan(claim, np.array([10, 10, 10]), limits(10_000))
+    np.testing.assert_allclose(made.planned_L, [15, 15, 0])
+
+
+P, TOKENS = np.array([[0.7, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]]), np.array([100, 100, 100, 100])
 
 
 def test_plan_spread_moves_the_clipped_mass():
@@ -104,11 +136,11 @@ def test_plan_beyond_what_the_cap_allows_says_what_can_be_had():
 @given(seeds)
 def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
     wanted, cap, rng = case(seed)
-    p, tokens = wanted / wanted.sum(), np.ceil(cap * 1000).astype(np.int64)
+    p, tokens = wanted[None] / wanted.sum(), np.ceil(cap * 1000).astype(np.int64)
     budget = int(rng.integers(1, 20_000))
     leave, fill = (Limits(budget_tokens=budget, max_epochs=2.0, overflow=overflow) for overflow in ("leave", "spread"))
     alone = capped_plan(p, tokens, leave)
-    rewrites = rng.exponential(size=len(p)) * 1000
+    rewrites = rng.exponential(size=p.shape[1]) * 1000
     filled = capped_plan(p, tokens, leave, rewrites)
     np.testing.assert_allclose(filled.planned_L, alone.planned_L, atol=1e-6)
     np.testing.assert_allclose(filled.rewritten_L, np.minimum(alone.deficit_L, rewrites))
@@ -116,18 +148,18 @@ def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
     np.testing.assert_allclose(spread.rewritten_L, filled.rewritten_L)
     assert (spread.planned_L >= filled.planned_L - 1e-6).all()
     assert (spread.planned_L <= 2.0 * tokens + 1e-6).all()
-    enough = 2.0 * tokens[p > 0].sum() + spread.rewritten_L.sum()
+    enough = 2.0 * tokens[p[0] > 0].sum() + spread.rewritten_L.sum()
     assert spread.planned_L.sum() + spread.rewritten_L.sum() == pytest.approx(min(budget, enough), rel=1e-9, abs=1e-6)
 
 
 def test_a_share_of_rewrites_leaves_the_mixture_as_asked():
-    p, tokens = np.array([0.5, 0.3, 0.2]), np.array([10_000, 10_000, 10_000])
-    limits = Limits(budget_tokens=9000, max_epochs=4.0, overflow="spread")
-    made = shared_plan(p, tokens, limits, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
+    p, tokens = np.array([[0.5, 0.3, 0.2]]), np.array([10_000, 10_000, 10_000])
+    four = limits(9000, max_epochs=4.0)
+    made = shared_plan(p, tokens, four, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
     assert made.rewritten_L.sum() == pytest.approx(3000)
-    np.testing.assert_allclose(made.planned_L + made.rewritten_L, 9000 * p)
-    few = shared_plan(p, tokens, limits, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
+    np.testing.assert_allclose(made.planned_L + made.rewritten_L, 9000 * p[0])
+    few = shared_plan(p, tokens, four, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
     assert few.rewritten_L.sum() == 500
-    np.testing.assert_allclose(few.planned_L + few.rewritten_L, 9000 * p)
-    left = shared_plan(p, tokens, replace(limits, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
+    np.testing.assert_allclose(few.planned_L + few.rewritten_L, 9000 * p[0])
+    left = shared_plan(p, tokens, replace(four, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
     assert left.planned_L.sum() == pytest.approx(6000)

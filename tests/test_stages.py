@@ -189,7 +189,7 @@ def test_a_node_is_fitted_on_the_lowest_hashes() -> None:
 
 def test_copies_carry_their_window_and_go_to_one_shard_each() -> None:
     windows = windows_table(["a", "bb", "ccc"])
-    attribution = Attribution(["law", "natural"], np.array([[1.0], [0.0]]))
+    attribution = Attribution(["law", "natural"], np.array([[1.0], [0.0]]), np.array([[1.0], [0.0]]))
     folder = Folder("memory://x")
     work = Shuffle(pools={}, output=folder, num_shards=3, seed=0, attribution=attribution)
     table = copies_table(windows, np.zeros(3, np.int32), np.array([2, 0, 3], np.int32), np.array([[1.0] * 3, [0.0] * 3]), work)

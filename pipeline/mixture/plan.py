@@ -1,16 +1,18 @@
-"""From shares to tokens: what is asked of each leaf, under a cap on how often its text may be repeated.
+"""From shares to tokens: what is asked of each leaf, under limits on how often its text may be repeated.
 
-Shapes: L leaves (any clusters with a share and a size will do).
+Shapes: L leaves (any clusters with a share and a size will do), S specialists, R rows: the specialists, then natural text.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
-from pipeline.config import Weights
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.mixture.shape import Floats, Ints
 from pipeline.tables import PLAN, cast
@@ -18,7 +20,10 @@ from pipeline.tables import PLAN, cast
 Overflow = Literal["spread", "leave"]
 
 _MOST_LEVEL = 2048.0  # nats: beyond, more level fills no more
-_HALVINGS = 64
+_MOST_LOG = 600.0
+_PRECISION = 1e-13  # nats
+_SWEEPS = 20
+_CLOSE = 1e-6  # of what a row asks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +36,20 @@ class Limits:
     repeat_exponent: float = 1.0  # under `spread`
 
     @classmethod
-    def of(cls, weights: Weights, budget_tokens: int) -> Self:
+    def of(cls, config: Config) -> Self:
         """Those of a config."""
         return cls(
-            budget_tokens=budget_tokens,
-            max_epochs=weights.max_epochs,
-            overflow=weights.overflow,
-            repeat_exponent=weights.repeat_exponent,
+            budget_tokens=config.sample.budget_tokens,
+            max_epochs=config.weights.max_epochs,
+            overflow=config.weights.overflow,
+            repeat_exponent=config.repeat_exponent,
         )
+
+    def epochs(self, asked_L: Floats) -> Floats:
+        """How often text is passed over that is asked for so often."""
+        as_asked = self.overflow == "leave" or self.repeat_exponent == 1.0
+        damped_L = asked_L if as_asked else np.where(asked_L > 1, asked_L**self.repeat_exponent, asked_L)
+        return np.asarray(np.minimum(damped_L, self.max_epochs), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +58,15 @@ class Plan:
 
     tokens_L: Ints
     wanted_L: Floats
-    planned_L: Floats  # of the text itself, repeats counted
+    planned_RL: Floats  # of the text itself, repeats counted, for each specialist and as natural text
     rewritten_L: Floats  # of rewrites
     deficit_L: Floats  # wanted beyond the cap and not rewritten: what rewrites could fill, also where `spread` gave it to others
     budget_tokens: int
+
+    @property
+    def planned_L(self) -> Floats:
+        """(L,) tokens of the text itself, repeats counted."""
+        return np.asarray(self.planned_RL.sum(axis=0), np.float64)
 
     @property
     def epochs_L(self) -> Floats:
@@ -78,7 +94,7 @@ class Plan:
         return Plan(
             tokens_L=tokens_G,
             wanted_L=total(self.wanted_L),
-            planned_L=total(self.planned_L),
+            planned_RL=np.stack([total(planned_L) for planned_L in self.planned_RL]),
             rewritten_L=total(self.rewritten_L),
             deficit_L=total(self.deficit_L),
             budget_tokens=self.budget_tokens,
@@ -102,36 +118,40 @@ class Plan:
         )
 
 
-def plan(p_target_L: Floats, tokens_L: Ints, limits: Limits) -> Plan:
-    """What to draw of each leaf: `budget · p` tokens, at most `max_epochs` times what the leaf holds (METHODS, Cap and deficit).
+def plan(claim_RL: Floats, tokens_L: Ints, limits: Limits) -> Plan:
+    """What to draw of each leaf: `budget · claim` tokens, at most `max_epochs` times what it holds (METHODS, Cap).
+
+    Args:
+        claim_RL: shares of the corpus that each specialist, and last natural text, asks of the leaves (`estimators.claims`).
 
     Raises:
-        ConfigError: under `spread`, the budget is more than every leaf with mass can give at `max_epochs`.
+        ConfigError: under `spread`, the budget is more than every leaf of which anything is asked can give at `max_epochs`.
     """
-    most = float(limits.max_epochs * tokens_L[p_target_L > 0].sum())
+    held = int(tokens_L[claim_RL.any(axis=0)].sum())
+    most = limits.max_epochs * held
     if limits.overflow == "spread" and limits.budget_tokens > most * (1 + 1e-12):
         raise ConfigError(
             f"sample.budget_tokens {limits.budget_tokens:,} is more than weights.max_epochs {limits.max_epochs:g} allows: the "
-            f"clusters that the mixture uses hold {int(tokens_L[p_target_L > 0].sum()):,} tokens, so at most {int(most):,} can be "
-            "had; lower the budget, raise weights.max_epochs, set weights.overflow: leave, or add generalist text"
+            f"clusters that the mixture uses hold {held:,} tokens, so at most {int(most):,} can be had; lower the budget, raise "
+            "weights.max_epochs, set weights.overflow: leave, or add generalist text"
         )
-    return capped_plan(p_target_L, tokens_L, limits)
+    return capped_plan(claim_RL, tokens_L, limits)
 
 
-def capped_plan(p_target_L: Floats, tokens_L: Ints, limits: Limits, rewrites_L: Floats | None = None) -> Plan:
+def capped_plan(claim_RL: Floats, tokens_L: Ints, limits: Limits, rewrites_L: Floats | None = None) -> Plan:
     """As `plan`, but where the budget cannot be met every leaf with mass is at its cap, and the rest is a deficit.
 
     `rewrites_L` are tokens of rewrites that lie in each leaf: they fill its deficit, and what is left of that is spread.
     """
-    wanted_L = limits.budget_tokens * np.asarray(p_target_L, dtype=np.float64)
-    cap_L = limits.max_epochs * np.asarray(tokens_L, dtype=np.float64)
-    deficit_L = np.maximum(wanted_L - cap_L, 0.0)
-    # A leaf with a deficit is full however much is spread, so that rewrites never take the place of its own text.
+    wanted_RL = limits.budget_tokens * np.asarray(claim_RL, dtype=np.float64)
+    wanted_L = wanted_RL.sum(axis=0)
+    deficit_L = np.maximum(wanted_L - limits.max_epochs * np.asarray(tokens_L, np.float64), 0.0)
+    # A leaf with a deficit is still asked for all that it may give, so that rewrites never take the place of its own text.
     rewritten_L = np.zeros(len(wanted_L)) if rewrites_L is None else np.minimum(deficit_L, rewrites_L)
     return Plan(
         tokens_L=tokens_L,
         wanted_L=wanted_L,
-        planned_L=_of_text(wanted_L, tokens_L, float(wanted_L.sum() - rewritten_L.sum()), limits),
+        planned_RL=_of_text(wanted_RL * _part(wanted_L - rewritten_L, wanted_L), tokens_L, limits),
         rewritten_L=rewritten_L,
         deficit_L=deficit_L - rewritten_L,
         budget_tokens=limits.budget_tokens,
@@ -139,14 +159,15 @@ def capped_plan(p_target_L: Floats, tokens_L: Ints, limits: Limits, rewrites_L: 
 
 
 def shared_plan(
-    p_target_L: Floats, tokens_L: Ints, limits: Limits, rewrites_L: Floats, *, real_to_synthetic: float, elsewhere: float = 0.0
+    claim_RL: Floats, tokens_L: Ints, limits: Limits, rewrites_L: Floats, *, real_to_synthetic: float, elsewhere: float = 0.0
 ) -> Plan:
     """A plan in which rewrites are one part of `1 + real_to_synthetic` (WRAP, arXiv 2401.16380: 1 : 1 in tokens), all used alike.
 
     The text itself makes up the mixture around them, so that the whole is as asked. With too few rewrites it takes their place too.
     `elsewhere` are tokens of rewrites that lie in none of the leaves.
     """
-    wanted_L = limits.budget_tokens * np.asarray(p_target_L, dtype=np.float64)
+    wanted_RL = limits.budget_tokens * np.asarray(claim_RL, dtype=np.float64)
+    wanted_L = wanted_RL.sum(axis=0)
     synthetic = limits.budget_tokens / (1.0 + real_to_synthetic)
     held = float(rewrites_L.sum()) + elsewhere
     used = min(1.0, synthetic / held) if held else 0.0
@@ -157,71 +178,77 @@ def shared_plan(
     return Plan(
         tokens_L=tokens_L,
         wanted_L=wanted_L,
-        planned_L=_of_text(rest_L, tokens_L, raw, limits),
+        planned_RL=_of_text(wanted_RL * _part(rest_L, wanted_L), tokens_L, limits),
         rewritten_L=rewritten_L,
         deficit_L=np.maximum(rest_L - limits.max_epochs * np.asarray(tokens_L, np.float64), 0.0),
         budget_tokens=limits.budget_tokens,
     )
 
 
-def _of_text(wanted_L: Floats, tokens_L: Ints, total: float, limits: Limits) -> Floats:
-    """(L,) tokens of the text itself within the limits: under `spread` as many as make `total`, where there are."""
+def _part(of_L: Floats, whole_L: Floats) -> Floats:
+    return np.divide(of_L, whole_L, out=np.zeros_like(whole_L), where=whole_L > 0)
+
+
+def _of_text(wanted_RL: Floats, tokens_L: Ints, limits: Limits) -> Floats:
+    """(R, L) tokens of the text itself within the limits."""
     held_L = np.asarray(tokens_L, np.float64)
-    if limits.overflow == "leave":
-        return np.minimum(wanted_L, limits.max_epochs * held_L)
-    if limits.repeat_exponent == 1.0:
-        return water_fill(wanted_L, limits.max_epochs * held_L, total)
-    return damped_fill(wanted_L, held_L, total, limits.max_epochs, limits.repeat_exponent)
+    planned_RL = np.zeros_like(wanted_RL)
+    used_L = (held_L > 0) & wanted_RL.any(axis=0)
+    asked_RM = wanted_RL[:, used_L] / held_L[used_L]
+    if limits.overflow == "spread":
+        asked_RM = spread(asked_RM, held_L[used_L], wanted_RL.sum(axis=1), limits)
+    asked_M = asked_RM.sum(axis=0)
+    planned_RL[:, used_L] = asked_RM * (limits.epochs(asked_M) / asked_M * held_L[used_L])
+    return planned_RL
 
 
-def water_fill(wanted_L: Floats, cap_L: Floats, total: float) -> Floats:
-    """(L,) `min(level · wanted, cap)`, at the level of at least 1 where the sum is `total`; all caps where no level is enough.
+def spread(asked_RM: Floats, tokens_M: Floats, wanted_R: Floats, limits: Limits) -> Floats:
+    """(R, M) epochs asked of each leaf, raised until each row has as many tokens as it wants, within the limits.
 
-    It is where handing clipped mass to unclipped leaves in proportion, again and again, ends; found exactly, by sorting the
-    leaves by the level at which each fills up.
+    Where limits take text from a row it gets more of what else it asks for: `level_r · asked_r`, one level a row, so that each
+    keeps its share of the corpus. What a row cannot use, for all it asks for is at the cap, the others make up in proportion.
+    The levels are found in turn until they agree. Every leaf has tokens, and something is asked of it.
     """
-    asked_L = wanted_L > 0
-    wanted_M, cap_M = wanted_L[asked_L], cap_L[asked_L]
-    with np.errstate(over="ignore"):  # next to nothing wanted of a leaf with text: it never fills up
-        order_M = np.argsort(cap_M / wanted_M, kind="stable")
-        wanted_M, cap_M = wanted_M[order_M], cap_M[order_M]
-        filled_M = np.concatenate([[0.0], np.cumsum(cap_M)[:-1]])  # by the leaves that fill up before this one
-        unfilled_M = np.cumsum(wanted_M[::-1])[::-1]  # wanted of this leaf and those that fill up later
-        level_M = (total - filled_M) / unfilled_M  # if exactly the leaves before this one are full
-        full_at_M = cap_M / wanted_M
-    fits_M = np.flatnonzero(level_M <= full_at_M)
-    planned_L = np.zeros(len(wanted_L))
-    planned_L[asked_L] = cap_L[asked_L]
-    if len(fits_M):
-        planned_L[asked_L] = np.minimum(max(1.0, level_M[fits_M[0]]) * wanted_L[asked_L], cap_L[asked_L])
-    return planned_L
+    with np.errstate(divide="ignore"):
+        log_RM = np.log(asked_RM)
+    level_R = np.zeros(len(wanted_R))
+    rows = np.flatnonzero(asked_RM.any(axis=1))
+
+    def tokens_R(level_R: Floats) -> Floats:
+        raised_RM = _raised(log_RM, level_R[:, None])
+        all_M = raised_RM.sum(axis=0)
+        return np.asarray(raised_RM @ (limits.epochs(all_M) / all_M * tokens_M), np.float64)
+
+    for _ in range(_SWEEPS):
+        if (np.abs(tokens_R(level_R) - wanted_R) <= _CLOSE * wanted_R).all():
+            break
+        for row in rows:
+            others_M = _raised(np.delete(log_RM, row, axis=0), np.delete(level_R, row)[:, None]).sum(axis=0)
+
+            def own(level: float, log_M: Floats = log_RM[row], others_M: Floats = others_M) -> float:
+                raised_M = _raised(log_M, level)
+                all_M = np.maximum(raised_M + others_M, 1e-300)
+                return float(tokens_M @ (limits.epochs(all_M) * raised_M / all_M))
+
+            level_R[row] = _root(own, float(wanted_R[row]), level_R[row])
+    # All alike, by what is missing: next to nothing, but where a row cannot use its share.
+    more = _root(lambda level: float(tokens_R(level_R + level).sum()), float(wanted_R.sum()), 0.0)
+    return _raised(log_RM, level_R[:, None] + more)
 
 
-def damped_fill(wanted_L: Floats, tokens_L: Floats, total: float, max_epochs: float, exponent: float) -> Floats:
-    """(L,) tokens of each leaf where repeats are damped: epochs e = level · wanted / tokens to 1, e^exponent above, to the cap.
+def _raised(log_asked: Floats, level: Any) -> Floats:
+    """Epochs asked at a level; beyond e^600 it is as good as e^600, and does not overflow."""
+    return np.asarray(np.exp(np.minimum(log_asked + level, _MOST_LOG)), np.float64)
 
-    The level is that at which the sum is `total`; all caps where no level is enough. A second copy of a text teaches
-    less than a new text that is about as good (docs/decisions/0011).
-    """
-    asked_L = (wanted_L > 0) & (tokens_L > 0)
-    tokens_M, log_M = tokens_L[asked_L], np.log(wanted_L[asked_L]) - np.log(tokens_L[asked_L])
-    most = float(np.log(max_epochs))
 
-    def filled(log_level: float) -> Floats:
-        log_epochs_M = log_M + log_level
-        damped_M = np.where(log_epochs_M > 0, exponent * log_epochs_M, log_epochs_M)
-        return np.asarray(tokens_M * np.exp(np.minimum(damped_M, most)), np.float64)
-
-    planned_L = np.zeros(len(wanted_L))
-    if not len(tokens_M):
-        return planned_L
-    low, high = 0.0, 1.0
-    while filled(high).sum() < total and high < _MOST_LEVEL:
-        low, high = high, 2 * high
-    while filled(low).sum() > total and low > -_MOST_LEVEL:  # a cap below 1 epoch apart, level 0 gives no more than is wanted
-        low = low - 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if filled(middle).sum() < total else (low, middle)
-    planned_L[asked_L] = filled(high)
-    return planned_L
+def _root(function: Callable[[float], float], wanted: float, start: float) -> float:
+    """Where a function that never falls reaches `wanted`, to rounding; as far as it goes where it does not."""
+    low, high, step = start, start, 1.0
+    while function(low) > wanted and low > -_MOST_LEVEL:
+        low, step = low - step, 2 * step
+    step = 1.0
+    while function(high) < wanted and high < _MOST_LEVEL:
+        high, step = high + step, 2 * step
+    if low == high or function(high) < wanted:
+        return high
+    return float(brentq(lambda level: function(level) - wanted, low, high, xtol=_PRECISION))

@@ -45,9 +45,10 @@ def report(
     specialists: Mapping[str, DocumentCounts],
     mixes: Mapping[str, SpecialistMix],
     settings: Weights,
+    limits: Limits,
     *,
     shares: Mapping[str, float],
-    budget_tokens: int,
+    sharpness: float = 1.0,
     draw: Draw,
     seed: int,
     strata: Strata | None = None,
@@ -70,14 +71,17 @@ def report(
     )
     point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
 
-    def target(mix_of: Mapping[str, SpecialistMix]) -> Floats:
+    def claimed(mix_of: Mapping[str, SpecialistMix]) -> Floats:
+        """(R, C) what is asked of the atoms, or of strata, whose resamples are not planned."""
+        if strata is not None:
+            return strata.claim_RC
         p_A_of = {name: mix.p_L for name, mix in mix_of.items()}
-        return np.asarray(claims(p_A_of, shares, settings.natural_share, atoms.histogram.p_L)[1].sum(axis=0), np.float64)
+        return claims(p_A_of, shares, settings.natural_share, atoms.histogram.p_L)[1]
 
-    cells, limits = _Cells.of(strata, atoms), Limits.of(settings, budget_tokens)
+    cells = _Cells.of(strata, atoms)
 
     def facts(mix_of: Mapping[str, SpecialistMix]) -> dict[tuple[str, str], float]:
-        plan = capped_plan(cells.shares(target(mix_of)), cells.tokens_C, limits)
+        plan = capped_plan(claimed(mix_of), cells.tokens_C, limits)
         planned_A = np.bincount(cells.atom_C, weights=plan.planned_L, minlength=len(atoms.within_A)).astype(np.float64)
         found = {("", name): value for name, value in mixture_facts(plan, cells.windows_C, planned_A, atoms, draw).items()}
         for specialist, mix in mix_of.items():
@@ -104,7 +108,7 @@ def report(
 
     if clusters:
         for name, p_BA in p_BA_of.items():
-            _move(p_BA, _gather(mixes[name].p_L, touched), _gather(clusters[name].p_L, touched))
+            _move(p_BA, _gather(mixes[name].p_L, touched), _gather(clusters[name].p_L, touched), sharpness / 2)
     low_high_of = {name: _interval(p_BA, touched, generalist, mixes[name].p_L) for name, p_BA in p_BA_of.items()}
     return Report(
         specialists=_specialists(specialists, mixes, low_high_of),
@@ -115,32 +119,18 @@ def report(
 
 @dataclass(frozen=True, kw_only=True)
 class _Cells:
-    """What is drawn alike: atoms, or where windows are scored strata, each with its share of what is asked of its atom."""
+    """What is drawn alike: atoms, or where windows are scored strata."""
 
     atom_C: NDArray[np.int64]
     windows_C: NDArray[np.int64]
     tokens_C: NDArray[np.int64]
-    inside_C: Floats
 
     @classmethod
     def of(cls, strata: Strata | None, atoms: Atoms) -> "_Cells":
-        num_atoms = len(atoms.within_A)
         if strata is None:
-            everything = atoms.histogram
-            return cls(
-                atom_C=np.arange(num_atoms),
-                windows_C=everything.windows_L,
-                tokens_C=everything.tokens_L,
-                inside_C=np.ones(num_atoms),
-            )
-        atom_C = atoms.atom_L[strata.leaf_C]
-        asked_A = np.bincount(atom_C, weights=strata.p_target_C, minlength=num_atoms)
-        inside_C = strata.p_target_C / np.maximum(asked_A, 1e-300)[atom_C]
-        return cls(atom_C=atom_C, windows_C=strata.windows_C, tokens_C=strata.tokens_C, inside_C=inside_C)
-
-    def shares(self, target_A: Floats) -> Floats:
-        """(C,) what is asked of each."""
-        return np.asarray(target_A[self.atom_C] * self.inside_C, np.float64)
+            held = atoms.histogram
+            return cls(atom_C=np.arange(len(atoms.within_A)), windows_C=held.windows_L, tokens_C=held.tokens_L)
+        return cls(atom_C=atoms.atom_L[strata.leaf_C], windows_C=strata.windows_C, tokens_C=strata.tokens_C)
 
 
 class _Resampler:
@@ -172,10 +162,10 @@ def _gather(p_L: Floats, atoms: Atoms) -> Floats:
     return np.bincount(atoms.atom_L, weights=p_L, minlength=len(atoms.within_A)).astype(np.float64)
 
 
-def _move(p_BA: NDArray[np.float32], point_A: Floats, clusters_A: Floats) -> None:
-    """From what resamples give the leaves to what they want where that is half of the estimate, in logs (`strata.Odds`)."""
+def _move(p_BA: NDArray[np.float32], point_A: Floats, clusters_A: Floats, power: float) -> None:
+    """From what resamples give the leaves to what they want where that is one factor of the estimate (`strata.Odds`)."""
     for p_A in p_BA:
-        moved_A = point_A * np.sqrt(np.divide(p_A, clusters_A, out=np.ones_like(point_A), where=clusters_A > 0))
+        moved_A = point_A * np.divide(p_A, clusters_A, out=np.ones_like(point_A), where=clusters_A > 0) ** power
         p_A[:] = moved_A / moved_A.sum()
 
 

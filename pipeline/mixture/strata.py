@@ -3,7 +3,8 @@
 A scorer (`pipeline.scoring`) gives each window x a score for each specialist s. It becomes a ratio r_s(x) to the generalist's
 density, whose mean over the generalist's tokens is 1:
 
-- `odds`: r ∝ w(leaf)^½ · exp(score)^½, the geometric mean of CRISP's weight of the window's cluster and of its own odds;
+- `odds`: r ∝ (w(leaf) · exp(score))^(sharpness/2): with 1 the geometric mean of CRISP's weight of the window's cluster and of its
+  own odds, with 2 their product;
 - `top`: r is one number for the windows with the highest scores, as many as fill the specialist's part of the budget, else 0.
 
 What is asked for is the mixture q(x) = Σ share_s r_s(x) + natural share. Windows of one leaf whose q lies in the same eighth of a
@@ -15,7 +16,7 @@ Shapes: N windows of a part, S specialists, L leaves, C strata (leaf by leaf, as
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,28 +32,31 @@ BINS = 1 << 16  # of a histogram of scores
 _HALF = BINS >> 1
 _PER_NAT = 256  # bins of a nat, where odds are counted
 _FIXED = 2.0**18  # of a token: 2^63 holds 3.5e13 tokens
+_EXACT = 1 << 10  # of a window's mass: rounding it to a whole number changes it by a thousandth at most
 _LEAST_WEIGHT = -20.0  # log of a cluster's weight where smoothing left it none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Odds:
-    """Ratios in proportion to the geometric mean of the cluster's weight and the window's odds."""
+    """Ratios in proportion to a power of the cluster's weight times the window's odds."""
 
     log_weight_SL: Floats
+    sharpness: float  # 1: the square root
     log_mean_S: Floats  # of that product over the generalist's tokens
 
     def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
         """(N, S) log of the ratio of each window."""
-        return _per_bin(self.log_weight_SL, leaf_N, score_NS) / _PER_NAT - self.log_mean_S
+        return _per_bin(self.log_weight_SL, self.sharpness, leaf_N, score_NS) / _PER_NAT - self.log_mean_S
 
     @classmethod
-    def fitted(cls, log_weight_SL: Floats, bins_SB: Ints) -> Self:
+    def fitted(cls, log_weight_SL: Floats, sharpness: float, bins_SB: Ints) -> Self:
         """From the tokens in each bin (`odds_bins`)."""
         value_B = (np.arange(BINS) - _HALF) / _PER_NAT
         share_SB = bins_SB / np.maximum(bins_SB.sum(axis=1, keepdims=True), 1)
         most_S = np.array([value_B[np.flatnonzero(share_B)[-1]] if share_B.any() else 0.0 for share_B in share_SB])
         mean_S = (share_SB * np.exp(np.minimum(value_B - most_S[:, None], 0.0))).sum(axis=1)
-        return cls(log_weight_SL=log_weight_SL, log_mean_S=np.log(np.maximum(mean_S, 1e-300)) + most_S)
+        log_mean_S = np.log(np.maximum(mean_S, 1e-300)) + most_S
+        return cls(log_weight_SL=log_weight_SL, sharpness=sharpness, log_mean_S=log_mean_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +112,12 @@ class Target:
         return r_NS, np.where(np.asarray(leaf_N) >= 0, q_N, 0.0)
 
 
-def odds_bins(log_weight_SL: Floats, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]) -> NDArray[np.int64]:
+def odds_bins(
+    log_weight_SL: Floats, sharpness: float, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]
+) -> NDArray[np.int64]:
     """(S, B) tokens of a part by the log of its unnormalised odds, in bins of a 256th of a nat."""
     keep_N = np.asarray(leaf_N) >= 0
-    bin_NS = _per_bin(log_weight_SL, np.asarray(leaf_N)[keep_N], score_NS[keep_N]) + _HALF
+    bin_NS = _per_bin(log_weight_SL, sharpness, np.asarray(leaf_N)[keep_N], score_NS[keep_N]) + _HALF
     return _tokens_by(bin_NS, np.asarray(tokens_N)[keep_N])
 
 
@@ -153,7 +159,7 @@ class StrataCounts:
     key_C: NDArray[np.int64]  # leaf · 2^16 + stratum, ascending
     windows_C: NDArray[np.int64]
     tokens_C: NDArray[np.int64]
-    mass_C: NDArray[np.int64]  # Σ tokens · q, in fixed point
+    mass_SC: NDArray[np.int64]  # Σ tokens · share · r of each specialist, in fixed point
     mass_SL: NDArray[np.int64]  # Σ tokens · r of each specialist, in fixed point
 
     @classmethod
@@ -161,7 +167,11 @@ class StrataCounts:
         """Nothing counted yet."""
         none = np.empty(0, np.int64)
         return cls(
-            key_C=none, windows_C=none, tokens_C=none, mass_C=none, mass_SL=np.zeros((num_specialists, num_leaves), np.int64)
+            key_C=none,
+            windows_C=none,
+            tokens_C=none,
+            mass_SC=np.zeros((num_specialists, 0), np.int64),
+            mass_SL=np.zeros((num_specialists, num_leaves), np.int64),
         )
 
     @classmethod
@@ -173,8 +183,8 @@ class StrataCounts:
         mass_SL = np.zeros((r_MS.shape[1], num_leaves), np.int64)
         for s in range(len(mass_SL)):
             np.add.at(mass_SL[s], leaf_M, _fixed(tokens_M * r_MS[:, s]))
-        key_M = _keys(leaf_M, q_M)
-        return cls._merged(key_M, np.ones_like(tokens_M), tokens_M, _fixed(tokens_M * q_M), mass_SL)
+        mass_SM = _fixed(tokens_M * target.share_S[:, None] * r_MS.T)
+        return cls._merged(_keys(leaf_M, q_M), np.ones_like(tokens_M), tokens_M, mass_SM, mass_SL)
 
     def add(self, other: Self) -> Self:
         """Both together."""
@@ -187,32 +197,45 @@ class StrataCounts:
         mass_SL = first.mass_SL.copy()
         for other in others:
             mass_SL += other.mass_SL
-        columns = zip(*((part.key_C, part.windows_C, part.tokens_C, part.mass_C) for part in (first, *others)), strict=True)
-        key_M, windows_M, tokens_M, mass_M = (np.concatenate(column) for column in columns)
-        return cls._merged(key_M, windows_M, tokens_M, mass_M, mass_SL)
+        columns = zip(*((part.key_C, part.windows_C, part.tokens_C, part.mass_SC) for part in (first, *others)), strict=True)
+        key_M, windows_M, tokens_M, mass_SM = (np.concatenate(column, axis=-1) for column in columns)
+        return cls._merged(key_M, windows_M, tokens_M, mass_SM, mass_SL)
 
     @classmethod
-    def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_M: Any, mass_SL: Any) -> Self:
+    def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_SM: Any, mass_SL: Any) -> Self:
         key_C, row_M = np.unique(key_M, return_inverse=True)
-        sums = []
-        for x_M in (windows_M, tokens_M, mass_M):
+
+        def summed(x_M: Any) -> NDArray[np.int64]:
             x_C = np.zeros(len(key_C), np.int64)
             np.add.at(x_C, row_M, x_M)
-            sums.append(x_C)
-        return cls(key_C=key_C, windows_C=sums[0], tokens_C=sums[1], mass_C=sums[2], mass_SL=mass_SL)
+            return x_C
+
+        mass_SC = np.array([summed(mass_M) for mass_M in mass_SM], np.int64).reshape(len(mass_SM), len(key_C))
+        return cls(key_C=key_C, windows_C=summed(windows_M), tokens_C=summed(tokens_M), mass_SC=mass_SC, mass_SL=mass_SL)
 
     @property
     def p_SL(self) -> Floats:
         """(S, L) what each specialist asks of each leaf."""
         return np.asarray(self.mass_SL / np.maximum(self.mass_SL.sum(axis=1, keepdims=True), 1), np.float64)
 
-    def strata(self) -> "Strata":
-        """The strata, with their shares of the target."""
+    def strata(self, target: Target) -> "Strata":
+        """The strata, with what is asked of them."""
+        asked_SC = self.mass_SC.astype(np.float64)
+        if not target.natural_share:
+            # What is next to nothing is lost in fixed point, and would be missing where a large budget needs it. The stratum says
+            # how much it is, and all its leaf, or the shares, who asks.
+            stratum_C = self.key_C & 0xFFFF
+            q_C = np.where(stratum_C > 0, np.exp((stratum_C - _HALF + 0.5) * _WIDTH), 0.0)
+            leaf_SC = (self.mass_SL[:, self.key_C >> 16] + 1) * target.share_S[:, None]
+            lost_C = self.mass_SC.sum(axis=0) < _EXACT * self.windows_C
+            asked_SC = np.where(lost_C, self.tokens_C * q_C * _FIXED * leaf_SC / leaf_SC.sum(axis=0), asked_SC)
+        total_S = np.maximum(asked_SC.sum(axis=1, keepdims=True), 1e-300)
+        natural_C = target.natural_share * self.tokens_C / max(1, int(self.tokens_C.sum()))
         return Strata(
             key_C=self.key_C,
             windows_C=self.windows_C,
             tokens_C=self.tokens_C,
-            p_target_C=self.mass_C / max(1, int(self.mass_C.sum())),
+            claim_RC=np.concatenate([target.share_S[:, None] * asked_SC / total_S, natural_C[None]]),
         )
 
 
@@ -223,7 +246,7 @@ class Strata:
     key_C: NDArray[np.int64]
     windows_C: NDArray[np.int64]
     tokens_C: NDArray[np.int64]
-    p_target_C: Floats
+    claim_RC: Floats  # shares of the corpus that each specialist, and last natural text, asks of it (`estimators.claims`)
 
     @property
     def leaf_C(self) -> NDArray[np.int64]:
@@ -239,14 +262,16 @@ class Strata:
     def table(self) -> pa.Table:
         """As a STRATA table."""
         columns = {"leaf": self.leaf_C, "stratum": (self.key_C & 0xFFFF) - _HALF, "windows": self.windows_C}
-        return cast(pa.table({**columns, "tokens": self.tokens_C, "p_target": self.p_target_C}), STRATA)
+        claims = pa.array(self.claim_RC.T.tolist(), pa.list_(pa.float64()))
+        return cast(pa.table({**columns, "tokens": self.tokens_C, "claims": claims}), STRATA)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
         """The strata of a STRATA table."""
         key_C = (table["leaf"].to_numpy().astype(np.int64) << 16) + table["stratum"].to_numpy() + _HALF
-        columns: Mapping[str, Any] = {f"{name}_C": table[name].to_numpy() for name in ("windows", "tokens", "p_target")}
-        return cls(key_C=key_C, **columns)
+        windows_C, tokens_C = (table[name].to_numpy() for name in ("windows", "tokens"))
+        claim_RC = table["claims"].combine_chunks().flatten().to_numpy().reshape(len(table), -1).T
+        return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, claim_RC=claim_RC)
 
 
 def log_weights(p_L_of: Iterable[Floats], p_generalist_L: Floats) -> Floats:
@@ -255,10 +280,10 @@ def log_weights(p_L_of: Iterable[Floats], p_generalist_L: Floats) -> Floats:
     return np.maximum(np.stack(rows), _LEAST_WEIGHT)
 
 
-def _per_bin(log_weight_SL: Floats, leaf_N: Ints, score_NS: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N, S) half the log weight of the leaf and half the score, in whole 256ths of a nat: the same on every machine."""
+def _per_bin(log_weight_SL: Floats, sharpness: float, leaf_N: Ints, score_NS: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N, S) log of the weight of the leaf times the odds, to a power, in whole 256ths of a nat: the same on every machine."""
     score_NS = np.nan_to_num(score_NS.astype(np.float64), neginf=-1e6)
-    log_NS = (log_weight_SL.T[np.maximum(leaf_N, 0)] + score_NS) / 2
+    log_NS = (log_weight_SL.T[np.maximum(leaf_N, 0)] + score_NS) * (float(sharpness) / 2)
     return np.asarray(np.clip(np.rint(log_NS * _PER_NAT), -_HALF, _HALF - 1), np.int64)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import NATURAL, Config
+from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
 from pipeline.identity import fingerprint
@@ -39,8 +39,7 @@ from pipeline.stages.asking import Asking
 from pipeline.stages.assign import assign_table, loaded_tree, read_tree
 from pipeline.stages.embed import embed_table, embedder_gpus, loaded_embedder
 from pipeline.stages.held_out import held_out_identity, read_held_out
-from pipeline.stages.shards import Attribution
-from pipeline.stages.strata import Asked
+from pipeline.stages.strata import Asked, asked_of_leaves
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema
@@ -220,18 +219,16 @@ def wanted(config: Config, weights: Folder, mixture: pa.Table) -> NDArray[np.flo
     if settings.mode == "share":
         return np.asarray(config.sample.budget_tokens / (1.0 + settings.real_to_synthetic) * p_L)
     asked = Asked.read(weights, config)
-    limits = replace(Limits.of(config.weights, config.sample.budget_tokens), overflow="leave")
-    plan = capped_plan(asked.p_C, asked.tokens_C, limits)
+    plan = capped_plan(asked.claim_RC, asked.tokens_C, replace(Limits.of(config), overflow="leave"))
     return plan.summed(asked.leaf_C, asked.num_leaves).deficit_L
 
 
 def _steering(config: Config, weighted: Step, num_leaves: int) -> list[str]:
     """The specialist that asks most of each leaf."""
-    claims = Attribution.read(weighted.folder, config)
-    rows = [i for i, name in enumerate(claims.names) if name != NATURAL]
-    best_L = np.argmax(claims.claim_SL[rows], axis=0)
+    names, claim_SL = asked_of_leaves(weighted.folder, config)
+    best_L = np.argmax(claim_SL[:-1], axis=0)  # the last row is natural text
     assert len(best_L) == num_leaves
-    return [claims.names[rows[best]] for best in best_L]
+    return [names[best] for best in best_L]
 
 
 def _samples(engine: Engine, config: Config, prepared: Mapping[str, Step]) -> dict[str, list[str]]:

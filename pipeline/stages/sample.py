@@ -26,7 +26,7 @@ from pipeline.rewriting.serving import Serving
 from pipeline.stages.assign import read_tree
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import Attribution, Pool, Shuffle, map_parts_to_shards, shard_facts, shard_name, sum_counts, write_shard
-from pipeline.stages.strata import Asked, read_target
+from pipeline.stages.strata import Asked, asked_of_leaves, read_target
 from pipeline.step import Step, groups, map_parts, part_names
 from pipeline.storage import MANIFEST, Folder
 from pipeline.tables import DRAWS, LANDED, PLAN
@@ -88,7 +88,7 @@ def sample_step(
             output=folder,
             num_shards=max(1, round(text_bytes / settings.shard_bytes)),
             seed=config.seed,
-            attribution=Attribution.read(weighted.folder, config, scored.folder if scored else None),
+            attribution=_attribution(config, of_cells, asked, weighted, scored),
         )
         present = set(folder.names(".parquet"))
         missing = [i for i in range(work.num_shards) if f"{shard_name(i)}.parquet" not in present]
@@ -127,12 +127,12 @@ def sample_step(
 
     return Step(
         stage="sample",
-        version=1,
+        version=2,
         settings={
             "sample": settings.identity(),
             "max_epochs": config.weights.max_epochs,
             "overflow": config.weights.overflow,
-            "repeat_exponent": config.weights.exponent,
+            "repeat_exponent": config.repeat_exponent,
             "seed": config.seed,
         },
         inputs={
@@ -208,6 +208,13 @@ def _factors(strata: Strata | None, of_cells: Plan, plan: Plan, weighted: Step, 
     return StrataFactors(scored.folder, read_target(weighted.folder), strata, factor_C.astype(np.float32).astype(np.float64))
 
 
+def _attribution(config: Config, of_cells: Plan, asked: Asked, weighted: Step, scored: Step | None) -> Attribution:
+    names, claim_RL = asked_of_leaves(weighted.folder, config)
+    if scored is None:
+        return Attribution(names, of_cells.planned_RL, claim_RL)
+    return Attribution(names, of_cells.planned_RL, claim_RL, read_target(weighted.folder), asked.strata, scored.folder)
+
+
 @dataclass(frozen=True)
 class ServingFactors:
     """The factors of rewrites: the chance that one is used."""
@@ -226,17 +233,17 @@ def planned(config: Config, asked: Asked, rewrites_L: NDArray[np.float64] | None
     Raises:
         ConfigError: the budget is more than the text gives, and there are no rewrites to fill it.
     """
-    limits = Limits.of(config.weights, config.sample.budget_tokens)
+    limits = Limits.of(config)
     if rewrites_L is None:
-        return make_plan(asked.p_C, asked.tokens_C, limits)
+        return make_plan(asked.claim_RC, asked.tokens_C, limits)
     assert config.rephrase
     if config.rephrase.mode == "share":
         ratio = config.rephrase.real_to_synthetic
-        rewrites_C = asked.split(rewrites_L, asked.p_C)
+        rewrites_C = asked.split(rewrites_L, asked.claim_RC.sum(axis=0))
         elsewhere = float(rewrites_L.sum() - rewrites_C.sum())
-        return shared_plan(asked.p_C, asked.tokens_C, limits, rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere)
-    beyond_C = capped_plan(asked.p_C, asked.tokens_C, limits).deficit_L
-    return capped_plan(asked.p_C, asked.tokens_C, limits, asked.split(rewrites_L, beyond_C))
+        return shared_plan(asked.claim_RC, asked.tokens_C, limits, rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere)
+    beyond_C = capped_plan(asked.claim_RC, asked.tokens_C, limits).deficit_L
+    return capped_plan(asked.claim_RC, asked.tokens_C, limits, asked.split(rewrites_L, beyond_C))
 
 
 def _draw(engine: Engine, pool: Pool, names: Sequence[str], draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:

@@ -15,13 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config import Config
 from pipeline.draws import attribute
 from pipeline.hashing import keyed_hash
-from pipeline.mixture.estimators import claims
-from pipeline.mixture.strata import Target
+from pipeline.mixture.strata import Strata, Target
 from pipeline.stages.score import read_scores
-from pipeline.stages.strata import read_target
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS
 
@@ -38,38 +35,25 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what each asks of the window, or of its leaf."""
+    """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what the plan draws of its cell for each."""
 
     names: list[str]
-    claim_SL: NDArray[np.float64]  # S: the specialists, and `natural`; by `estimators.claims`
+    part_RC: NDArray[np.float64]  # of raw text: leaves, or strata of them
+    claim_RL: NDArray[np.float64]  # of rewrites: what each asks of the leaf that ran short
     target: Target | None = None  # where windows are scored
+    strata: Strata | None = None
     scores: Folder | None = None
 
-    @classmethod
-    def read(cls, weights: Folder, config: Config, scores: Folder | None = None) -> "Attribution":
-        """From the tables of the weights step, and the scores where raw windows have some."""
-        p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
-        table = weights.read_table("specialists.parquet")
-        p_L_of = {}
-        for name in config.specialists:
-            rows = table.filter(pc.field("specialist") == name)
-            p_L_of[name] = np.zeros(len(p_generalist_L))
-            p_L_of[name][rows["leaf"].to_numpy()] = rows["p"].to_numpy()
-        shares = {name: specialist.share for name, specialist in config.specialists.items()}
-        names, claim_SL = claims(p_L_of, shares, config.weights.natural_share, p_generalist_L)
-        return cls(names, claim_SL, read_target(weights) if scores else None, scores)
-
     def of_windows(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.float64]:
-        """(S, N) what each asks of the raw windows of a part."""
-        if self.target is None or self.scores is None:
-            return self.claim_SL[:, leaf_N]
-        r_NS, _ = self.target.of(leaf_N, read_scores(self.scores, name))
-        natural_N = np.full(len(leaf_N), self.target.natural_share)
-        return np.concatenate([(r_NS * self.target.share_S).T, natural_N[None]])
+        """(R, N) weights of each for the raw windows of a part."""
+        if self.target is None or self.strata is None or self.scores is None:
+            return self.part_RC[:, leaf_N]
+        _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
+        return self.part_RC[:, self.strata.rows(leaf_N, q_N)]
 
-    def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], claim_SR: NDArray[np.float64], *, seed: int) -> pa.Array:
+    def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], claim_RR: NDArray[np.float64], *, seed: int) -> pa.Array:
         """(R,) names, one for each copy."""
-        return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, claim_SR, seed)))
+        return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, claim_RR, seed)))
 
 
 @dataclass(frozen=True)
@@ -97,13 +81,13 @@ def copies_table(
     windows: pa.Table,
     leaf_N: NDArray[np.int32],
     copies_N: NDArray[np.int32],
-    claim_SN: NDArray[np.float64],
+    claim_RN: NDArray[np.float64],
     work: Shuffle,
     origin: str = "raw",
 ) -> pa.Table:
     """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part.
 
-    `claim_SN` is what each specialist, and `natural`, asks of the windows.
+    `claim_RN` is what each specialist, and `natural`, asks of the windows.
     """
     row_R = np.repeat(np.arange(len(windows)), copies_N)
     copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
@@ -125,7 +109,7 @@ def copies_table(
             "doc_id": table["doc_id"],
             "window": table["window"],
             "source": table["source"],
-            "specialist": work.attribution.of(key_R, copy_R, claim_SN[:, row_R], seed=work.seed),
+            "specialist": work.attribution.of(key_R, copy_R, claim_RN[:, row_R], seed=work.seed),
             "cluster": leaf_N[row_R],
             "copy": copy_R.astype(np.int32),
             "tokens": table["tokens"],
@@ -162,10 +146,10 @@ def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int],
         assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
         leaf_N = draws["leaf"].to_numpy()
         if origin == "raw":
-            claim_SN = work.attribution.of_windows(name, leaf_N)
+            claim_RN = work.attribution.of_windows(name, leaf_N)
         else:
-            claim_SN = work.attribution.claim_SL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
-        of_shard = split(copies_table(windows, leaf_N, copies_N, claim_SN, work, origin), work.num_shards)
+            claim_RN = work.attribution.claim_RL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
+        of_shard = split(copies_table(windows, leaf_N, copies_N, claim_RN, work, origin), work.num_shards)
         for piece, shard in zip(pieces, shards, strict=True):
             piece.append(of_shard[shard])
     return [pa.concat_tables(tables) if tables else _PIECES.empty_table() for tables in pieces]

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from loguru import logger
 from numpy.typing import NDArray
 
 from pipeline.config import WINDOW_ESTIMATORS, Config
 from pipeline.engine import Engine
-from pipeline.mixture.estimators import SpecialistMix
+from pipeline.mixture.estimators import SpecialistMix, claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import (
     BINS,
@@ -41,7 +42,7 @@ _FOLD_GROUPS = 256
 class Asked:
     """What is asked of the text, by cells that are drawn alike: leaves, or where windows are scored strata of them."""
 
-    p_C: NDArray[np.float64]
+    claim_RC: NDArray[np.float64]  # shares of the corpus: rows as of `estimators.claims`
     tokens_C: NDArray[np.int64]
     leaf_C: NDArray[np.int64]
     windows_L: NDArray[np.int64]
@@ -54,9 +55,9 @@ class Asked:
         windows_L = mixture["windows"].to_numpy()
         if config.weights.estimator in WINDOW_ESTIMATORS:
             strata = Strata.from_table(weights.read_table("strata.parquet"))
-            return cls(strata.p_target_C, strata.tokens_C, strata.leaf_C, windows_L, strata)
-        p_L, tokens_L = mixture["p_target"].to_numpy(), mixture["tokens"].to_numpy()
-        return cls(p_L, tokens_L, np.arange(len(mixture)), windows_L, None)
+            return cls(strata.claim_RC, strata.tokens_C, strata.leaf_C, windows_L, strata)
+        _, claim_RL = asked_of_leaves(weights, config)
+        return cls(claim_RL, mixture["tokens"].to_numpy(), np.arange(len(mixture)), windows_L, None)
 
     @property
     def num_leaves(self) -> int:
@@ -70,6 +71,19 @@ class Asked:
         weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
         part_C = np.divide(weight_C, weight_L[self.leaf_C], out=np.zeros_like(weight_C), where=weight_C > 0)
         return np.asarray(x_L[self.leaf_C] * part_C, np.float64)
+
+
+def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], NDArray[np.float64]]:
+    """Who asks for how much of each leaf, from the tables of the weights step (`estimators.claims`)."""
+    p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
+    table = weights.read_table("specialists.parquet")
+    p_L_of = {}
+    for name in config.specialists:
+        rows = table.filter(pc.field("specialist") == name)
+        p_L_of[name] = np.zeros(len(p_generalist_L))
+        p_L_of[name][rows["leaf"].to_numpy()] = rows["p"].to_numpy()
+    shares = {name: specialist.share for name, specialist in config.specialists.items()}
+    return claims(p_L_of, shares, config.weights.natural_share, p_generalist_L)
 
 
 def write_target(weights: Folder, target: Target) -> None:
@@ -95,8 +109,8 @@ def fit_target(
     ratios: Odds | Top
     if scorer(config.weights.estimator).draws == "odds":
         log_weight_SL = log_weights([mix.p_L for mix in clusters.values()], generalist.p_L)
-        bins_SB = engine.fold(_odds_bins, items, np.add, zero_SB, title="odds", shared=(*folders, log_weight_SL))
-        ratios = Odds.fitted(log_weight_SL, bins_SB)
+        bins_SB = engine.fold(_odds_bins, items, np.add, zero_SB, title="odds", shared=(*folders, log_weight_SL, config.sharpness))
+        ratios = Odds.fitted(log_weight_SL, config.sharpness, bins_SB)
     else:
         wanted_S = np.maximum(share_S * config.sample.budget_tokens, 1.0)
         high_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, None))
@@ -128,7 +142,7 @@ def stratify(
     mixes = {name: replace(mix, p_L=p_L) for (name, mix), p_L in zip(clusters.items(), counts.p_SL, strict=True)}
     if isinstance(target.ratios, Top):  # clusters, and what smooths them, have no part in it
         mixes = {name: replace(mix, alpha_H=np.empty(0), backed_off=0.0) for name, mix in mixes.items()}
-    return mixes, counts.strata()
+    return mixes, counts.strata(target)
 
 
 def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterator[tuple[Any, Any, Any]]:
@@ -137,8 +151,10 @@ def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterat
         yield table["leaf"].to_numpy(), table["tokens"].to_numpy(), read_scores(scores, name)
 
 
-def _odds_bins(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: NDArray[np.float64]) -> NDArray[np.int64]:
-    return functools.reduce(np.add, (odds_bins(log_weight_SL, *part) for part in _scored(names, assignments, scores)))
+def _odds_bins(
+    names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: NDArray[np.float64], sharpness: float
+) -> NDArray[np.int64]:
+    return functools.reduce(np.add, (odds_bins(log_weight_SL, sharpness, *part) for part in _scored(names, assignments, scores)))
 
 
 def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S: NDArray[np.int64] | None) -> NDArray[np.int64]:

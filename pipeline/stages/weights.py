@@ -17,6 +17,7 @@ from pipeline.engine import Engine
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
+from pipeline.mixture.plan import Limits
 from pipeline.mixture.report import report
 from pipeline.names import cluster_terms
 from pipeline.stages.assign import read_tree
@@ -79,8 +80,9 @@ def weights_step(
             samples,
             mixes,
             settings,
+            Limits.of(config),
             shares=shares,
-            budget_tokens=config.sample.budget_tokens,
+            sharpness=config.sharpness,
             draw=config.sample.draw,
             seed=config.seed,
             strata=strata,
@@ -105,10 +107,10 @@ def weights_step(
 
     return Step(
         stage="weights",
-        version=1,
+        version=2,
         # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
         settings={
-            "weights": settings.identity(),
+            "weights": {**settings.identity(), "sharpness": config.sharpness, "repeat_exponent": config.repeat_exponent},
             "shares": {name: share / sum(shares.values()) for name, share in shares.items()},
             "budget_tokens": config.sample.budget_tokens,
             "draw": config.sample.draw,
