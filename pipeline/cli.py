@@ -11,7 +11,7 @@ from loguru import logger
 from rich.table import Table
 
 from pipeline.config import load_config
-from pipeline.errors import CrispwrapError
+from pipeline.errors import ConfigError, CrispwrapError
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -38,18 +38,26 @@ def export_job() -> None:
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
-        to: Annotated[str, typer.Option(help="huggingface, megatron, nanotron, mds, webdataset or jsonl.")],
+        to: Annotated[
+            str | None, typer.Option(help="The shards: huggingface, megatron, nanotron, olmo-core, mds, webdataset or jsonl.")
+        ] = None,
+        mixture: Annotated[
+            str | None, typer.Option(help="Weights instead of copies: huggingface, levanter, mds, megatron, nanotron or olmo-core.")
+        ] = None,
+        level: Annotated[int | None, typer.Option(help="Of the tree, whose nodes are mixed; by default 1.")] = None,
         tokenizer: Annotated[
             str | None, typer.Option(help="Where token ids are written: a model on the hub, a folder, or a tokenizer.json.")
         ] = None,
         eos: Annotated[str | None, typer.Option(help="Token that ends each text.")] = None,
-        output: Annotated[str | None, typer.Option(help="Folder or URL; by default <workdir>/exports/<format>.")] = None,
+        output: Annotated[
+            str | None, typer.Option(help="Folder or URL; by default <workdir>/exports/<format>, or <format>-mixture.")
+        ] = None,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
     ) -> None:
         """Run crispwrap as far as it has not been run, and write its shards in the form that a trainer reads."""
-        sys.exit(_guarded(lambda: _export(config, overrides or [], to, tokenizer, eos, output)))
+        sys.exit(_guarded(lambda: _export(config, overrides or [], to, mixture, level, tokenizer, eos, output)))
 
     _run_as_program(main)
 
@@ -105,12 +113,30 @@ def _compare(config: str, *, dry_run: bool) -> None:
         console.print(path)
 
 
-def _export(config: str, overrides: list[str], to: str, tokenizer: str | None, eos: str | None, output: str | None) -> None:
+def _export(
+    config: str,
+    overrides: list[str],
+    to: str | None,
+    mixture: str | None,
+    level: int | None,
+    tokenizer: str | None,
+    eos: str | None,
+    output: str | None,
+) -> None:
+    if (to is None) == (mixture is None):
+        raise ConfigError("give one of --to FORMAT, for the shards, and --mixture FORMAT, for groups of text with weights")
+    if to is not None and level is not None:
+        raise ConfigError("--level is of a mixture: shards have no level; leave it out, or give --mixture FORMAT")
     settings = load_config(config, overrides)
     from pipeline import run
 
-    made, folder = run.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
-    print(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {folder.url}")
+    if to is not None:
+        made, folder = run.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
+        print(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {folder.url}")
+    elif mixture is not None:
+        level = 1 if level is None else level
+        made, folder = run.mix(settings, mixture=mixture, level=level, tokenizer=tokenizer, eos_token=eos, output=output)
+        print(f"{made.manifest['rows']:,} documents in {len(made.manifest['groups'])} groups, {mixture}: {folder.url}")
 
 
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:

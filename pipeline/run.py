@@ -19,7 +19,8 @@ from pipeline.stages.cluster import cluster_step
 from pipeline.stages.decontaminate import decontaminate_step, index_step
 from pipeline.stages.dedup import dedup_step
 from pipeline.stages.embed import embed_step, embedder_step
-from pipeline.stages.export import check_output, export_step, hand_over
+from pipeline.stages.export import check_output, export_step, hand_over, mixture_step
+from pipeline.stages.groups import groups_step
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
 from pipeline.stages.score import score_step
@@ -168,13 +169,40 @@ def export(
     """
     run = plan(config)
     made = export_step(run.step("sample"), to, tokenizer, eos_token)
-    folder = Folder(output) if output else run.workdir.child(f"exports/{to}")
-    check_output(made, folder)
+    return made, _handed_over(run, [made], output or run.workdir.child(f"exports/{to}").url)
+
+
+def mix(
+    config: Config | Mapping[str, Any],
+    *,
+    mixture: str,
+    level: int = 1,
+    tokenizer: str | None = None,
+    eos_token: str | None = None,
+    output: str | None = None,
+) -> tuple[Step, Folder]:
+    """Everything up to the shards, and their text in groups of a level of the tree with weights, as `mixture`'s trainer reads them.
+
+    Raises:
+        UserError: as `export`; the tree has no such level.
+        RunError: as `curate`.
+    """
+    run = plan(config)
+    corpus = (run.windows(GENERALIST), run.step("cluster"), run.step("weights"))
+    rephrased = run.step("rephrase") if run.config.rephrase else None
+    grouped = groups_step(run.config, level, *corpus, rephrased, run.step("sample"))
+    made = mixture_step(grouped, mixture, tokenizer, eos_token)
+    return made, _handed_over(run, [grouped, made], output or run.workdir.child(f"exports/{mixture}-mixture").url)
+
+
+def _handed_over(run: Run, steps: Sequence[Step], output: str) -> Folder:
+    folder = Folder(output)
+    check_output(steps[-1], folder)
     with Engine(run.config.engine) as engine:
         _curate(run, "sample", engine)
-        run_steps(run, [made], engine)
-    hand_over(made, folder)
-    return made, folder
+        run_steps(run, steps, engine)
+    hand_over(steps[-1], folder)
+    return folder
 
 
 def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:

@@ -212,6 +212,15 @@ SHARDS = pa.schema(
     ]
 )
 
+GROUPED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False, metadata={"doc": "as of a shard, without the copy"}),
+        *(SHARDS.field(name) for name in ("text", "doc_id", "window", "source", "cluster", "tokens", "origin", "parent", "style")),
+        pa.field("epochs", pa.float64(), nullable=False, metadata={"doc": "copies that the plan draws of this window"}),
+        *(SHARDS.field(name) for name in ("near_copies", "metadata")),
+    ]
+)
+
 # What a language model is asked for: a row a passage of a window, a style and a variant.
 _PASSAGE = [
     pa.field("key", pa.uint64(), nullable=False, metadata={"doc": "identity of the answer: model, settings, prompt, window"}),

@@ -98,3 +98,16 @@ def topics(tmp_path: Path) -> dict[str, Any]:
         "cluster": {"branching": 4, "depth": 2, "min_windows": 16},
         "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
     }
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer.json that cuts texts after 16 tokens, as many of models do; an export must not."""
+    from pipeline import embedders
+    from pipeline.config import Embed
+
+    settings = json.loads(Path(embedders.tokenizer_file(Embed(model="bundled:all-MiniLM-L6-v2"))).read_text(encoding="utf-8"))
+    settings["truncation"] = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return str(path)

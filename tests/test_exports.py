@@ -60,19 +60,6 @@ def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tokenizer.json that cuts texts after 16 tokens, as many of models do; an export must not."""
-    from pipeline import embedders
-    from pipeline.config import Embed
-
-    settings = json.loads(Path(embedders.tokenizer_file(Embed(model="bundled:all-MiniLM-L6-v2"))).read_text(encoding="utf-8"))
-    settings["truncation"] = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    return str(path)
-
-
 def token_ids(tokenizer: str, texts: list[str]) -> list[tuple[int, ...]]:
     """By the library itself: the ids of the words, and the token at the end."""
     from tokenizers import Tokenizer

@@ -42,6 +42,7 @@ class Format(ABC):
 
     name: str
     tokenized: bool = False  # whether it holds token ids
+    needs_eos: bool = False  # whether texts must end with a token
     extra: str | None = None  # of ours, that brings what it needs
 
     def check(self) -> None:

@@ -1,11 +1,15 @@
 """The formats by name."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline.errors import ConfigError, nearest
 from pipeline.exporting import Format
+from pipeline.exporting.mixtures import MIXTURES, Mixture
 from pipeline.exporting.plain import HuggingFace, Jsonl, Mds, WebDataset
-from pipeline.exporting.tokens import Megatron, Nanotron
+from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore
 
-FORMATS: dict[str, Format] = {kind.name: kind() for kind in (HuggingFace, Megatron, Nanotron, Mds, WebDataset, Jsonl)}
+FORMATS: dict[str, Format] = {kind.name: kind() for kind in (HuggingFace, Megatron, Nanotron, OlmoCore, Mds, WebDataset, Jsonl)}
 
 
 def find_format(name: str) -> Format:
@@ -14,13 +18,27 @@ def find_format(name: str) -> Format:
     Raises:
         ConfigError: there is none, or a package is missing; the extra that brings it is named.
     """
-    if name not in FORMATS:
-        raise ConfigError(f"--to {name}: no such format{nearest(name, FORMATS, 0.6)}; there are {', '.join(FORMATS)}")
-    found = FORMATS[name]
+    return _checked(_found(name, FORMATS, "--to"), f"--to {name}")
+
+
+def find_mixture(name: str) -> Mixture:
+    """The mixture of that name; as `find_format`."""
+    mixture: Mixture = _found(name, MIXTURES, "--mixture")
+    _checked(mixture.form, f"--mixture {name}")
+    return mixture
+
+
+def _found(name: str, among: Mapping[str, Any], option: str) -> Any:
+    if name not in among:
+        raise ConfigError(f"{option} {name}: no such format{nearest(name, among, 0.6)}; there are {', '.join(among)}")
+    return among[name]
+
+
+def _checked(form: Format, asked: str) -> Format:
     try:
-        found.check()
+        form.check()
     except ImportError as error:
         raise ConfigError(
-            f'--to {name} needs a package that is not here ({error.name}): pip install "crispwrap[{found.extra}]"'
+            f'{asked} needs a package that is not here ({error.name}): pip install "crispwrap[{form.extra}]"'
         ) from error
-    return found
+    return form

@@ -1,10 +1,12 @@
-"""Formats that hold token ids, written by datatrove: Megatron's `.bin` and `.idx`, nanotron's `.ds`."""
+"""Formats that hold token ids: Megatron's `.bin` and `.idx`, nanotron's `.ds` (both written by datatrove), OLMo-core's `.npy`."""
 
 import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.exporting import Format, Shard, Tokenizer
@@ -75,6 +77,28 @@ class Nanotron(_Tokenized):
 
     def file(self, number: int) -> str:
         return f"{number:05d}_unshuffled"
+
+
+class OlmoCore(Format):
+    """OLMo-core's token files: bare arrays of ids, documents one after the other, each with its end."""
+
+    name = "olmo-core"
+    tokenized = True
+    needs_eos = True
+
+    def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+        from tokenizers import Tokenizer as Fast
+
+        assert tokenizer is not None
+        assert tokenizer.eos_token is not None
+        fast = Fast.from_str(tokenizer.json)
+        eos = fast.token_to_id(tokenizer.eos_token)
+        texts = shard.table(["text"])["text"].to_pylist()
+        encoded = fast.encode_batch(texts, add_special_tokens=False)
+        ids = np.concatenate([np.array([*one.ids, eos], np.int64) for one in encoded] or [np.empty(0, np.int64)])
+        name = f"{shard.number:05d}.npy"  # the name that OLMo-core gives them, though without NumPy's header
+        folder.write_bytes(name, ids.astype(np.min_scalar_type(fast.get_vocab_size() - 1)).tobytes())
+        return {"rows": len(texts), "tokens": len(ids), "files": [name]}
 
 
 def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:

@@ -1,14 +1,17 @@
-"""The shards of a run once more, in the form that a trainer reads."""
+"""The shards of a run once more, or its text in groups with weights, in the form that a trainer reads."""
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError
-from pipeline.exporting import Shard, Tokenizer
-from pipeline.exporting.catalogue import FORMATS, find_format
+from pipeline.exporting import Format, Shard, Tokenizer
+from pipeline.exporting.catalogue import find_format, find_mixture
+from pipeline.exporting.mixtures import Group
 from pipeline.exporting.tokens import read_tokenizer
 from pipeline.manifest import versions
 from pipeline.step import Step, map_parts
@@ -25,34 +28,24 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         ConfigError: no such format, tokenizer or token, or what writes it is not installed.
     """
     form = find_format(to)
-    if form.tokenized and tokenizer_name is None:
-        raise ConfigError(
-            f"--to {to} holds token ids: say by which tokenizer with --tokenizer NAME, and --eos TOKEN to end each text"
-        )
-    if not form.tokenized and (tokenizer_name or eos_token):
-        raise ConfigError(f"--to {to} keeps the text, and takes no --tokenizer or --eos; leave them out")
-    tokenizer = read_tokenizer(tokenizer_name, eos_token) if tokenizer_name else None
+    tokenizer = _tokenizer(form, f"--to {to}", tokenizer_name, eos_token)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         shards = sampled.manifest["shards"]
         items = {
-            f"shard-{number:05d}": Shard(number, len(shards), sampled.folder, shard["name"]) for number, shard in enumerate(shards)
+            f"shard-{number:05d}": Item(form, Shard(number, len(shards), sampled.folder, shard["name"]), folder)
+            for number, shard in enumerate(shards)
         }
-        done = folder.child(_DONE)
-        parts = map_parts(
-            engine, done, list(items), _write, title=f"export {to}", unit="shards", shared=(items, to, tokenizer, folder)
-        )
+        parts = _written(engine, folder, items, tokenizer, f"export {to}", "shards")
         manifest = {**sampled.manifest, "fingerprint": sampled.fingerprint, "versions": versions()}
         form.finish(folder, manifest, parts)
-        rows = sum(part["rows"] for part in parts)
-        if rows != sampled.manifest["rows"]:
-            raise InputError(f"{folder.url} has {rows} rows for {sampled.manifest['rows']} of the shards; delete it, run again")
-        done.remove_all()
+        _check_rows(folder, parts, sampled.manifest["rows"])
+        folder.child(_DONE).remove_all()
         return {
             "format": to,
-            "rows": rows,
+            "rows": sampled.manifest["rows"],
             "tokens": sum(part["tokens"] for part in parts) if form.tokenized else None,
-            "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.digest, "eos": tokenizer.eos_token} if tokenizer else None,
+            "tokenizer": _described(tokenizer),
             "shards": [{name: part[name] for name in ("rows", "files", "sha256")} for part in parts],
         }
 
@@ -60,24 +53,141 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         stage="export",
         corpus=to,
         version=1,
-        settings={
-            "to": to,
-            "tokenizer": tokenizer.digest if tokenizer else None,
-            "tokenizer_name": tokenizer.name if tokenizer else None,
-            "eos": eos_token,
-            "datatrove": version("datatrove"),
-        },
+        settings={"to": to, **_identity(tokenizer)},
         inputs={"shards": sampled},
         workdir=sampled.workdir,
         work=work,
     )
 
 
-def _write(name: str, items: Mapping[str, Shard], to: str, tokenizer: Tokenizer | None, folder: Folder) -> dict[str, Any]:
-    facts = dict(FORMATS[to].write(items[name], folder, tokenizer))
-    facts["sha256"] = {file: hashlib.sha256(folder.read_bytes(file)).hexdigest() for file in facts["files"]}
+def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token: str | None) -> Step:
+    """The step that writes every group of text in a trainer's format, and the file that says how to mix them.
+
+    Raises:
+        ConfigError: as `export_step`.
+    """
+    mixture = find_mixture(name)
+    form = mixture.form
+    tokenizer = _tokenizer(form, f"--mixture {name}", tokenizer_name, eos_token)
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        described = [group for group in grouped.manifest["groups"] if group["documents"]]
+        items = {
+            f"{group['name']}.{number:05d}": Item(
+                form, Shard(number, len(group["files"]), grouped.folder, file["name"]), folder.child(group["name"])
+            )
+            for group in described
+            for number, file in enumerate(group["files"])
+        }
+        parts = _written(engine, folder, items, tokenizer, f"mixture {name}", "files")
+        made, left = [], iter(parts)
+        for group in described:
+            own = list(itertools.islice(left, len(group["files"])))
+            if mixture.finish_groups:
+                form.finish(folder.child(group["name"]), {}, own)
+            made.append(_group(group, own, tokenized=form.tokenized))
+        _check_rows(folder, parts, sum(group["documents"] for group in described))
+        total = sum(group["wanted_tokens"] for group in grouped.manifest["groups"])
+        facts = {
+            "level": grouped.manifest["level"],
+            "budget_tokens": grouped.manifest["budget_tokens"],
+            "seed": grouped.manifest["seed"],
+            "shards": grouped.inputs["shards"].fingerprint,
+            # Of the plan: groups of which so little is wanted that none of their documents was kept.
+            "left_out_share": 1.0 - sum(group["wanted_tokens"] for group in described) / total,
+        }
+        weights = mixture.weights(made)
+        for file, text in mixture.described(made, weights, facts).items():
+            folder.write_bytes(file, text.encode())
+        folder.child(_DONE).remove_all()
+        return {
+            "format": name,
+            **facts,
+            "rows": sum(part["rows"] for part in parts),
+            "tokens": sum(part["tokens"] for part in parts) if form.tokenized else None,
+            "tokenizer": _described(tokenizer),
+            "groups": [{"name": group.name, "weight": weight} for group, weight in zip(made, weights, strict=True)],
+            "shards": [{name: part[name] for name in ("rows", "files", "sha256")} for part in parts],
+        }
+
+    return Step(
+        stage="mixture",
+        corpus=name,
+        version=1,
+        settings={"mixture": name, **_identity(tokenizer)},
+        inputs={"groups": grouped},
+        workdir=grouped.workdir,
+        work=work,
+    )
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file on its way: what writes it, and where."""
+
+    form: Format
+    shard: Shard
+    folder: Folder
+
+
+def _tokenizer(form: Format, asked: str, name: str | None, eos_token: str | None) -> Tokenizer | None:
+    if form.tokenized and name is None:
+        raise ConfigError(
+            f"{asked} holds token ids: say by which tokenizer with --tokenizer NAME, and --eos TOKEN to end each text"
+        )
+    if form.needs_eos and eos_token is None:
+        raise ConfigError(f"{asked} knows texts by the token that ends each: give it with --eos TOKEN")
+    if not form.tokenized and (name or eos_token):
+        raise ConfigError(f"{asked} keeps the text, and takes no --tokenizer or --eos; leave them out")
+    return read_tokenizer(name, eos_token) if name else None
+
+
+def _identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer.digest if tokenizer else None,
+        "tokenizer_name": tokenizer.name if tokenizer else None,
+        "eos": tokenizer.eos_token if tokenizer else None,
+        "datatrove": version("datatrove"),
+    }
+
+
+def _described(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    return {"name": tokenizer.name, "sha256": tokenizer.digest, "eos": tokenizer.eos_token} if tokenizer else None
+
+
+def _written(
+    engine: Engine, folder: Folder, items: Mapping[str, Item], tokenizer: Tokenizer | None, title: str, unit: str
+) -> list[dict[str, Any]]:
+    """Write what is not there yet; the facts of each file, in order."""
+    shared = (items, tokenizer, folder)
+    return map_parts(engine, folder.child(_DONE), list(items), _write, title=title, unit=unit, shared=shared)
+
+
+def _write(name: str, items: Mapping[str, Item], tokenizer: Tokenizer | None, folder: Folder) -> dict[str, Any]:
+    item = items[name]
+    facts = dict(item.form.write(item.shard, item.folder, tokenizer))
+    facts["sha256"] = {file: hashlib.sha256(item.folder.read_bytes(file)).hexdigest() for file in facts["files"]}
     folder.child(_DONE).write_table(f"{name}.parquet", EXPORTED.empty_table(), EXPORTED, facts)
     return facts
+
+
+def _check_rows(folder: Folder, parts: Sequence[Mapping[str, Any]], expected: int) -> None:
+    rows = sum(part["rows"] for part in parts)
+    if rows != expected:
+        raise InputError(f"{folder.url} has {rows} rows for {expected} of the shards; delete it, run again")
+
+
+def _group(group: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], *, tokenized: bool) -> Group:
+    """A group as the trainer sees it; of the files that belong together the first stands for them."""
+    return Group(
+        name=group["name"],
+        terms=group["terms"],
+        documents=group["documents"],
+        tokens=sum(part["tokens"] for part in parts) if tokenized else group["tokens"],
+        wanted_documents=group["wanted_documents"],
+        files=tuple(f"{group['name']}/{part['files'][0]}" for part in parts),
+        file_tokens=tuple(part.get("tokens", 0) for part in parts),
+    )
 
 
 def check_output(step: Step, output: Folder) -> None:

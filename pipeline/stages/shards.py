@@ -93,18 +93,10 @@ def copies_table(
     copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
     table = windows.take(pa.array(row_R))
     key_R = table["key"].to_numpy()
-    parent = pc.binary_join_element_wise(table["doc_id"], table["window"].cast(pa.string()), ":")
-    copy = pa.array(copy_R).cast(pa.string())
-    if origin == "raw":
-        identifier = pc.binary_join_element_wise(parent, copy, ":")
-        parent = style = pa.repeat(pa.scalar(""), len(table))
-    else:
-        style = table["style"]
-        rewrite = pc.binary_join_element_wise(style, *(table[name].cast(pa.string()) for name in ("variant", "piece")), ".")
-        identifier = pc.binary_join_element_wise(parent, rewrite, copy, ":")
+    identifier, parent, style = identifiers(table, origin)
     return pa.table(
         {
-            "id": identifier,
+            "id": pc.binary_join_element_wise(identifier, pa.array(copy_R).cast(pa.string()), ":"),
             "text": table["text"],
             "doc_id": table["doc_id"],
             "window": table["window"],
@@ -122,6 +114,16 @@ def copies_table(
         },
         schema=_PIECES,
     )
+
+
+def identifiers(windows: pa.Table, origin: str) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Of raw windows, or rewrites: their ids, those of their parents, and their styles; no parent and style of raw ones."""
+    window = pc.binary_join_element_wise(windows["doc_id"], windows["window"].cast(pa.string()), ":")
+    if origin == "raw":
+        none = pa.repeat(pa.scalar(""), len(windows))
+        return window, none, none
+    rewrite = (windows["style"], *(windows[name].cast(pa.string()) for name in ("variant", "piece")))
+    return pc.binary_join_element_wise(window, pc.binary_join_element_wise(*rewrite, "."), ":"), window, windows["style"]
 
 
 def split(table: pa.Table, num_shards: int) -> list[pa.Table]:

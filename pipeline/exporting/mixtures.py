@@ -1,0 +1,222 @@
+"""Mixture files: how each trainer is told to draw groups of text by weight.
+
+A trainer draws sequences of tokens, or documents (here windows); its weights are shares of what it draws, so the same plan has
+other numbers for the one than for the other. `mixture.json` says which, for every format.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.exporting import Format
+from pipeline.exporting.plain import HuggingFace, Mds
+from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore
+
+Unit = Literal["tokens", "documents"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A group as a trainer sees it."""
+
+    name: str  # and its folder
+    terms: str
+    documents: int
+    tokens: int  # by the trainer's tokenizer, where the format holds token ids; else by the embedder's
+    wanted_documents: float  # that the plan draws, repeats counted
+    files: tuple[str, ...]  # below the export's folder
+    file_tokens: tuple[int, ...]
+
+    @property
+    def wanted_tokens(self) -> float:
+        """Tokens of the documents that the plan draws."""
+        return self.wanted_documents * self.tokens / self.documents
+
+
+class Mixture(ABC):
+    """One trainer's way to draw groups."""
+
+    name: str
+    form: Format  # of the groups' text
+    unit: Unit
+    replacement: str  # of what is drawn within a group
+    finish_groups: bool = False  # whether files of a group need what `Format.finish` writes
+
+    def weights(self, groups: Sequence[Group]) -> list[float]:
+        """The share of each group in what the trainer draws; they sum to 1."""
+        wanted = [group.wanted_tokens if self.unit == "tokens" else group.wanted_documents for group in groups]
+        return [share / sum(wanted) for share in wanted]
+
+    @abstractmethod
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        """The trainer's own files, by name."""
+
+    def described(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        """`files`, and `mixture.json`, which says the same to people and programs."""
+        listed = [
+            {
+                "name": group.name,
+                "terms": group.terms,
+                "weight": weight,
+                "documents": group.documents,
+                "tokens": group.tokens,
+                "passes": round(group.wanted_documents / group.documents, 4),
+                "files": list(group.files),
+            }
+            for group, weight in zip(groups, weights, strict=True)
+        ]
+        said = {"format": self.name, "unit": f"weights are shares of the {self.unit} drawn", "replacement": self.replacement}
+        return {
+            **self.files(groups, weights, {**facts, "unit": said["unit"], "replacement": self.replacement}),
+            "mixture.json": json.dumps({**said, **facts, "groups": listed}, indent=1, ensure_ascii=False) + "\n",
+        }
+
+
+class HuggingFaceMixture(Mixture):
+    """Parquet, and the probabilities of `datasets.interleave_datasets`."""
+
+    name = "huggingface"
+    form = HuggingFace()
+    unit = "documents"
+    replacement = (
+        "interleave_datasets chooses the group of each document at random; within a group documents come in order, each once, and "
+        "after repeat(None) begin anew when they are used up"
+    )
+
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        del weights
+        configs = [
+            {"config_name": group.name, "data_files": [{"split": "train", "path": f"{group.name}/data/train-*.parquet"}]}
+            for group in groups
+        ]
+        head = yaml.safe_dump({"configs": configs, "tags": ["crispwrap", "pretraining"]}, sort_keys=False).strip()
+        return {
+            "README.md": f"""---
+{head}
+---
+
+# A specialist pretraining mixture
+
+Groups of text, each document once, and the weights by which to draw them ({facts["unit"]}):
+
+```python
+import json
+from datasets import interleave_datasets, load_dataset
+
+folder = "…"  # where this file lies
+mixture = json.load(open(f"{{folder}}/mixture.json"))
+parts = [load_dataset(folder, group["name"], split="train", streaming=True).repeat(None) for group in mixture["groups"]]
+data = interleave_datasets(parts, probabilities=[group["weight"] for group in mixture["groups"]], seed=0)
+```
+
+It has no end: stop after as many documents or tokens as you want.
+""",
+        }
+
+
+class LevanterMixture(Mixture):
+    """Parquet, and the `data` section of a Levanter config."""
+
+    name = "levanter"
+    form = HuggingFace()
+    unit = "tokens"
+    replacement = "a group's sequences come once a pass, shuffled, and begin anew when they are used up (stop_strategy: restart)"
+
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        components = {
+            group.name: {"type": "cached", "source": {"type": "url", "train_urls": list(group.files)}} for group in groups
+        }
+        shares = {group.name: weight for group, weight in zip(groups, weights, strict=True)}
+        data = {"data": {"components": components, "train_weights": shares, "stop_strategy": "restart"}}
+        return {"mixture.yaml": _header(facts, "the data section of Levanter; add its tokenizer") + _yaml(data)}
+
+
+class MdsMixture(Mixture):
+    """MosaicML shards, and the streams of `streaming` and llm-foundry."""
+
+    name = "mds"
+    form = Mds()
+    unit = "documents"
+    finish_groups = True
+    replacement = "in an epoch of N documents each group gives its share of N, every document as often as another, to one"
+
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        streams = {group.name: {"local": group.name, "proportion": weight} for group, weight in zip(groups, weights, strict=True)}
+        return {
+            "streams.yaml": _header(facts, "streams of streaming.StreamingDataset and llm-foundry") + _yaml({"streams": streams})
+        }
+
+
+class MegatronMixture(Mixture):
+    """Indexed datasets, and what `--data-path` takes."""
+
+    name = "megatron"
+    form = Megatron()
+    unit = "tokens"
+    replacement = "a file's sequences come once a pass, shuffled, and begin anew when they are used up"
+
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        del facts
+        pairs = [
+            f"{weight * tokens / group.tokens:.12g} {file.removesuffix('.bin')}"
+            for group, weight in zip(groups, weights, strict=True)
+            for file, tokens in zip(group.files, group.file_tokens, strict=True)
+            if tokens
+        ]
+        return {"data_path.txt": "\n".join(pairs) + "\n"}  # $(cat data_path.txt) leaves no room for words
+
+
+class NanotronMixture(Mixture):
+    """nanotron's folders and weights."""
+
+    name = "nanotron"
+    form = Nanotron()
+    unit = "tokens"
+    replacement = "a folder's sequences come once a pass, shuffled, and begin anew when they are used up"
+
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        dataset = {"dataset_folder": [group.name for group in groups], "dataset_weights": list(weights)}
+        stage = {"name": "crispwrap", "start_training_step": 1, "data": {"dataset": dataset, "seed": facts["seed"]}}
+        return {"mixture.yaml": _header(facts, "a data stage of nanotron") + _yaml({"data_stages": [stage]})}
+
+
+class OlmoCoreMixture(Mixture):
+    """Token files, and the sources of OLMo-core's `SourceMixtureDatasetConfig`."""
+
+    name = "olmo-core"
+    form = OlmoCore()
+    unit = "tokens"
+    replacement = "a file's tokens come once a pass; max_repetition_ratio bounds the passes"
+
+    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+        sources = [
+            {
+                "source_name": group.name,
+                "target_ratio": weight,
+                "paths": [file for file in group.files if file.endswith(".npy")],
+                # Of the plan, and what rounding to whole sequences may add.
+                "max_repetition_ratio": max(1.0, round(1.05 * group.wanted_documents / group.documents, 3)),
+            }
+            for group, weight in zip(groups, weights, strict=True)
+        ]
+        most = int(sum(group.wanted_tokens for group in groups))
+        header = _header(facts, f"SourceMixtureList of OLMo-core, for requested_tokens up to {most}")
+        return {"mixture.yaml": header + _yaml({"sources": sources})}
+
+
+MIXTURES: dict[str, Mixture] = {
+    kind.name: kind()
+    for kind in (HuggingFaceMixture, LevanterMixture, MdsMixture, MegatronMixture, NanotronMixture, OlmoCoreMixture)
+}
+
+
+def _header(facts: Mapping[str, Any], what: str) -> str:
+    return f"# {what}. Paths are relative to this folder.\n# {facts['unit']}; {facts['replacement']}.\n"
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,222 @@
+"""The text of a run in groups, each window once, with what the plan draws of each group: weights instead of copies.
+
+A fold over the draws says what is wanted of the groups (`pipeline.mixture.groups`); a shuffle then brings the text of each group
+together, in random order, in files of about a shard's size. Shapes: N windows of a part, G groups, F files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.engine import Engine
+from pipeline.errors import ConfigError
+from pipeline.hashing import keyed_hash, keyed_uniform
+from pipeline.mixture.groups import GroupCounts, group_keys, node_and_band, nodes_at
+from pipeline.stages.assign import read_tree
+from pipeline.stages.shards import WRITE_OPTIONS, identifiers
+from pipeline.step import Step, groups, part_names
+from pipeline.storage import Folder
+from pipeline.tables import GROUPED
+
+_FOLD_GROUPS = 256
+_MOST_FILES = 4096  # a piece of each is made of every part
+_ORDER = "order"
+_PIECES = pa.schema([*GROUPED, pa.field(_ORDER, pa.uint64()), pa.field("file", pa.int32())])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Text and how often the plan draws it, in aligned parts: raw windows, or rewrites of them."""
+
+    origin: str
+    windows: Folder
+    draws: Folder
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What the mappers and reducers need to know."""
+
+    pools: Mapping[str, Pool]
+    node_L: NDArray[np.int64]
+    seed: int
+    output: Folder
+    # Of raw text and of rewrites, filled once both are counted.
+    counts: Mapping[str, GroupCounts]
+    first_file: Mapping[str, NDArray[np.int64]]  # of each group, then one more: the files of an origin
+
+
+def groups_step(
+    config: Config, level: int, windows: Step, clustered: Step, weighted: Step, rephrased: Step | None, sampled: Step
+) -> Step:
+    """The step that writes the groups of the nodes at a level of the tree.
+
+    Raises:
+        ConfigError: the tree has no such level.
+    """
+    if not 0 <= level <= config.cluster.depth:
+        raise ConfigError(f"--level {level}: the tree has levels 0 to {config.cluster.depth} (cluster.depth)")
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        pools = {"raw": Pool("raw", windows.folder, sampled.folder.child("draws"))}
+        names = {"raw": part_names(windows)}
+        if rephrased and rephrased.manifest["rewrites"]:
+            pools["rephrased"] = Pool("rephrased", rephrased.folder.child("rewrites"), sampled.folder.child("draws-rephrased"))
+            names["rephrased"] = part_names(rephrased)
+        node_L = nodes_at(read_tree(clustered.folder), level)
+        counts = {
+            origin: engine.fold(
+                _counted,
+                groups(names[origin], _FOLD_GROUPS),
+                lambda a, b: GroupCounts.combine([a, b]),
+                GroupCounts.zero(),
+                title=f"groups {origin}",
+                shared=(pool.draws, pool.windows, node_L),
+            )
+            for origin, pool in pools.items()
+        }
+        text_bytes = windows.manifest["text_bytes"] / max(1, windows.manifest["tokens"])
+        first_file, num_files = {}, 0
+        for origin, of_origin in counts.items():
+            held_G = of_origin.wanted_tokens_G / of_origin.passes_G * text_bytes
+            files_G = np.maximum(np.rint(held_G / config.sample.shard_bytes), 1).astype(np.int64)
+            first_file[origin] = num_files + np.concatenate([[0], np.cumsum(files_G)])
+            num_files = int(first_file[origin][-1])
+        if num_files > _MOST_FILES:
+            raise ConfigError(f"--level {level} makes {num_files:,} files, more than {_MOST_FILES:,}; choose a lower level")
+        work = Grouping(pools, node_L, config.seed, folder, counts, first_file)
+        present = set(folder.names(".parquet"))
+        missing = [number for number in range(num_files) if f"{_file(number)}.parquet" not in present]
+        items = groups([(origin, name) for origin in pools for name in names[origin]], 2 * engine.num_workers) if missing else []
+        written = engine.shuffle(
+            _pieces, items, _write_file, missing, title=f"level {level}", unit="files", shared=(work,)
+        )  # fmt: skip
+        made = {missing[index]: facts for index, facts in written}
+        facts = [made.get(number) or folder.read_facts(f"{_file(number)}.parquet") for number in range(num_files)]
+        return {
+            "level": level,
+            "budget_tokens": config.sample.budget_tokens,
+            "seed": config.seed,
+            "groups": _described(work, facts, _terms(weighted, node_L)),
+        }
+
+    return Step(
+        stage="groups",
+        corpus=f"level {level}",
+        version=1,
+        settings={"level": level, "shard_bytes": config.sample.shard_bytes, "seed": config.seed},
+        inputs={"shards": sampled},
+        workdir=sampled.workdir,
+        work=work,
+    )
+
+
+def _file(number: int) -> str:
+    return f"group-{number:05d}"
+
+
+def _drawn(name: str, draws: Folder, node_L: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64], Any]:
+    """(N,) groups, epochs and keys of the windows of a part."""
+    table = draws.read_table(f"{name}.parquet", columns=["key", "leaf", "expected"])
+    leaf_N = table["leaf"].to_numpy()
+    epochs_N = np.where(leaf_N >= 0, table["expected"].to_numpy(), 0.0)
+    return group_keys(node_L[np.maximum(leaf_N, 0)], epochs_N), epochs_N, table["key"]
+
+
+def _counted(names: Sequence[str], draws: Folder, windows: Folder, node_L: NDArray[np.int64]) -> GroupCounts:
+    parts = []
+    for name in names:
+        group_N, epochs_N, _ = _drawn(name, draws, node_L)
+        tokens_N = windows.read_table(f"{name}.parquet", columns=["tokens"])["tokens"].to_numpy()
+        parts.append(GroupCounts.of_part(group_N, epochs_N, tokens_N))
+    return GroupCounts.combine(parts)
+
+
+def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], work: Grouping) -> list[pa.Table]:
+    """The rows of several parts (origin, name) for the files that are to be made."""
+    table = pa.concat_tables([_PIECES.empty_table(), *(_kept(origin, name, work) for origin, name in parts)])
+    file_R = table["file"].to_numpy()
+    return [table.filter(pa.array(file_R == file)) for file in files]
+
+
+def _kept(origin: str, name: str, work: Grouping) -> pa.Table:
+    """Of a part, the windows that stay in their groups, and the file and place of each."""
+    pool, counts = work.pools[origin], work.counts[origin]
+    group_N, epochs_N, key = _drawn(name, pool.draws, work.node_L)
+    row_N = np.minimum(np.searchsorted(counts.key_G, group_N), len(counts.key_G) - 1)
+    u_N = keyed_uniform(key.to_numpy(), seed=work.seed, purpose=f"groups.{origin}")
+    kept_M = np.flatnonzero(u_N * counts.passes_G[row_N] < epochs_N)
+    windows = pool.windows.read_table(f"{name}.parquet")
+    assert windows["key"].equals(key), f"windows and draws of {name} are not aligned"
+    table = windows.take(pa.array(kept_M))
+    identifier, parent, style = identifiers(table, origin)
+    order_M = keyed_hash(table["key"].to_numpy(), seed=work.seed, purpose="groups.order")
+    first_G = work.first_file[origin]
+    files_M = np.diff(first_G)[row_N[kept_M]]
+    leaf_M = pool.draws.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()[kept_M]
+    columns = {
+        **{column: table[column] for column in ("text", "doc_id", "window", "source", "tokens", "near_copies", "metadata")},
+        "id": identifier,
+        "cluster": leaf_M,
+        "origin": pa.repeat(pa.scalar(origin), len(table)),
+        "parent": parent if origin != "raw" else pa.repeat(pa.scalar(""), len(table)),
+        "style": style,
+        "epochs": epochs_N[kept_M],
+        _ORDER: order_M,
+        "file": first_G[row_N[kept_M]] + ((order_M >> np.uint64(32)).astype(np.int64) * files_M >> 32),
+    }
+    return pa.table({column: columns[column] for column in _PIECES.names}).cast(_PIECES)
+
+
+def _write_file(number: int, pieces: Sequence[pa.Table], work: Grouping) -> dict[str, Any]:
+    table = pa.concat_tables([_PIECES.empty_table(), *pieces])
+    table = (
+        table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns([_ORDER, "file"]).combine_chunks()
+    )
+    facts = {"rows": len(table), "tokens": pc.sum(table["tokens"]).as_py() or 0}
+    work.output.write_table(f"{_file(number)}.parquet", table, GROUPED, facts, **WRITE_OPTIONS)
+    return facts
+
+
+def _described(work: Grouping, facts: Sequence[Mapping[str, Any]], terms: Mapping[int, str]) -> list[dict[str, Any]]:
+    """What the manifest says of each group."""
+    found = []
+    for origin, counts in work.counts.items():
+        columns = (counts.key_G, counts.wanted_tokens_G, counts.wanted_documents_G)
+        for row, (key, tokens, documents) in enumerate(zip(*columns, strict=True)):
+            node, band = node_and_band(int(key))
+            files = range(*work.first_file[origin][row : row + 2])
+            name = f"node-{node:05d}" + (f"-x{2**band}" if band else "") + ("" if origin == "raw" else f"-{origin}")
+            found.append(
+                {
+                    "name": name,
+                    "node": node,
+                    "terms": terms.get(node, ""),
+                    "origin": origin,
+                    "wanted_tokens": float(tokens),
+                    "wanted_documents": float(documents),
+                    "tokens": sum(facts[number]["tokens"] for number in files),
+                    "documents": sum(facts[number]["rows"] for number in files),
+                    "files": [{"name": f"{_file(number)}.parquet", "rows": facts[number]["rows"]} for number in files],
+                }
+            )
+    return found
+
+
+def _terms(weighted: Step, node_L: NDArray[np.int64]) -> dict[int, str]:
+    """Words of each node: those of the leaf below it that is asked for most, of the leaves that have names."""
+    names = weighted.folder.read_table("names.parquet")
+    target_L = weighted.folder.read_table("mixture.parquet", columns=["p_target"])["p_target"].to_numpy()
+    found: dict[int, tuple[float, str]] = {}
+    for leaf, terms in zip(names["leaf"].to_pylist(), names["terms"].to_pylist(), strict=True):
+        node = int(node_L[leaf])
+        found[node] = max(
+            found.get(node, (-1.0, "")), (float(target_L[leaf]), ", ".join(terms) if isinstance(terms, list) else terms)
+        )
+    return {node: terms for node, (_, terms) in found.items()}
