@@ -4,16 +4,16 @@ A field marked `Execution` steers how a run is executed and changes no value of 
 Every other field is identity. `schemas/config.schema.json` is rendered from these models.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from pipeline.errors import ConfigError
+from pipeline.mistakes import explain_mistakes
 
 NATURAL = "natural"  # the name under which the natural share appears beside the specialists
 GENERALIST = "generalist"  # the name of the large corpus among the corpora of a run
@@ -272,6 +272,46 @@ class Rephrase(Section):
         return {name: share / sum(shares.values()) for name, share in sorted(shares.items())}
 
 
+class Conditioning(Section):
+    """Text that begins with where it is from, in all but the last shards (MeCo, arXiv 2501.01956)."""
+
+    field: str = Field("url", min_length=1, description="source, url (its host is what is written), or another column of the input")
+    template: str = Field("URL: {value}\n\n", description="what a text begins with; {value} stands for the field's")
+    plain_share: float = Field(0.1, ge=0, lt=1, description="of the corpus, its last shards, without")
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, template: str) -> str:
+        if "{value}" not in template:
+            raise ValueError("it has no {value}, for which the field's stands")
+        return template
+
+
+class Ending(Section):
+    """The last part of the corpus by another weighting (domain upsampling, arXiv 2406.03476)."""
+
+    share: float = Field(0.1, gt=0, lt=1, description="of the budget, in the last shards")
+    weights: dict[str, Any] = Field(default={}, description="settings of weights that are others there")
+    specialists: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="the specialists there, with their shares; none: all, as before"
+    )
+
+
+class Schedule(Section):
+    """What the last shards have that the others have not; shards are in order then, and to be read so."""
+
+    conditioning: Conditioning | None = None
+    ending: Ending | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "Schedule":
+        if not (self.conditioning or self.ending):
+            raise ValueError("it has neither conditioning nor ending; give one, or leave the section out")
+        if self.ending and not (self.ending.weights or self.ending.specialists):
+            raise ValueError("ending.weights or ending.specialists: give what is other at the end, or leave ending out")
+        return self
+
+
 class Engine(Section):
     """How the work is executed; nothing here changes the output."""
 
@@ -306,6 +346,7 @@ class Config(Section):
     weights: Weights = Weights()
     sample: Sample
     rephrase: Rephrase | None = None
+    schedule: Schedule | None = None
     engine: Engine = Engine()
 
     @field_validator("specialists")
@@ -335,6 +376,43 @@ class Config(Section):
         if self.weights.overflow == "leave":
             return 1.0
         return self.weights.repeat_exponent or (0.25 if self._damped else 1.0)
+
+    @property
+    def phases(self) -> "list[Config]":
+        """The config of the corpus; with `schedule.ending` that of its first part, and that of its last."""
+        ending = self.schedule.ending if self.schedule else None
+        if ending is None:
+            return [self]
+        last_tokens = round(ending.share * self.sample.budget_tokens)
+        budgets = (self.sample.budget_tokens - last_tokens, last_tokens)
+        samples = [self.sample.model_copy(update={"budget_tokens": budget}) for budget in budgets]
+        shares = ending.specialists or {name: specialist.share for name, specialist in self.specialists.items()}
+        last = {
+            "weights": Weights.model_validate({**self.weights.model_dump(), **ending.weights}),
+            "specialists": {name: self.specialists[name].model_copy(update={"share": shares[name]}) for name in sorted(shares)},
+            "sample": samples[1],
+            "rephrase": None,
+        }
+        return [self.model_copy(update={"sample": samples[0]}), self.model_copy(update=last)]
+
+    @model_validator(mode="after")
+    def _ending(self) -> "Config":
+        ending = self.schedule.ending if self.schedule else None
+        if ending is None:
+            return self
+        if unknown := [name for name in ending.specialists if name not in self.specialists]:
+            known = ", ".join(self.specialists)
+            raise ValueError(f"schedule.ending.specialists: {unknown[0]!r} is none of the specialists ({known})")
+        try:
+            first, last = self.phases
+        except ValidationError as error:
+            mistakes = explain_mistakes(error, Weights)
+            raise ValueError(f"schedule.ending.weights: {mistakes}") from error
+        if (first.weights, first.specialists) == (last.weights, last.specialists):
+            raise ValueError("schedule.ending: it is as what comes before; give other weights or specialists, or leave it out")
+        if last.sample.budget_tokens < 1 or first.sample.budget_tokens < 1:
+            raise ValueError(f"schedule.ending.share: of {self.sample.budget_tokens} tokens it leaves one part none")
+        return self
 
     @model_validator(mode="after")
     def _tests(self) -> "Config":
@@ -393,14 +471,6 @@ def parse_config(raw: dict[str, Any]) -> Config:
         raise ConfigError(explain_mistakes(error, Config)) from error
 
 
-def explain_mistakes(error: ValidationError, model: type[Section]) -> str:
-    """What is wrong with the settings of a model, in one line."""
-    # One entry a setting: a union reports each of its alternatives. What a wrong setting leaves without a default is no mistake.
-    mistakes = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
-    lines = {_location(item): _explain(item, model) for item in reversed(mistakes)}
-    return "; ".join(reversed(lines.values()))
-
-
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -417,46 +487,3 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {key}: {section} is a value, not a section")
     raw[last] = value
-
-
-def _explain(item: Any, model: type[Section]) -> str:
-    """One line for one of pydantic's errors: the setting, the rule, the value, the mend."""
-    location = _location(item)
-    name = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(model, item["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"unknown setting {name}; {hint}"
-    if item["type"] == "missing":
-        return f"setting {name} is missing; see README"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not name:
-        return message
-    got = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"  # a whole section says nothing
-    return f"{name}: {message[:1].lower()}{message[1:]}{got}"
-
-
-def _location(item: Any) -> tuple[str, ...]:
-    """The setting that one of pydantic's errors is about, without the alternatives of a union."""
-    steps = (str(step) for step in item["loc"])
-    return tuple(step for step in steps if step != "float" and not step.startswith(("literal[", "constrained-")))
-
-
-def _known_keys(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
-    """The settings of the section at a place in a model."""
-    kind: Any = model
-    for step in location:
-        if get_origin(kind) is dict:  # a name of the user's, and the section behind it
-            kind = get_args(kind)[1]
-            continue
-        annotation = kind.model_fields[str(step)].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is dict or _is_section(kind)]
-        if not kinds:
-            return []
-        kind = kinds[0]
-    return list(kind.model_fields) if _is_section(kind) else []
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -25,6 +25,14 @@ class Shard(Record):
     sha256: str
 
 
+class Phase(Record):
+    """Some shards in a row, drawn by one weighting."""
+
+    budget_tokens: int
+    tokens: int
+    shards: int
+
+
 class ShardsManifest(Record):
     """The new corpus: its files, what is in them, and what they were made from."""
 
@@ -44,6 +52,10 @@ class ShardsManifest(Record):
     rewritten_tokens: float = Field(description="planned of rewrites")
     hardware: list[dict[str, str]] = Field(description="on which the embeddings were computed")
     versions: dict[str, str]
+    prefixed_rows: int = Field(0, description="rows whose text begins with where it is from (schedule.conditioning)")
+    phases: list[Phase] = Field(
+        [], description="parts of the corpus by other weightings, in order (schedule.ending); none: it is one"
+    )
     shards: list[Shard]
 
 

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config import NATURAL
+from pipeline.config import NATURAL, Config
 from pipeline.engine import Usage
 from pipeline.rewriting.accounts import account
 from pipeline.step import USAGE, Step
@@ -65,7 +65,7 @@ def summary(run: "Run", until: str) -> Iterator[RenderableType]:
     yield Text()
     yield from (Text(sentence) for sentence in shares.verdict())
     if until == "sample":
-        manifest = run.step("sample").manifest
+        manifest = run.corpus.manifest
         yield from _realised(run, manifest)
         yield Text(
             f"{manifest['rows']:,} windows, {manifest['tokens']:,} tokens (asked for {manifest['budget_tokens']:,}) "
@@ -84,10 +84,10 @@ class _Shares:
         self.after_L = mixture["p_target"].to_numpy()
         self.epochs_L = None
         if planned:
-            plan = run.step("sample").folder.read_table("plan.parquet")
-            planned_L = plan["planned_tokens"].to_numpy() + plan["rewritten_tokens"].to_numpy()
+            plans = [step.folder.read_table("plan.parquet") for step in run.samples]
+            planned_L = sum(plan[name].to_numpy() for plan in plans for name in ("planned_tokens", "rewritten_tokens"))
             self.after_L = planned_L / max(1e-9, float(planned_L.sum()))
-            self.epochs_L = plan["epochs"].to_numpy()
+            self.epochs_L = sum(plan["epochs"].to_numpy() for plan in plans)
         self.samples: dict[str, dict[int, dict[str, float]]] = {name: {} for name in run.config.specialists}
         for row in folder.read_table("specialists.parquet").to_pylist():
             self.samples[row["specialist"]][row["leaf"]] = row
@@ -129,7 +129,7 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
     """How much is repeated, and whose share the cap on repeats changed."""
     facts = run.step("weights").folder.read_table("diagnostics.parquet").to_pylist()
     value = {fact["name"]: fact["value"] for fact in facts if not fact["specialist"]}
-    epochs = run.step("sample").folder.read_table("plan.parquet")["epochs"].to_numpy()
+    epochs = sum(step.folder.read_table("plan.parquet")["epochs"].to_numpy() for step in run.samples)
     rewritten = manifest["tokens_by_origin"].get("rephrased", 0) / max(1, manifest["tokens"])
     yield Text(
         f"{_percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
@@ -137,9 +137,8 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
         + f"; no text is passed over more than {max(float(epochs.max()), value['epochs_max']):.2f} times."
     )
     drawn: dict[str, int] = manifest["tokens_by_specialist"]
-    natural, total = run.config.weights.natural_share, max(1, manifest["tokens"])
-    shares = {name: specialist.share for name, specialist in run.config.specialists.items()}
-    asked = {name: (1 - natural) * share / sum(shares.values()) for name, share in shares.items()} | {NATURAL: natural}
+    total = max(1, manifest["tokens"])
+    asked = _asked(run.config)
     off = [name for name, share in asked.items() if abs(drawn.get(name, 0) / total - share) > _SHARE_OFF]
     if off:
         said = ", ".join(f"{name} {_percent(drawn.get(name, 0) / total)} instead of {_percent(asked[name])}" for name in asked)
@@ -149,6 +148,18 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
         )
     if not manifest["rows"]:
         yield Text("Nothing was drawn: sample.budget_tokens is less than half a window.")
+
+
+def _asked(config: Config) -> dict[str, float]:
+    """The share of the corpus that each specialist, and natural text, is to have, over all its phases."""
+    asked = dict.fromkeys((*config.specialists, NATURAL), 0.0)
+    for phase in config.phases:
+        part, natural = phase.sample.budget_tokens / config.sample.budget_tokens, phase.weights.natural_share
+        shares = {name: specialist.share for name, specialist in phase.specialists.items()}
+        for name, share in shares.items():
+            asked[name] += part * (1 - natural) * share / sum(shares.values())
+        asked[NATURAL] += part * natural
+    return asked
 
 
 def _table(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
@@ -170,7 +181,7 @@ def _diagnostics(run: "Run") -> Iterator[RenderableType]:
 
 
 def _sources(run: "Run") -> Iterator[RenderableType]:
-    manifest = run.step("sample").manifest
+    manifest = run.corpus.manifest
     sources: dict[str, list[int]] = manifest["tokens_by_source"]
     if len(sources) < 2:
         return

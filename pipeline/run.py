@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loguru import logger
@@ -23,6 +23,7 @@ from pipeline.stages.export import check_output, export_step, hand_over, mixture
 from pipeline.stages.groups import groups_step
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
+from pipeline.stages.schedule import schedule_step
 from pipeline.stages.score import score_step
 from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step
@@ -51,6 +52,16 @@ class Run:
         return [step for step in self.steps if step.stage in _WINDOWS and step.corpus == corpus][-1]
 
     @property
+    def samples(self) -> list[Step]:
+        """The steps that draw the corpus: one, or with `schedule.ending` two."""
+        return [step for step in self.steps if step.stage == "sample"]
+
+    @property
+    def corpus(self) -> Step:
+        """The step that has all shards."""
+        return self.steps[-1]
+
+    @property
     def shards(self) -> Folder:
         """Where the final output lies."""
         return self.workdir.child("shards")
@@ -77,11 +88,15 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     embedded = {name: embed_step(config, name, windows[name], fitted) for name in corpora}
     clustered = cluster_step(config, embedded[GENERALIST])
     assigned = {name: assign_step(name, windows[name], embedded[name], clustered) for name in corpora}
-    scored = score_step(config, windows, embedded) if config.weights.estimator in WINDOW_ESTIMATORS else None
-    weighted = weights_step(config, windows, assigned, clustered, scored)
+    weighings = [_weighing(phase, windows, embedded, assigned, clustered, number) for number, phase in enumerate(config.phases)]
     of_generalist = (windows[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
-    rephrased = _rephrase_step(config, windows, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
-    sampled = sample_step(config, *of_generalist, clustered, scored, weighted, rephrased)
+    first = (config.phases[0], *weighings[0])
+    rephrased = _rephrase_step(first[0], windows, *of_generalist[1:], fitted, clustered, first[2]) if config.rephrase else None
+    prefixed = _prefixed_shares(config)
+    sampled = [sample_step(first[0], *of_generalist, clustered, *first[1:], rephrased, prefixed_share=prefixed[0])]
+    for phase, weighing, share in zip(config.phases[1:], weighings[1:], prefixed[1:], strict=True):
+        sampled.append(sample_step(phase, *of_generalist, clustered, *weighing, None, after=sampled[-1], prefixed_share=share))
+    scores = {scored.fingerprint: scored for scored, _ in reversed(weighings) if scored}
     steps = (
         *prepared.values(),
         *([deduplicated] if deduplicated else []),
@@ -90,12 +105,43 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         *embedded.values(),
         clustered,
         *assigned.values(),
-        *([scored] if scored else []),
-        weighted,
+        *reversed(scores.values()),
+        *(weighted for _, weighted in weighings),
         *([rephrased] if rephrased else []),
-        sampled,
+        *sampled,
+        *([schedule_step(sampled)] if len(sampled) > 1 else []),
     )
     return Run(config, workdir, steps)
+
+
+def _weighing(
+    config: Config,
+    windows: Mapping[str, Step],
+    embedded: Mapping[str, Step],
+    assigned: Mapping[str, Step],
+    clustered: Step,
+    number: int,
+) -> tuple[Step | None, Step]:
+    """The steps that score and weigh for a phase of the corpus: the first, or its ending."""
+    own = (GENERALIST, *config.specialists)
+    windows, embedded, assigned = ({name: steps[name] for name in own} for steps in (windows, embedded, assigned))
+    corpus = "ending" if number else ""
+    scored = score_step(config, windows, embedded) if config.weights.estimator in WINDOW_ESTIMATORS else None
+    weighted = weights_step(config, windows, assigned, clustered, scored, corpus=corpus)
+    return replace(scored, corpus=corpus) if scored else None, weighted
+
+
+def _prefixed_shares(config: Config) -> list[float]:
+    """Of the shards of each phase, those that begin with where they are from: all but the last `plain_share` of the corpus."""
+    conditioning = config.schedule.conditioning if config.schedule else None
+    if conditioning is None:
+        return [0.0 for _ in config.phases]
+    shares, left = [], 1.0 - conditioning.plain_share
+    for phase in config.phases:
+        share = phase.sample.budget_tokens / config.sample.budget_tokens
+        shares.append(round(min(1.0, left / share), 6))
+        left = max(0.0, left - share)
+    return shares
 
 
 def _rephrase_step(config: Config, *steps: Any) -> Step:
@@ -145,10 +191,8 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
 
 def _curate(run: Run, until: str, engine: Engine) -> None:
     run_steps(run, _steps_until(run, until), engine)
-    if until == "sample":
-        sampled = run.step("sample")
-        if not published(sampled, run.shards):
-            publish(sampled, run.shards)
+    if until == "sample" and not published(run.corpus, run.shards):
+        publish(run.corpus, run.shards)
     for line in summary(run, until):
         console.print(line)
 
@@ -168,7 +212,7 @@ def export(
         RunError: as `curate`.
     """
     run = plan(config)
-    made = export_step(run.step("sample"), to, tokenizer, eos_token)
+    made = export_step(run.corpus, to, tokenizer, eos_token)
     return made, _handed_over(run, [made], output or run.workdir.child(f"exports/{to}").url)
 
 
@@ -188,6 +232,11 @@ def mix(
         RunError: as `curate`.
     """
     run = plan(config)
+    if run.config.schedule:
+        raise ConfigError(
+            "--mixture: schedule is of shards, which are read in order; leave the section out, and give the trainer a second "
+            "mixture for the end of its training"
+        )
     corpus = (run.windows(GENERALIST), run.step("cluster"), run.step("weights"))
     rephrased = run.step("rephrase") if run.config.rephrase else None
     grouped = groups_step(run.config, level, *corpus, rephrased, run.step("sample"))
@@ -239,7 +288,7 @@ prepare, embed, cluster, weights, rephrase, sample = (_stage(name) for name in S
 
 def _steps_until(run: Run, until: str) -> Sequence[Step]:
     # `cluster` gives every window its cluster, so it ends with the assignment; `prepare` with what takes documents out.
-    last = {"cluster": ("assign",), "prepare": _WINDOWS}.get(until, (until,))
+    last = {"cluster": ("assign",), "prepare": _WINDOWS, "sample": ("sample", "schedule")}.get(until, (until,))
     if until == "rephrase" and run.config.rephrase is None:
         raise ConfigError("the config has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
     index = max(i for i, step in enumerate(run.steps) if step.stage in last)

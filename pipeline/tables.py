@@ -208,6 +208,7 @@ SHARDS = pa.schema(
         pa.field("parent", pa.string(), nullable=False, metadata={"doc": "doc_id:window of what was rewritten; empty for raw"}),
         pa.field("style", pa.string(), nullable=False, metadata={"doc": "of the rewrite; empty for raw"}),
         pa.field("near_copies", pa.int32(), nullable=False, metadata={"doc": "as of the window; 1 of a rewrite"}),
+        pa.field("prefix", pa.string(), nullable=False, metadata={"doc": "what the text begins with that says where it is from"}),
         pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object"}),
     ]
 )

@@ -176,7 +176,7 @@ def _read_by(arm: str, run: Run) -> list[Step]:
     """The steps whose texts the proxies of an arm are trained on."""
     if arm == SPECIALIST_ONLY:
         return [run.windows(name) for name in run.config.specialists]
-    return [run.step("sample")]
+    return [run.corpus]
 
 
 def own_steps(comparison: Comparison) -> dict[str, list[Step]]:
@@ -194,7 +194,7 @@ def _missing(evidence: Evidence, arm: str, reads: Sequence[Step], folder: Folder
     texts: list[tuple[Folder, str]] = []
     rows = 0
     for step in reads:
-        of_shards = step.stage == "sample"
+        of_shards = step.stage in ("sample", "schedule")
         parts = step.manifest["shards" if of_shards else "parts"]
         texts += [(step.folder, part["name"] if of_shards else f"{part['name']}.parquet") for part in parts]
         rows += sum(part["rows"] for part in parts)

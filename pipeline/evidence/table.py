@@ -50,7 +50,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
     rows = []
     for arm, step in comparison.proxies.items():
         run, seeds = comparison.runs[arm], step.manifest["seeds"]
-        sampled = {"first_tokens": 1, "tokens": 1} if arm == SPECIALIST_ONLY else run.step("sample").manifest
+        sampled = {"first_tokens": 1, "tokens": 1} if arm == SPECIALIST_ONLY else run.corpus.manifest
         selecting = () if arm == SPECIALIST_ONLY else run.steps
         rows.append(
             Row(

@@ -48,10 +48,27 @@ Tokens drawn for each specialist (`natural`: as the generalist corpus is): {_lis
 
 Columns: `id`, `text`, `doc_id` and `window` (the document that it is from, and where), `source`, `specialist` (whom it was drawn
 for), `cluster`, `copy` (0 for the first), `tokens`, `origin` (`raw` or `rephrased`), `parent` and `style` of a rewrite,
-`near_copies`, `metadata` (JSON). The files are uniform random slices of the whole, in random order.
+`near_copies`, `prefix` (what the text begins with that says where it is from), `metadata` (JSON). {_order(manifest)}
 
 The licences of the sources apply; crispwrap knows nothing of them.
 """
+
+
+def _order(manifest: Mapping[str, Any]) -> str:
+    """How the files follow each other."""
+    phases = manifest.get("phases") or []
+    said = [
+        f"the next {phase['shards']}" if number else f"The first {phase['shards']} files" for number, phase in enumerate(phases)
+    ]
+    if phases:
+        order = f"{', and '.join(said)}, are random slices of corpora drawn by different weightings: read them in order."
+    elif manifest.get("prefixed_rows"):
+        order = "The files are random slices of the whole; read them in order, for the last are plain."
+    else:
+        order = "The files are uniform random slices of the whole, in random order."
+    if manifest.get("prefixed_rows"):
+        order += f" {manifest['prefixed_rows']:,} rows begin with their `prefix`: leave its tokens out of the loss."
+    return order
 
 
 def _size(rows: int) -> str:

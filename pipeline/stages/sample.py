@@ -7,6 +7,7 @@ own parts, and shuffled in.
 Shapes: L leaves, N windows of a part.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
 from pipeline.engine import Engine
+from pipeline.errors import InputError
+from pipeline.hashing import keyed_hash
 from pipeline.manifest import ShardsManifest, versions
 from pipeline.mixture.plan import Limits, Plan, capped_plan, shared_plan
 from pipeline.mixture.plan import plan as make_plan
@@ -49,9 +52,17 @@ def sample_step(
     scored: Step | None,
     weighted: Step,
     rephrased: Step | None,
+    *,
+    after: Step | None = None,
+    prefixed_share: float = 0.0,
 ) -> Step:
-    """The step that draws from the generalist corpus, and from its rewrites, and writes the shards."""
-    settings = config.sample
+    """The step that draws from the generalist corpus, and from its rewrites, and writes the shards.
+
+    `after` drew the shards before these: its copies are counted on, and its draws and these are independent. Of the shards the
+    first `prefixed_share` begin with where they are from (`schedule.conditioning`).
+    """
+    settings, conditioning = config.sample, config.schedule.conditioning if config.schedule and prefixed_share else None
+    seed = config.seed if after is None else int(keyed_hash(np.zeros(1, np.uint64), seed=config.seed, purpose="ending")[0] >> 1)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         asked = Asked.read(weighted.folder, config)
@@ -61,7 +72,7 @@ def sample_step(
         folder.write_table("plan.parquet", plan.table(), PLAN)
         draw = DrawPlan(
             method=settings.draw,
-            seed=config.seed,
+            seed=seed,
             epochs_L=plan.epochs_L,
             planned_L=plan.planned_L,
             windows_L=asked.windows_L,
@@ -83,15 +94,21 @@ def sample_step(
 
         bytes_per_token = prepared.manifest["text_bytes"] / max(1, prepared.manifest["tokens"])
         text_bytes = bytes_per_token * sum(part["drawn_tokens"] for part in parts)
+        num_shards = max(1, round(text_bytes / settings.shard_bytes), _least_shards(prefixed_share))
         work = Shuffle(
             pools={origin: pool for origin, (pool, _) in pools.items()},
             output=folder,
-            num_shards=max(1, round(text_bytes / settings.shard_bytes)),
+            num_shards=num_shards,
             seed=config.seed,
+            first_shard=len(after.manifest["shards"]) if after else 0,
+            before=after.folder.child("draws") if after else None,
+            conditioning=conditioning,
+            num_prefixed=round(prefixed_share * num_shards),
             attribution=_attribution(config, of_cells, asked, weighted, scored),
         )
         present = set(folder.names(".parquet"))
-        missing = [i for i in range(work.num_shards) if f"{shard_name(i)}.parquet" not in present]
+        names = [f"{shard_name(work.first_shard + number)}.parquet" for number in range(num_shards)]
+        missing = [number for number, name in enumerate(names) if name not in present]
         drawn = [(origin, part["name"]) for origin, (_, of_pool) in pools.items() for part in of_pool if part["drawn_tokens"]]
         num_groups = min(round(text_bytes / _GROUP_BYTES), _MOST_PIECES // work.num_shards)
         items = groups(drawn, max(engine.num_workers, num_groups)) if missing else []
@@ -101,7 +118,13 @@ def sample_step(
                 map_parts_to_shards, items, write_shard, missing, title="shards", unit="shards", shared=(work,)
             )
         }
-        facts = [made.get(i) or shard_facts(folder, i) for i in range(work.num_shards)]
+        facts = [made.get(number) or shard_facts(folder, name) for number, name in enumerate(names)]
+        prefixed_rows = sum(shard["prefixed_rows"] for shard in facts)
+        if conditioning and not prefixed_rows:
+            raise InputError(
+                f"schedule.conditioning.field: no row has a {conditioning.field} (the columns of the input beside text and id are "
+                "its metadata); name one that there is, or source"
+            )
         return {
             "budget_tokens": settings.budget_tokens,
             "seed": config.seed,
@@ -113,6 +136,8 @@ def sample_step(
             "tokens": sum(shard["tokens"] for shard in facts),
             "windows": sum(part["drawn_windows"] for part in parts),
             "first_tokens": sum(shard["first_tokens"] for shard in facts),
+            "first_rows": sum(shard["first_rows"] for shard in facts),
+            "prefixed_rows": prefixed_rows,
             "tokens_by_specialist": sum_counts([shard["tokens_by_specialist"] for shard in facts]),
             "tokens_by_origin": sum_counts([shard["tokens_by_origin"] for shard in facts]),
             "tokens_by_style": sum_counts([shard["tokens_by_style"] for shard in facts]),
@@ -120,15 +145,17 @@ def sample_step(
             "hardware": embedded.manifest["hardware"],
             "versions": versions(),
             "shards": [
-                {"name": f"{shard_name(i)}.parquet", **{key: shard[key] for key in ("rows", "tokens", "bytes", "sha256")}}
-                for i, shard in enumerate(facts)
+                {"name": name, **{key: shard[key] for key in ("rows", "tokens", "bytes", "sha256")}}
+                for name, shard in zip(names, facts, strict=True)
             ],
         }
 
     return Step(
         stage="sample",
+        corpus="ending" if after else "",
         version=2,
         settings={
+            **({"conditioning": {**conditioning.identity(), "prefixed_share": prefixed_share}} if conditioning else {}),
             "sample": settings.identity(),
             "max_epochs": config.weights.max_epochs,
             "overflow": config.weights.overflow,
@@ -141,10 +168,17 @@ def sample_step(
             "weights": weighted,
             **({"scores": scored} if scored else {}),
             **({"rewrites": rephrased} if rephrased else {}),
+            **({"after": after} if after else {}),
         },
         workdir=prepared.workdir,
         work=work,
     )
+
+
+def _least_shards(share: float) -> int:
+    """How many shards it takes that about this share of them can be told from the others."""
+    rest = min(share, 1.0 - share)
+    return math.ceil(1.0 / rest) if rest > 0 else 1
 
 
 def _used(config: Config, rephrased: Step) -> Serving:
@@ -339,7 +373,7 @@ def publish(step: Step, shards: Folder) -> None:
     manifest = ShardsManifest(
         fingerprint=step.fingerprint,
         upstream=_upstream(step),
-        **{name: facts[name] for name in _PUBLISHED},
+        **{name: facts[name] for name in _PUBLISHED if name in facts},
     )
     for name in [MANIFEST, *shards.names(".parquet")]:
         if shards.exists(name):
@@ -350,6 +384,8 @@ def publish(step: Step, shards: Folder) -> None:
 
 
 _PUBLISHED = (
+    "prefixed_rows",
+    "phases",
     "seed",
     "rows",
     "tokens",

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.config import Conditioning
 from pipeline.draws import attribute
 from pipeline.hashing import keyed_hash
 from pipeline.mixture.strata import Strata, Target
@@ -75,6 +78,10 @@ class Shuffle:
     num_shards: int
     seed: int
     attribution: Attribution
+    first_shard: int = 0
+    before: Folder | None = None  # draws of raw windows for the shards before
+    conditioning: Conditioning | None = None
+    num_prefixed: int = 0  # of these shards, the first
 
 
 def copies_table(
@@ -84,13 +91,16 @@ def copies_table(
     claim_RN: NDArray[np.float64],
     work: Shuffle,
     origin: str = "raw",
+    before_N: NDArray[np.int32] | None = None,
 ) -> pa.Table:
     """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part.
 
-    `claim_RN` is what each specialist, and `natural`, asks of the windows.
+    `claim_RN` is what each specialist, and `natural`, asks of the windows; `before_N` the copies of them that there are already.
     """
     row_R = np.repeat(np.arange(len(windows)), copies_N)
     copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
+    if before_N is not None:
+        copy_R += before_N[row_R]
     table = windows.take(pa.array(row_R))
     key_R = table["key"].to_numpy()
     identifier, parent, style = identifiers(table, origin)
@@ -109,6 +119,7 @@ def copies_table(
             "parent": parent,
             "style": style,
             "near_copies": table["near_copies"],
+            "prefix": pa.repeat(pa.scalar(""), len(table)),
             "metadata": table["metadata"],
             _ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
         },
@@ -146,12 +157,14 @@ def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int],
             continue
         windows = pool.windows.read_table(f"{name}.parquet")
         assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
-        leaf_N = draws["leaf"].to_numpy()
+        leaf_N, before_N = draws["leaf"].to_numpy(), None
         if origin == "raw":
+            if work.before:
+                before_N = work.before.read_table(f"{name}.parquet", columns=["copies"])["copies"].to_numpy()
             claim_RN = work.attribution.of_windows(name, leaf_N)
         else:
             claim_RN = work.attribution.claim_RL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
-        of_shard = split(copies_table(windows, leaf_N, copies_N, claim_RN, work, origin), work.num_shards)
+        of_shard = split(copies_table(windows, leaf_N, copies_N, claim_RN, work, origin, before_N), work.num_shards)
         for piece, shard in zip(pieces, shards, strict=True):
             piece.append(of_shard[shard])
     return [pa.concat_tables(tables) if tables else _PIECES.empty_table() for tables in pieces]
@@ -162,22 +175,51 @@ def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[
     table = pa.concat_tables([_PIECES.empty_table(), *pieces])
     # Ties (equal hashes) keep the order of the parts, which is that of the input.
     table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER).combine_chunks()
+    if work.conditioning and number < work.num_prefixed:
+        table = prefixed(table, work.conditioning)
     facts = {
         "rows": len(table),
+        "prefixed_rows": pc.sum(pc.not_equal(table["prefix"], "")).as_py() or 0,
         "tokens": pc.sum(table["tokens"]).as_py() or 0,
+        "first_rows": pc.sum(pc.equal(table["copy"], 0)).as_py() or 0,
         "first_tokens": pc.sum(table["tokens"].filter(pc.equal(table["copy"], 0))).as_py() or 0,
         "tokens_by_specialist": _tokens_by(table, "specialist"),
         "tokens_by_origin": _tokens_by(table, "origin"),
         "tokens_by_style": _tokens_by(table.filter(pc.not_equal(table["style"], "")), "style"),
     }
-    name = shard_name(number)
+    name = shard_name(work.first_shard + number)
     written = work.output.write_table(f"{name}.parquet", table, SHARDS, facts, **WRITE_OPTIONS)
     return {**facts, **written}
 
 
-def shard_facts(folder: Folder, number: int) -> dict[str, Any]:
+def prefixed(table: pa.Table, conditioning: Conditioning) -> pa.Table:
+    """Rows of shards with where they are from before their text, where that is known, and in the column `prefix`."""
+    values = table["source"].to_pylist() if conditioning.field == "source" else _values(table["metadata"], conditioning.field)
+    prefix = pa.array([conditioning.template.replace("{value}", value) if value else "" for value in values], pa.string())
+    text = pc.binary_join_element_wise(prefix, table["text"], "")
+    table = table.set_column(table.column_names.index("text"), table.schema.field("text"), text)
+    return table.set_column(table.column_names.index("prefix"), table.schema.field("prefix"), prefix)
+
+
+def _values(metadata: pa.ChunkedArray, field: str) -> list[str]:
+    """A field of each row's metadata in one line; of a URL its host, as MeCo has it."""
+    found = []
+    for row in metadata.to_pylist():
+        value = orjson.loads(row).get(field)
+        text = "" if value is None or isinstance(value, dict | list) else " ".join(str(value).split())
+        found.append((_host(text) or text) if field == "url" else text)
+    return found
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as http://[
+        return ""
+
+
+def shard_facts(folder: Folder, name: str) -> dict[str, Any]:
     """What `write_shard` returned, of a shard that an earlier run wrote; read back, so that its checksum is that of the file."""
-    name = f"{shard_name(number)}.parquet"
     data = folder.read_bytes(name)
     return {**folder.read_facts(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 

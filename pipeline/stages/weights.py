@@ -37,7 +37,13 @@ Texts = dict[int, list[tuple[float, str]]]
 
 
 def weights_step(
-    config: Config, prepared: Mapping[str, Step], assigned: Mapping[str, Step], clustered: Step, scored: Step | None
+    config: Config,
+    prepared: Mapping[str, Step],
+    assigned: Mapping[str, Step],
+    clustered: Step,
+    scored: Step | None,
+    *,
+    corpus: str = "",
 ) -> Step:
     """The step that weighs the leaves, or with scores their strata.
 
@@ -107,6 +113,7 @@ def weights_step(
 
     return Step(
         stage="weights",
+        corpus=corpus,
         version=2,
         # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
         settings={

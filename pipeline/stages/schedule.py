@@ -1,0 +1,56 @@
+"""A corpus whose last shards are drawn by another weighting than the others: both, one after the other, as one."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.engine import Engine
+from pipeline.stages.shards import sum_counts
+from pipeline.step import Step
+from pipeline.storage import Folder
+
+_SUMMED = ("budget_tokens", "rows", "tokens", "first_tokens", "prefixed_rows", "deficit_tokens", "rewritten_tokens")
+_COUNTED = ("tokens_by_specialist", "tokens_by_origin", "tokens_by_style")
+
+
+def schedule_step(parts: Sequence[Step]) -> Step:
+    """The step that puts the shards of several sample steps, which number them on, into one folder."""
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        del engine
+        manifests = [part.manifest for part in parts]
+        for part, manifest in zip(parts, manifests, strict=True):
+            for shard in manifest["shards"]:
+                if not folder.exists(shard["name"]):
+                    part.folder.link(shard["name"], folder)
+        first, *later = manifests
+        return {
+            **{name: first[name] for name in ("seed", "hardware", "versions")},
+            **{name: sum(manifest[name] for manifest in manifests) for name in _SUMMED},
+            **{name: sum_counts([manifest[name] for manifest in manifests]) for name in _COUNTED},
+            "windows": first["windows"] + sum(manifest["first_rows"] for manifest in later),
+            "tokens_by_source": _sources([manifest["tokens_by_source"] for manifest in manifests]),
+            "phases": [
+                {"budget_tokens": manifest["budget_tokens"], "tokens": manifest["tokens"], "shards": len(manifest["shards"])}
+                for manifest in manifests
+            ],
+            "shards": [shard for manifest in manifests for shard in manifest["shards"]],
+        }
+
+    return Step(
+        stage="schedule",
+        version=1,
+        settings={},
+        inputs={part.corpus or "shards": part for part in parts},
+        workdir=parts[0].workdir,
+        work=work,
+    )
+
+
+def _sources(of_parts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    """Of each source its tokens in the generalist corpus, and those that all parts drew."""
+    held = {name: counts[0] for sources in of_parts for name, counts in sources.items()}
+    drawn: Counter[str] = Counter()
+    for sources in of_parts:
+        drawn.update({name: counts[1] for name, counts in sources.items()})
+    return {name: [tokens, drawn[name]] for name, tokens in held.items()}
