@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -151,6 +152,16 @@ def test_megatron_is_read_by_megatron(made: dict[str, Any], rows: list[dict[str,
         found += of_shard
     assert found == expected
     assert step.manifest["tokens"] == sum(map(len, expected))
+    indexed = [IndexedDataset(str(tmp_path / "meg" / prefix)) for _, prefix in paths]
+
+    def read(rank: int, world_size: int) -> Iterator[tuple[int, ...]]:
+        from torch.utils.data import ConcatDataset, DistributedSampler
+
+        together: Any = ConcatDataset(indexed)  # type: ignore[arg-type]
+        mine = DistributedSampler(together, world_size, rank, shuffle=False, drop_last=False)
+        return (tuple(together[i].tolist()) for i in list(mine)[: len(range(rank, len(together), world_size))])
+
+    shares(read, expected)
 
 
 def test_nanotron_is_read_by_datatrove(made: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path) -> None:
@@ -205,6 +216,43 @@ def test_mds_is_read_by_streaming(made: dict[str, Any], rows: list[dict[str, Any
         for name in step.names():
             step.child(name).remove_all()
     assert digests[0] == digests[1] != {}
+
+
+READ_MDS_AS_A_RANK = """
+import json, sys
+from streaming import StreamingDataset
+data = StreamingDataset(local=sys.argv[1], shuffle=False, batch_size=1)
+print(json.dumps([row["id"] for row in data]))
+"""
+
+
+def test_mds_is_shared_by_ranks(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MASTER_ADDR": "127.0.0.1"}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
+    job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(tmp_path / "mds")]
+    subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, check=True)
+    for world_size in (2, 3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", READ_MDS_AS_A_RANK, str(tmp_path / "mds")],
+                env=environment
+                | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        found = Counter(identifier for rank in ranks for identifier in json.loads(rank.communicate()[0]))
+        assert set(found) == {row["id"] for row in rows}
+        # Every rank gets as many: where the rows cannot be shared out so, streaming repeats as many as are missing.
+        assert sum(found.values()) == -(-len(rows) // world_size) * world_size
 
 
 def test_an_export_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
