@@ -45,11 +45,11 @@ class Limits:
             repeat_exponent=config.repeat_exponent,
         )
 
-    def epochs(self, asked_L: Floats) -> Floats:
-        """How often text is passed over that is asked for so often."""
+    def part(self, asked_L: Floats) -> Floats:
+        """The part that is drawn of text that is asked for so often (epochs)."""
         as_asked = self.overflow == "leave" or self.repeat_exponent == 1.0
         damped_L = asked_L if as_asked else np.where(asked_L > 1, asked_L**self.repeat_exponent, asked_L)
-        return np.asarray(np.minimum(damped_L, self.max_epochs), np.float64)
+        return _part(np.minimum(damped_L, self.max_epochs), asked_L)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +197,7 @@ def _of_text(wanted_RL: Floats, tokens_L: Ints, limits: Limits) -> Floats:
     asked_RM = wanted_RL[:, used_L] / held_L[used_L]
     if limits.overflow == "spread":
         asked_RM = spread(asked_RM, held_L[used_L], wanted_RL.sum(axis=1), limits)
-    asked_M = asked_RM.sum(axis=0)
-    planned_RL[:, used_L] = asked_RM * (limits.epochs(asked_M) / asked_M * held_L[used_L])
+    planned_RL[:, used_L] = asked_RM * (limits.part(asked_RM.sum(axis=0)) * held_L[used_L])
     return planned_RL
 
 
@@ -216,8 +215,7 @@ def spread(asked_RM: Floats, tokens_M: Floats, wanted_R: Floats, limits: Limits)
 
     def tokens_R(level_R: Floats) -> Floats:
         raised_RM = _raised(log_RM, level_R[:, None])
-        all_M = raised_RM.sum(axis=0)
-        return np.asarray(raised_RM @ (limits.epochs(all_M) / all_M * tokens_M), np.float64)
+        return np.asarray(raised_RM @ (limits.part(raised_RM.sum(axis=0)) * tokens_M), np.float64)
 
     for _ in range(_SWEEPS):
         if (np.abs(tokens_R(level_R) - wanted_R) <= _CLOSE * wanted_R).all():
@@ -227,8 +225,7 @@ def spread(asked_RM: Floats, tokens_M: Floats, wanted_R: Floats, limits: Limits)
 
             def own(level: float, log_M: Floats = log_RM[row], others_M: Floats = others_M) -> float:
                 raised_M = _raised(log_M, level)
-                all_M = np.maximum(raised_M + others_M, 1e-300)
-                return float(tokens_M @ (limits.epochs(all_M) * raised_M / all_M))
+                return float(raised_M @ (limits.part(raised_M + others_M) * tokens_M))
 
             level_R[row] = _root(own, float(wanted_R[row]), level_R[row])
     # All alike, by what is missing: next to nothing, but where a row cannot use its share.
