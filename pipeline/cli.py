@@ -50,7 +50,7 @@ def export_job() -> None:
         ] = None,
         eos: Annotated[str | None, typer.Option(help="Token that ends each text.")] = None,
         output: Annotated[
-            str | None, typer.Option(help="Folder or URL; by default <workdir>/exports/<format>, or <format>-mixture.")
+            str | None, typer.Option(help="Folder or URL; by default <workdir>/exports/<format>, or <format>-level-<level>.")
         ] = None,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")

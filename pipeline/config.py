@@ -151,12 +151,24 @@ class Weights(Section):
         None, gt=0, le=4, description="density: power of the ratio; null: 2, or 1 where rewrites fill what repeats would"
     )
     repeat_exponent: float | None = Field(
-        None, gt=0, le=1, description="text asked for e > 1 times is drawn e^this times; null: 0.25 where sharpness is 2, else 1"
+        None,
+        gt=0,
+        le=1,
+        description="text asked for e > 1 times is drawn e^this times; null: 0.25 where sharpness is 2 by default, else 1",
     )
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
     )
+
     bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
+
+    @model_validator(mode="after")
+    def _of_use(self) -> "Weights":
+        if self.sharpness is not None and self.estimator != "density":
+            raise ValueError(f"sharpness is of estimator density, and changes nothing of {self.estimator}; leave it out")
+        if self.overflow == "leave" and (self.repeat_exponent or 1.0) != 1.0:
+            raise ValueError("repeat_exponent changes nothing with overflow: leave, where repeats end at the cap; leave one out")
+        return self
 
 
 def whole_number(value: Any) -> Any:
@@ -277,7 +289,7 @@ class Conditioning(Section):
 
     field: str = Field("url", min_length=1, description="source, url (its host is what is written), or another column of the input")
     template: str = Field("URL: {value}\n\n", description="what a text begins with; {value} stands for the field's")
-    plain_share: float = Field(0.1, ge=0, lt=1, description="of the corpus, its last shards, without")
+    plain_share: float = Field(0.1, ge=0.01, lt=1, description="of the corpus, its last shards, without")
 
     @field_validator("template")
     @classmethod
@@ -386,9 +398,12 @@ class Config(Section):
         last_tokens = round(ending.share * self.sample.budget_tokens)
         budgets = (self.sample.budget_tokens - last_tokens, last_tokens)
         samples = [self.sample.model_copy(update={"budget_tokens": budget}) for budget in budgets]
+        # The end has no rewrites, which must not change what else it is.
+        alike = self.rephrase and not {"estimator", "overflow"} & ending.weights.keys() and self.weights.estimator == "density"
+        same = {"sharpness": self.sharpness, "repeat_exponent": self.repeat_exponent} if alike else {}
         shares = ending.specialists or {name: specialist.share for name, specialist in self.specialists.items()}
         last = {
-            "weights": Weights.model_validate({**self.weights.model_dump(), **ending.weights}),
+            "weights": Weights.model_validate({**self.weights.model_dump(), **same, **ending.weights}),
             "specialists": {name: self.specialists[name].model_copy(update={"share": shares[name]}) for name in sorted(shares)},
             "sample": samples[1],
             "rephrase": None,

@@ -59,7 +59,9 @@ def summary(run: "Run", until: str) -> Iterator[RenderableType]:
         return
     shares = _Shares(run, planned=until == "sample")
     yield from shares.movers()
-    yield from _diagnostics(run)
+    titles = ["What that does"] if len(run.weighings) == 1 else ["What its beginning does", "What its end does"]
+    for weighted, title in zip(run.weighings, titles, strict=True):
+        yield _diagnostics(weighted, title)
     if until == "sample":
         yield from _sources(run)
     yield Text()
@@ -81,7 +83,9 @@ class _Shares:
         mixture = folder.read_table("mixture.parquet")
         self.names = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
         self.before_L = mixture["p_generalist"].to_numpy()
-        self.after_L = mixture["p_target"].to_numpy()
+        budgets = [phase.sample.budget_tokens / run.config.sample.budget_tokens for phase in run.config.phases]
+        asked = [step.folder.read_table("mixture.parquet")["p_target"].to_numpy() for step in run.weighings]
+        self.after_L = sum(part * p_L for part, p_L in zip(budgets, asked, strict=True))
         self.epochs_L = None
         if planned:
             plans = [step.folder.read_table("plan.parquet") for step in run.samples]
@@ -127,14 +131,16 @@ class _Shares:
 
 def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
     """How much is repeated, and whose share the cap on repeats changed."""
-    facts = run.step("weights").folder.read_table("diagnostics.parquet").to_pylist()
-    value = {fact["name"]: fact["value"] for fact in facts if not fact["specialist"]}
-    epochs = sum(step.folder.read_table("plan.parquet")["epochs"].to_numpy() for step in run.samples)
+    most = 0.0
+    for weighted, sampled in zip(run.weighings, run.samples, strict=True):
+        facts = weighted.folder.read_table("diagnostics.parquet").to_pylist()
+        (of_cells,) = (fact["value"] for fact in facts if fact["name"] == "epochs_max")
+        most += max(of_cells, float(sampled.folder.read_table("plan.parquet")["epochs"].to_numpy().max()))
     rewritten = manifest["tokens_by_origin"].get("rephrased", 0) / max(1, manifest["tokens"])
     yield Text(
         f"{_percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
         + (f", {_percent(rewritten)} are rewrites" if run.config.rephrase else "")
-        + f"; no text is passed over more than {max(float(epochs.max()), value['epochs_max']):.2f} times."
+        + f"; no text is passed over more than {most:.2f} times."
     )
     drawn: dict[str, int] = manifest["tokens_by_specialist"]
     total = max(1, manifest["tokens"])
@@ -169,15 +175,15 @@ def _table(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
     return table
 
 
-def _diagnostics(run: "Run") -> Iterator[RenderableType]:
-    facts = run.step("weights").folder.read_table("diagnostics.parquet").to_pylist()
-    shown = _table("What that does", ["", "value", "90% interval", "meaning"], left=("", "meaning"))
+def _diagnostics(weighted: Step, title: str) -> RenderableType:
+    facts = weighted.folder.read_table("diagnostics.parquet").to_pylist()
+    shown = _table(title, ["", "value", "90% interval", "meaning"], left=("", "meaning"))
     for fact in facts:
         if fact["name"] in (_OF_SPECIALIST if fact["specialist"] else _HEADLINE) or fact["name"].startswith("alpha_"):
             interval = f"{_number(fact['low'])}–{_number(fact['high'])}" if fact["low"] is not None else ""
             label = f"{fact['specialist']}: {fact['name']}" if fact["specialist"] else fact["name"]
             shown.add_row(label, _number(fact["value"]), interval, fact["meaning"])
-    yield shown
+    return shown
 
 
 def _sources(run: "Run") -> Iterator[RenderableType]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 from loguru import logger
 
 from pipeline import embedders
@@ -19,18 +20,19 @@ from pipeline.stages.cluster import cluster_step
 from pipeline.stages.decontaminate import decontaminate_step, index_step
 from pipeline.stages.dedup import dedup_step
 from pipeline.stages.embed import embed_step, embedder_step
-from pipeline.stages.export import check_output, export_step, hand_over, mixture_step
+from pipeline.stages.export import begin_output, export_step, hand_over, mixture_step
 from pipeline.stages.groups import groups_step
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.sample import publish, published, sample_step
 from pipeline.stages.schedule import schedule_step
 from pipeline.stages.score import score_step
 from pipeline.stages.weights import weights_step
-from pipeline.step import USAGE, Step
+from pipeline.step import USAGE, Step, hash_chosen, part_names
 from pipeline.storage import MANIFEST, Folder
 
 # A job runs its stage and whatever is missing before it.
 _WINDOWS = ("prepare", "dedup", "decontaminate")  # of the stage `prepare`
+_PARTS_FOR_FIELDS = 16
 STAGES = ("prepare", "embed", "cluster", "weights", "rephrase", "sample")
 
 
@@ -55,6 +57,11 @@ class Run:
     def samples(self) -> list[Step]:
         """The steps that draw the corpus: one, or with `schedule.ending` two."""
         return [step for step in self.steps if step.stage == "sample"]
+
+    @property
+    def weighings(self) -> list[Step]:
+        """The steps that weigh for those."""
+        return [step for step in self.steps if step.stage == "weights"]
 
     @property
     def corpus(self) -> Step:
@@ -132,14 +139,17 @@ def _weighing(
 
 
 def _prefixed_shares(config: Config) -> list[float]:
-    """Of the shards of each phase, those that begin with where they are from: all but the last `plain_share` of the corpus."""
+    """Of the shards of each phase, those that begin with where they are from: all but the last `plain_share` of the corpus.
+
+    In whole hundredths, so that `sample_step` never makes more than a hundred shards for the sake of a share.
+    """
     conditioning = config.schedule.conditioning if config.schedule else None
     if conditioning is None:
         return [0.0 for _ in config.phases]
     shares, left = [], 1.0 - conditioning.plain_share
     for phase in config.phases:
         share = phase.sample.budget_tokens / config.sample.budget_tokens
-        shares.append(round(min(1.0, left / share), 6))
+        shares.append(round(min(1.0, left / share), 2))
         left = max(0.0, left - share)
     return shares
 
@@ -156,12 +166,31 @@ def _check_budget(config: Config, prepared: Step) -> None:
     """Refuse a budget that no mixture can meet before hours of embedding; the plan refuses the rest, once it knows the clusters."""
     if config.rephrase and config.rephrase.mode == "deficit":
         return  # rewrites fill what the text does not give
-    most = int(config.weights.max_epochs * prepared.manifest["tokens"])
-    if config.weights.overflow == "spread" and config.sample.budget_tokens > most:
+    for number, phase in enumerate(config.phases):
+        most, asked = int(phase.weights.max_epochs * prepared.manifest["tokens"]), phase.sample.budget_tokens
+        if phase.weights.overflow == "spread" and asked > most:
+            where = " (the part of schedule.ending)" if number else ""
+            raise ConfigError(
+                f"sample.budget_tokens {asked:,}{where} is more than weights.max_epochs {phase.weights.max_epochs:g} allows: the "
+                f"generalist corpus holds {prepared.manifest['tokens']:,} tokens, so at most {most:,} can be had; lower the "
+                "budget, raise weights.max_epochs, set weights.overflow: leave, or add generalist text"
+            )
+
+
+def _check_conditioning(config: Config, prepared: Step) -> None:
+    """Refuse a field that no row has before hours of embedding, by some of the parts."""
+    conditioning = config.schedule.conditioning if config.schedule else None
+    if conditioning is None or conditioning.field == "source":
+        return
+    known: set[str] = set()
+    for name in hash_chosen(part_names(prepared), _PARTS_FOR_FIELDS, seed=config.seed, purpose="schedule.field"):
+        for row in prepared.folder.read_table(f"{name}.parquet", columns=["metadata"])["metadata"].to_pylist():
+            known |= orjson.loads(row).keys()
+    if conditioning.field not in known:
+        has = f"; there are {', '.join(sorted(known))}" if known else ""
         raise ConfigError(
-            f"sample.budget_tokens {config.sample.budget_tokens:,} is more than weights.max_epochs {config.weights.max_epochs:g} "
-            f"allows: the generalist corpus holds {prepared.manifest['tokens']:,} tokens, so at most {most:,} can be had; lower "
-            "the budget, raise weights.max_epochs, set weights.overflow: leave, or add generalist text"
+            f"schedule.conditioning.field: no row has a {conditioning.field}: the columns of the input beside text and id are its "
+            f"metadata{has}; name one of them, or source"
         )
 
 
@@ -241,12 +270,12 @@ def mix(
     rephrased = run.step("rephrase") if run.config.rephrase else None
     grouped = groups_step(run.config, level, *corpus, rephrased, run.step("sample"))
     made = mixture_step(grouped, mixture, tokenizer, eos_token)
-    return made, _handed_over(run, [grouped, made], output or run.workdir.child(f"exports/{mixture}-mixture").url)
+    return made, _handed_over(run, [grouped, made], output or run.workdir.child(f"exports/{mixture}-level-{level}").url)
 
 
 def _handed_over(run: Run, steps: Sequence[Step], output: str) -> Folder:
     folder = Folder(output)
-    check_output(steps[-1], folder)
+    begin_output(steps[-1], folder)
     with Engine(run.config.engine) as engine:
         _curate(run, "sample", engine)
         run_steps(run, steps, engine)
@@ -272,6 +301,7 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
         logger.info(stage_line(step, engine.usage, seconds))
         if step is run.windows(GENERALIST):
             _check_budget(run.config, step)
+            _check_conditioning(run.config, step)
 
 
 def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], Run]:

@@ -38,8 +38,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = False) -> Path:
-    """Records of (url, content, content type), after one of another kind; the last `cut` bytes are missing."""
+def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = False, identified: bool = True) -> Path:
+    """Records of (url, content, content type), after one of another kind; the last `cut` bytes are missing.
+
+    Only newer crawls say what kind they found (`identified`); of others the server's word is all there is.
+    """
     records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 4\r\n\r\ninfo\r\n\r\n"]
     for url, content, kind in pages:
         body = content if wet else b"HTTP/1.1 200 OK\r\nContent-Type: " + kind.encode() + b"\r\n\r\n" + content
@@ -48,7 +51,7 @@ def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = F
             "WARC-Record-ID": f"<urn:uuid:{url}>",
             "WARC-Target-URI": url,
             "WARC-Date": "2026-11-20T00:00:00Z",
-            "WARC-Identified-Payload-Type": kind,
+            **({"WARC-Identified-Payload-Type": kind} if identified else {}),
             "Content-Type": kind if wet else "application/http; msgtype=response",
             "Content-Length": str(len(body)),
         }

@@ -279,6 +279,24 @@ def test_a_folder_that_holds_something_else_is_left_alone(made: dict[str, Any], 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_an_export_goes_on_where_it_was_when_it_was_handed_over(made: dict[str, Any], tmp_path: Path) -> None:
+    step = exported(made, "jsonl", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "shard-00001.jsonl.zst").unlink()
+    (tmp_path / "out" / "_begun.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
+    exported(made, "jsonl", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_place_that_cannot_be_written_is_found_first(topics: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place, said in ((tmp_path / "file", "is a file; name a folder"), (tmp_path / "file" / "below", "cannot be written")):
+        with pytest.raises(InputError, match=f"--output {place} {said}"):
+            run.export(topics, to="jsonl", output=str(place))
+    assert not Path(topics["workdir"]).exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -18,6 +18,7 @@ from conftest import TOPICS, topic_documents, write_jsonl
 from fake_endpoint import FakeEndpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loguru import logger
 from scipy.stats import chisquare
 from test_smoothing import grow
 
@@ -294,6 +295,7 @@ def test_nanotron_and_levanter_are_told_of_every_group(made: dict[str, Any], tok
         assert group["tokens"] - 4 * len(group["files"]) <= 4 * len(held) <= group["tokens"]
 
     told = mixed(made, "levanter", tmp_path / "lev")
+    assert told["unit"] == "weights are shares of the tokens drawn, by the embedder's tokenizer"
     data = yaml.safe_load((tmp_path / "lev" / "mixture.yaml").read_text())["data"]
     assert data["train_weights"] == {group["name"]: group["weight"] for group in told["groups"]}
     for name, component in data["components"].items():
@@ -335,6 +337,20 @@ def test_rewrites_are_groups_of_their_own(topics: dict[str, Any], tmp_path: Path
     assert all(group["name"].endswith("-rephrased") for group in rewritten)
     planned = run.plan(topics).step("sample").manifest
     assert sum(group["wanted_tokens"] for group in rewritten) == pytest.approx(planned["tokens_by_origin"]["rephrased"], rel=0.05)
+
+
+def test_each_level_has_a_place_and_what_is_left_out_is_said(made: dict[str, Any]) -> None:
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING")
+    few = made | {"sample": made["sample"] | {"budget_tokens": 600}}
+    few |= {"workdir": f"{made['workdir']}-few"}
+    folders = [run.mix(few, mixture="levanter", level=level)[1] for level in (1, 2)]
+    assert [folder.url.rpartition("/")[2] for folder in folders] == ["levanter-level-1", "levanter-level-2"]
+    assert folders[1].read_json("manifest.json")["left_out_share"] > 0.01
+    with pytest.raises(ConfigError, match="draws less than one document of each group"):
+        run.mix(few | {"sample": made["sample"] | {"budget_tokens": 1}, "workdir": f"{made['workdir']}-none"}, mixture="levanter")
+    logger.remove(sink)
+    assert any("of the plan lies in groups of which it draws less than one document" in line for line in said)
 
 
 @pytest.mark.parametrize(

@@ -393,6 +393,21 @@ def test_a_page_that_no_encoding_fits_is_a_bad_row(tmp_path: Path) -> None:
     assert len(rows) == 2
 
 
+def test_pages_of_older_crawls_are_known_by_what_the_server_said(tmp_path: Path) -> None:
+    """One byte of Latin-1 in a page of ASCII: nobody can tell its encoding, and it must not vanish."""
+    page = b"<html><body><p>" + b"An ordinary sentence of plain words. " * 20 + b"caf\xe9</p></body></html>"
+    pages = [
+        ("http://a.org", page, "text/html; charset=x"),
+        ("http://b.org", b"", "text/html"),
+        ("http://c.org", page[-30:], "image/png"),
+    ]
+    whole = ("http://d.org", b"<!DOCTYPE html>" + page.replace(b"\xe9", b"e"), "text/html")
+    rows = rows_of(warc(tmp_path / "x.warc", *pages, whole, identified=False))
+    assert len(rows) == 2  # an answer without content is no page
+    assert reasons_of(rows)[1] == "good"
+    assert reasons_of(rows)[0] in ("invalid_utf8", "good")
+
+
 def test_text_of_a_wet_file(tmp_path: Path) -> None:
     rows = rows_of(warc(tmp_path / "x.warc.wet.gz", ("http://a.org", b"plain words", "text/plain"), wet=True))
     assert [row.document.text for row in rows if row.document] == ["plain words"]

@@ -11,7 +11,9 @@ from conftest import TOPICS, topic_documents, write_jsonl
 
 import pipeline
 from pipeline.config import Conditioning
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
+from pipeline.run import _prefixed_shares
+from pipeline.stages.sample import _least_shards
 from pipeline.stages.shards import prefixed
 from pipeline.tables import SHARDS
 
@@ -157,8 +159,49 @@ def test_a_schedule_is_the_same_for_any_workers_and_after_a_kill(scheduled: dict
 
 def test_a_field_that_no_row_has_is_an_error(scheduled: dict[str, Any]) -> None:
     scheduled["schedule"] = {"conditioning": {"field": "link"}}
-    with pytest.raises(InputError, match=r"schedule\.conditioning\.field: no row has a link .*; name one that there is, or source"):
+    with pytest.raises(ConfigError, match=r"schedule\.conditioning\.field: no row has a link: .*; there are url; name one of them"):
         pipeline.curate(scheduled)
+
+
+@pytest.mark.parametrize(("ending", "plain"), [(0.1, 0.1), (0.0999, 0.1), (0.1001, 0.1), (0.3, 0.01)])
+def test_shares_that_nearly_meet_make_no_shards_of_their_own(topics: dict[str, Any], ending: float, plain: float) -> None:
+    topics["sample"]["budget_tokens"] = 40_003
+    topics["schedule"] = {"ending": {"share": ending, "weights": {"natural_share": 0.3}}, "conditioning": {"plain_share": plain}}
+    shares = _prefixed_shares(pipeline.parse_config(topics))
+    assert max(_least_shards(share) for share in shares) <= 100
+    parts = (1 - ending, ending)
+    assert sum(part * share for part, share in zip(parts, shares, strict=True)) == pytest.approx(1 - plain, abs=0.006)
+
+
+def test_the_end_has_limits_of_its_own(scheduled: dict[str, Any]) -> None:
+    scheduled["weights"] = {"max_epochs": 1.0}
+    scheduled["sample"]["budget_tokens"] = 50_000  # more than the corpus, but each part is less
+    scheduled["schedule"] = {"ending": {"share": 0.5, "weights": {"natural_share": 0.2}}}
+    manifest = pipeline.curate(scheduled).shards.read_json("manifest.json")
+    assert manifest["tokens"] == pytest.approx(50_000, rel=0.01)
+    scheduled["schedule"]["ending"]["weights"]["max_epochs"] = 0.1
+    with pytest.raises(ConfigError, match=r"25,000 \(the part of schedule.ending\) is more than weights.max_epochs 0.1 allows"):
+        pipeline.curate(scheduled | {"workdir": scheduled["workdir"] + "-2"})
+
+
+def test_rewrites_change_nothing_else_of_the_end(topics: dict[str, Any]) -> None:
+    topics["rephrase"] = {"model": "x"}
+    topics["schedule"] = {"ending": {"weights": {"natural_share": 0.3}}}
+    config = pipeline.parse_config(topics)
+    assert [(phase.sharpness, phase.repeat_exponent) for phase in config.phases] == [(1.0, 1.0)] * 2
+    del topics["rephrase"]
+    assert [(phase.sharpness, phase.repeat_exponent) for phase in pipeline.parse_config(topics).phases] == [(2.0, 0.25)] * 2
+
+
+def test_what_comes_one_after_the_other_is_not_blended(scheduled: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
+    from pipeline import run
+
+    scheduled["schedule"] = {"conditioning": {"field": "source", "plain_share": 0.25}}
+    step, folder = run.export(scheduled, to="megatron", tokenizer=tokenizer, output=str(tmp_path / "out"))
+    paths = [(tmp_path / "out" / f"data_path-{number}.txt").read_text().split()[1::2] for number in (1, 2)]
+    assert len(paths[0]) == round(0.75 * len(step.manifest["shards"]))
+    assert sorted(paths[0] + paths[1]) == paths[0] + paths[1] != []
+    assert "data_path.txt" not in folder.names()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class Mixture(ABC):
             }
             for group, weight in zip(groups, weights, strict=True)
         ]
-        said = {"format": self.name, "unit": f"weights are shares of the {self.unit} drawn", "replacement": self.replacement}
+        unit = "documents drawn" if self.unit == "documents" else f"tokens drawn, by {facts['tokens_by']}"
+        said = {"format": self.name, "unit": f"weights are shares of the {unit}", "replacement": self.replacement}
         return {
             **self.files(groups, weights, {**facts, "unit": said["unit"], "replacement": self.replacement}),
             "mixture.json": json.dumps({**said, **facts, "groups": listed}, indent=1, ensure_ascii=False) + "\n",

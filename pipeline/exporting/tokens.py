@@ -4,6 +4,7 @@ import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,14 @@ class Megatron(_Tokenized):
         return f"{number:05d}_tokens"
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
-        del manifest
-        total = max(1, sum(part["tokens"] for part in parts))
-        pairs = [f"{part['tokens'] / total:.9f} {part['files'][0].removesuffix('.bin')}" for part in parts if part["tokens"]]
-        folder.write_bytes("data_path.txt", ("\n".join(pairs) + "\n").encode())
+        # Megatron blends what one path has: what comes one after the other (`schedule`) has a path each.
+        left, segments = iter(parts), manifest["segments"]
+        for number, count in enumerate(segments, start=1):
+            own = list(islice(left, count))
+            total = max(1, sum(part["tokens"] for part in own))
+            pairs = [f"{part['tokens'] / total:.9f} {part['files'][0].removesuffix('.bin')}" for part in own if part["tokens"]]
+            name = f"data_path-{number}.txt" if len(segments) > 1 else "data_path.txt"
+            folder.write_bytes(name, ("\n".join(pairs) + "\n").encode())
 
 
 class Nanotron(_Tokenized):

@@ -22,7 +22,7 @@ Overflow = Literal["spread", "leave"]
 _MOST_LEVEL = 2048.0  # nats: beyond, more level fills no more
 _MOST_LOG = 600.0
 _PRECISION = 1e-13  # nats
-_SWEEPS = 20
+_SWEEPS = 100  # at exponents of 0.25 and more, a few are enough
 _CLOSE = 1e-6  # of what a row asks for
 
 

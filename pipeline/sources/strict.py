@@ -10,6 +10,7 @@ import io
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any, BinaryIO
 
@@ -213,7 +214,8 @@ class StrictWarcReader(_Strict, WarcReader):  # type: ignore[misc]
             records = ArchiveIterator(stream)
             for row, record in enumerate(_unbroken(records)):
                 page = row >= first and record.rec_type in ("response", "conversion")
-                data = process_record(record) if page else None
+                content = record.content_stream().read() if page else b""
+                data = process_record(_Held(record.rec_type, record.rec_headers, content)) if page else None
                 while record.raw_stream.read(1 << 20):
                     pass
                 if getattr(record.raw_stream, "limit", 0) or not (record.rec_headers.get("Content-Length") or "").isdigit():
@@ -223,7 +225,7 @@ class StrictWarcReader(_Strict, WarcReader):  # type: ignore[misc]
                     continue
                 if data is not None:
                     yield self.row(data, filepath, row, _excerpt_of(data, self.text_key))
-                elif record.rec_headers.get("WARC-Identified-Payload-Type") in _PAGES:
+                elif _kind_of(record) in _PAGES and _undecodable(content):
                     identifier = record.rec_headers.get("WARC-Record-ID")
                     yield _bad_row(row, "invalid_utf8", "no encoding fits the page", "", identifier)
             if stream.rest.strip():
@@ -240,6 +242,35 @@ class StrictDatasetReader(_Strict, HuggingFaceDatasetReader):  # type: ignore[mi
         """Every row of the dataset from row `first` on."""
         for row, data in enumerate(islice(_dataset(self), first, None), first):
             yield self.row(dict(data), self.dataset, row, _excerpt_of(data, self.text_key))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A record whose content was read."""
+
+    rec_type: str
+    rec_headers: Any
+    content: bytes
+
+    def content_stream(self) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+
+def _kind_of(record: Any) -> str:
+    """What a record says that its content is: as the crawler found, or as the server said."""
+    identified = record.rec_headers.get("WARC-Identified-Payload-Type")
+    if identified is None and record.http_headers is not None:
+        identified = record.http_headers.get_header("Content-Type", "")
+    return str(identified or "").partition(";")[0].strip().lower()
+
+
+def _undecodable(content: bytes) -> bool:
+    """Whether something that should be a page is text in an encoding that nobody knows, and no picture or program."""
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return b"\0" not in content
+    return False
 
 
 def _dataset(reader: StrictDatasetReader) -> Any:

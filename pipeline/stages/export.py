@@ -2,13 +2,16 @@
 
 import hashlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from loguru import logger
+
 from pipeline.engine import Engine
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, CrispwrapError, InputError
 from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.exporting.catalogue import find_format, find_mixture
 from pipeline.exporting.mixtures import Group
@@ -18,6 +21,8 @@ from pipeline.step import Step, map_parts
 from pipeline.storage import MANIFEST, Folder
 from pipeline.tables import EXPORTED
 
+_MUCH_LEFT_OUT = 0.01
+_BEGUN = "_begun.json"  # an export that is not whole yet, and which
 _DONE = "exported"  # the folder of what is noted of each shard
 
 
@@ -39,6 +44,11 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         parts = _written(engine, folder, items, tokenizer, f"export {to}", "shards")
         manifest = {**sampled.manifest, "fingerprint": sampled.fingerprint, "versions": versions()}
         form.finish(folder, manifest, parts)
+        if len(manifest["segments"]) > 1:
+            logger.warning(
+                f"schedule: the files are {' + '.join(map(str, manifest['segments']))} in order, each alike in itself; a trainer "
+                "that shuffles over these borders, or blends the files, loses the end: give them to it one after the other"
+            )
         _check_rows(folder, parts, sampled.manifest["rows"])
         folder.child(_DONE).remove_all()
         return {
@@ -93,9 +103,17 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
             "budget_tokens": grouped.manifest["budget_tokens"],
             "seed": grouped.manifest["seed"],
             "shards": grouped.inputs["shards"].fingerprint,
+            "tokens_by": f"the tokenizer {tokenizer.name}" if tokenizer else "the embedder's tokenizer",
             # Of the plan: groups of which so little is wanted that none of their documents was kept.
             "left_out_share": 1.0 - sum(group["wanted_tokens"] for group in described) / total,
         }
+        if not made:
+            raise ConfigError(f"--mixture {name}: the plan draws less than one document of each group; raise sample.budget_tokens")
+        if facts["left_out_share"] > _MUCH_LEFT_OUT:
+            logger.warning(
+                f"{100 * facts['left_out_share']:.1f}% of the plan lies in groups of which it draws less than one document, and is "
+                "left out; choose a lower --level"
+            )
         weights = mixture.weights(made)
         for file, text in mixture.described(made, weights, facts).items():
             folder.write_bytes(file, text.encode())
@@ -190,27 +208,33 @@ def _group(group: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], *, toke
     )
 
 
-def check_output(step: Step, output: Folder) -> None:
-    """Refuse a folder that holds something else than this export.
+def begin_output(step: Step, output: Folder) -> None:
+    """Make sure that an export can go into a folder, and leave a note there of which it will be.
 
     Raises:
-        InputError: it does.
+        InputError: the folder holds something else than this export, or cannot be written.
     """
-    manifest = output.read_json(MANIFEST)
-    if manifest is not None and manifest.get("fingerprint") == step.fingerprint:
-        return
+    if os.path.isfile(output.url):
+        raise InputError(f"--output {output.url} is a file; name a folder, which need not be there yet")
+    try:
+        manifest, begun = output.read_json(MANIFEST), output.read_json(_BEGUN)
+        if step.fingerprint in [known.get("fingerprint") for known in (manifest, begun) if known]:
+            return
+        names = [name for name in output.names() if name != _BEGUN]
+        if not names:
+            output.write_json(_BEGUN, {"fingerprint": step.fingerprint})
+            return
+    except (OSError, CrispwrapError) as error:
+        raise InputError(f"--output {output.url} cannot be written; name another folder ({error})") from error
     if manifest is not None:
         what = f"an export of another run, or of other settings ({manifest.get('format', manifest.get('stage', 'unknown'))})"
-    elif names := output.names():
-        what = f"something that is no export ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
     else:
-        return
+        what = f"something that is no export ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
     raise InputError(f"--output {output.url} holds {what}; choose another folder, or delete it")
 
 
 def hand_over(step: Step, output: Folder) -> None:
     """Put a finished export into the user's folder, its manifest last."""
-    check_output(step, output)
     manifest = output.read_json(MANIFEST)
     if manifest is not None and set(step.manifest["files"]) <= set(output.files()):
         return
@@ -220,3 +244,5 @@ def hand_over(step: Step, output: Folder) -> None:
         if not target.exists(file):
             source.link(file, target)
     output.write_json(MANIFEST, step.manifest)
+    if output.exists(_BEGUN):
+        output.remove(_BEGUN)

@@ -90,20 +90,19 @@ def groups_step(
             num_files = int(first_file[origin][-1])
         if num_files > _MOST_FILES:
             raise ConfigError(f"--level {level} makes {num_files:,} files, more than {_MOST_FILES:,}; choose a lower level")
-        work = Grouping(pools, node_L, config.seed, folder, counts, first_file)
+        grouping = Grouping(pools, node_L, config.seed, folder, counts, first_file)
         present = set(folder.names(".parquet"))
         missing = [number for number in range(num_files) if f"{_file(number)}.parquet" not in present]
         items = groups([(origin, name) for origin in pools for name in names[origin]], 2 * engine.num_workers) if missing else []
-        written = engine.shuffle(
-            _pieces, items, _write_file, missing, title=f"level {level}", unit="files", shared=(work,)
-        )  # fmt: skip
+        shared = (grouping,)
+        written = engine.shuffle(_pieces, items, _write_file, missing, title=f"level {level}", unit="files", shared=shared)
         made = {missing[index]: facts for index, facts in written}
         facts = [made.get(number) or folder.read_facts(f"{_file(number)}.parquet") for number in range(num_files)]
         return {
             "level": level,
             "budget_tokens": config.sample.budget_tokens,
             "seed": config.seed,
-            "groups": _described(work, facts, _terms(weighted, node_L)),
+            "groups": _described(grouping, facts, _terms(weighted, node_L)),
         }
 
     return Step(
@@ -138,26 +137,28 @@ def _counted(names: Sequence[str], draws: Folder, windows: Folder, node_L: NDArr
     return GroupCounts.combine(parts)
 
 
-def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], work: Grouping) -> list[pa.Table]:
+def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], grouping: Grouping) -> list[pa.Table]:
     """The rows of several parts (origin, name) for the files that are to be made."""
-    table = pa.concat_tables([_PIECES.empty_table(), *(_kept(origin, name, work) for origin, name in parts)])
+    table = pa.concat_tables([_PIECES.empty_table(), *(_kept(origin, name, grouping) for origin, name in parts)])
     file_R = table["file"].to_numpy()
     return [table.filter(pa.array(file_R == file)) for file in files]
 
 
-def _kept(origin: str, name: str, work: Grouping) -> pa.Table:
+def _kept(origin: str, name: str, grouping: Grouping) -> pa.Table:
     """Of a part, the windows that stay in their groups, and the file and place of each."""
-    pool, counts = work.pools[origin], work.counts[origin]
-    group_N, epochs_N, key = _drawn(name, pool.draws, work.node_L)
+    pool, counts = grouping.pools[origin], grouping.counts[origin]
+    if not len(counts.key_G):  # rewrites of which the plan draws none
+        return _PIECES.empty_table()
+    group_N, epochs_N, key = _drawn(name, pool.draws, grouping.node_L)
     row_N = np.minimum(np.searchsorted(counts.key_G, group_N), len(counts.key_G) - 1)
-    u_N = keyed_uniform(key.to_numpy(), seed=work.seed, purpose=f"groups.{origin}")
+    u_N = keyed_uniform(key.to_numpy(), seed=grouping.seed, purpose=f"groups.{origin}")
     kept_M = np.flatnonzero(u_N * counts.passes_G[row_N] < epochs_N)
     windows = pool.windows.read_table(f"{name}.parquet")
     assert windows["key"].equals(key), f"windows and draws of {name} are not aligned"
     table = windows.take(pa.array(kept_M))
     identifier, parent, style = identifiers(table, origin)
-    order_M = keyed_hash(table["key"].to_numpy(), seed=work.seed, purpose="groups.order")
-    first_G = work.first_file[origin]
+    order_M = keyed_hash(table["key"].to_numpy(), seed=grouping.seed, purpose="groups.order")
+    first_G = grouping.first_file[origin]
     files_M = np.diff(first_G)[row_N[kept_M]]
     leaf_M = pool.draws.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()[kept_M]
     columns = {
@@ -174,24 +175,24 @@ def _kept(origin: str, name: str, work: Grouping) -> pa.Table:
     return pa.table({column: columns[column] for column in _PIECES.names}).cast(_PIECES)
 
 
-def _write_file(number: int, pieces: Sequence[pa.Table], work: Grouping) -> dict[str, Any]:
+def _write_file(number: int, pieces: Sequence[pa.Table], grouping: Grouping) -> dict[str, Any]:
     table = pa.concat_tables([_PIECES.empty_table(), *pieces])
     table = (
         table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns([_ORDER, "file"]).combine_chunks()
     )
     facts = {"rows": len(table), "tokens": pc.sum(table["tokens"]).as_py() or 0}
-    work.output.write_table(f"{_file(number)}.parquet", table, GROUPED, facts, **WRITE_OPTIONS)
+    grouping.output.write_table(f"{_file(number)}.parquet", table, GROUPED, facts, **WRITE_OPTIONS)
     return facts
 
 
-def _described(work: Grouping, facts: Sequence[Mapping[str, Any]], terms: Mapping[int, str]) -> list[dict[str, Any]]:
+def _described(grouping: Grouping, facts: Sequence[Mapping[str, Any]], terms: Mapping[int, str]) -> list[dict[str, Any]]:
     """What the manifest says of each group."""
     found = []
-    for origin, counts in work.counts.items():
+    for origin, counts in grouping.counts.items():
         columns = (counts.key_G, counts.wanted_tokens_G, counts.wanted_documents_G)
         for row, (key, tokens, documents) in enumerate(zip(*columns, strict=True)):
             node, band = node_and_band(int(key))
-            files = range(*work.first_file[origin][row : row + 2])
+            files = range(*grouping.first_file[origin][row : row + 2])
             name = f"node-{node:05d}" + (f"-x{2**band}" if band else "") + ("" if origin == "raw" else f"-{origin}")
             found.append(
                 {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
 from pipeline.engine import Engine
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError
 from pipeline.hashing import keyed_hash
 from pipeline.manifest import ShardsManifest, versions
 from pipeline.mixture.plan import Limits, Plan, capped_plan, shared_plan
@@ -67,7 +67,10 @@ def sample_step(
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         asked = Asked.read(weighted.folder, config)
         used = _used(config, rephrased) if rephrased else None
-        of_cells = planned(config, asked, used.filled_L if used else None)
+        try:
+            of_cells = planned(config, asked, used.filled_L if used else None)
+        except ConfigError as error:
+            raise ConfigError(f"schedule.ending, of its own budget and weights: {error}" if after else str(error)) from error
         plan = of_cells.summed(asked.leaf_C, asked.num_leaves)
         folder.write_table("plan.parquet", plan.table(), PLAN)
         draw = DrawPlan(
@@ -119,12 +122,6 @@ def sample_step(
             )
         }
         facts = [made.get(number) or shard_facts(folder, name) for number, name in enumerate(names)]
-        prefixed_rows = sum(shard["prefixed_rows"] for shard in facts)
-        if conditioning and not prefixed_rows:
-            raise InputError(
-                f"schedule.conditioning.field: no row has a {conditioning.field} (the columns of the input beside text and id are "
-                "its metadata); name one that there is, or source"
-            )
         return {
             "budget_tokens": settings.budget_tokens,
             "seed": config.seed,
@@ -137,7 +134,8 @@ def sample_step(
             "windows": sum(part["drawn_windows"] for part in parts),
             "first_tokens": sum(shard["first_tokens"] for shard in facts),
             "first_rows": sum(shard["first_rows"] for shard in facts),
-            "prefixed_rows": prefixed_rows,
+            "prefixed_rows": sum(shard["prefixed_rows"] for shard in facts),
+            "segments": [number for number in (work.num_prefixed, num_shards - work.num_prefixed) if number],
             "tokens_by_specialist": sum_counts([shard["tokens_by_specialist"] for shard in facts]),
             "tokens_by_origin": sum_counts([shard["tokens_by_origin"] for shard in facts]),
             "tokens_by_style": sum_counts([shard["tokens_by_style"] for shard in facts]),
@@ -176,7 +174,7 @@ def sample_step(
 
 
 def _least_shards(share: float) -> int:
-    """How many shards it takes that about this share of them can be told from the others."""
+    """How many shards it takes that about this share (in hundredths) of them can be told from the others."""
     rest = min(share, 1.0 - share)
     return math.ceil(1.0 / rest) if rest > 0 else 1
 

@@ -34,6 +34,7 @@ def schedule_step(parts: Sequence[Step]) -> Step:
                 {"budget_tokens": manifest["budget_tokens"], "tokens": manifest["tokens"], "shards": len(manifest["shards"])}
                 for manifest in manifests
             ],
+            "segments": [number for manifest in manifests for number in manifest["segments"]],
             "shards": [shard for manifest in manifests for shard in manifest["shards"]],
         }
 
