@@ -148,13 +148,13 @@ class Weights(Section):
     natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
     max_epochs: float = Field(4.0, gt=0, description="most often a text is drawn, on the mean of its cluster or stratum")
     sharpness: float | None = Field(
-        None, gt=0, le=4, description="density: power of the ratio; null: 2, or 1 where rewrites fill what repeats would"
+        None, gt=0, le=4, description="density: power of the ratio; null: 2 where repeats are damped, else 1"
     )
     repeat_exponent: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="text asked for e > 1 times is drawn e^this times; null: 0.25 where sharpness is 2 by default, else 1",
+        description="text asked for e > 1 times is drawn e^this times; null: 0.25 for density without rewrites, else 1",
     )
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
@@ -373,21 +373,16 @@ class Config(Section):
         return dict(sorted(specialists.items()))
 
     @property
-    def _damped(self) -> bool:
-        """Whether a sharp ratio with damped repeats is the default (docs/decisions/0014): not where rewrites stand for repeats."""
-        return self.weights.estimator == "density" and self.weights.overflow == "spread" and self.rephrase is None
+    def repeat_exponent(self) -> float:
+        """`weights.repeat_exponent`, or what is meant by null (docs/decisions/0014); 1 where the plan is to say what is missing."""
+        if self.weights.overflow == "leave":
+            return 1.0
+        return self.weights.repeat_exponent or (0.25 if self.weights.estimator == "density" and self.rephrase is None else 1.0)
 
     @property
     def sharpness(self) -> float:
-        """`weights.sharpness`, or what is meant by null."""
-        return self.weights.sharpness or (2.0 if self._damped else 1.0)
-
-    @property
-    def repeat_exponent(self) -> float:
-        """`weights.repeat_exponent`, or what is meant by null; 1 where what is left of repeats is for rewrites to fill."""
-        if self.weights.overflow == "leave":
-            return 1.0
-        return self.weights.repeat_exponent or (0.25 if self._damped else 1.0)
+        """`weights.sharpness`, or what is meant by null: a sharp ratio goes with damped repeats."""
+        return self.weights.sharpness or (2.0 if self.weights.estimator == "density" and self.repeat_exponent < 1 else 1.0)
 
     @property
     def phases(self) -> "list[Config]":

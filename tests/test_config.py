@@ -104,3 +104,35 @@ def test_every_setting_is_described_in_the_readme() -> None:
             assert not missing, f"README, Settings, says nothing of {section}: {missing}"
         else:
             assert f"`{section}" in readme
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, (2.0, 0.25)),
+        ({"repeat_exponent": 1.0}, (1.0, 1.0)),
+        ({"repeat_exponent": 0.5}, (2.0, 0.5)),
+        ({"sharpness": 1.0}, (1.0, 0.25)),
+        ({"overflow": "leave"}, (1.0, 1.0)),
+        ({"estimator": "crisp"}, (1.0, 1.0)),
+        ({"estimator": "crisp", "repeat_exponent": 0.5}, (1.0, 0.5)),
+    ],
+)
+def test_a_sharp_ratio_goes_with_damped_repeats(weights: dict[str, Any], expected: tuple[float, float]) -> None:
+    config = parse_config(BASE | {"weights": weights})
+    assert (config.sharpness, config.repeat_exponent) == expected
+    rewritten = parse_config(BASE | {"rephrase": {"model": "x"}, "weights": weights})
+    if not weights:
+        assert (rewritten.sharpness, rewritten.repeat_exponent) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"estimator": "crisp", "sharpness": 2}, "sharpness is of estimator density, and changes nothing of crisp"),
+        ({"overflow": "leave", "repeat_exponent": 0.5}, "repeat_exponent changes nothing with overflow: leave"),
+    ],
+)
+def test_settings_that_change_nothing_are_refused(weights: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config(BASE | {"weights": weights})

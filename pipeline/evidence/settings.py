@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dsir": {"weights": {"estimator": "dsir"}},
     "classifier": {"weights": {"estimator": "classifier"}},
     "nearest": {"weights": {"estimator": "nearest"}},
-    "repeat": {"weights": {"max_epochs": 1000}},
+    "repeat": {"weights": {"max_epochs": 1000, "repeat_exponent": 1.0}},  # as `rephrase`, where no repeats are damped
     "rephrase": {},
 }
 # Where a natural share is no change, or a change of what the arm is for.
