@@ -134,8 +134,8 @@ def test_small_files_share_parts_within_the_bounds(sizes: list[tuple[int, int, i
         for chunks, documents, size in sizes
     ]
     parts = planned_parts(files, scans, Prepare(part_documents=part_documents, part_bytes=part_bytes))
-    most_documents = min(part_documents, sum(documents for _, documents, _ in sizes) // 64)
-    most_bytes = min(part_bytes, sum(10 * size for *_, size in sizes) // 64)
+    most_documents = min(part_documents, max(16, sum(documents for _, documents, _ in sizes) // 64))
+    most_bytes = min(part_bytes, max(65_536, sum(10 * size for *_, size in sizes) // 64))
     made = [(file.number, part.chunk) for part in parts for file in part.files]
     assert made == [(number, chunk) for number, (chunks, *_) in enumerate(sizes) for chunk in range(chunks)]
     assert len({part.name for part in parts}) == len(parts)
@@ -154,7 +154,9 @@ def test_many_small_files_are_few_parts_and_enough_for_many_workers() -> None:
     files = [InputFile(number, f"{number}.jsonl", "jsonl", "") for number in range(5000)]
     scans = [{"rows": 3, "bad": 0, "bytes": 900, "starts": [Start(0, 0, 0)]}] * len(files)
     assert 64 <= len(planned_parts(files, scans, Prepare())) <= 128
-    assert len(planned_parts(files[:16], scans[:16], Prepare())) == 16
+    assert len(planned_parts(files[:16], scans[:16], Prepare())) == 4
+    large = [{"rows": 700, "bad": 0, "bytes": 900_000, "starts": [Start(0, 0, 0)]}] * 16
+    assert len(planned_parts(files[:16], large, Prepare())) == 16
 
 
 def level_fit(fit_windows: int, seed: int = 0) -> LevelFit:

@@ -44,8 +44,10 @@ DROPPED_EXAMPLES = "dropped"  # the folder of examples of what the steps dropped
 
 # Each of them has to pass over what comes before its chunks, which of a compressed file means to decompress it.
 _READERS_PER_FILE = 16
-# Small files that become one part hold no more of the corpus than this: else a few parts would keep a few workers busy.
+# Small files that become one part hold no more of the corpus than this, or next to nothing: else a few parts would keep a few
+# workers busy.
 _PACKED_SHARE = 64
+_LEAST_DOCUMENTS, _LEAST_BYTES = 16, 1 << 16
 _MERGED = "examples.parquet"
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
@@ -233,11 +235,13 @@ class PlannedPart:
 def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
     """The parts, in the order of the files; what is in each follows from the files alone.
 
-    Files of one chunk that follow each other share a part while that stays within the bounds of one, and within a 64th of the
-    corpus: thousands of small files would else be thousands of parts, or so few that most workers would have none.
+    Files of one chunk that follow each other share a part while that stays within the bounds of one, and of a 64th of the corpus, but
+    for a few documents: thousands of small files would else be thousands of parts, or so few that most workers would have none.
     """
-    most_documents = min(prepare.part_documents, sum(scan["rows"] - scan["bad"] for scan in scans) // _PACKED_SHARE)
-    most_bytes = min(prepare.part_bytes, sum(scan["bytes"] for scan in scans) // _PACKED_SHARE)
+    all_documents = sum(scan["rows"] - scan["bad"] for scan in scans)
+    all_bytes = sum(scan["bytes"] for scan in scans)
+    most_documents = min(prepare.part_documents, max(all_documents // _PACKED_SHARE, _LEAST_DOCUMENTS))
+    most_bytes = min(prepare.part_bytes, max(all_bytes // _PACKED_SHARE, _LEAST_BYTES))
     parts: list[PlannedPart] = []
     documents = num_bytes = 0
     for file, scan in zip(files, scans, strict=True):
