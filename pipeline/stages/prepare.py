@@ -235,8 +235,8 @@ class PlannedPart:
 def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
     """The parts, in the order of the files; what is in each follows from the files alone.
 
-    Files of one chunk that follow each other share a part while that stays within the bounds of one, and of a 64th of the corpus but
-    for a few documents: thousands of small files would else be thousands of parts, or so few that most workers would have none.
+    Files of one chunk that follow each other share a part within the bounds of one, and of a 64th of the corpus but for a few
+    documents: thousands of small files would else be thousands of parts, or so few that most workers would have none.
     """
     all_documents = sum(scan["rows"] - scan["bad"] for scan in scans)
     all_bytes = sum(scan["bytes"] for scan in scans)
