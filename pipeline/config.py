@@ -159,7 +159,6 @@ class Weights(Section):
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="mass beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"
     )
-
     bootstrap: int = Field(200, ge=0, description="resamples of the specialist's documents for the intervals; 0: none")
 
     @model_validator(mode="after")
@@ -385,29 +384,39 @@ class Config(Section):
         return self.weights.sharpness or (2.0 if self.weights.estimator == "density" and self.repeat_exponent < 1 else 1.0)
 
     @property
+    def conditioning(self) -> Conditioning | None:
+        """`schedule.conditioning`, if there is one."""
+        return self.schedule.conditioning if self.schedule else None
+
+    @property
+    def ending(self) -> Ending | None:
+        """`schedule.ending`, if there is one."""
+        return self.schedule.ending if self.schedule else None
+
+    @property
     def phases(self) -> "list[Config]":
         """The config of the corpus; with `schedule.ending` that of its first part, and that of its last."""
-        ending = self.schedule.ending if self.schedule else None
+        ending = self.ending
         if ending is None:
             return [self]
         last_tokens = round(ending.share * self.sample.budget_tokens)
         budgets = (self.sample.budget_tokens - last_tokens, last_tokens)
         samples = [self.sample.model_copy(update={"budget_tokens": budget}) for budget in budgets]
-        # The end has no rewrites, which must not change what else it is.
-        alike = self.rephrase and not {"estimator", "overflow"} & ending.weights.keys() and self.weights.estimator == "density"
-        same = {"sharpness": self.sharpness, "repeat_exponent": self.repeat_exponent} if alike else {}
         shares = ending.specialists or {name: specialist.share for name, specialist in self.specialists.items()}
         last = {
-            "weights": Weights.model_validate({**self.weights.model_dump(), **same, **ending.weights}),
+            "weights": Weights.model_validate({**self.weights.model_dump(), **ending.weights}),
             "specialists": {name: self.specialists[name].model_copy(update={"share": shares[name]}) for name in sorted(shares)},
             "sample": samples[1],
-            "rephrase": None,
         }
         return [self.model_copy(update={"sample": samples[0]}), self.model_copy(update=last)]
 
+    def share_of(self, phase: "Config") -> float:
+        """The part of the budget that is a phase's."""
+        return phase.sample.budget_tokens / self.sample.budget_tokens
+
     @model_validator(mode="after")
     def _ending(self) -> "Config":
-        ending = self.schedule.ending if self.schedule else None
+        ending = self.ending
         if ending is None:
             return self
         if unknown := [name for name in ending.specialists if name not in self.specialists]:

@@ -83,9 +83,9 @@ class _Shares:
         mixture = folder.read_table("mixture.parquet")
         self.names = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
         self.before_L = mixture["p_generalist"].to_numpy()
-        budgets = [phase.sample.budget_tokens / run.config.sample.budget_tokens for phase in run.config.phases]
+        parts = [run.config.share_of(phase) for phase in run.config.phases]
         asked = [step.folder.read_table("mixture.parquet")["p_target"].to_numpy() for step in run.weighings]
-        self.after_L = sum(part * p_L for part, p_L in zip(budgets, asked, strict=True))
+        self.after_L = sum(part * p_L for part, p_L in zip(parts, asked, strict=True))
         self.epochs_L = None
         if planned:
             plans = [step.folder.read_table("plan.parquet") for step in run.samples]
@@ -160,7 +160,7 @@ def _asked(config: Config) -> dict[str, float]:
     """The share of the corpus that each specialist, and natural text, is to have, over all its phases."""
     asked = dict.fromkeys((*config.specialists, NATURAL), 0.0)
     for phase in config.phases:
-        part, natural = phase.sample.budget_tokens / config.sample.budget_tokens, phase.weights.natural_share
+        part, natural = config.share_of(phase), phase.weights.natural_share
         shares = {name: specialist.share for name, specialist in phase.specialists.items()}
         for name, share in shares.items():
             asked[name] += part * (1 - natural) * share / sum(shares.values())

@@ -23,7 +23,8 @@ from pipeline.stages.embed import embed_step, embedder_step
 from pipeline.stages.export import begin_output, export_step, hand_over, mixture_step
 from pipeline.stages.groups import groups_step
 from pipeline.stages.prepare import prepare_step
-from pipeline.stages.sample import publish, published, sample_step
+from pipeline.stages.publish import publish, published
+from pipeline.stages.sample import sample_step
 from pipeline.stages.schedule import schedule_step
 from pipeline.stages.score import score_step
 from pipeline.stages.weights import weights_step
@@ -95,15 +96,20 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
     embedded = {name: embed_step(config, name, windows[name], fitted) for name in corpora}
     clustered = cluster_step(config, embedded[GENERALIST])
     assigned = {name: assign_step(name, windows[name], embedded[name], clustered) for name in corpora}
-    weighings = [_weighing(phase, windows, embedded, assigned, clustered, number) for number, phase in enumerate(config.phases)]
+    phases = config.phases
+    weighings = [_weighing(phase, windows, embedded, assigned, clustered, number) for number, phase in enumerate(phases)]
+    scores: dict[str, Step] = {}  # phases may have the same
+    for scored, _ in weighings:
+        if scored:
+            scores.setdefault(scored.fingerprint, scored)
     of_generalist = (windows[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
-    first = (config.phases[0], *weighings[0])
-    rephrased = _rephrase_step(first[0], windows, *of_generalist[1:], fitted, clustered, first[2]) if config.rephrase else None
-    prefixed = _prefixed_shares(config)
-    sampled = [sample_step(first[0], *of_generalist, clustered, *first[1:], rephrased, prefixed_share=prefixed[0])]
-    for phase, weighing, share in zip(config.phases[1:], weighings[1:], prefixed[1:], strict=True):
-        sampled.append(sample_step(phase, *of_generalist, clustered, *weighing, None, after=sampled[-1], prefixed_share=share))
-    scores = {scored.fingerprint: scored for scored, _ in reversed(weighings) if scored}
+    weighted = weighings[0][1]
+    rephrased = _rephrase_step(phases[0], windows, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
+    sampled: list[Step] = []
+    for phase, weighing, share in zip(phases, weighings, _prefixed_shares(config, phases), strict=True):
+        after = sampled[-1] if sampled else None
+        rewrites = None if after else rephrased
+        sampled.append(sample_step(phase, *of_generalist, clustered, *weighing, rewrites, after=after, prefixed_share=share))
     steps = (
         *prepared.values(),
         *([deduplicated] if deduplicated else []),
@@ -112,7 +118,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         *embedded.values(),
         clustered,
         *assigned.values(),
-        *reversed(scores.values()),
+        *scores.values(),
         *(weighted for _, weighted in weighings),
         *([rephrased] if rephrased else []),
         *sampled,
@@ -138,17 +144,16 @@ def _weighing(
     return replace(scored, corpus=corpus) if scored else None, weighted
 
 
-def _prefixed_shares(config: Config) -> list[float]:
+def _prefixed_shares(config: Config, phases: Sequence[Config]) -> list[float]:
     """Of the shards of each phase, those that begin with where they are from: all but the last `plain_share` of the corpus.
 
     In whole hundredths, so that `sample_step` never makes more than a hundred shards for the sake of a share.
     """
-    conditioning = config.schedule.conditioning if config.schedule else None
-    if conditioning is None:
-        return [0.0 for _ in config.phases]
-    shares, left = [], 1.0 - conditioning.plain_share
-    for phase in config.phases:
-        share = phase.sample.budget_tokens / config.sample.budget_tokens
+    if config.conditioning is None:
+        return [0.0 for _ in phases]
+    shares, left = [], 1.0 - config.conditioning.plain_share
+    for phase in phases:
+        share = config.share_of(phase)
         shares.append(round(min(1.0, left / share), 2))
         left = max(0.0, left - share)
     return shares
@@ -179,7 +184,7 @@ def _check_budget(config: Config, prepared: Step) -> None:
 
 def _check_conditioning(config: Config, prepared: Step) -> None:
     """Refuse a field that no row has before hours of embedding, by some of the parts."""
-    conditioning = config.schedule.conditioning if config.schedule else None
+    conditioning = config.conditioning
     if conditioning is None or conditioning.field == "source":
         return
     known: set[str] = set()
@@ -266,7 +271,7 @@ def mix(
             "--mixture: schedule is of shards, which are read in order; leave the section out, and give the trainer a second "
             "mixture for the end of its training"
         )
-    corpus = (run.windows(GENERALIST), run.step("cluster"), run.step("weights"))
+    corpus = (run.windows(GENERALIST), run.step("assign", GENERALIST), run.step("cluster"), run.step("weights"))
     rephrased = run.step("rephrase") if run.config.rephrase else None
     grouped = groups_step(run.config, level, *corpus, rephrased, run.step("sample"))
     made = mixture_step(grouped, mixture, tokenizer, eos_token)

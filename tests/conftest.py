@@ -114,3 +114,24 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_text(json.dumps(settings), encoding="utf-8")
     return str(path)
+
+
+def without_pictures(**changes: str) -> dict[str, str]:
+    """The environment of processes that import `streaming`: it wants torchvision, of which they get a stand-in."""
+    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
+
+
+def topic_run(folder: Path, documents: int) -> dict[str, Any]:
+    """The config of a small run on planted topics with URLs, in several shards."""
+    for topic in TOPICS:
+        write_jsonl(folder / f"{topic}.jsonl", [{**row, "url": f"http://{row['id']}"} for row in topic_documents(topic, documents)])
+    return {
+        "workdir": str(folder / "run"),
+        "generalist": {"paths": [str(folder / "*.jsonl")]},
+        "specialists": {"legal": {"paths": [write_jsonl(folder / "law.json", topic_documents("law", 20, seed=1))]}},
+        "window": {"tokens": 64},
+        "embed": {"model": "lsi", "dim": 8},
+        "cluster": {"branching": 4, "depth": 1, "min_windows": 16},
+        "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
+    }

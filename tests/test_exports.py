@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import topic_run, without_pictures
 
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
@@ -34,20 +34,7 @@ EOS = "[SEP]"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
     """The config of a run that is done, with several shards."""
-    from conftest import TOPICS, topic_documents, write_jsonl
-
-    folder = tmp_path_factory.mktemp("exports")
-    for topic in TOPICS:
-        write_jsonl(folder / f"{topic}.jsonl", [{**row, "url": f"http://{row['id']}"} for row in topic_documents(topic, 80)])
-    config = {
-        "workdir": str(folder / "run"),
-        "generalist": {"paths": [str(folder / "*.jsonl")]},
-        "specialists": {"legal": {"paths": [write_jsonl(folder / "law.json", topic_documents("law", 20, seed=1))]}},
-        "window": {"tokens": 64},
-        "embed": {"model": "lsi", "dim": 8},
-        "cluster": {"branching": 4, "depth": 1, "min_windows": 16},
-        "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
-    }
+    config = topic_run(tmp_path_factory.mktemp("exports"), 80)
     run.curate(config)
     return config
 
@@ -196,9 +183,8 @@ print(json.dumps([(data[i]["id"], data[i]["text"]) for i in range(len(data))]))
 
 
 def test_mds_is_read_by_streaming(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    """In processes of their own: `streaming` imports torchvision, of which they get a stand-in, and others should see none."""
-    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    """In processes of their own (`without_pictures`)."""
+    environment = without_pictures()
     digests = []
     for workers in (1, 2):
         out = tmp_path / f"mds-{workers}"
@@ -227,8 +213,7 @@ print(json.dumps([row["id"] for row in data]))
 
 
 def test_mds_is_shared_by_ranks(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MASTER_ADDR": "127.0.0.1"}
+    environment = without_pictures(MASTER_ADDR="127.0.0.1")
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
     job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(tmp_path / "mds")]

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import TOPICS, topic_documents, write_jsonl
+from conftest import topic_run, without_pictures
 from fake_endpoint import FakeEndpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,19 +87,10 @@ def test_groups_counted_in_parts_are_those_of_the_whole(seed: int, cuts: list[in
 def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
     """The config of a run that is done: a specialist that repeats, and natural text."""
     del ray_session
-    folder = tmp_path_factory.mktemp("mixtures")
-    for topic in TOPICS:
-        write_jsonl(folder / f"{topic}.jsonl", [{**row, "url": f"http://{row['id']}"} for row in topic_documents(topic, 120)])
-    config = {
-        "workdir": str(folder / "run"),
-        "generalist": {"paths": [str(folder / "*.jsonl")]},
-        "specialists": {"legal": {"paths": [write_jsonl(folder / "law.json", topic_documents("law", 20, seed=1))]}},
-        "window": {"tokens": 64},
-        "embed": {"model": "lsi", "dim": 8},
-        "cluster": {"branching": 4, "depth": 2, "min_windows": 16},
-        "weights": {"natural_share": 0.4},
-        "sample": {"budget_tokens": 60_000, "shard_bytes": 20_000},
-    }
+    config = topic_run(tmp_path_factory.mktemp("mixtures"), 120)
+    config["cluster"]["depth"] = 2
+    config["weights"] = {"natural_share": 0.4}
+    config["sample"]["budget_tokens"] = 60_000
     run.curate(config)
     return config
 
@@ -121,6 +111,16 @@ def mixed(config: dict[str, Any], mixture: str, output: Path, **more: Any) -> di
     assert len(told["groups"]) >= 5
     assert any(group["passes"] > 1 for group in told["groups"])
     return told
+
+
+def groups_by_id(folder: Path, told: dict[str, Any]) -> dict[str, str]:
+    """The group of each document of a mixture in Parquet."""
+    return {
+        row["id"]: group["name"]
+        for group in told["groups"]
+        for file in group["files"]
+        for row in Folder(str(folder)).read_table(file, ["id"]).to_pylist()
+    }
 
 
 def as_weighted(drawn: Counter[str], told: dict[str, Any]) -> None:
@@ -173,12 +173,7 @@ def test_datasets_draws_as_the_probabilities_say(made: dict[str, Any], tmp_path:
     names: dict[str, Any] = {}
     exec(code.replace("…", str(tmp_path / "hf")), names)
     drawn = list(islice(names["data"], DRAWS))
-    group_of = {
-        row["id"]: group["name"]
-        for group in told["groups"]
-        for file in group["files"]
-        for row in Folder(str(tmp_path / "hf")).read_table(file, ["id"]).to_pylist()
-    }
+    group_of = groups_by_id(tmp_path / "hf", told)
     as_weighted(Counter(group_of[row["id"]] for row in drawn), told)
 
 
@@ -193,12 +188,6 @@ print(json.dumps([row["id"] for row in data]))
 """
 
 
-def without_pictures() -> dict[str, str]:
-    """`streaming` imports torchvision, of which processes of their own get a stand-in, and others should see none."""
-    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
 def test_streaming_draws_as_the_proportions_say(made: dict[str, Any], tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
@@ -209,13 +198,7 @@ def test_streaming_draws_as_the_proportions_say(made: dict[str, Any], tmp_path: 
     command = [sys.executable, "-c", DRAW_MDS, str(DRAWS)]
     read = subprocess.run(command, cwd=tmp_path / "mds", env=without_pictures(), capture_output=True, text=True, check=True)
     # The same documents as in the other mixture, whose files say which is in which group.
-    files = mixed(made, "huggingface", tmp_path / "hf")["groups"]
-    group_of = {
-        row["id"]: group["name"]
-        for group in files
-        for file in group["files"]
-        for row in Folder(str(tmp_path / "hf")).read_table(file, ["id"]).to_pylist()
-    }
+    group_of = groups_by_id(tmp_path / "hf", mixed(made, "huggingface", tmp_path / "hf"))
     as_weighted(Counter(group_of[identifier] for identifier in json.loads(read.stdout)), told)
 
 

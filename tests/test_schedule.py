@@ -167,7 +167,8 @@ def test_a_field_that_no_row_has_is_an_error(scheduled: dict[str, Any]) -> None:
 def test_shares_that_nearly_meet_make_no_shards_of_their_own(topics: dict[str, Any], ending: float, plain: float) -> None:
     topics["sample"]["budget_tokens"] = 40_003
     topics["schedule"] = {"ending": {"share": ending, "weights": {"natural_share": 0.3}}, "conditioning": {"plain_share": plain}}
-    shares = _prefixed_shares(pipeline.parse_config(topics))
+    config = pipeline.parse_config(topics)
+    shares = _prefixed_shares(config, config.phases)
     assert max(_least_shards(share) for share in shares) <= 100
     parts = (1 - ending, ending)
     assert sum(part * share for part, share in zip(parts, shares, strict=True)) == pytest.approx(1 - plain, abs=0.006)

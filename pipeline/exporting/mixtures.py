@@ -7,7 +7,7 @@ other numbers for the one than for the other. `mixture.json` says which, for eve
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -30,6 +30,7 @@ class Group:
     wanted_documents: float  # that the plan draws, repeats counted
     files: tuple[str, ...]  # below the export's folder
     file_tokens: tuple[int, ...]
+    weight: float = 0.0  # share in what the trainer draws (`Mixture.weighed`)
 
     @property
     def wanted_tokens(self) -> float:
@@ -46,33 +47,33 @@ class Mixture(ABC):
     replacement: str  # of what is drawn within a group
     finish_groups: bool = False  # whether files of a group need what `Format.finish` writes
 
-    def weights(self, groups: Sequence[Group]) -> list[float]:
-        """The share of each group in what the trainer draws; they sum to 1."""
+    def weighed(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with their weights, which sum to 1."""
         wanted = [group.wanted_tokens if self.unit == "tokens" else group.wanted_documents for group in groups]
-        return [share / sum(wanted) for share in wanted]
+        return [replace(group, weight=share / sum(wanted)) for group, share in zip(groups, wanted, strict=True)]
 
     @abstractmethod
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         """The trainer's own files, by name."""
 
-    def described(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+    def described(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         """`files`, and `mixture.json`, which says the same to people and programs."""
         listed = [
             {
                 "name": group.name,
                 "terms": group.terms,
-                "weight": weight,
+                "weight": group.weight,
                 "documents": group.documents,
                 "tokens": group.tokens,
                 "passes": round(group.wanted_documents / group.documents, 4),
                 "files": list(group.files),
             }
-            for group, weight in zip(groups, weights, strict=True)
+            for group in groups
         ]
         unit = "documents drawn" if self.unit == "documents" else f"tokens drawn, by {facts['tokens_by']}"
         said = {"format": self.name, "unit": f"weights are shares of the {unit}", "replacement": self.replacement}
         return {
-            **self.files(groups, weights, {**facts, "unit": said["unit"], "replacement": self.replacement}),
+            **self.files(groups, {**facts, "unit": said["unit"], "replacement": self.replacement}),
             "mixture.json": json.dumps({**said, **facts, "groups": listed}, indent=1, ensure_ascii=False) + "\n",
         }
 
@@ -88,8 +89,7 @@ class HuggingFaceMixture(Mixture):
         "after repeat(None) begin anew when they are used up"
     )
 
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
-        del weights
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         configs = [
             {"config_name": group.name, "data_files": [{"split": "train", "path": f"{group.name}/data/train-*.parquet"}]}
             for group in groups
@@ -127,13 +127,13 @@ class LevanterMixture(Mixture):
     unit = "tokens"
     replacement = "a group's sequences come once a pass, shuffled, and begin anew when they are used up (stop_strategy: restart)"
 
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         components = {
             group.name: {"type": "cached", "source": {"type": "url", "train_urls": list(group.files)}} for group in groups
         }
-        shares = {group.name: weight for group, weight in zip(groups, weights, strict=True)}
+        shares = {group.name: group.weight for group in groups}
         data = {"data": {"components": components, "train_weights": shares, "stop_strategy": "restart"}}
-        return {"mixture.yaml": _header(facts, "the data section of Levanter; add its tokenizer") + _yaml(data)}
+        return {"mixture.yaml": _yaml(data, facts, "the data section of Levanter; add its tokenizer")}
 
 
 class MdsMixture(Mixture):
@@ -145,11 +145,9 @@ class MdsMixture(Mixture):
     finish_groups = True
     replacement = "in an epoch of N documents each group gives its share of N, every document as often as another, to one"
 
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
-        streams = {group.name: {"local": group.name, "proportion": weight} for group, weight in zip(groups, weights, strict=True)}
-        return {
-            "streams.yaml": _header(facts, "streams of streaming.StreamingDataset and llm-foundry") + _yaml({"streams": streams})
-        }
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+        streams = {group.name: {"local": group.name, "proportion": group.weight} for group in groups}
+        return {"streams.yaml": _yaml({"streams": streams}, facts, "streams of streaming.StreamingDataset and llm-foundry")}
 
 
 class MegatronMixture(Mixture):
@@ -160,11 +158,11 @@ class MegatronMixture(Mixture):
     unit = "tokens"
     replacement = "a file's sequences come once a pass, shuffled, and begin anew when they are used up"
 
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         del facts
         pairs = [
-            f"{weight * tokens / group.tokens:.12g} {file.removesuffix('.bin')}"
-            for group, weight in zip(groups, weights, strict=True)
+            f"{group.weight * tokens / group.tokens:.12g} {file.removesuffix('.bin')}"
+            for group in groups
             for file, tokens in zip(group.files, group.file_tokens, strict=True)
             if tokens
         ]
@@ -179,10 +177,10 @@ class NanotronMixture(Mixture):
     unit = "tokens"
     replacement = "a folder's sequences come once a pass, shuffled, and begin anew when they are used up"
 
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
-        dataset = {"dataset_folder": [group.name for group in groups], "dataset_weights": list(weights)}
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+        dataset = {"dataset_folder": [group.name for group in groups], "dataset_weights": [group.weight for group in groups]}
         stage = {"name": "crispwrap", "start_training_step": 1, "data": {"dataset": dataset, "seed": facts["seed"]}}
-        return {"mixture.yaml": _header(facts, "a data stage of nanotron") + _yaml({"data_stages": [stage]})}
+        return {"mixture.yaml": _yaml({"data_stages": [stage]}, facts, "a data stage of nanotron")}
 
 
 class OlmoCoreMixture(Mixture):
@@ -193,20 +191,20 @@ class OlmoCoreMixture(Mixture):
     unit = "tokens"
     replacement = "a file's tokens come once a pass; max_repetition_ratio bounds the passes"
 
-    def files(self, groups: Sequence[Group], weights: Sequence[float], facts: Mapping[str, Any]) -> dict[str, str]:
+    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         sources = [
             {
                 "source_name": group.name,
-                "target_ratio": weight,
+                "target_ratio": group.weight,
                 "paths": [file for file in group.files if file.endswith(".npy")],
                 # Of the plan, and what rounding to whole sequences may add.
                 "max_repetition_ratio": max(1.0, round(1.05 * group.wanted_documents / group.documents, 3)),
             }
-            for group, weight in zip(groups, weights, strict=True)
+            for group in groups
         ]
         most = int(sum(group.wanted_tokens for group in groups))
-        header = _header(facts, f"SourceMixtureList of OLMo-core, for requested_tokens up to {most}")
-        return {"mixture.yaml": header + _yaml({"sources": sources})}
+        what = f"SourceMixtureList of OLMo-core, for requested_tokens up to {most}"
+        return {"mixture.yaml": _yaml({"sources": sources}, facts, what)}
 
 
 MIXTURES: dict[str, Mixture] = {
@@ -215,9 +213,6 @@ MIXTURES: dict[str, Mixture] = {
 }
 
 
-def _header(facts: Mapping[str, Any], what: str) -> str:
-    return f"# {what}. Paths are relative to this folder.\n# {facts['unit']}; {facts['replacement']}.\n"
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+def _yaml(value: Any, facts: Mapping[str, Any], what: str) -> str:
+    head = f"# {what}. Paths are relative to this folder.\n# {facts['unit']}; {facts['replacement']}.\n"
+    return head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.mixture.shape import Floats, Ints, TreeShape, leaf_nodes
+from pipeline.mixture.sums import FIXED, fixed, sums_by
 
-_FIXED = 2.0**18  # of a token
 _BANDS = 64
 _LEAST_PASSES = 0.5
 
@@ -69,7 +69,7 @@ class GroupCounts:
         """The counts of one part; windows of which nothing is wanted are in no group."""
         wanted_N = epochs_N > 0
         epochs_M, tokens_M = epochs_N[wanted_N], np.asarray(tokens_N)[wanted_N]
-        columns = (epochs_M, _fixed(epochs_M * tokens_M), _fixed(epochs_M))
+        columns = (epochs_M, fixed(epochs_M * tokens_M), fixed(epochs_M))
         return cls._merged(np.asarray(key_N, np.int64)[wanted_N], *columns)
 
     @classmethod
@@ -81,10 +81,9 @@ class GroupCounts:
     @classmethod
     def _merged(cls, key_M: Ints, most_M: Floats, tokens_M: Ints, documents_M: Ints) -> Self:
         key_G, row_M = np.unique(key_M, return_inverse=True)
-        most_G, tokens_G, documents_G = np.zeros(len(key_G)), np.zeros(len(key_G), np.int64), np.zeros(len(key_G), np.int64)
+        most_G = np.zeros(len(key_G))
         np.maximum.at(most_G, row_M, most_M)
-        np.add.at(tokens_G, row_M, tokens_M)
-        np.add.at(documents_G, row_M, documents_M)
+        tokens_G, documents_G = (sums_by(row_M, x_M, len(key_G)) for x_M in (tokens_M, documents_M))
         return cls(key_G=np.asarray(key_G, np.int64), most_G=most_G, tokens_G=tokens_G, documents_G=documents_G)
 
     @property
@@ -95,13 +94,9 @@ class GroupCounts:
     @property
     def wanted_tokens_G(self) -> Floats:
         """(G,) tokens that the plan draws, repeats counted."""
-        return np.asarray(self.tokens_G / _FIXED, np.float64)
+        return np.asarray(self.tokens_G / FIXED, np.float64)
 
     @property
     def wanted_documents_G(self) -> Floats:
         """(G,) windows that the plan draws, repeats counted."""
-        return np.asarray(self.documents_G / _FIXED, np.float64)
-
-
-def _fixed(x_N: Floats) -> NDArray[np.int64]:
-    return np.rint(x_N * _FIXED).astype(np.int64)
+        return np.asarray(self.documents_G / FIXED, np.float64)

@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.mixture.shape import Floats, Ints
+from pipeline.mixture.sums import sums_by
 from pipeline.tables import PLAN, cast
 
 Overflow = Literal["spread", "leave"]
@@ -89,10 +90,8 @@ class Plan:
         def total(x_L: NDArray[Any]) -> Floats:
             return np.bincount(group_L, weights=x_L, minlength=num_groups).astype(np.float64)
 
-        tokens_G = np.zeros(num_groups, np.int64)
-        np.add.at(tokens_G, group_L, self.tokens_L)
         return Plan(
-            tokens_L=tokens_G,
+            tokens_L=sums_by(group_L, self.tokens_L, num_groups),
             wanted_L=total(self.wanted_L),
             planned_RL=np.stack([total(planned_L) for planned_L in self.planned_RL]),
             rewritten_L=total(self.rewritten_L),

@@ -25,13 +25,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.mixture.shape import Floats, Ints
+from pipeline.mixture.sums import FIXED, fixed, sums_by
 from pipeline.tables import STRATA, cast
 
 _WIDTH = 1 / 8  # nats of a stratum: finer than any estimator is sure
 BINS = 1 << 16  # of a histogram of scores
 _HALF = BINS >> 1
 _PER_NAT = 256  # bins of a nat, where odds are counted
-_FIXED = 2.0**18  # of a token: 2^63 holds 3.5e13 tokens
 _EXACT = 1 << 10  # of a window's mass: rounding it to a whole number changes it by a thousandth at most
 _LEAST_WEIGHT = -20.0  # log of a cluster's weight where smoothing left it none
 
@@ -180,10 +180,8 @@ class StrataCounts:
         keep_N = np.asarray(leaf_N) >= 0
         leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
         r_MS, q_M = target.of(leaf_M, score_NS[keep_N])
-        mass_SL = np.zeros((r_MS.shape[1], num_leaves), np.int64)
-        for s in range(len(mass_SL)):
-            np.add.at(mass_SL[s], leaf_M, _fixed(tokens_M * r_MS[:, s]))
-        mass_SM = _fixed(tokens_M * target.share_S[:, None] * r_MS.T)
+        mass_SL = np.stack([sums_by(leaf_M, fixed(tokens_M * r_M), num_leaves) for r_M in r_MS.T])
+        mass_SM = fixed(tokens_M * target.share_S[:, None] * r_MS.T)
         return cls._merged(_keys(leaf_M, q_M), np.ones_like(tokens_M), tokens_M, mass_SM, mass_SL)
 
     def add(self, other: Self) -> Self:
@@ -204,14 +202,8 @@ class StrataCounts:
     @classmethod
     def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_SM: Any, mass_SL: Any) -> Self:
         key_C, row_M = np.unique(key_M, return_inverse=True)
-
-        def summed(x_M: Any) -> NDArray[np.int64]:
-            x_C = np.zeros(len(key_C), np.int64)
-            np.add.at(x_C, row_M, x_M)
-            return x_C
-
-        mass_SC = np.array([summed(mass_M) for mass_M in mass_SM], np.int64).reshape(len(mass_SM), len(key_C))
-        return cls(key_C=key_C, windows_C=summed(windows_M), tokens_C=summed(tokens_M), mass_SC=mass_SC, mass_SL=mass_SL)
+        windows_C, tokens_C, *mass_SC = (sums_by(row_M, x_M, len(key_C)) for x_M in (windows_M, tokens_M, *mass_SM))
+        return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, mass_SC=np.stack(mass_SC), mass_SL=mass_SL)
 
     @property
     def p_SL(self) -> Floats:
@@ -228,7 +220,7 @@ class StrataCounts:
             q_C = np.where(stratum_C > 0, np.exp((stratum_C - _HALF + 0.5) * _WIDTH), 0.0)
             leaf_SC = (self.mass_SL[:, self.key_C >> 16] + 1) * target.share_S[:, None]
             lost_C = self.mass_SC.sum(axis=0) < _EXACT * self.windows_C
-            asked_SC = np.where(lost_C, self.tokens_C * q_C * _FIXED * leaf_SC / leaf_SC.sum(axis=0), asked_SC)
+            asked_SC = np.where(lost_C, self.tokens_C * q_C * FIXED * leaf_SC / leaf_SC.sum(axis=0), asked_SC)
         total_S = np.maximum(asked_SC.sum(axis=1, keepdims=True), 1e-300)
         natural_C = target.natural_share * self.tokens_C / max(1, int(self.tokens_C.sum()))
         return Strata(
@@ -291,10 +283,6 @@ def _keys(leaf_N: NDArray[np.int64], q_N: Floats) -> NDArray[np.int64]:
     with np.errstate(divide="ignore"):
         stratum_N = np.floor(np.log(q_N) / _WIDTH)
     return np.asarray((leaf_N << 16) + np.clip(stratum_N, -_HALF, _HALF - 1).astype(np.int64) + _HALF, np.int64)
-
-
-def _fixed(x_N: Floats) -> NDArray[np.int64]:
-    return np.rint(x_N * _FIXED).astype(np.int64)
 
 
 def _tokens_by(bin_NS: NDArray[np.int64], tokens_N: Ints, keep_NS: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:

@@ -53,10 +53,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         folder.child(_DONE).remove_all()
         return {
             "format": to,
-            "rows": sampled.manifest["rows"],
-            "tokens": sum(part["tokens"] for part in parts) if form.tokenized else None,
-            "tokenizer": _described(tokenizer),
-            "shards": [{name: part[name] for name in ("rows", "files", "sha256")} for part in parts],
+            **_said(form, tokenizer, parts),
         }
 
     return Step(
@@ -114,18 +111,15 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
                 f"{100 * facts['left_out_share']:.1f}% of the plan lies in groups of which it draws less than one document, and is "
                 "left out; choose a lower --level"
             )
-        weights = mixture.weights(made)
-        for file, text in mixture.described(made, weights, facts).items():
+        weighed = mixture.weighed(made)
+        for file, text in mixture.described(weighed, facts).items():
             folder.write_bytes(file, text.encode())
         folder.child(_DONE).remove_all()
         return {
             "format": name,
             **facts,
-            "rows": sum(part["rows"] for part in parts),
-            "tokens": sum(part["tokens"] for part in parts) if form.tokenized else None,
-            "tokenizer": _described(tokenizer),
-            "groups": [{"name": group.name, "weight": weight} for group, weight in zip(made, weights, strict=True)],
-            "shards": [{name: part[name] for name in ("rows", "files", "sha256")} for part in parts],
+            "groups": [{"name": group.name, "weight": group.weight} for group in weighed],
+            **_said(form, tokenizer, parts),
         }
 
     return Step(
@@ -169,8 +163,15 @@ def _identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _described(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    return {"name": tokenizer.name, "sha256": tokenizer.digest, "eos": tokenizer.eos_token} if tokenizer else None
+def _said(form: Format, tokenizer: Tokenizer | None, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of the files."""
+    used = {"name": tokenizer.name, "sha256": tokenizer.digest, "eos": tokenizer.eos_token} if tokenizer else None
+    return {
+        "rows": sum(part["rows"] for part in parts),
+        "tokens": sum(part["tokens"] for part in parts) if form.tokenized else None,
+        "tokenizer": used,
+        "shards": [{name: part[name] for name in ("rows", "files", "sha256")} for part in parts],
+    }
 
 
 def _written(
@@ -235,14 +236,12 @@ def begin_output(step: Step, output: Folder) -> None:
 
 def hand_over(step: Step, output: Folder) -> None:
     """Put a finished export into the user's folder, its manifest last."""
-    manifest = output.read_json(MANIFEST)
-    if manifest is not None and set(step.manifest["files"]) <= set(output.files()):
-        return
-    for name in step.manifest["files"]:
-        below, _, file = name.rpartition("/")
-        source, target = (folder.child(below) if below else folder for folder in (step.folder, output))
-        if not target.exists(file):
-            source.link(file, target)
-    output.write_json(MANIFEST, step.manifest)
+    if output.read_json(MANIFEST) is None or not set(step.manifest["files"]) <= set(output.files()):
+        for name in step.manifest["files"]:
+            below, _, file = name.rpartition("/")
+            source, target = (folder.child(below) if below else folder for folder in (step.folder, output))
+            if not target.exists(file):
+                source.link(file, target)
+        output.write_json(MANIFEST, step.manifest)
     if output.exists(_BEGUN):
         output.remove(_BEGUN)

@@ -19,24 +19,14 @@ from pipeline.errors import ConfigError
 from pipeline.hashing import keyed_hash, keyed_uniform
 from pipeline.mixture.groups import GroupCounts, group_keys, node_and_band, nodes_at
 from pipeline.stages.assign import read_tree
-from pipeline.stages.shards import WRITE_OPTIONS, identifiers
-from pipeline.step import Step, groups, part_names
+from pipeline.stages.shards import ORDER, WRITE_OPTIONS, Pool, identifiers, in_order, pools_of, split_by
+from pipeline.step import Step, groups
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED
 
 _FOLD_GROUPS = 256
 _MOST_FILES = 4096  # a piece of each is made of every part
-_ORDER = "order"
-_PIECES = pa.schema([*GROUPED, pa.field(_ORDER, pa.uint64()), pa.field("file", pa.int32())])
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Text and how often the plan draws it, in aligned parts: raw windows, or rewrites of them."""
-
-    origin: str
-    windows: Folder
-    draws: Folder
+_PIECES = pa.schema([*GROUPED, pa.field(ORDER, pa.uint64())])
 
 
 @dataclass(frozen=True)
@@ -47,13 +37,19 @@ class Grouping:
     node_L: NDArray[np.int64]
     seed: int
     output: Folder
-    # Of raw text and of rewrites, filled once both are counted.
     counts: Mapping[str, GroupCounts]
     first_file: Mapping[str, NDArray[np.int64]]  # of each group, then one more: the files of an origin
 
 
 def groups_step(
-    config: Config, level: int, windows: Step, clustered: Step, weighted: Step, rephrased: Step | None, sampled: Step
+    config: Config,
+    level: int,
+    windows: Step,
+    assigned: Step,
+    clustered: Step,
+    weighted: Step,
+    rephrased: Step | None,
+    sampled: Step,
 ) -> Step:
     """The step that writes the groups of the nodes at a level of the tree.
 
@@ -64,16 +60,12 @@ def groups_step(
         raise ConfigError(f"--level {level}: the tree has levels 0 to {config.cluster.depth} (cluster.depth)")
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        pools = {"raw": Pool("raw", windows.folder, sampled.folder.child("draws"))}
-        names = {"raw": part_names(windows)}
-        if rephrased and rephrased.manifest["rewrites"]:
-            pools["rephrased"] = Pool("rephrased", rephrased.folder.child("rewrites"), sampled.folder.child("draws-rephrased"))
-            names["rephrased"] = part_names(rephrased)
+        pools = pools_of(windows, assigned, rephrased, sampled.folder)
         node_L = nodes_at(read_tree(clustered.folder), level)
         counts = {
             origin: engine.fold(
                 _counted,
-                groups(names[origin], _FOLD_GROUPS),
+                groups(pool.names, _FOLD_GROUPS),
                 lambda a, b: GroupCounts.combine([a, b]),
                 GroupCounts.zero(),
                 title=f"groups {origin}",
@@ -93,7 +85,8 @@ def groups_step(
         grouping = Grouping(pools, node_L, config.seed, folder, counts, first_file)
         present = set(folder.names(".parquet"))
         missing = [number for number in range(num_files) if f"{_file(number)}.parquet" not in present]
-        items = groups([(origin, name) for origin in pools for name in names[origin]], 2 * engine.num_workers) if missing else []
+        named = [(origin, name) for origin, pool in pools.items() for name in pool.names]
+        items = groups(named, 2 * engine.num_workers) if missing else []
         shared = (grouping,)
         written = engine.shuffle(_pieces, items, _write_file, missing, title=f"level {level}", unit="files", shared=shared)
         made = {missing[index]: facts for index, facts in written}
@@ -120,66 +113,71 @@ def _file(number: int) -> str:
     return f"group-{number:05d}"
 
 
-def _drawn(name: str, draws: Folder, node_L: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64], Any]:
-    """(N,) groups, epochs and keys of the windows of a part."""
-    table = draws.read_table(f"{name}.parquet", columns=["key", "leaf", "expected"])
-    leaf_N = table["leaf"].to_numpy()
-    epochs_N = np.where(leaf_N >= 0, table["expected"].to_numpy(), 0.0)
-    return group_keys(node_L[np.maximum(leaf_N, 0)], epochs_N), epochs_N, table["key"]
+@dataclass(frozen=True)
+class _Drawn:
+    """What the plan says of the windows of a part."""
+
+    key: pa.ChunkedArray
+    leaf_N: NDArray[np.int32]
+    epochs_N: NDArray[np.float64]
+    group_N: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, name: str, draws: Folder, node_L: NDArray[np.int64]) -> "_Drawn":
+        table = draws.read_table(f"{name}.parquet", columns=["key", "leaf", "expected"])
+        leaf_N = table["leaf"].to_numpy()
+        epochs_N = np.where(leaf_N >= 0, table["expected"].to_numpy(), 0.0)
+        return cls(table["key"], leaf_N, epochs_N, group_keys(node_L[np.maximum(leaf_N, 0)], epochs_N))
 
 
 def _counted(names: Sequence[str], draws: Folder, windows: Folder, node_L: NDArray[np.int64]) -> GroupCounts:
     parts = []
     for name in names:
-        group_N, epochs_N, _ = _drawn(name, draws, node_L)
+        drawn = _Drawn.read(name, draws, node_L)
         tokens_N = windows.read_table(f"{name}.parquet", columns=["tokens"])["tokens"].to_numpy()
-        parts.append(GroupCounts.of_part(group_N, epochs_N, tokens_N))
+        parts.append(GroupCounts.of_part(drawn.group_N, drawn.epochs_N, tokens_N))
     return GroupCounts.combine(parts)
 
 
 def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], grouping: Grouping) -> list[pa.Table]:
     """The rows of several parts (origin, name) for the files that are to be made."""
-    table = pa.concat_tables([_PIECES.empty_table(), *(_kept(origin, name, grouping) for origin, name in parts)])
-    file_R = table["file"].to_numpy()
-    return [table.filter(pa.array(file_R == file)) for file in files]
+    kept = [_kept(origin, name, grouping) for origin, name in parts]
+    table = pa.concat_tables([_PIECES.empty_table(), *(of_part for of_part, _ in kept)])
+    of_file = split_by(table, np.concatenate([file_R for _, file_R in kept]), max(files) + 1)
+    return [of_file[file] for file in files]
 
 
-def _kept(origin: str, name: str, grouping: Grouping) -> pa.Table:
-    """Of a part, the windows that stay in their groups, and the file and place of each."""
+def _kept(origin: str, name: str, grouping: Grouping) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Of a part, the windows that stay in their groups, and the file of each."""
     pool, counts = grouping.pools[origin], grouping.counts[origin]
     if not len(counts.key_G):  # rewrites of which the plan draws none
-        return _PIECES.empty_table()
-    group_N, epochs_N, key = _drawn(name, pool.draws, grouping.node_L)
-    row_N = np.minimum(np.searchsorted(counts.key_G, group_N), len(counts.key_G) - 1)
-    u_N = keyed_uniform(key.to_numpy(), seed=grouping.seed, purpose=f"groups.{origin}")
-    kept_M = np.flatnonzero(u_N * counts.passes_G[row_N] < epochs_N)
+        return _PIECES.empty_table(), np.empty(0, np.int64)
+    drawn = _Drawn.read(name, pool.draws, grouping.node_L)
+    row_N = np.minimum(np.searchsorted(counts.key_G, drawn.group_N), len(counts.key_G) - 1)
+    u_N = keyed_uniform(drawn.key.to_numpy(), seed=grouping.seed, purpose=f"groups.{origin}")
+    kept_M = np.flatnonzero(u_N * counts.passes_G[row_N] < drawn.epochs_N)
     windows = pool.windows.read_table(f"{name}.parquet")
-    assert windows["key"].equals(key), f"windows and draws of {name} are not aligned"
+    assert windows["key"].equals(drawn.key), f"windows and draws of {name} are not aligned"
     table = windows.take(pa.array(kept_M))
     identifier, parent, style = identifiers(table, origin)
     order_M = keyed_hash(table["key"].to_numpy(), seed=grouping.seed, purpose="groups.order")
-    first_G = grouping.first_file[origin]
-    files_M = np.diff(first_G)[row_N[kept_M]]
-    leaf_M = pool.draws.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()[kept_M]
     columns = {
         **{column: table[column] for column in ("text", "doc_id", "window", "source", "tokens", "near_copies", "metadata")},
         "id": identifier,
-        "cluster": leaf_M,
+        "cluster": drawn.leaf_N[kept_M],
         "origin": pa.repeat(pa.scalar(origin), len(table)),
-        "parent": parent if origin != "raw" else pa.repeat(pa.scalar(""), len(table)),
+        "parent": parent,
         "style": style,
-        "epochs": epochs_N[kept_M],
-        _ORDER: order_M,
-        "file": first_G[row_N[kept_M]] + ((order_M >> np.uint64(32)).astype(np.int64) * files_M >> 32),
+        "epochs": drawn.epochs_N[kept_M],
+        ORDER: order_M,
     }
-    return pa.table({column: columns[column] for column in _PIECES.names}).cast(_PIECES)
+    first_G, row_M = grouping.first_file[origin], row_N[kept_M]
+    file_M = first_G[row_M] + ((order_M >> np.uint64(32)).astype(np.int64) * np.diff(first_G)[row_M] >> 32)
+    return pa.table({column: columns[column] for column in _PIECES.names}).cast(_PIECES), file_M
 
 
 def _write_file(number: int, pieces: Sequence[pa.Table], grouping: Grouping) -> dict[str, Any]:
-    table = pa.concat_tables([_PIECES.empty_table(), *pieces])
-    table = (
-        table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns([_ORDER, "file"]).combine_chunks()
-    )
+    table = in_order(pieces, _PIECES)
     facts = {"rows": len(table), "tokens": pc.sum(table["tokens"]).as_py() or 0}
     grouping.output.write_table(f"{_file(number)}.parquet", table, GROUPED, facts, **WRITE_OPTIONS)
     return facts
@@ -217,7 +215,5 @@ def _terms(weighted: Step, node_L: NDArray[np.int64]) -> dict[int, str]:
     found: dict[int, tuple[float, str]] = {}
     for leaf, terms in zip(names["leaf"].to_pylist(), names["terms"].to_pylist(), strict=True):
         node = int(node_L[leaf])
-        found[node] = max(
-            found.get(node, (-1.0, "")), (float(target_L[leaf]), ", ".join(terms) if isinstance(terms, list) else terms)
-        )
+        found[node] = max(found.get(node, (-1.0, "")), (float(target_L[leaf]), terms))
     return {node: terms for node, (_, terms) in found.items()}

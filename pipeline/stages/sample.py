@@ -21,17 +21,25 @@ from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, fi
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
 from pipeline.hashing import keyed_hash
-from pipeline.manifest import ShardsManifest, versions
+from pipeline.manifest import versions
 from pipeline.mixture.plan import Limits, Plan, capped_plan, shared_plan
 from pipeline.mixture.plan import plan as make_plan
-from pipeline.mixture.strata import Strata, Target
 from pipeline.rewriting.serving import Serving
 from pipeline.stages.assign import read_tree
-from pipeline.stages.score import read_scores
-from pipeline.stages.shards import Attribution, Pool, Shuffle, map_parts_to_shards, shard_facts, shard_name, sum_counts, write_shard
-from pipeline.stages.strata import Asked, asked_of_leaves, read_target
-from pipeline.step import Step, groups, map_parts, part_names
-from pipeline.storage import MANIFEST, Folder
+from pipeline.stages.shards import (
+    Attribution,
+    Pool,
+    Shuffle,
+    map_parts_to_shards,
+    pools_of,
+    shard_facts,
+    shard_name,
+    sum_counts,
+    write_shard,
+)
+from pipeline.stages.strata import Asked, WindowStrata, asked_of_leaves, read_target
+from pipeline.step import Step, groups, map_parts
+from pipeline.storage import Folder
 from pipeline.tables import DRAWS, LANDED, PLAN
 from pipeline.tree import Tree
 
@@ -61,7 +69,7 @@ def sample_step(
     `after` drew the shards before these: its copies are counted on, and its draws and these are independent. Of the shards the
     first `prefixed_share` begin with where they are from (`schedule.conditioning`).
     """
-    settings, conditioning = config.sample, config.schedule.conditioning if config.schedule and prefixed_share else None
+    settings, conditioning = config.sample, config.conditioning if prefixed_share else None
     seed = config.seed if after is None else int(keyed_hash(np.zeros(1, np.uint64), seed=config.seed, purpose="ending")[0] >> 1)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
@@ -81,25 +89,21 @@ def sample_step(
             windows_L=asked.windows_L,
         )
         tree = read_tree(clustered.folder)
-        factors = _factors(asked.strata, of_cells, plan, weighted, scored)
-        raw = Pool("raw", prepared.folder, assigned.folder, folder.child("draws"))
-        parts = _draw(engine, raw, part_names(assigned), draw, tree, factors)
-        pools = {raw.origin: (raw, parts)}
-        if rephrased and used and rephrased.manifest["rewrites"]:
-            pool = Pool(
-                *("rephrased", rephrased.folder.child("rewrites"), rephrased.folder.child("assignments")),
-                folder.child("draws-rephrased"),
-            )
+        strata = WindowStrata(scored.folder, read_target(weighted.folder), asked.strata) if scored and asked.strata else None
+        pools = pools_of(prepared, assigned, rephrased, folder)
+        raw = _draw(engine, pools["raw"], draw, tree, _factors(strata, of_cells, plan))
+        drawn = {"raw": raw}
+        if rephrased and used and (rewrites := pools.get("rephrased")):
             draw = _rewrites_plan(rephrased, used, config.seed)
-            serving = ServingFactors(pool.windows, used)
-            pools[pool.origin] = (pool, _draw(engine, pool, part_names(rephrased), draw, tree, serving))
-        parts = [part for _, of_pool in pools.values() for part in of_pool]
+            drawn["rephrased"] = _draw(engine, rewrites, draw, tree, ServingFactors(rewrites.windows, used))
+        parts = [part for of_pool in drawn.values() for part in of_pool]
 
         bytes_per_token = prepared.manifest["text_bytes"] / max(1, prepared.manifest["tokens"])
         text_bytes = bytes_per_token * sum(part["drawn_tokens"] for part in parts)
+        asked_by, claim_RL = asked_of_leaves(weighted.folder, config)
         num_shards = max(1, round(text_bytes / settings.shard_bytes), _least_shards(prefixed_share))
         work = Shuffle(
-            pools={origin: pool for origin, (pool, _) in pools.items()},
+            pools=pools,
             output=folder,
             num_shards=num_shards,
             seed=config.seed,
@@ -107,14 +111,14 @@ def sample_step(
             before=after.folder.child("draws") if after else None,
             conditioning=conditioning,
             num_prefixed=round(prefixed_share * num_shards),
-            attribution=_attribution(config, of_cells, asked, weighted, scored),
+            attribution=Attribution(asked_by, of_cells.planned_RL, claim_RL, strata),
         )
         present = set(folder.names(".parquet"))
         names = [f"{shard_name(work.first_shard + number)}.parquet" for number in range(num_shards)]
         missing = [number for number, name in enumerate(names) if name not in present]
-        drawn = [(origin, part["name"]) for origin, (_, of_pool) in pools.items() for part in of_pool if part["drawn_tokens"]]
+        named = [(origin, part["name"]) for origin, of_pool in drawn.items() for part in of_pool if part["drawn_tokens"]]
         num_groups = min(round(text_bytes / _GROUP_BYTES), _MOST_PIECES // work.num_shards)
-        items = groups(drawn, max(engine.num_workers, num_groups)) if missing else []
+        items = groups(named, max(engine.num_workers, num_groups)) if missing else []
         made = {
             missing[index]: facts
             for index, facts in engine.shuffle(
@@ -139,7 +143,7 @@ def sample_step(
             "tokens_by_specialist": sum_counts([shard["tokens_by_specialist"] for shard in facts]),
             "tokens_by_origin": sum_counts([shard["tokens_by_origin"] for shard in facts]),
             "tokens_by_style": sum_counts([shard["tokens_by_style"] for shard in facts]),
-            "tokens_by_source": _before_after(pools["raw"][1], parts),
+            "tokens_by_source": _before_after(raw, parts),
             "hardware": embedded.manifest["hardware"],
             "versions": versions(),
             "shards": [
@@ -222,29 +226,19 @@ class LeafFactors:
 class StrataFactors:
     """The factors where strata of leaves are drawn alike: what is planned of a window's stratum, next to its leaf."""
 
-    scores: Folder
-    target: Target
-    strata: Strata
+    strata: WindowStrata
     factor_C: NDArray[np.float64]
 
     def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
-        _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
-        return self.factor_C[self.strata.rows(leaf_N, q_N)]
+        return self.factor_C[self.strata.of(name, leaf_N)]
 
 
-def _factors(strata: Strata | None, of_cells: Plan, plan: Plan, weighted: Step, scored: Step | None) -> Factors:
-    if strata is None or scored is None:
+def _factors(strata: WindowStrata | None, of_cells: Plan, plan: Plan) -> Factors:
+    if strata is None:
         return LeafFactors()
-    epochs_C = plan.epochs_L[strata.leaf_C]
+    epochs_C = plan.epochs_L[strata.strata.leaf_C]
     factor_C = np.divide(of_cells.epochs_L, epochs_C, out=np.zeros_like(epochs_C), where=epochs_C > 0)
-    return StrataFactors(scored.folder, read_target(weighted.folder), strata, factor_C.astype(np.float32).astype(np.float64))
-
-
-def _attribution(config: Config, of_cells: Plan, asked: Asked, weighted: Step, scored: Step | None) -> Attribution:
-    names, claim_RL = asked_of_leaves(weighted.folder, config)
-    if scored is None:
-        return Attribution(names, of_cells.planned_RL, claim_RL)
-    return Attribution(names, of_cells.planned_RL, claim_RL, read_target(weighted.folder), asked.strata, scored.folder)
+    return StrataFactors(strata, factor_C.astype(np.float32).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -278,8 +272,9 @@ def planned(config: Config, asked: Asked, rewrites_L: NDArray[np.float64] | None
     return capped_plan(asked.claim_RC, asked.tokens_C, limits, asked.split(rewrites_L, beyond_C))
 
 
-def _draw(engine: Engine, pool: Pool, names: Sequence[str], draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
+def _draw(engine: Engine, pool: Pool, draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
     """Draw from one pool of text; the facts of its parts."""
+    names = pool.names
     title = "draw" if pool.origin == "raw" else f"draw {pool.origin}"
     settled = _settle(engine, names, pool.assignments, draw, tree, factors, title=title)
     shared = (pool.windows, pool.assignments, pool.draws, draw, settled, factors)
@@ -352,58 +347,3 @@ def _before_after(raw: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]]
     held = sum_counts([{source: counts[0] for source, counts in part["sources"].items()} for part in raw])
     drawn = sum_counts([{source: counts[1] for source, counts in part["sources"].items()} for part in parts])
     return _largest({source: [held.get(source, 0), drawn[source]] for source in drawn})
-
-
-def published(step: Step, shards: Folder) -> bool:
-    """Whether `shards/` holds what the step made, all of it."""
-    manifest = shards.read_json(MANIFEST)
-    if manifest is None or manifest["fingerprint"] != step.fingerprint:
-        return False
-    return {shard["name"] for shard in step.manifest["shards"]} == set(shards.names(".parquet"))
-
-
-def publish(step: Step, shards: Folder) -> None:
-    """Put the shards of a step where users look for them, and the manifest last; what lay there goes.
-
-    Locally the files are hard links, so that they take no room twice; an object store copies them on its side.
-    """
-    facts = step.manifest
-    manifest = ShardsManifest(
-        fingerprint=step.fingerprint,
-        upstream=_upstream(step),
-        **{name: facts[name] for name in _PUBLISHED if name in facts},
-    )
-    for name in [MANIFEST, *shards.names(".parquet")]:
-        if shards.exists(name):
-            shards.remove(name)
-    for shard in manifest.shards:
-        step.folder.link(shard.name, shards)
-    shards.write_json(MANIFEST, manifest.model_dump())
-
-
-_PUBLISHED = (
-    "prefixed_rows",
-    "phases",
-    "seed",
-    "rows",
-    "tokens",
-    "budget_tokens",
-    "windows",
-    "tokens_by_specialist",
-    "tokens_by_origin",
-    "tokens_by_style",
-    "tokens_by_source",
-    "deficit_tokens",
-    "rewritten_tokens",
-    "hardware",
-    "versions",
-    "shards",
-)
-
-
-def _upstream(step: Step) -> dict[str, str]:
-    """The fingerprints of all steps that a step stands on."""
-    found: dict[str, str] = {}
-    for above in step.inputs.values():
-        found |= _upstream(above) | {above.title: above.fingerprint}
-    return dict(sorted(found.items()))

@@ -5,6 +5,7 @@ it came from or who moved it. Shapes: N windows of a part, R rows (copies), S sh
 """
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from numpy.typing import NDArray
 from pipeline.config import Conditioning
 from pipeline.draws import attribute
 from pipeline.hashing import keyed_hash
-from pipeline.mixture.strata import Strata, Target
-from pipeline.stages.score import read_scores
+from pipeline.stages.strata import WindowStrata
+from pipeline.step import Step, part_names
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS
 
 # A column of the pieces on their way, dropped when a shard is written.
-_ORDER = "order"
-_PIECES = pa.schema([*SHARDS, pa.field(_ORDER, pa.uint64())])
+ORDER = "order"
+_PIECES = pa.schema([*SHARDS, pa.field(ORDER, pa.uint64())])
 # Loaders give row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
 WRITE_OPTIONS = {"row_group_size": 1024, "write_page_index": True, "use_content_defined_chunking": True}
 
@@ -43,16 +44,11 @@ class Attribution:
     names: list[str]
     part_RC: NDArray[np.float64]  # of raw text: leaves, or strata of them
     claim_RL: NDArray[np.float64]  # of rewrites: what each asks of the leaf that ran short
-    target: Target | None = None  # where windows are scored
-    strata: Strata | None = None
-    scores: Folder | None = None
+    strata: WindowStrata | None = None  # where windows are scored
 
     def of_windows(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.float64]:
         """(R, N) weights of each for the raw windows of a part."""
-        if self.target is None or self.strata is None or self.scores is None:
-            return self.part_RC[:, leaf_N]
-        _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
-        return self.part_RC[:, self.strata.rows(leaf_N, q_N)]
+        return self.part_RC[:, self.strata.of(name, leaf_N) if self.strata else leaf_N]
 
     def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], claim_RR: NDArray[np.float64], *, seed: int) -> pa.Array:
         """(R,) names, one for each copy."""
@@ -64,9 +60,19 @@ class Pool:
     """Text that is drawn from, in aligned parts: the generalist's windows (`raw`), or rewrites of them (`rephrased`)."""
 
     origin: str
+    names: list[str]  # of the parts
     windows: Folder
     assignments: Folder
     draws: Folder
+
+
+def pools_of(windows: Step, assigned: Step, rephrased: Step | None, drawn: Folder) -> dict[str, Pool]:
+    """The text of a run, by origin; `drawn` is the folder of what is drawn of it."""
+    pools = [Pool("raw", part_names(assigned), windows.folder, assigned.folder, drawn.child("draws"))]
+    if rephrased and rephrased.manifest["rewrites"]:
+        rewrites, assignments = (rephrased.folder.child(name) for name in ("rewrites", "assignments"))
+        pools.append(Pool("rephrased", part_names(rephrased), rewrites, assignments, drawn.child("draws-rephrased")))
+    return {pool.origin: pool for pool in pools}
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def copies_table(
             "near_copies": table["near_copies"],
             "prefix": pa.repeat(pa.scalar(""), len(table)),
             "metadata": table["metadata"],
-            _ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
+            ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
         },
         schema=_PIECES,
     )
@@ -139,11 +145,22 @@ def identifiers(windows: pa.Table, origin: str) -> tuple[pa.Array, pa.Array, pa.
 
 def split(table: pa.Table, num_shards: int) -> list[pa.Table]:
     """The rows of each of the S shards."""
-    order_R = table[_ORDER].to_numpy()
+    order_R = table[ORDER].to_numpy()
     shard_R = ((order_R >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)
-    by_shard_R = np.argsort(shard_R, kind="stable")
-    bounds_S = np.searchsorted(shard_R[by_shard_R], np.arange(num_shards + 1))
-    return [table.take(pa.array(by_shard_R[bounds_S[i] : bounds_S[i + 1]])) for i in range(num_shards)]
+    return split_by(table, shard_R, num_shards)
+
+
+def split_by(table: pa.Table, number_R: NDArray[Any], count: int) -> list[pa.Table]:
+    """The rows of each number from 0 to `count`, in their order."""
+    sorted_R = np.argsort(number_R, kind="stable")
+    bounds = np.searchsorted(number_R[sorted_R], np.arange(count + 1))
+    return [table.take(pa.array(sorted_R[a:b])) for a, b in itertools.pairwise(bounds)]
+
+
+def in_order(pieces: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """The rows of some pieces by their places in the order; equal ones in the order of the parts, which is that of the input."""
+    table = pa.concat_tables([schema.empty_table(), *pieces])
+    return table.take(pa.array(np.argsort(table[ORDER].to_numpy(), kind="stable"))).drop_columns(ORDER).combine_chunks()
 
 
 def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int], work: Shuffle) -> list[pa.Table]:
@@ -172,9 +189,7 @@ def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int],
 
 def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[str, Any]:
     """Write one shard, and return what the manifest says of it."""
-    table = pa.concat_tables([_PIECES.empty_table(), *pieces])
-    # Ties (equal hashes) keep the order of the parts, which is that of the input.
-    table = table.take(pa.array(np.argsort(table[_ORDER].to_numpy(), kind="stable"))).drop_columns(_ORDER).combine_chunks()
+    table = in_order(pieces, _PIECES)
     if work.conditioning and number < work.num_prefixed:
         table = prefixed(table, work.conditioning)
     facts = {

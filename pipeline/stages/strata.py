@@ -86,6 +86,20 @@ def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], NDArray
     return claims(p_L_of, shares, config.weights.natural_share, p_generalist_L)
 
 
+@dataclass(frozen=True)
+class WindowStrata:
+    """Which stratum each window is in, found again from its scores."""
+
+    scores: Folder
+    target: Target
+    strata: Strata
+
+    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.int64]:
+        """(N,) rows of `strata` of the windows of a part."""
+        _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
+        return self.strata.rows(leaf_N, q_N)
+
+
 def write_target(weights: Folder, target: Target) -> None:
     """Put what is asked of a window into the folder of a weights step."""
     weights.write_bytes(_TARGET, target.to_bytes())
