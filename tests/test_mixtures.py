@@ -266,7 +266,7 @@ def test_olmo_core_takes_as_much_of_each_source_as_its_ratio_says(made: dict[str
 
 
 def test_nanotron_and_levanter_are_told_of_every_group(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
-    """nanotron's package lacks its datasets, and Levanter needs JAX: their files, read as they are documented."""
+    """Their files, as they are documented; decision 0015 says how they were drawn from."""
     from datatrove.utils.dataset import DatatroveFolderDataset
 
     told = mixed(made, "nanotron", tmp_path / "nano", tokenizer=tokenizer, eos_token=EOS)
@@ -281,6 +281,7 @@ def test_nanotron_and_levanter_are_told_of_every_group(made: dict[str, Any], tok
     assert told["unit"] == "weights are shares of the tokens drawn, by the embedder's tokenizer"
     data = yaml.safe_load((tmp_path / "lev" / "mixture.yaml").read_text())["data"]
     assert data["train_weights"] == {group["name"]: group["weight"] for group in told["groups"]}
+    assert min(data["train_weights"].values()) * data["mixture_block_size"] > 1  # or Levanter's blocks never have it
     for name, component in data["components"].items():
         held = [Folder(str(tmp_path / "lev")).read_table(url, ["text"]) for url in component["source"]["train_urls"]]
         (group,) = (group for group in told["groups"] if group["name"] == name)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from conftest import warc
+from fake_hub import FakeHub
 
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
@@ -280,6 +281,42 @@ def test_remote_files_are_read_and_identified_by_what_the_store_says(tmp_path: P
     [(url, kind)] = list_files(corpus_of("memory://corpus"))
     assert url == "memory:///corpus/a.jsonl"
     assert "corpus" not in digest(url, kind)
+
+
+HUB = """
+import json, sys
+from pipeline.config import Corpus
+from pipeline.readers import InputFile, digest, list_files, read_rows
+corpus = Corpus(paths=sys.argv[1:])
+rows = [
+    [row.document.id, row.document.text, row.document.source]
+    for number, (url, kind) in enumerate(list_files(corpus))
+    for row in read_rows(InputFile(number, url, kind, digest(url, kind)), corpus)
+]
+print(json.dumps([[url for url, _ in list_files(corpus)], [digest(*one) for one in list_files(corpus)], rows]))
+"""
+
+
+def test_a_dataset_of_a_hub_is_listed_identified_and_read(tmp_path: Path) -> None:
+    """In a process of its own, since huggingface_hub reads its settings once; the suite runs offline."""
+    texts = [f"Document {number}, a line." * (number + 1) for number in range(300)]
+    (tmp_path / "data" / "en").mkdir(parents=True)
+    jsonl(tmp_path / "data" / "en" / "a.jsonl", *({"id": str(n), "text": text} for n, text in enumerate(texts[:100])))
+    packed = jsonl(tmp_path / "plain", *({"id": str(n), "text": text} for n, text in enumerate(texts[100:200], 100)))
+    (tmp_path / "data" / "en" / "b.jsonl.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    columns = {"id": [str(n) for n in range(200, 300)], "text": texts[200:]}
+    pq.write_table(pa.table(columns), tmp_path / "data" / "z.parquet", row_group_size=10)
+    (tmp_path / "README.md").write_text("# Not text of the corpus")
+    with FakeHub("org/web", tmp_path) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        read = [sys.executable, "-c", HUB, "hf://datasets/org/web/data/en", "hf://datasets/org/web@main/data/*.parquet"]
+        done = subprocess.run(read, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    urls, digests, rows = json.loads(done.stdout)
+    assert [url.rpartition("/data/")[2] for url in urls] == ["en/a.jsonl", "en/b.jsonl.gz", "z.parquet"]
+    assert len(set(digests)) == 3
+    assert rows == [[str(n), text, "aabbzz"[n // 100 * 2]] for n, text in enumerate(texts)]
+    assert "README.md" not in hub.reads
 
 
 def test_digest_is_of_the_content_not_the_path(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ class LevanterMixture(Mixture):
     form = HuggingFace()
     unit = "tokens"
     replacement = "a group's sequences come once a pass, shuffled, and begin anew when they are used up (stop_strategy: restart)"
+    # Each block of so many sequences has its share of every group, rounded down: with Levanter's 2,048 small groups have none.
+    block_sequences = 2**15
 
     def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         components = {
@@ -133,6 +135,7 @@ class LevanterMixture(Mixture):
         }
         shares = {group.name: group.weight for group in groups}
         data = {"data": {"components": components, "train_weights": shares, "stop_strategy": "restart"}}
+        data["data"]["mixture_block_size"] = self.block_sequences
         return {"mixture.yaml": _yaml(data, facts, "the data section of Levanter; add its tokenizer")}
 
 
@@ -175,7 +178,10 @@ class NanotronMixture(Mixture):
     name = "nanotron"
     form = Nanotron()
     unit = "tokens"
-    replacement = "a folder's sequences come once a pass, shuffled, and begin anew when they are used up"
+    replacement = (
+        "nanotron plans a stretch of as many sequences as all folders hold and repeats it: a folder's sequences come once a pass, "
+        "and of one that gives less than it holds the rest is never drawn"
+    )
 
     def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         dataset = {"dataset_folder": [group.name for group in groups], "dataset_weights": [group.weight for group in groups]}

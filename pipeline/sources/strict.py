@@ -351,8 +351,9 @@ def _binary(folder: DataFolder, filepath: str) -> BinaryIO:
     if filepath.endswith(".zst"):
         return io.BufferedReader(ZstdStream(folder.open(filepath, "rb")), 1 << 18)
     opened: BinaryIO = folder.open(filepath, "rb", compression="infer")
-    # Local plain files are buffered by fsspec; gzip's own line reading is in Python.
-    return io.BufferedReader(opened, 1 << 18) if filepath.endswith(".gz") else opened  # type: ignore[type-var]
+    # Local plain files are buffered by fsspec; gzip's own line reading is in Python, and a store's file cannot bound a line.
+    buffered = folder.is_local() and not filepath.endswith(".gz")
+    return opened if buffered else io.BufferedReader(opened, 1 << 18)  # type: ignore[type-var]
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:
