@@ -17,9 +17,11 @@ from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
 from pipeline.sources import Bad, Document, InputFile, Row
 from pipeline.sources.listing import base_name, digest, list_files
+from pipeline.storage import of_a_store, said
 
 __all__ = ["Bad", "Document", "InputFile", "Row", "digest", "list_files", "read_rows"]
 
+_DAMAGE = (EOFError, zlib.error, csv.Error, pa.ArrowException, OSError)
 _USERS_MISTAKE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR)  # None: damage found by a decoder
 
 
@@ -43,12 +45,13 @@ def read_rows(file: InputFile, corpus: Corpus, *, first: int = 0, before: int = 
         for row in islice(_rows(file, corpus, first), left):
             reached = row.row
             yield row
-    except (EOFError, zlib.error, csv.Error, pa.ArrowException, OSError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+    except Exception as error:
         place = f"cannot read {file.url} beyond row {reached}" if reached >= 0 else f"cannot read {file.url}"
-        if isinstance(error, OSError) and error.errno not in _USERS_MISTAKE:
-            raise StorageError(f"{place}: {reason}; run the same command again, finished parts are kept") from error
-        raise InputError(f"{place}: {reason}; replace the file, or leave it out of paths") from error
+        if of_a_store(error) or (isinstance(error, OSError) and error.errno not in _USERS_MISTAKE):
+            raise StorageError(f"{place}: {said(error)}; run the same command again, finished parts are kept") from error
+        if isinstance(error, _DAMAGE):
+            raise InputError(f"{place}: {said(error)}; replace the file, or leave it out of paths") from error
+        raise
 
 
 def _rows(file: InputFile, corpus: Corpus, first: int) -> Iterator[Row]:

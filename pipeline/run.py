@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 from loguru import logger
 
 from pipeline import embedders
+from pipeline.alone import Alone
 from pipeline.config import GENERALIST, WINDOW_ESTIMATORS, Config, parse_config
 from pipeline.engine import Engine, Usage
 from pipeline.errors import ConfigError
@@ -218,9 +220,21 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Run:
         RunError: the run failed; finished parts are kept, and running again goes on from them.
     """
     run = plan(config)
-    with Engine(run.config.engine) as engine:
+    with at_work(run) as engine:
         _curate(run, until, engine)
     return run
+
+
+@contextmanager
+def at_work(run: Run) -> Iterator[Engine]:
+    """The engine of a run that is alone in its workdir.
+
+    Raises:
+        ConfigError: another run is at work there.
+    """
+    with Alone(run.workdir) as alone, Engine(run.config.engine, alone.check) as engine:
+        run.workdir.abort_uploads()
+        yield engine
 
 
 def _curate(run: Run, until: str, engine: Engine) -> None:
@@ -281,10 +295,10 @@ def mix(
 def _handed_over(run: Run, steps: Sequence[Step], output: str) -> Folder:
     folder = Folder(output)
     begin_output(steps[-1], folder)
-    with Engine(run.config.engine) as engine:
+    with at_work(run) as engine:
         _curate(run, "sample", engine)
         run_steps(run, steps, engine)
-    hand_over(steps[-1], folder)
+        hand_over(steps[-1], folder)
     return folder
 
 

@@ -26,8 +26,9 @@ _FOOTER_READERS = 16
 class Step:
     """What to run, what it is made from, and where it goes.
 
-    `work(engine, folder)` writes everything but the manifest, and returns what the manifest says beside the identity. `version` is
-    raised by whoever changes the values that a stage computes.
+    `work(engine, folder)` writes everything but the manifest, and returns what the manifest says beside the identity: `parts` if
+    it has any, and `written`, names of other files that a store's listing may not show yet. `version` is raised by whoever changes
+    the values that a stage computes.
     """
 
     stage: str
@@ -63,7 +64,7 @@ class Step:
     def done(self) -> bool:
         """Whether the manifest is there, and all that it names: what was deleted since is made again."""
         manifest = self.folder.read_json(MANIFEST)
-        return manifest is not None and set(manifest["files"]) <= set(self.folder.files())
+        return manifest is not None and self.folder.holds(manifest["files"])
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -75,7 +76,8 @@ class Step:
         """Make the output, going on from the parts that are there."""
         body = self.work(engine, self.folder)
         self.folder.remove_temporary()
-        files = [name for name in self.folder.files() if name not in (MANIFEST, USAGE)]
+        known = {*body.pop("written", ()), *(f"{part['name']}.parquet" for part in body.get("parts", ()))}
+        files = sorted(known | set(self.folder.files()) - {MANIFEST, USAGE})
         self.folder.write_json(MANIFEST, {**body, "fingerprint": self.fingerprint, "identity": self.identity, "files": files})
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import pytest
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+# One token for every Ray of the suite: Ray reads it once in each process.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 TOPICS = {
     "cooking": "flour butter sugar oven bake dough whisk cream salt pepper onion garlic simmer boil pan recipe vanilla yeast",

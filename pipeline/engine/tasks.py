@@ -55,11 +55,12 @@ class Usage:
 class Engine:
     """A Ray cluster, joined or started when first needed; use as a context manager.
 
-    Only a Ray that was started here is shut down at the end.
+    Only a Ray that was started here is shut down at the end. `check` is called as tasks finish, and stops the work by raising.
     """
 
-    def __init__(self, settings: config.Engine) -> None:
+    def __init__(self, settings: config.Engine, check: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
+        self.check = check
         self.usage = Usage()
         self._ray: Any = None
         self._owned = False
@@ -215,6 +216,7 @@ class Engine:
                     refill()
                 if not running:
                     break
+                self.check()
                 (ref,), _ = self._ray.wait(list(running), num_returns=1)
                 index = running.pop(ref)
                 try:

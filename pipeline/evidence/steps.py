@@ -16,7 +16,7 @@ from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, ove
 from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
 from pipeline.hashing import keyed_uniform
 from pipeline.proxy.settings import ProxySettings
-from pipeline.run import Run, plan, run_steps
+from pipeline.run import Run, at_work, plan, run_steps
 from pipeline.step import Step, hash_chosen, part_names
 from pipeline.storage import Folder
 
@@ -95,7 +95,7 @@ def _corpora(runs: Mapping[str, Run]) -> dict[str, Step]:
 def compare(comparison: Comparison) -> None:
     """Run every arm, then train what is missing of all proxies side by side."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
-    with Engine(base.config.engine) as engine:
+    with at_work(base) as engine:
         run_steps(base, list(comparison.held_out.values()), engine, explain=False)  # a mistake in it is found first
         for arm, own in own_steps(comparison).items():
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))

@@ -10,6 +10,7 @@ from pipeline import pydocs
 from pipeline.config import Corpus
 from pipeline.errors import InputError
 from pipeline.sources import Kind
+from pipeline.storage import S3_EXTRA, said
 
 _COMPRESSIONS = ("", ".gz", ".zst")
 _ENDINGS: dict[str, Kind] = {
@@ -84,8 +85,8 @@ def digest(url: str, kind: str) -> str:
             while block := file.read(1 << 20):
                 sha256.update(block)
             return f"sha256:{sha256.hexdigest()}"
-    except OSError as error:
-        raise InputError(f"cannot read {url}: {error.strerror or error}; mend it, or leave it out of paths") from error
+    except Exception as error:  # as above
+        raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
 
 
 def base_name(url: str) -> str:
@@ -100,17 +101,12 @@ def _expand(path: str, setting: str, read_as: Kind | None) -> list[tuple[str, Ki
         return [(url, "pydocs") for url in pydocs.expand(path, setting=setting)]
     try:
         fs, inner = fsspec.core.url_to_fs(path)
-        if fs.isfile(inner):  # first, as a file may have brackets in its name
-            matches, explicit = [inner], True
-        elif fs.isdir(inner):
-            matches, explicit = [match for match in fs.find(inner) if read_as or _ending(match)], False
-        else:
-            matches = [match for match, info in fs.glob(inner, detail=True).items() if info.get("type") != "directory"]
-            explicit = True
     except (ImportError, ValueError) as error:
-        raise InputError(f"{setting}: {path!r} cannot be opened: {error}") from error
-    except OSError as error:
-        raise InputError(f"{setting}: {path!r} cannot be listed: {error.strerror or error}") from error
+        raise InputError(f"{setting}: {path!r} cannot be opened: {error} (s3://: {S3_EXTRA})") from error
+    try:
+        matches, explicit = _matches(fs, inner, any_ending=read_as is not None)
+    except Exception as error:  # clients of stores have errors of their own
+        raise InputError(f"{setting}: {path!r} cannot be listed: {said(error)}") from error
     if not matches:
         where = f" (looked in {os.getcwd()})" if isinstance(fs, LocalFileSystem) and not os.path.isabs(path) else ""
         raise InputError(f"{setting}: no file matches {path!r}{where}; known endings are {', '.join(_ENDINGS)}")
@@ -122,6 +118,15 @@ def _expand(path: str, setting: str, read_as: Kind | None) -> list[tuple[str, Ki
             )
     is_local = isinstance(fs, LocalFileSystem)
     return [(match if is_local else fs.unstrip_protocol(match), read_as or _ENDINGS[_ending(match)]) for match in sorted(matches)]
+
+
+def _matches(fs: fsspec.AbstractFileSystem, path: str, *, any_ending: bool) -> tuple[list[str], bool]:
+    """The files of a path, and whether it names them itself."""
+    if fs.isfile(path):  # first, as a file may have brackets in its name
+        return [path], True
+    if fs.isdir(path):
+        return [match for match in fs.find(path) if any_ending or _ending(match)], False
+    return [match for match, info in fs.glob(path, detail=True).items() if info.get("type") != "directory"], True
 
 
 def _ending(name: str) -> str:

@@ -86,7 +86,8 @@ def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Ste
         by_name: Counter[str] = Counter()
         for part in parts:
             by_name.update(part["contaminated"])
-        _refuse_own_test(settings, corpus, folder, by_name)
+        reported = [name for name, part in zip(part_names(windows), parts, strict=True) if part["contaminated"]]
+        _refuse_own_test(settings, corpus, folder.child(REPORT), reported, by_name)
         dropped = sum(by_name.values())
         documents = windows.manifest["documents"] - dropped
         for name, count in by_name.most_common():
@@ -116,12 +117,12 @@ def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Ste
     )
 
 
-def _refuse_own_test(settings: Decontaminate, corpus: str, folder: Folder, by_name: Counter[str]) -> None:
+def _refuse_own_test(settings: Decontaminate, corpus: str, report: Folder, reported: Sequence[str], by_name: Counter[str]) -> None:
     own = [name for name, text in settings.held_out.items() if text.of == corpus and by_name[name]]
     if not own:
         return
-    report = folder.child(REPORT)
-    rows = [row for name in report.names(".parquet") for row in report.read_table(name).to_pylist() if row["held_out"] in own]
+    listed = (row for name in reported for row in report.read_table(f"{name}.parquet").to_pylist())
+    rows = [row for row in listed if row["held_out"] in own]
     some = ", ".join(f"{row['id']} (row {row['row']}, {row['share']:.0%}: {row['words']!r})" for row in rows[:_NAMED])
     raise InputError(
         f"specialists.{corpus}: {len(rows)} documents of the sample hold text of its own test set held_out.{own[0]}: {some}"

@@ -30,6 +30,7 @@ EXAMPLES = "dropped"  # the folder of examples, beside the parts
 # Of parts that share a file of signatures in each band: their number is bounded, whatever the corpus.
 _MOST_GROUPS = 1000
 _NUM_EXAMPLES = 20
+_LINES = 2048  # of a file in memory: some 200 KB, of every group's at once; datatrove's five are a request each on a store
 
 
 def dedup_step(config: Config, prepared: Step) -> Step:
@@ -124,6 +125,8 @@ def _sign(name: str, job: _Job) -> dict[str, Any]:
     from datatrove.data import Document
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
+    from pipeline.refining.folders import put_whole
+
     number = int(name.rpartition("-")[2])
     signed: dict[str, int] = {}
 
@@ -136,9 +139,9 @@ def _sign(name: str, job: _Job) -> dict[str, Any]:
                 signed[part] += 1
                 yield Document(text="".join(texts[rows]), id=identifier)
 
-    signatures = job.scratch.child("signatures").url
-    step = MinhashDedupSignature(signatures, config=_minhash(job.settings, job.seed), language=job.settings.language)
-    step.run(documents(), rank=number, world_size=len(job.runs))
+    with put_whole(job.scratch.child("signatures")) as place:
+        step = MinhashDedupSignature(place, config=_minhash(job.settings, job.seed), language=job.settings.language)
+        step.run(documents(), rank=number, world_size=len(job.runs))
     counted = pa.table({"part": list(signed), "documents": list(signed.values())}, schema=SIGNED)
     facts = {"documents": sum(signed.values())}
     job.scratch.child("signed").write_table(f"{name}.parquet", counted, SIGNED, facts)
@@ -149,9 +152,14 @@ def _match(name: str, job: _Job) -> dict[str, Any]:
     """Pairs of documents that agree on a band of their signatures."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    signatures, pairs = (job.scratch.child(folder).url for folder in ("signatures", "pairs"))
-    step = MinhashDedupBuckets(signatures, pairs, config=_minhash(job.settings, job.seed))
-    step.run(None, rank=int(name.rpartition("-")[2]), world_size=job.settings.buckets)
+    from pipeline.refining.folders import NamedFiles, put_whole
+
+    band = int(name.rpartition("-")[2])
+    names = [f"bucket_{band:03d}/{number:05d}.minhash.sig" for number in range(len(job.runs))]
+    signatures = NamedFiles(job.scratch.child("signatures"), names)
+    with put_whole(job.scratch.child("pairs")) as place:
+        step = MinhashDedupBuckets(signatures, place, config=_minhash(job.settings, job.seed), lines_to_buffer=_LINES)
+        step.run(None, rank=band, world_size=job.settings.buckets)
     job.scratch.child("matched").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
     return {}
 
@@ -160,10 +168,12 @@ def _cluster(name: str, job: _Job) -> dict[str, Any]:
     """Clusters of matching documents, which of each stays, and their sizes."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupCluster
 
-    pairs, clusters = (job.scratch.child(folder).url for folder in ("pairs", "clusters"))
-    job.scratch.child("clusters").remove_all()  # datatrove appends
+    from pipeline.refining.folders import NamedFiles, put_whole
+
+    pairs = NamedFiles(job.scratch.child("pairs"), [f"{band:05d}_00.dups" for band in range(job.settings.buckets)])
     config = _minhash(job.settings, job.seed)
-    MinhashDedupCluster(pairs, clusters, config=config, save_cluster_id=True, save_cluster_size=True).run(None, 0, 1)
+    with put_whole(job.scratch.child("clusters")) as place:
+        MinhashDedupCluster(pairs, place, config=config, save_cluster_id=True, save_cluster_size=True, lines_to_buffer=_LINES).run()
     job.scratch.child("clustered").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
     return {}
 
@@ -182,11 +192,10 @@ class _Clusters:
         documents = job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"]
         folder = job.scratch.child("clusters")
         removed_D, size_D, cluster_D = np.zeros(documents, bool), np.ones(documents, np.int32), np.full(documents, -1, np.int64)
-        there = set(folder.names())
 
         def numbers(kind: str) -> NDArray[np.uint32]:
             name = f"{number:06d}.{kind}"
-            return np.frombuffer(folder.read_bytes(name), "<u4") if name in there else np.empty(0, np.uint32)
+            return np.frombuffer(folder.read_bytes(name), "<u4") if folder.exists(name) else np.empty(0, np.uint32)
 
         removed_D[numbers("remove")] = True
         for kind, values_D in (("sizes", size_D), ("clusters", cluster_D)):

@@ -53,6 +53,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         folder.child(_DONE).remove_all()
         return {
             "format": to,
+            "written": [file for part in parts for file in part["files"]],
             **_said(form, tokenizer, parts),
         }
 
@@ -112,12 +113,14 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
                 "left out; choose a lower --level"
             )
         weighed = mixture.weighed(made)
-        for file, text in mixture.described(weighed, facts).items():
+        described_as = mixture.described(weighed, facts)
+        for file, text in described_as.items():
             folder.write_bytes(file, text.encode())
         folder.child(_DONE).remove_all()
         return {
             "format": name,
             **facts,
+            "written": [*described_as, *(file for group in weighed for file in group.files)],
             "groups": [{"name": group.name, "weight": group.weight} for group in weighed],
             **_said(form, tokenizer, parts),
         }
@@ -236,7 +239,7 @@ def begin_output(step: Step, output: Folder) -> None:
 
 def hand_over(step: Step, output: Folder) -> None:
     """Put a finished export into the user's folder, its manifest last."""
-    if output.read_json(MANIFEST) is None or not set(step.manifest["files"]) <= set(output.files()):
+    if output.read_json(MANIFEST) is None or not output.holds(step.manifest["files"]):
         for name in step.manifest["files"]:
             below, _, file = name.rpartition("/")
             source, target = (folder.child(below) if below else folder for folder in (step.folder, output))

@@ -86,7 +86,10 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         for _ in engine.map(_describe_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared):
             pass
         bad = sum(scan["bad"] for scan in scans) + sum(len(of_file) for of_file in repeated.values())
-        _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
+        quarantined = [name for name, scan in zip(names, scans, strict=True) if scan["bad"]]
+        quarantined += [f"duplicates-{number:05d}" for number in sorted(repeated)]
+        quarantine = folder.child(QUARANTINED)
+        _check_bad(bad, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
 
         drop = {number: set(of_file) for number, of_file in repeated.items()}
         shared = (settings, config.prepare, steps, setting_of_steps, cutter, drop, folder)
@@ -94,11 +97,13 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         parts = _cut(engine, folder, planned, shared, title=f"prepare {corpus}")
         dropped = account.summed(parts, [step["type"] for step in steps])
         if steps:
-            _merge_examples(folder.child(DROPPED_EXAMPLES))
+            of_parts = [f"{part['name']}.parquet" for part in parts if part["dropped"]]
+            _merge_examples(folder.child(DROPPED_EXAMPLES), of_parts)
             for line in account.said(dropped, rows - bad):
                 logger.info(line)
         bad += sum(part["failed"] for part in parts)
-        reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, folder)
+        quarantined += [f"steps-{part['name']}" for part in parts if part["failed"]]
+        reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
         documents = rows - bad - sum(step["documents"] for step in dropped)
         held = totals(parts)
         if not held["windows"]:
@@ -201,17 +206,17 @@ def _describe_duplicates(
     folder.child(QUARANTINED).write_table(f"duplicates-{number:05d}.parquet", table, QUARANTINE)
 
 
-def _check_bad(bad: int, rows: int, max_bad_fraction: float, corpus: str, folder: Folder) -> dict[str, int]:
-    """How many rows each reason put into quarantine.
+def _check_bad(
+    bad: int, rows: int, max_bad_fraction: float, corpus: str, quarantine: Folder, names: Sequence[str]
+) -> dict[str, int]:
+    """How many rows each reason put into the named files of the quarantine.
 
     Raises:
         InputError: more of them than `max_bad_fraction` allows.
     """
-    quarantine = folder.child(QUARANTINED)
     reasons: Counter[str] = Counter()
-    if bad:
-        for name in quarantine.names(".parquet"):
-            reasons.update(quarantine.read_table(name, columns=["reason"])["reason"].to_pylist())
+    for name in names:
+        reasons.update(quarantine.read_table(f"{name}.parquet", columns=["reason"])["reason"].to_pylist())
     counts = dict(sorted(reasons.items()))
     if bad > max_bad_fraction * rows:
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
@@ -327,9 +332,9 @@ def _chain(steps: Sequence[Mapping[str, Any]], setting: str) -> AbstractContextM
     return chain_of(orjson.dumps(steps), setting)
 
 
-def _merge_examples(folder: Folder) -> None:
+def _merge_examples(folder: Folder, of_parts: Sequence[str]) -> None:
     """One table of examples of those of the parts. A run that was killed in here has some of both."""
-    names = folder.names(".parquet")
+    names = [name for name in (*of_parts, _MERGED) if folder.exists(name)]
     folder.write_table(_MERGED, account.merged([folder.read_table(name) for name in names]), DROPPED)
     for name in names:
         if name != _MERGED:

@@ -10,7 +10,8 @@ def published(step: Step, shards: Folder) -> bool:
     manifest = shards.read_json(MANIFEST)
     if manifest is None or manifest["fingerprint"] != step.fingerprint:
         return False
-    return {shard["name"] for shard in step.manifest["shards"]} == set(shards.names(".parquet"))
+    wanted = {shard["name"] for shard in step.manifest["shards"]}
+    return set(shards.names(".parquet")) <= wanted and shards.holds(wanted)
 
 
 def publish(step: Step, shards: Folder) -> None:
@@ -24,7 +25,9 @@ def publish(step: Step, shards: Folder) -> None:
         upstream=_upstream(step),
         **{name: facts[name] for name in _PUBLISHED if name in facts},
     )
-    for name in [MANIFEST, *shards.names(".parquet")]:
+    before = shards.read_json(MANIFEST) or {"shards": []}
+    there = {shard["name"] for shard in before["shards"]} | set(shards.names(".parquet"))
+    for name in [MANIFEST, *sorted(there)]:
         if shards.exists(name):
             shards.remove(name)
     for shard in manifest.shards:

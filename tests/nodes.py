@@ -1,0 +1,161 @@
+"""A Ray cluster of several nodes on this machine, and a job on it, of both of which anything can be killed.
+
+Used by the tests, and for longer by benchmarks/chaos.py.
+"""
+
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("driver", "worker", "raylet", "node")
+# Else a node is given up after half a minute, which on a real network it may need.
+_QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was killed, while the stage was run."""
+
+    kind: str
+    stage: str
+
+
+class Nodes:
+    """A head without CPUs of its own, and worker nodes, each with an address of its own; a context manager."""
+
+    def __init__(self, count: int, *, cpus: int = 1, seed: int = 0, labels: list[dict[str, str]] | None = None) -> None:
+        self.count, self.cpus, self.labels = count, cpus, labels or [{}] * count
+        self.random = random.Random(seed)
+        self._made = 0
+        self.killed_at = 0.0  # when the last node was
+
+    def __enter__(self) -> "Nodes":
+        # Ray reads them once in each process; all that it starts, and the job, inherit them.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else, beside anything busy, a node takes minutes to come up
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": _QUICK},
+        )
+        self.nodes: list[Any] = []
+        for labels in self.labels:
+            self.add(labels)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cluster.shutdown()
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def add(self, labels: dict[str, str] | None = None) -> None:
+        """One more node."""
+        self._made += 1
+        address = f"127.0.{self._made // 250}.{2 + self._made % 250}"  # all of these are this machine
+        self.nodes.append(
+            self._cluster.add_node(
+                wait=False, num_cpus=self.cpus, node_ip_address=address, object_store_memory=128 << 20, labels=labels or {}
+            )
+        )
+
+    def start(self, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":
+        """A job on this cluster."""
+        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--config", str(config)]
+        command += ["--set", f"engine.address={self.address}"]
+        with log.open("ab") as file:
+            return subprocess.Popen(command, stdout=file, stderr=file)
+
+    def kill(self, kind: str, driver: "subprocess.Popen[bytes]") -> bool:
+        """Kill one of the kind, at once and without warning; another node comes for one that is gone. Whether there was one."""
+        if kind == "driver":
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+            return True
+        node = self.random.choice(self.nodes)
+        if kind == "worker":
+            workers = [process for process in self._raylet(node).children() if _title(process).startswith("ray::")]
+            busy = [process for process in workers if "IDLE" not in _title(process)]
+            if not busy:
+                return False
+            self.random.choice(busy).kill()
+            return True
+        self.nodes.remove(node)
+        raylet = self._raylet(node)
+        doomed = [raylet] if kind == "raylet" else [*raylet.children(recursive=True), raylet]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.killed_at = time.time()
+        self._cluster.remove_node(node, allow_graceful=False)  # what is left of it
+        self.add(self.labels[0])
+        return True
+
+    def torment(self, config: Path, log: Path, kinds: Sequence[str], *, most_pause_s: float) -> tuple[list[Kill], int]:
+        """Run a job to its end, and kill one of each of the kinds in turn at random moments.
+
+        Returns what was killed, and how many jobs gave up. The same command is given again after the driver was killed or gave up;
+        fewer are killed where the job is done sooner.
+        """
+        killed: list[Kill] = []
+        gave_up = 0
+        left = list(kinds)
+        job = self.start(config, log)
+        while True:
+            until = time.monotonic() + self.random.uniform(0.1, most_pause_s) if left else float("inf")
+            while job.poll() is None and time.monotonic() < until:
+                time.sleep(0.02)
+            if job.poll() is None:
+                stage = stage_of(log)
+                if self.kill(left[0], job):
+                    killed.append(Kill(left.pop(0), stage))
+                if job.poll() is None:
+                    continue
+            elif job.returncode == 0:
+                return killed, gave_up
+            else:
+                assert job.returncode == 1, f"status {job.returncode}\n{log.read_text(errors='replace')}"
+                gave_up += 1
+                assert gave_up < 10, log.read_text(errors="replace")
+            job = self.start(config, log)
+
+    @staticmethod
+    def _raylet(node: Any) -> psutil.Process:
+        (raylet,) = node.all_processes["raylet"]
+        return psutil.Process(raylet.process.pid)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def stage_of(log: Path) -> str:
+    """The stage that the job of a log is in, by what it says is done."""
+    done = [line.split("  ")[0][9:] for line in log.read_text(errors="replace").splitlines() if " tasks busy " in line]
+    return f"after {done[-1]}" if done else "begin"
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)

@@ -1,0 +1,93 @@
+"""Real clusters of several nodes: the bytes of one node, whatever dies and when."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import topic_run
+from nodes import KINDS, Nodes, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STAGES = ("prepare", "dedup", "embedder", "embed", "cluster", "assign", "score", "weights", "sample")
+
+
+def config_of(folder: Path) -> tuple[Path, Path]:
+    """A run of some fifty parts: its config file and its workdir."""
+    config = topic_run(folder, 120) | {"prepare": {"part_documents": 20}, "dedup": {"buckets": 3, "hashes": 8}}
+    config["engine"] = {"workers": 2}
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return file, Path(config["workdir"])
+
+
+def shards(workdir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((workdir / "shards").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, bytes]]:
+    """A run on a cluster of one node: its config file, its workdir and its shards."""
+    folder = tmp_path_factory.mktemp("nodes")
+    file, workdir = config_of(folder)
+    with Nodes(1, cpus=2) as nodes:
+        assert nodes.start(file, folder / "clean.log").wait() == 0, (folder / "clean.log").read_text()
+    return file, workdir, shards(workdir)
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Nodes]:
+    with Nodes(3) as nodes:
+        yield nodes
+
+
+def test_three_nodes_give_the_bytes_of_one(clean: tuple[Path, Path, dict[str, bytes]], three: Nodes, tmp_path: Path) -> None:
+    file, workdir, wanted = clean
+    shutil.rmtree(workdir)
+    assert three.start(file, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
+    assert shards(workdir) == wanted
+
+
+def test_a_node_that_dies_in_the_middle_of_each_stage_changes_no_byte(
+    clean: tuple[Path, Path, dict[str, bytes]], three: Nodes, tmp_path: Path
+) -> None:
+    file, workdir, wanted = clean
+    left = list(STAGES)
+    for attempt in range(4):  # a stage of one task may be over before the node is
+        for stage in ("shards", *left):
+            shutil.rmtree(workdir / stage, ignore_errors=True)
+        log = tmp_path / f"{attempt}.log"
+        job = three.start(file, log)
+        for stage in list(left):
+            wait_until(lambda stage=stage, job=job: begun(workdir, stage) or job.poll() is not None)
+            three.kill("node", job)
+            if not done(workdir, stage, by=three.killed_at):
+                left.remove(stage)
+        assert job.wait() == 0, log.read_text()
+        assert shards(workdir) == wanted
+        if not left:
+            return
+    pytest.fail(f"{left} were over each time")
+
+
+def begun(workdir: Path, stage: str) -> bool:
+    """Whether a stage is in the middle: its first file is there; or, where there is but one, all before it is done."""
+    if stage in ("embedder", "cluster"):
+        return done(workdir, STAGES[STAGES.index(stage) - 1], corpora=2 if stage == "cluster" else 1)
+    return any((workdir / stage).glob("*/*"))
+
+
+def done(workdir: Path, stage: str, *, corpora: int = 1, by: float = float("inf")) -> bool:
+    manifests = [folder / "manifest.json" for folder in (workdir / stage).glob("*")]
+    return len(manifests) >= corpora and all(manifest.exists() and manifest.stat().st_mtime < by for manifest in manifests)
+
+
+def test_whatever_is_killed_at_random_changes_no_byte(
+    clean: tuple[Path, Path, dict[str, bytes]], three: Nodes, tmp_path: Path
+) -> None:
+    file, workdir, wanted = clean
+    shutil.rmtree(workdir)
+    killed, _ = three.torment(file, tmp_path / "log", [*KINDS, *KINDS], most_pause_s=2.5)
+    assert {kill.kind for kill in killed} == set(KINDS)
+    assert shards(workdir) == wanted

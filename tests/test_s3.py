@@ -1,0 +1,218 @@
+"""Runs on an object store that fails: a real S3 server, and faults in a tenth of all requests and more."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from conftest import topic_run
+from faulty_s3 import FAULTS, FaultyS3
+
+from pipeline import alone, run
+from pipeline.alone import Alone
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage import Folder
+
+ROOT = Path(__file__).parent.parent
+# botocore's clients are closed by the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[FaultyS3]:
+    """A store with a bucket of the name `bucket`."""
+    import s3fs
+
+    with FaultyS3() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield store
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def faulty(s3: FaultyS3) -> Iterator[FaultyS3]:
+    s3.rate = 0.3
+    yield s3
+    s3.rate, s3.lag_s = 0.0, 0.0
+
+
+def test_files_come_back_whole_whatever_the_store_does(faulty: FaultyS3) -> None:
+    folder, other = Folder("s3://bucket/files/a"), Folder("s3://bucket/files/b")
+    before = faulty.faults.copy()
+    table = pa.table({"x": list(range(5000)), "text": ["word " * (n % 50) for n in range(5000)]})
+    for number in range(6):
+        folder.write_table(f"{number}.parquet", table, table.schema, {"number": number})
+        assert folder.read_table(f"{number}.parquet", columns=["text"]).equals(table.select(["text"]))
+        assert folder.read_facts(f"{number}.parquet") == {"number": number}
+        folder.link(f"{number}.parquet", other)
+        assert other.exists(f"{number}.parquet")
+        folder.remove(f"{number}.parquet")
+        assert not folder.exists(f"{number}.parquet")
+    assert folder.names() == []
+    assert folder.holds([])
+    assert not other.holds(["0.parquet", "none.parquet"])
+    assert other.names() == sorted(f"{number}.parquet" for number in range(6))
+    assert other.read_json("none.json") is None
+    other.remove_all()
+    assert other.files() == []
+    assert set((faulty.faults - before).keys()) == set(FAULTS)
+
+
+def test_a_file_is_created_once_though_answers_are_lost(faulty: FaultyS3) -> None:
+    folder = Folder("s3://bucket/created")
+    for number in range(8):
+        assert folder.create_json(f"{number}.json", {"by": "first"})
+        assert not folder.create_json(f"{number}.json", {"by": "second"})
+        assert folder.read_json(f"{number}.json") == {"by": "first"}
+
+
+def test_names_that_are_known_are_found_though_listings_lag(s3: FaultyS3, faulty: FaultyS3) -> None:
+    s3.lag_s = 1e6
+    folder = Folder("s3://bucket/lagging")
+    folder.write_bytes("a", b"a")
+    assert folder.names() == []
+    assert folder.holds(["a"])
+    assert not folder.holds(["a", "b"])
+
+
+def test_one_run_has_a_workdir_on_a_store(s3: FaultyS3, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alone, "_is_gone", lambda _process: False)
+    s3.lag_s = 1e6  # so that each has to look beyond the listing
+    workdir = Folder("s3://bucket/alone")
+    for number in range(3):
+        with Alone(workdir, beat_s=0.05):
+            monkeypatch.setattr(Alone, "_held", {})  # as another process
+            with pytest.raises(ConfigError, match=rf"another run is at work in s3://bucket/alone .* process {os.getpid()}"):
+                Alone(workdir).__enter__()
+            monkeypatch.undo()
+            monkeypatch.setattr(alone, "_is_gone", lambda _process: False)
+        assert workdir.child("runs").read_json(f"{number + 1:06d}.json")["state"] == "ended"
+
+
+@pytest.mark.slow
+def test_large_files_are_put_in_parts_and_what_is_cut_off_is_cleaned(s3: FaultyS3) -> None:
+    folder, beside = Folder("s3://bucket/large/run"), Folder("s3://bucket/large/run-2")
+    uploads = folder.fs.call_s3
+    data = random.Random(0).randbytes(101 << 20)  # s3fs puts more than 100 MiB in parts
+    s3.rate = 0.3
+    folder.write_bytes("big", data)
+    s3.rate = 0.0
+    assert folder.read_bytes("big") == data
+    for place in (folder, beside):
+        for key in ("x", "below/y"):
+            bucket, _, path = place.file(key).partition("/")
+            begun = uploads("create_multipart_upload", Bucket=bucket, Key=path)
+            uploads("upload_part", Bucket=bucket, Key=path, UploadId=begun["UploadId"], PartNumber=1, Body=b"half")
+    s3.rate = 0.3
+    folder.abort_uploads()
+    s3.rate = 0.0
+    left = uploads("list_multipart_uploads", Bucket="bucket").get("Uploads", [])
+    assert sorted(upload["Key"] for upload in left) == ["large/run-2/below/y", "large/run-2/x"]
+    beside.abort_uploads()
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SHARED_CREDENTIALS_FILE": "/none"}, "credentials"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        ({}, "no file matches 's3://nowhere/in.jsonl'"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_said_in_a_line(s3: FaultyS3, tmp_path: Path, broken: dict[str, str], said: str) -> None:
+    config = topic_run(tmp_path, 4) | {"generalist": {"paths": ["s3://nowhere/in.jsonl"]}, "workdir": "s3://nowhere/run"}
+    done = _job(_written(config, tmp_path), broken, "--dry-run")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert said in line
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_on_a_store_with_faults_is_that_on_a_disk(s3: FaultyS3, tmp_path: Path, ray_session: Any) -> None:
+    """Inputs, workdir and export on the store; killed in the middle, with listings that lag; then again."""
+    config = topic_run(tmp_path, 120) | {"prepare": {"part_documents": 60}, "dedup": {"buckets": 3, "hashes": 8}}
+    config["engine"] = {"workers": 2}
+    run.export(config, to="jsonl")
+    wanted = _contents(Folder(config["workdir"]))
+
+    store = Folder("s3://bucket/in")
+    for path in sorted(tmp_path.glob("*.json*")):
+        store.write_bytes(path.name, path.read_bytes())
+    paths = ["s3://bucket/in/cooking.jsonl", "s3://bucket/in/l*.jsonl", "s3://bucket/in/[ms]*.jsonl"]
+    config |= {"generalist": {"paths": paths}, "specialists": {"legal": {"paths": ["s3://bucket/in/law.json"]}}}
+    config |= {"workdir": "s3://bucket/run", "engine": {"address": "local", "workers": 2}}
+    file = _written(config, tmp_path)
+    workdir = Folder(config["workdir"])
+    s3.settle()
+    s3.rate, s3.lag_s, s3.requests = 0.1, 3.0, 0
+    s3.faults.clear()
+    try:
+        with _started(file, tmp_path / "first.log") as first:
+            _wait(lambda: "embed generalist" in (tmp_path / "first.log").read_text() or first.poll() is not None)
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            os.killpg(first.pid, signal.SIGKILL)
+        with _started(file, tmp_path / "second.log") as second:
+            assert second.wait() == 0, (tmp_path / "second.log").read_text()
+        injected, requests = s3.faults.copy(), s3.requests
+    finally:
+        s3.rate, s3.lag_s = 0.0, 0.0
+    assert _contents(workdir) == wanted
+    print(f"{requests} requests, {dict(injected)} faults")
+    assert requests >= 1000
+    assert sum(injected.values()) >= 0.08 * requests
+    assert set(injected) == set(FAULTS)
+    assert workdir.fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+
+
+def _contents(workdir: Folder) -> dict[str, bytes]:
+    """The shards and the export; manifests apart, which know the inputs by what the store says of them."""
+    return {
+        f"{place}/{name}": workdir.child(place).read_bytes(name)
+        for place in ("shards", "exports/jsonl")
+        for name in workdir.child(place).files()
+        if not name.endswith("manifest.json")
+    }
+
+
+def _written(config: dict[str, Any], folder: Path) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(config))), encoding="utf-8")
+    return file
+
+
+def _job(config: Path, environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(config), *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300)
+
+
+def _started(config: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """An export in a session of its own, with a Ray of its own, so that all of it can be killed."""
+    command = [sys.executable, str(ROOT / "jobs" / "export.py"), "--config", str(config), "--to", "jsonl"]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, env=os.environ.copy(), stdout=file, stderr=file, start_new_session=True)
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    while not until():
+        time.sleep(0.1)
+
+
+def test_what_a_store_lastingly_refuses_is_not_tried_again(s3: FaultyS3) -> None:
+    folder = Folder("s3://no-such-bucket/run")
+    before = s3.requests
+    with pytest.raises(StorageError, match="cannot read no-such-bucket/run/a"):
+        folder.read_bytes("a")
+    assert s3.requests - before <= 4
