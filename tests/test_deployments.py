@@ -30,7 +30,7 @@ def compose(folder: Path, *files: str) -> dict[str, Any]:
     podman.chmod(0o755)
     chosen = [part for name in files for part in ("-f", str(DOCKER / name))]
     command = [BIN / "podman-compose", "--profile", "job", *chosen, "config"]
-    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "WORKER_CPUS": "7"}
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "WORKER_CPUS": "7", "WORKERS": "5"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rendered = yaml.safe_load(done.stdout)
@@ -65,6 +65,7 @@ def test_compose_runs_a_cluster_with_a_token_that_only_this_machine_reaches(file
         assert not {"network_mode", "privileged", "pid", "ipc"} & set(service)
     assert services["head"]["ports"] == ["127.0.0.1:8265:8265"]
     assert "--num-cpus=7" in services["worker"]["command"]
+    assert int(services["worker"]["deploy"]["replicas"]) == (1 if target == "gpu" else 5)
     assert services["job"]["depends_on"] == {name: {"condition": "service_healthy"} for name in ("head", "worker")}
     assert services["worker"]["depends_on"] == {"head": {"condition": "service_healthy"}}
     reserved = services["worker"]["deploy"].get("resources", {}).get("reservations", {}).get("devices")
@@ -203,6 +204,7 @@ def test_rayjob_has_the_fields_of_its_kind_and_a_token_from_a_secret() -> None:
     assert spec["submissionMode"] in {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert cluster["enableInTreeAutoscaling"] is True
+    assert "engine.workers=" in spec["entrypoint"]  # else a run asks for no more than the cores that are there
     # The Secret itself is made by hand: a file with one would sooner or later be committed.
     assert {document["kind"] for document in yaml_file("rayjob.yaml")} == {"PersistentVolumeClaim", "RayJob"}
 
