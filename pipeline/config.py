@@ -323,6 +323,24 @@ class Schedule(Section):
         return self
 
 
+# Those that have tasks of their own on a cluster.
+_PLACED = (
+    *("prepare", "dedup", "decontaminate", "embedder", "embed", "cluster", "assign", "score", "weights"),
+    *("rephrase", "sample", "groups", "export", "mixture"),
+)
+
+
+class Placement(Section):
+    """On which nodes the tasks of a stage run."""
+
+    labels: dict[str, str] = Field(
+        {}, json_schema_extra=_EXECUTION, description="labels that a node must have: `value`, `!value` or `in(a,b)`"
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, json_schema_extra=_EXECUTION, description="custom resources that a task takes"
+    )
+
+
 class Engine(Section):
     """How the work is executed; nothing here changes the output."""
 
@@ -336,6 +354,16 @@ class Engine(Section):
         None, ge=0, json_schema_extra=_EXECUTION, description="of an embed worker; null: 1 where the cluster has GPUs"
     )
     attempts: int = Field(3, ge=1, json_schema_extra=_EXECUTION, description="times a part is tried before the run fails")
+    placement: dict[str, Placement] = Field(
+        {}, json_schema_extra=_EXECUTION, description="nodes for the tasks of a stage, by its name; others run anywhere"
+    )
+
+    @field_validator("placement")
+    @classmethod
+    def _stages_exist(cls, value: dict[str, Placement]) -> dict[str, Placement]:
+        for name in value.keys() - set(_PLACED):
+            raise ValueError(f"{name!r} is no stage with tasks; those are {', '.join(_PLACED)}")
+        return value
 
 
 class Config(Section):

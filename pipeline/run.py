@@ -311,7 +311,7 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
         if explain:
             _explain_new(step)
         engine.start()
-        engine.usage = Usage()
+        engine.usage, engine.stage = Usage(), step.stage
         started = time.monotonic()
         step.run(engine)
         seconds = time.monotonic() - started

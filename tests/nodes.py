@@ -65,13 +65,18 @@ class Nodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def add(self, labels: dict[str, str] | None = None) -> None:
+    def add(self, labels: dict[str, str] | None = None, **options: Any) -> None:
         """One more node."""
         self._made += 1
         address = f"127.0.{self._made // 250}.{2 + self._made % 250}"  # all of these are this machine
         self.nodes.append(
             self._cluster.add_node(
-                wait=False, num_cpus=self.cpus, node_ip_address=address, object_store_memory=128 << 20, labels=labels or {}
+                wait=False,
+                num_cpus=self.cpus,
+                node_ip_address=address,
+                object_store_memory=128 << 20,
+                labels=labels or {},
+                **options,
             )
         )
 

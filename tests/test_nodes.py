@@ -1,6 +1,10 @@
 """Real clusters of several nodes: the bytes of one node, whatever dies and when."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +95,36 @@ def test_whatever_is_killed_at_random_changes_no_byte(
     killed, _ = three.torment(file, tmp_path / "log", [*KINDS, *KINDS], most_pause_s=2.5)
     assert {kill.kind for kill in killed} == set(KINDS)
     assert shards(workdir) == wanted
+
+
+PLACED = """
+import json, sys
+import ray
+from pipeline import config
+from pipeline.engine import Engine
+
+def node(item):
+    return ray.get_runtime_context().get_node_id()
+
+placement = {"embed": {"labels": {"kind": "gpu"}}, "prepare": {"labels": {"kind": "!gpu"}}, "sample": {"resources": {"slot": 1}}}
+with Engine(config.Engine(address=sys.argv[1], placement=placement)) as engine:
+    found = {}
+    for engine.stage in ("embed", "prepare", "sample", "weights"):
+        found[engine.stage] = sorted({where for _, where in engine.map(node, range(12), title="nodes")})
+    kinds = {one["NodeID"]: [one["Labels"].get("kind"), "slot" in one["Resources"]] for one in ray.nodes()}
+    print(json.dumps({stage: [kinds[one] for one in nodes] for stage, nodes in found.items()}))
+"""
+
+
+def test_stages_run_on_the_nodes_that_they_are_placed_on(tmp_path: Path) -> None:
+    with Nodes(2, labels=[{"kind": "cpu"}, {"kind": "gpu"}]) as nodes:
+        nodes.add({"kind": "cpu"}, resources={"slot": 2})
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        command = [sys.executable, "-c", PLACED, nodes.address]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    placed = json.loads(done.stdout)
+    assert placed["embed"] == [["gpu", False]]
+    assert {kind for kind, _ in placed["prepare"]} == {"cpu"}
+    assert placed["sample"] == [["cpu", True]]
+    assert len(placed["weights"]) >= 2

@@ -25,6 +25,7 @@ from pipeline.progress import Progress
 
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3
+_RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
 
 
 @dataclass
@@ -61,9 +62,11 @@ class Engine:
     def __init__(self, settings: config.Engine, check: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
         self.check = check
+        self.stage = ""  # whose tasks they are, for `engine.placement`
         self.usage = Usage()
         self._ray: Any = None
         self._owned = False
+        self._resources_until = 0.0
 
     def __enter__(self) -> "Engine":
         return self
@@ -84,7 +87,7 @@ class Engine:
     @property
     def num_gpus(self) -> float:
         """GPUs of the cluster."""
-        return float(self._start().cluster_resources().get("GPU", 0))
+        return self._resources().get("GPU", 0.0)
 
     @property
     def gpus_per_model(self) -> float:
@@ -96,18 +99,26 @@ class Engine:
     @property
     def accelerators(self) -> set[str]:
         """The kinds of GPUs of the cluster, as Ray calls them."""
-        named = (name.partition("accelerator_type:")[2] for name in self._start().cluster_resources())
+        named = (name.partition("accelerator_type:")[2] for name in self._resources())
         return {name for name in named if name}
 
     @property
     def num_workers(self) -> int:
         """Tasks that run at once."""
-        return self.settings.workers or max(1, int(self._start().cluster_resources().get("CPU", 1)))
+        return self.settings.workers or max(1, int(self._resources().get("CPU", 1)))
 
     def threads_for(self, num_tasks: int) -> int:
         """Cores that each of so few tasks may use, so that none lies idle; all of one machine at the most."""
         nodes = [node["Resources"].get("CPU", 1) for node in self._start().nodes() if node["Alive"]]
         return max(1, min(self.num_workers // max(1, num_tasks), int(max(nodes))))
+
+    def _resources(self) -> dict[str, float]:
+        """What the cluster has, as of some seconds ago at most."""
+        now = time.monotonic()
+        if now > self._resources_until:
+            self._known_resources: dict[str, float] = self._start().cluster_resources()
+            self._resources_until = now + _RESOURCES_S
+        return self._known_resources
 
     def _slots(self, num_gpus: float) -> int:
         """Tasks that can run at once; where GPUs are asked for and none is there yet, one, for which an autoscaler brings one."""
@@ -141,11 +152,11 @@ class Engine:
         ray = self._start()
         shared_refs = [ray.put(value) for value in shared]
         task = self._remote(_run, num_gpus=num_gpus)
-        limit = self.settings.workers or self._slots(num_gpus) * (1 + _QUEUED_PER_SLOT)
         waiting = iter(enumerate(items))
         running: dict[Any, int] = {}
 
         def refill() -> None:
+            limit = self.settings.workers or self._slots(num_gpus) * (1 + _QUEUED_PER_SLOT)  # anew: an autoscaler brings nodes
             while len(running) < limit and (entry := next(waiting, None)) is not None:
                 index, item = entry
                 running[task.remote(function, item, *shared_refs)] = index
@@ -232,8 +243,19 @@ class Engine:
 
     def _remote(self, function: Callable[..., Any], **options: Any) -> Any:
         # max_calls=0: a worker process is kept after a GPU task too, with the model that it loaded.
-        options = {"num_cpus": 1, "max_retries": self.settings.attempts - 1, "max_calls": 0, **options}
+        options = {"num_cpus": 1, "max_retries": self.settings.attempts - 1, "max_calls": 0, **self._placed(), **options}
         return self._start().remote(**options)(function)
+
+    def _placed(self) -> dict[str, Any]:
+        """Ray's options for where tasks of the stage run."""
+        placement = self.settings.placement.get(self.stage)
+        if placement is None:
+            return {}
+        plain = {key: value for key, value in placement.labels.items() if not value.startswith(("!", "in("))}
+        nodes = [node.get("Labels", {}) for node in self._start().nodes() if node["Alive"]]
+        if not any(plain.items() <= labels.items() for labels in nodes):
+            logger.warning(f"engine.placement.{self.stage}: no node has the labels {plain} yet; its tasks wait for one")
+        return {"label_selector": placement.labels, "resources": placement.resources}
 
     def _explain(self, error: BaseException, where: str) -> BaseException:
         """The error that a user should see for one that came out of a task."""

@@ -1,0 +1,78 @@
+"""Kill drivers, workers, raylets and nodes of a real cluster at random moments, and compare the shards with those of a clean run.
+
+Three nodes on this machine run all stages, with near-duplicates, rewrites by an endpoint and an ending of its own; a run that is
+done is deleted and begun again until so many were killed. After the driver was killed, or a job gave up, the same command is given
+again. Prints how many of each kind were killed, in which stages, and whether all shards were the same bytes.
+
+    python benchmarks/chaos.py --kills 100
+"""
+
+import argparse
+import itertools
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from conftest import topic_run
+from fake_endpoint import FakeEndpoint
+from nodes import KINDS, Kill, Nodes
+
+
+def config_of(folder: Path, url: str) -> dict[str, Any]:
+    """A small run with every stage."""
+    endpoint = {"model": "fake", "backend": "endpoint", "endpoint": {"url": url, "retries": 3}, "batch": 8, "mode": "share"}
+    return topic_run(folder, 120) | {
+        "prepare": {"part_documents": 20, "steps": [{"type": "GopherRepetitionFilter"}]},
+        "dedup": {"buckets": 3, "hashes": 8},
+        "rephrase": endpoint,
+        "schedule": {"ending": {"share": 0.2, "weights": {"sharpness": 1.0}}},
+    }
+
+
+def shards(workdir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((workdir / "shards").iterdir())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    killed: list[Kill] = []
+    gave_up = runs = different = 0
+    kinds = itertools.cycle(KINDS)
+    with tempfile.TemporaryDirectory(prefix="chaos") as name, FakeEndpoint() as fake, Nodes(3, seed=args.seed) as nodes:
+        folder = Path(name)
+        config = config_of(folder, fake.url)
+        file, workdir = folder / "run.yaml", Path(config["workdir"])
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        if nodes.start(file, folder / "clean.log").wait():
+            sys.exit((folder / "clean.log").read_text())
+        clean = shards(workdir)
+        while len(killed) < args.kills:
+            shutil.rmtree(workdir)
+            some = list(itertools.islice(kinds, min(12, args.kills - len(killed))))
+            log = folder / f"{runs}.log"
+            of_run, stopped = nodes.torment(file, log, some, most_pause_s=3.0)
+            same = shards(workdir) == clean
+            killed, gave_up, runs, different = killed + of_run, gave_up + stopped, runs + 1, different + (not same)
+            print(f"run {runs}: {len(of_run)} killed, {len(killed)} in all, {'same' if same else 'DIFFERENT'} bytes", flush=True)
+    for kind in KINDS:
+        print(f"{kind:8} {sum(kill.kind == kind for kill in killed):4}  {_stages(killed, kind)}")
+    print(f"{runs} runs, {runs - different} with the bytes of the clean one; {gave_up} jobs gave up and were started again")
+    sys.exit(1 if different else 0)
+
+
+def _stages(killed: list[Kill], kind: str) -> str:
+    stages = Counter(kill.stage for kill in killed if kill.kind == kind)
+    return ", ".join(f"{stage} {count}" for stage, count in stages.most_common())
+
+
+if __name__ == "__main__":
+    main()
