@@ -1,17 +1,22 @@
 """The command line of every job: `--config FILE`, `--set section.key=value`, `--dry-run`, and the exit status."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Read by loguru when it is imported: datatrove, when it is, makes the logger anew with the defaults.
+os.environ.setdefault("LOGURU_FORMAT", "<dim>{time:HH:mm:ss}</dim> {message}")
+os.environ.setdefault("LOGURU_LEVEL", "INFO")
 
 import typer
 from loguru import logger
 from rich.table import Table
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, CrispwrapError
+from pipeline.errors import ConfigError, CrispwrapError, shown
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -152,14 +157,17 @@ def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) ->
     return _guarded(work)
 
 
+def _make_shown(record: Any) -> None:
+    record["message"] = shown(record["message"])
+
+
 def _guarded(work: Callable[[], None]) -> int:
     """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure."""
-    logger.remove()
-    logger.add(sys.stderr, format="<dim>{time:HH:mm:ss}</dim> {message}", level="INFO")
+    logger.configure(patcher=_make_shown)
     try:
         work()
     except CrispwrapError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: finished parts are kept; run the same command to go on", file=sys.stderr)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.config import JsonDict
 
 from pipeline.errors import ConfigError
-from pipeline.mistakes import explain_mistakes
+from pipeline.mistakes import explain_mistakes, refuse_secrets
 
 NATURAL = "natural"  # the name under which the natural share appears beside the specialists
 GENERALIST = "generalist"  # the name of the large corpus among the corpora of a run
@@ -512,6 +512,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
+    refuse_secrets(raw)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:

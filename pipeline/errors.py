@@ -13,7 +13,11 @@ these are for what can happen to a user.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# C0 without tab and line feed, DEL, C1, and what changes the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class CrispwrapError(Exception):
@@ -52,3 +56,8 @@ def nearest(name: str, among: Iterable[str], cutoff: float = 0.5) -> str:
     """For a message: a hint at the name that was meant, or nothing."""
     near = difflib.get_close_matches(name, list(among), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def shown(text: str) -> str:
+    """Text that may come from a corpus, for a terminal: control characters, which could move its cursor or hide words, are `�`."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)

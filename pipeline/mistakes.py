@@ -1,9 +1,17 @@
 """What is wrong with a config, from pydantic's errors, in words that name the setting, its value and the mend."""
 
 import difflib
+import re
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import ConfigError
+
+_SECRET = re.compile(
+    r"(^|[_-])(secret|passw(or)?d|(api|access|secret)[_-]?key|hf_token|auth_token|bearer|credentials?)$", re.IGNORECASE
+)
+_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 def explain_mistakes(error: ValidationError, model: type[BaseModel]) -> str:
@@ -12,6 +20,25 @@ def explain_mistakes(error: ValidationError, model: type[BaseModel]) -> str:
     mistakes = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
     lines = {_location(item): _explain(item, model) for item in reversed(mistakes)}
     return "; ".join(reversed(lines.values()))
+
+
+def refuse_secrets(value: Any, name: str = "") -> None:
+    """Settings are written to manifests and said in messages, so none may hold a secret.
+
+    Raises:
+        ConfigError: a setting is called as secrets are, or is a URL with a password.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            below = f"{name}.{key}" if name else str(key)
+            if isinstance(item, str) and item and _SECRET.search(str(key)):
+                raise ConfigError(f"{below} holds a secret, which manifests would keep: give it by the environment of every worker")
+            refuse_secrets(item, below)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_secrets(item, name)
+    elif isinstance(value, str) and _PASSWORD_IN_URL.search(value):
+        raise ConfigError(f"{name} is a URL with a password, which manifests and messages would show: give it by the environment")
 
 
 def _explain(item: Any, model: type[BaseModel]) -> str:

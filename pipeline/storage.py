@@ -65,11 +65,21 @@ class Folder:
         return f"Folder({self.url!r})"
 
     def child(self, name: str) -> "Folder":
-        return Folder(f"{self.url}/{name}")
+        """A folder below; see `file`."""
+        return Folder(f"{self.url}/{self._inside(name)}")
 
     def file(self, name: str) -> str:
-        """The path of a file in the folder, as its file system spells it."""
-        return f"{self.path}/{name}"
+        """The path of a file in the folder, as its file system spells it.
+
+        Raises:
+            StorageError: the name leads out of the folder: names come from manifests, which somebody else may have written.
+        """
+        return f"{self.path}/{self._inside(name)}"
+
+    def _inside(self, name: str) -> str:
+        if name.startswith("/") or "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/")):
+            raise StorageError(f"{name!r} is no name of a file in {self.url}; delete the manifest that has it, and run again")
+        return name
 
     def exists(self, name: str) -> bool:
         path = self.file(name)

@@ -300,6 +300,10 @@ def _join(ray: Any, address: str) -> None:
             f"the Ray cluster at {address} cannot be joined ({str(error).splitlines()[0]}): start it, set RAY_AUTH_MODE=token and "
             "the RAY_AUTH_TOKEN that it was started with (README, On a cluster), or set engine.address: local to do without it"
         ) from error
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        logger.warning(
+            f"the Ray cluster at {address} has no token authentication: whoever reaches it can run code on it (SECURITY.md)"
+        )
     logger.info(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
 
 
