@@ -7,6 +7,7 @@ all its workers map; a shuffle fills them until the store spills.
 
     python benchmarks/memory.py --rows 100000 1000000
     python benchmarks/memory.py --rows 100000 1000000 5000000 --folder /somewhere/with/30GB
+    python benchmarks/memory.py --rows 5000000 --depth 3 --min-windows 4 --text-bytes 64      # up to 262,144 leaves
 """
 
 import argparse
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--branching", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--min-windows", type=int, default=32, help="cluster.min_windows")
     parser.add_argument("--part-rows", type=int, default=8192)
     parser.add_argument("--text-bytes", type=int, default=2048, help="of a window; enough that the smallest corpus fills a mapper")
     parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
@@ -57,7 +60,8 @@ def main() -> None:
         print(json.dumps(run_step(args, *args.step.split("/"))))
         return
 
-    print(f"D = {args.dim}, {args.branching} x {args.branching} tree, {args.text_bytes} bytes a window, MB at the peak")
+    shape = " x ".join([str(args.branching)] * args.depth)
+    print(f"D = {args.dim}, {shape} tree, {args.text_bytes} bytes a window, MB at the peak")
     head = f"{'step':<10}{'windows':>10}{'private':>9}{'/ smallest':>12}{'resident':>10}{'driver':>9}{'seconds':>9}  target"
     print(head, flush=True)
     smallest: dict[str, float] = {}
@@ -69,11 +73,12 @@ def main() -> None:
                 if stage in MEASURED and corpus != "few":
                     growth = found["private"] / smallest.setdefault(stage, found["private"])
                     others = f"{found['resident']:>10.0f}{found['driver']:>9.0f}{found['seconds']:>9.1f}"
-                    print(f"{stage:<10}{num_rows:>10}{found['private']:>9.0f}{growth:>12.2f}{others}  flat", flush=True)
+                    leaves = f", {found['leaves']:,} leaves" if stage == "cluster" else ""
+                    print(f"{stage:<10}{num_rows:>10}{found['private']:>9.0f}{growth:>12.2f}{others}  flat{leaves}", flush=True)
 
 
 def measure(args: argparse.Namespace, stage: str, corpus: str, workdir: str) -> dict[str, float]:
-    options = ("dim", "branching", "part_rows", "text_bytes")
+    options = ("dim", "branching", "depth", "min_windows", "part_rows", "text_bytes")
     flags = [text for name in options for text in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -92,7 +97,8 @@ def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, flo
         step.run(engine)
         seconds = time.monotonic() - started
     driver = high_water(os.getpid())["VmHWM"]
-    return {"private": peak["RssAnon"] / 1e6, "resident": peak["VmHWM"] / 1e6, "driver": driver / 1e6, "seconds": seconds}
+    found = {"private": peak["RssAnon"] / 1e6, "resident": peak["VmHWM"] / 1e6, "driver": driver / 1e6, "seconds": seconds}
+    return found | ({"leaves": step.manifest["leaves"]} if stage == "cluster" else {})
 
 
 @contextmanager
@@ -137,7 +143,7 @@ def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int = 1) 
             "generalist": {"paths": [source["generalist"]]},
             "specialists": {"few": {"paths": [source["few"]]}},
             "embed": {"model": "lsi", "dim": args.dim},
-            "cluster": {"branching": args.branching, "depth": 2},
+            "cluster": {"branching": args.branching, "depth": args.depth, "min_windows": args.min_windows},
             "weights": {"estimator": "natural", "bootstrap": 0},
             # So that the smallest corpus fills shards too: what is bounded by a shard must not look as if it grew.
             "sample": {"budget_tokens": budget_tokens, "shard_bytes": 16 << 20},
@@ -164,6 +170,7 @@ def write_corpora(args: argparse.Namespace, config: Config, num_rows: int) -> No
                 "window": np.zeros(num, np.int32),
                 "text": texts(letters[number % 4096 :], num, args.text_bytes),
                 "tokens": np.full(num, _TOKENS, np.int32),
+                "near_copies": np.ones(num, np.int32),
                 "source": ["synthetic"] * num,
                 "metadata": ["{}"] * num,
             }
