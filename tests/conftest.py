@@ -16,6 +16,11 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, prin
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
+# A folder for each of the processes that share the suite: Ray notes there which cluster jobs of this machine join.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["RAY_TMPDIR"] = f"/tmp/ray-{worker}"
+    Path(os.environ["RAY_TMPDIR"]).mkdir(exist_ok=True)
+
 # One token for every Ray of the suite: Ray reads it once in each process.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -337,6 +337,8 @@ def _recorded_cluster() -> str | None:
 
 def _name(item: Any) -> str:
     """What an item of work calls itself."""
+    if isinstance(item, list) and item:
+        return _name(item[0]) + (f" and {len(item) - 1} more" if len(item) > 1 else "")
     return str(item if isinstance(item, str | int) else getattr(item, "name", None) or type(item).__name__)
 
 

@@ -1,11 +1,13 @@
 """Fit the tree: hierarchical k-means, level by level, each node on a hash-chosen sample of its windows (CRISP, 2410.03735).
 
 A level is one shuffle. Its mappers send the windows that they read down the tree so far, and keep of each node's windows those
-whose hash is low enough; its reducers each fit one node. So a worker holds the sample of one node, however large the corpus.
+whose hash is low enough; its reducers fit a node each, or many small ones. So a worker holds the sample of one large node, however
+large the corpus.
 
 Shapes: N windows, D width, K children of a node.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +26,9 @@ from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 from pipeline.tree import Tree, fan_out
 
-# Parts are read in this many groups: enough to spread over workers, few enough that pieces (groups × nodes) stay countable.
+# Parts are read in this many groups: enough to spread over workers, few enough that pieces (groups × runs of nodes) stay countable.
 _MAP_GROUPS = 64
+_RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small
 # A node's size is itself an estimate from a sample; this much more is let through, and the reducer cuts to the number wanted.
 _SLACK = 1.1
 
@@ -74,22 +77,40 @@ def _grow(
     """The tree with one level more, or None when no node of the deepest level can be split."""
     fan = {int(node): _fan_out(tree, int(node), settings) for node in np.flatnonzero(tree.level_V == level)}
     nodes = [node for node, num_children in fan.items() if num_children > 1]
-    threads = engine.threads_for(len(nodes))
     work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
+    runs = _runs(nodes, work, _RUNS_PER_WORKER * engine.num_workers)
+    threads = engine.threads_for(len(runs))
     fits: dict[int, KMeansFit] = {}
-    for index, fit in engine.shuffle(
+    for index, of_run in engine.shuffle(
         _sample_parts,
         groups(parts, _MAP_GROUPS),
-        _fit_node,
-        nodes,
+        _fit_nodes,
+        runs,
         title=f"cluster level {level + 1}",
-        unit="nodes",
+        unit="runs of nodes",
         shared=(work, embeddings, threads),
         threads=threads,
     ):
-        if len(fit.centroid_KD) > 1:  # a node of equal vectors is a leaf
-            fits[nodes[index]] = fit
+        # A node of equal vectors is a leaf.
+        fits |= {node: fit for node, fit in zip(runs[index], of_run, strict=True) if len(fit.centroid_KD) > 1}
     return tree.grow(fits) if fits else None
+
+
+def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]:
+    """The nodes in runs, each fitted by one worker: at least so many, where there are nodes for them, and none of more windows than
+    the largest node has. What comes of a node does not depend on those beside it.
+    """
+    windows = [min(work.num_windows(node), work.tree.size_V[node]) for node in nodes]
+    most = min(max(windows, default=0), sum(windows) / least)
+    runs: list[list[int]] = []
+    held = 0.0
+    for node, num_windows in zip(nodes, windows, strict=True):
+        if not runs or held + num_windows > most:
+            runs.append([])
+            held = 0.0
+        runs[-1].append(node)
+        held += num_windows
+    return runs
 
 
 def _fan_out(tree: Tree, node: int, settings: config.Cluster) -> int:
@@ -126,7 +147,7 @@ class LevelFit:
 
     def fit(self, node: int, pieces: Sequence[Piece], threads: int) -> KMeansFit:
         """The children of one node, from its lowest hashes: the same for any order or split of the pieces."""
-        u_N, key_N, x_ND = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+        u_N, key_N, x_ND = _joined(pieces)
         order_N = np.lexsort((key_N, u_N))[: self.num_windows(node)]
         return fit_kmeans(
             x_ND[order_N],
@@ -139,11 +160,21 @@ class LevelFit:
         )
 
 
-def _sample_parts(parts: Sequence[str], nodes: Sequence[int], work: LevelFit, embeddings: Folder, _threads: int) -> list[Piece]:
-    """The pieces of several parts, joined node by node."""
+def _sample_parts(
+    parts: Sequence[str], runs: Sequence[Sequence[int]], work: LevelFit, embeddings: Folder, _threads: int
+) -> list[list[Piece]]:
+    """The pieces of several parts, joined node by node, for each run of nodes."""
+    nodes = [node for run in runs for node in run]
     of_parts = [work.sample(*read_embeddings(embeddings, name), nodes) for name in parts]
-    return [tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True)) for pieces in zip(*of_parts, strict=True)]
+    joined = iter(_joined(pieces) for pieces in zip(*of_parts, strict=True))
+    return [list(itertools.islice(joined, len(run))) for run in runs]
 
 
-def _fit_node(node: int, pieces: Sequence[Piece], work: LevelFit, _embeddings: Folder, threads: int) -> KMeansFit:
-    return work.fit(node, pieces, threads)
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    return tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True))
+
+
+def _fit_nodes(
+    nodes: Sequence[int], pieces: Sequence[Sequence[Piece]], work: LevelFit, _embeddings: Folder, threads: int
+) -> list[KMeansFit]:
+    return [work.fit(node, of_node, threads) for node, of_node in zip(nodes, zip(*pieces, strict=True), strict=True)]

@@ -1,0 +1,90 @@
+"""How much faster two workers are than one: the embed stage (MiniLM, real text) and the assign stage (synthetic vectors).
+
+Efficiency is t(1) / (2 t(2)). Two cores of one machine share its memory, and often its units of arithmetic, so the rival is the
+machine's own: bare matrix products in one process, and in two processes that share the work, in the same run.
+
+    python benchmarks/scaling.py --documents 250 --rows 2000000
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from corpus import interleaved, own_ray
+from memory import settings as synthetic_settings
+from memory import write_corpora
+from stage_embed import settings as embed_settings
+from threadpoolctl import threadpool_limits
+
+from pipeline.config import Config
+from pipeline.engine import Engine
+from pipeline.run import Run, plan
+
+_PRODUCTS = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=250)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    print(f"median of {args.repeats}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"{'what':<44}{'one, s':>9}{'two, s':>9}{'efficiency':>12}{'machine':>9}{'ratio':>7}  target")
+    with multiprocessing.get_context("spawn").Pool(2) as pool, own_ray(), tempfile.TemporaryDirectory() as workdir:
+        pool.map(_multiply, [1, 1])
+        bare = (
+            lambda: pool.map(_multiply, [_PRODUCTS], chunksize=1),
+            lambda: pool.map(_multiply, [_PRODUCTS // 2] * 2, chunksize=1),
+        )
+        text = argparse.Namespace(model="bundled:all-MiniLM-L6-v2", documents=args.documents, tokens=256, parts=16)
+        config = embed_settings(text, f"{workdir}/text")
+        with Engine(config.engine) as engine:
+            plan(config).step("prepare", "generalist").run(engine)
+        report(f"embed, {plan(config).step('prepare', 'generalist').manifest['windows']:,} windows", config, "embed", bare, args)
+
+        shape = argparse.Namespace(
+            dim=args.dim, branching=64, depth=2, min_windows=32, part_rows=8192, text_bytes=16, folder=f"{workdir}/vectors"
+        )
+        os.mkdir(shape.folder)
+        config = synthetic_settings(shape, shape.folder)
+        write_corpora(shape, config, args.rows)
+        with Engine(config.engine) as engine:
+            plan(config).step("cluster").run(engine)
+        report(f"assign, {args.rows:,} vectors of {args.dim}", config, "assign", bare, args)
+
+
+def report(what: str, config: Config, stage: str, bare: tuple[Callable[[], Any], ...], args: argparse.Namespace) -> None:
+    run = plan(config)
+    stages = [lambda workers=workers: again(run, stage, workers) for workers in (1, 2)]
+    for once in stages:  # with the model loaded, and the pages read
+        once()
+    one_s, two_s, bare_one_s, bare_two_s = interleaved(args.repeats, *stages, *bare)
+    efficiency, machine = one_s / (2 * two_s), bare_one_s / (2 * bare_two_s)
+    print(
+        f"{what:<44}{one_s:>9.2f}{two_s:>9.2f}{efficiency:>12.2f}{machine:>9.2f}{efficiency / machine:>7.2f}  >= 0.85", flush=True
+    )
+
+
+def again(run: Run, stage: str, workers: int) -> None:
+    step = run.step(stage, "generalist")
+    shutil.rmtree(step.folder.path, ignore_errors=True)
+    with Engine(run.config.engine.model_copy(update={"workers": workers})) as engine:
+        step.run(engine)
+
+
+def _multiply(times: int) -> None:
+    a = np.ones((1024, 1024), np.float32)
+    with threadpool_limits(1):
+        for _ in range(times):
+            a @ a
+
+
+if __name__ == "__main__":
+    main()
