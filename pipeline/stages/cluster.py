@@ -98,10 +98,10 @@ def _grow(
 
 def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]:
     """The nodes in runs, each fitted by one worker: at least so many, where there are nodes for them, and none of more windows than
-    the largest node has. What comes of a node does not depend on those beside it.
+    one node may take. What comes of a node does not depend on those beside it.
     """
     windows = [min(work.num_windows(node), work.tree.size_V[node]) for node in nodes]
-    most = min(max(windows, default=0), sum(windows) / least)
+    most = min(work.settings.fit_windows, sum(windows) / least)
     runs: list[list[int]] = []
     held = 0.0
     for node, num_windows in zip(nodes, windows, strict=True):
