@@ -10,20 +10,23 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from corpus import interleaved, own_ray
+from corpus import timed
 from memory import settings as synthetic_settings
 from memory import write_corpora
 from stage_embed import settings as embed_settings
 from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
+from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
-from pipeline.run import Run, plan
+from pipeline.run import plan
+from pipeline.step import Step
 
 _PRODUCTS = 60
 
@@ -37,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"median of {args.repeats}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"{'what':<44}{'one, s':>9}{'two, s':>9}{'efficiency':>12}{'machine':>9}{'ratio':>7}  target")
-    with multiprocessing.get_context("spawn").Pool(2) as pool, own_ray(), tempfile.TemporaryDirectory() as workdir:
+    with multiprocessing.get_context("spawn").Pool(2) as pool, tempfile.TemporaryDirectory() as workdir:
         pool.map(_multiply, [1, 1])
         bare = (
             lambda: pool.map(_multiply, [_PRODUCTS], chunksize=1),
@@ -61,22 +64,26 @@ def main() -> None:
 
 
 def report(what: str, config: Config, stage: str, bare: tuple[Callable[[], Any], ...], args: argparse.Namespace) -> None:
-    run = plan(config)
-    stages = [lambda workers=workers: again(run, stage, workers) for workers in (1, 2)]
-    for once in stages:  # with the model loaded, and the pages read
-        once()
-    one_s, two_s, bare_one_s, bare_two_s = interleaved(args.repeats, *stages, *bare)
+    step = plan(config).step(stage, "generalist")
+    seconds: list[list[float]] = [[], [], [], []]
+    for _ in range(args.repeats):
+        for workers in (1, 2):
+            seconds[workers - 1].append(stage_s(step, workers))
+        for work, taken in zip(bare, seconds[2:], strict=True):
+            taken.append(timed(work)[0])
+    one_s, two_s, bare_one_s, bare_two_s = (statistics.median(taken) for taken in seconds)
     efficiency, machine = one_s / (2 * two_s), bare_one_s / (2 * bare_two_s)
-    print(
-        f"{what:<44}{one_s:>9.2f}{two_s:>9.2f}{efficiency:>12.2f}{machine:>9.2f}{efficiency / machine:>7.2f}  >= 0.85", flush=True
-    )
+    ratios = f"{efficiency:>12.2f}{machine:>9.2f}{efficiency / machine:>7.2f}"
+    print(f"{what:<44}{one_s:>9.2f}{two_s:>9.2f}{ratios}  >= 0.85", flush=True)
 
 
-def again(run: Run, stage: str, workers: int) -> None:
-    step = run.step(stage, "generalist")
-    shutil.rmtree(step.folder.path, ignore_errors=True)
-    with Engine(run.config.engine.model_copy(update={"workers": workers})) as engine:
-        step.run(engine)
+def stage_s(step: Step, workers: int) -> float:
+    """Seconds of the stage with so many workers, once they have loaded what they keep: the second time."""
+    with Engine(EngineSettings(address="local", workers=workers)) as engine:
+        for _ in range(2):
+            shutil.rmtree(step.folder.path, ignore_errors=True)
+            seconds, _ = timed(step.run, engine)
+    return seconds
 
 
 def _multiply(times: int) -> None:

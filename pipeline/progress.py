@@ -40,10 +40,10 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self) -> None:
-        self.done += 1
+    def advance(self, units: int = 1) -> None:
+        self.done += units
         if self._bar:
-            self._bar.advance(self._task)
+            self._bar.advance(self._task, units)
             return
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY_S and self.done < self.total:

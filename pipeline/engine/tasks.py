@@ -129,6 +129,12 @@ class Engine:
             raise ConfigError(f"engine.gpus_per_worker {num_gpus:g} is more than the {held:g} GPUs of the cluster; set it lower")
         return max(1, int(held / num_gpus))
 
+    def _most_in_flight(self, num_gpus: float) -> int:
+        """Tasks that are given to Ray at once; a Ray that was started here holds them to `engine.workers` itself."""
+        if self.settings.workers and not self._owned:
+            return self.settings.workers
+        return self._slots(num_gpus) * (1 + _QUEUED_PER_SLOT)
+
     def map(
         self,
         function: Callable[..., Any],
@@ -156,7 +162,7 @@ class Engine:
         running: dict[Any, int] = {}
 
         def refill() -> None:
-            limit = self.settings.workers or self._slots(num_gpus) * (1 + _QUEUED_PER_SLOT)  # anew: an autoscaler brings nodes
+            limit = self._most_in_flight(num_gpus)  # anew: an autoscaler brings nodes
             while len(running) < limit and (entry := next(waiting, None)) is not None:
                 index, item = entry
                 running[task.remote(function, item, *shared_refs)] = index
@@ -221,7 +227,7 @@ class Engine:
     ) -> Iterator[tuple[int, Any]]:
         """(index, result) of running tasks as they finish; after a failure no more are started, and it is raised at the end."""
         failure: BaseException | None = None
-        with Progress(title, len(items), unit) as progress:
+        with Progress(title, sum(map(_units, items)), unit) as progress:
             while True:
                 if failure is None:
                     refill()
@@ -236,7 +242,7 @@ class Engine:
                     failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
                     continue
                 self.usage.add(busy_s, rss_bytes)
-                progress.advance()
+                progress.advance(_units(items[index]))
                 yield index, result
         if failure is not None:
             raise failure
@@ -340,6 +346,11 @@ def _name(item: Any) -> str:
     if isinstance(item, list) and item:
         return _name(item[0]) + (f" and {len(item) - 1} more" if len(item) > 1 else "")
     return str(item if isinstance(item, str | int) else getattr(item, "name", None) or type(item).__name__)
+
+
+def _units(item: Any) -> int:
+    """Units of work in an item: those of a run, else one."""
+    return len(item) if isinstance(item, list) else 1
 
 
 @functools.cache

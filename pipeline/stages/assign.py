@@ -24,7 +24,8 @@ def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) ->
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         shared = (clustered.folder, prepared.folder, embedded.folder, folder)
-        parts = map_parts(engine, folder, part_names(embedded), _assign_part, title=f"assign {corpus}", shared=shared)
+        names = part_names(embedded)
+        parts = map_parts(engine, folder, names, _assign_part, title=f"assign {corpus}", shared=shared, quick=True)
         return {"corpus": corpus, "windows": sum(part["rows"] for part in parts), "parts": parts}
 
     return Step(

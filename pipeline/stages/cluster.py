@@ -87,7 +87,7 @@ def _grow(
         _fit_nodes,
         runs,
         title=f"cluster level {level + 1}",
-        unit="runs of nodes",
+        unit="nodes",
         shared=(work, embeddings, threads),
         threads=threads,
     ):

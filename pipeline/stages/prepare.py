@@ -283,7 +283,7 @@ def _cut(
     present = set(folder.names(".parquet"))
     items = cuts([part for part in planned if f"{part.name}.parquet" not in present], engine.num_workers)
     facts: dict[str, dict[str, Any]] = {}
-    for _, made in engine.map(_cut_parts, items, title=title, unit="runs", shared=shared):
+    for _, made in engine.map(_cut_parts, items, title=title, shared=shared):
         facts |= made
     return with_facts(folder, [part.name for part in planned], facts)
 

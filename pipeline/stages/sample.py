@@ -278,7 +278,7 @@ def _draw(engine: Engine, pool: Pool, draw: DrawPlan, tree: Tree, factors: Facto
     title = "draw" if pool.origin == "raw" else f"draw {pool.origin}"
     settled = _settle(engine, names, pool.assignments, draw, tree, factors, title=title)
     shared = (pool.windows, pool.assignments, pool.draws, draw, settled, factors)
-    return map_parts(engine, pool.draws, names, _draw_part, title=title, shared=shared)
+    return map_parts(engine, pool.draws, names, _draw_part, title=title, shared=shared, quick=True)
 
 
 def _settle(
