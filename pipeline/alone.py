@@ -92,19 +92,19 @@ class Alone:
         return next(number for number in itertools.count(listed) if not self._records.exists(_name(number + 1)))
 
     def _wait_for_end(self, number: int) -> None:
-        before = self._records.read_json(_name(number))
-        if before["state"] != "running" or _is_gone(before["process"]):
+        before = self._records.read_json(_name(number)) or {"state": "running"}  # none yet: it is just being written
+        if before["state"] != "running" or _is_gone(before.get("process")):
             return
-        logger.info(f"run {number} ({before['host']}, process {before['pid']}) has not ended in {self.workdir.url}: is it alive?")
+        logger.info(f"run {number} has not ended in {self.workdir.url}: is it alive?")
         deadline = time.monotonic() + self.lease_s
         while time.monotonic() < deadline:
-            now = self._records.read_json(_name(number))
+            now = self._records.read_json(_name(number)) or before
             if now["state"] != "running":
                 return
             if now != before:
                 raise ConfigError(
-                    f"another run is at work in {self.workdir.url} since {before['started']}: process {before['pid']} on "
-                    f"{before['host']}; wait until it ends, or set another workdir"
+                    f"another run is at work in {self.workdir.url} since {now['started']}: process {now['pid']} on "
+                    f"{now['host']}; wait until it ends, or set another workdir"
                 )
             time.sleep(_POLL_S)
         logger.warning(f"run {number} gave no sign of life for {self.lease_s:g} s; going on where it was")

@@ -14,7 +14,7 @@ from pipeline import embedders
 from pipeline.alone import Alone
 from pipeline.config import GENERALIST, WINDOW_ESTIMATORS, Config, parse_config
 from pipeline.engine import Engine, Usage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import differences
 from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
@@ -233,7 +233,10 @@ def at_work(run: Run) -> Iterator[Engine]:
         ConfigError: another run is at work there.
     """
     with Alone(run.workdir) as alone, Engine(run.config.engine, alone.check) as engine:
-        run.workdir.abort_uploads()
+        try:
+            run.workdir.abort_uploads()
+        except StorageError as error:  # a role may read and write, and not list uploads
+            logger.warning(f"uploads that killed runs left are not cleaned: {error}")
         yield engine
 
 

@@ -86,7 +86,7 @@ class Folder:
         with _named_failure("read", path):
             try:
                 self._steadily(lambda: self.fs.info(path))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return False
             return True
 
@@ -167,6 +167,11 @@ class Folder:
         try:
             os.link(temporary, path)  # unlike a rename it does not replace, and the name never has less than the whole
         except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: for a moment the file is there and empty
+            with suppress(FileExistsError), open(path, "xb") as file:
+                file.write(data)
+                return True
             return False
         finally:
             os.remove(temporary)

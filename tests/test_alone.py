@@ -111,6 +111,13 @@ def test_a_process_has_its_own_workdir_already(tmp_path: Path) -> None:
     assert Folder(str(tmp_path / "runs")).names() == ["000001.json"]
 
 
+def test_a_record_that_is_just_being_written_is_no_free_workdir(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "000001.json").touch()
+    with Alone(Folder(str(tmp_path)), lease_s=0.1) as mine:  # nor is it waited for for ever
+        assert mine._number == 2
+
+
 def test_a_failed_run_says_so_and_frees_the_workdir(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Alone(Folder(str(tmp_path))):
         _ = 1 / 0
@@ -119,9 +126,15 @@ def test_a_failed_run_says_so_and_frees_the_workdir(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_a_file_is_created_once(tmp_path: Path, place: str) -> None:
-    folder = Folder(str(tmp_path) if place == "local" else f"memory://{tmp_path.name}")
+@pytest.mark.parametrize("place", ["local", "memory", "without links"])
+def test_a_file_is_created_once(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if place == "without links":
+
+        def refuse(*_: object) -> None:
+            raise PermissionError("no hard links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    folder = Folder(f"memory://{tmp_path.name}" if place == "memory" else str(tmp_path))
     assert folder.create_json("a.json", {"a": 1})
     assert not folder.create_json("a.json", {"a": 2})
     assert folder.read_json("a.json") == {"a": 1}

@@ -209,18 +209,22 @@ class Engine:
             return
         ray = self._start()
         shared_refs = [ray.put(value) for value in shared]
-        map_task = self._remote(_pieces, num_returns=len(partitions))
+        map_task = self._remote(_pieces, num_returns=1 + len(partitions))
         reduce_task = self._remote(_reduce, num_cpus=threads)
         pieces: list[list[Any]] = []
+        taken: list[Any] = []  # by the mappers
         for item in items:
-            refs = map_task.remote(mapper, item, list(partitions), *shared_refs)
-            pieces.append([refs] if len(partitions) == 1 else refs)
+            usage, *refs = map_task.remote(mapper, item, list(partitions), *shared_refs)
+            taken.append(usage)
+            pieces.append(refs)
         running = {
             reduce_task.remote(reducer, partition, len(items), *(row[index] for row in pieces), *shared_refs): index
             for index, partition in enumerate(partitions)
         }
         pieces.clear()  # the reducers hold them now, so that each is freed when its reducer is done
         yield from self._finished(running, lambda: None, partitions, title=title, unit=unit)
+        for busy_s, rss_bytes in ray.get(taken):
+            self.usage.add(busy_s, rss_bytes)
 
     def _finished(
         self, running: dict[Any, int], refill: Callable[[], None], items: Sequence[Any], *, title: str, unit: str
@@ -393,10 +397,10 @@ def _run(function: Callable[..., Any], item: Any, *shared: Any) -> tuple[Any, fl
 
 
 def _pieces(mapper: Callable[..., Sequence[Any]], item: Any, partitions: list[Any], *shared: Any) -> Any:
-    _single_threaded()
-    pieces = tuple(mapper(item, partitions, *shared))
+    """What the mapper took, and its pieces."""
+    pieces, busy_s, rss_bytes = _measured(lambda: tuple(mapper(item, partitions, *shared)))
     assert len(pieces) == len(partitions)
-    return pieces[0] if len(pieces) == 1 else pieces
+    return (busy_s, rss_bytes), *pieces
 
 
 def _reduce(reducer: Callable[..., Any], partition: Any, num_pieces: int, *rest: Any) -> tuple[Any, float, int]:

@@ -1,0 +1,111 @@
+"""Several hosts on one machine: network namespaces with addresses and links of their own, one of which is cut off in the middle.
+
+Where namespaces cannot be made (no root, no `ip`) nothing is tested here; tests/test_nodes.py has the same on loopback.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import topic_run
+from nodes import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).parent.parent
+RAY = Path(sys.executable).parent / "ray"
+NET = "10.213.77"
+_QUICK = '{"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}'
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@contextmanager
+def network(hosts: int) -> Iterator[list[str]]:
+    """A bridge with this process's namespace as .1, and the names of namespaces with a host each, from .2 on."""
+    names = [f"crispwrap{number}" for number in range(hosts)]
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    try:
+        ip("link", "add", "crispwrapbr", "type", "bridge")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network of our own can be made here: {error.stderr.strip()}")
+    try:
+        ip("addr", "add", f"{NET}.1/24", "dev", "crispwrapbr")
+        ip("link", "set", "crispwrapbr", "up")
+        for number, name in enumerate(names):
+            ip("netns", "add", name)
+            ip("link", "add", f"{name}o", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", f"{name}o", "master", "crispwrapbr", "up")
+            for words in (f"addr add {NET}.{number + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                ip("-n", name, *words.split())
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        ip("link", "del", "crispwrapbr")
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def shards(workdir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((workdir / "shards").iterdir())}
+
+
+def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_path: Path) -> None:
+    config = topic_run(tmp_path, 120) | {"prepare": {"part_documents": 10}}
+    workdir = Path(config["workdir"])
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = bare | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0"}
+    file = tmp_path / "run.yaml"
+
+    def curate(address: str, log: Path) -> "subprocess.Popen[bytes]":
+        file.write_text(yaml.safe_dump(config | {"engine": {"address": address, "workers": 2}}), encoding="utf-8")
+        with log.open("wb") as out:
+            command = [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(file)]
+            return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+
+    assert curate("local", tmp_path / "clean.log").wait() == 0, (tmp_path / "clean.log").read_text()
+    clean = shards(workdir)
+    shutil.rmtree(workdir)
+    with ExitStack() as stack:
+        hosts = stack.enter_context(network(3))
+        head = [str(RAY), "start", "--head", "--block", f"--node-ip-address={NET}.1", "--port=26379", "--num-cpus=0"]
+        head += ["--include-dashboard=false", f"--system-config={_QUICK}"]
+        # Not below tmp_path: Ray puts sockets there, and their paths may have 107 bytes at most.
+        folders = [stack.enter_context(tempfile.TemporaryDirectory(prefix="ray")) for _ in range(4)]
+        stack.enter_context(started([*head, f"--temp-dir={folders[0]}"], environment, tmp_path / "head.log"))
+        wait_until(lambda: "Ray runtime started" in (tmp_path / "head.log").read_text(), timeout_s=90)
+        for number, name in enumerate(hosts):
+            node = ["ip", "netns", "exec", name, str(RAY), "start", "--block", f"--address={NET}.1:26379", "--num-cpus=1"]
+            node += [f"--node-ip-address={NET}.{number + 2}", "--object-store-memory=134217728"]
+            stack.enter_context(started(node, environment, tmp_path / f"{name}.log"))
+            wait_until(lambda name=name: "Ray runtime started" in (tmp_path / f"{name}.log").read_text(), timeout_s=90)
+        job = curate(f"{NET}.1:26379", tmp_path / "job.log")
+        wait_until(lambda: any((workdir / "embed").glob("*/*")) or job.poll() is not None)
+        ip("link", "set", f"{hosts[0]}o", "down")  # the host lives, and nobody hears of it
+        assert job.wait(timeout=240) == 0, (tmp_path / "job.log").read_text()
+    assert shards(workdir) == clean
