@@ -33,6 +33,14 @@ TOPICS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that the processes that share the suite end together."""
+    slow = {item.path: 0 for item in items}
+    for item in items:
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
+
+
 def topic_documents(topic: str, count: int, seed: int = 0, words: int = 120) -> list[dict[str, Any]]:
     """Documents of words of one topic: a mixture that is planted, so that it can be checked."""
     chooser = random.Random(f"{topic}-{seed}")

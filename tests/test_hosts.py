@@ -6,14 +6,14 @@ Where namespaces cannot be made (no root, no `ip`) nothing is tested here; tests
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import topic_run
@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 RAY = Path(sys.executable).parent / "ray"
 NET = "10.213.77"
+# A connection that nobody closes is given up after so long; by default after seven minutes.
+_KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "5000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 _QUICK = '{"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}'
 
 
@@ -63,12 +65,13 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        _, alive = psutil.wait_procs(everything, timeout=10)
+        for left in alive:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait()
 
 
 def shards(workdir: Path) -> dict[str, bytes]:
@@ -79,7 +82,12 @@ def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_pa
     config = topic_run(tmp_path, 120) | {"prepare": {"part_documents": 10}}
     workdir = Path(config["workdir"])
     bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = bare | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0"}
+    environment = bare | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_worker_niceness": "0",
+        **_KEEPALIVE,
+    }
     file = tmp_path / "run.yaml"
 
     def curate(address: str, log: Path) -> "subprocess.Popen[bytes]":
@@ -108,4 +116,5 @@ def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_pa
         wait_until(lambda: any((workdir / "embed").glob("*/*")) or job.poll() is not None)
         ip("link", "set", f"{hosts[0]}o", "down")  # the host lives, and nobody hears of it
         assert job.wait(timeout=240) == 0, (tmp_path / "job.log").read_text()
+        ip("link", "set", f"{hosts[0]}o", "up")  # so that its processes hear that they should end
     assert shards(workdir) == clean

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,14 +85,18 @@ class Mds(Format):
         del tokenizer
         from streaming import MDSWriter
 
-        below = folder.child(f"{shard.number:05d}")
-        below.remove_all()  # the writer refuses a folder that holds something
+        from pipeline.refining.folders import put_whole
+
+        below = f"{shard.number:05d}"
         columns = {name: "int" if name == "cluster" else "str" for name in self._COLUMNS}
         rows = shard.table(self._COLUMNS).to_pylist()
-        with MDSWriter(out=below.url, columns=columns, compression="zstd", hashes=["sha256"], progress_bar=False) as writer:
-            for row in rows:
-                writer.write(row)
-        return {"rows": len(rows), "files": [f"{shard.number:05d}/{name}" for name in below.files()]}
+        with put_whole(folder) as place:
+            out = os.path.join(place, below)
+            with MDSWriter(out=out, columns=columns, compression="zstd", hashes=["sha256"], progress_bar=False) as writer:
+                for row in rows:
+                    writer.write(row)
+            files = [f"{below}/{name}" for name in sorted(os.listdir(out))]
+        return {"rows": len(rows), "files": files}
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
         del manifest

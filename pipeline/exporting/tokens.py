@@ -22,12 +22,14 @@ class _Tokenized(Format):
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
+        from pipeline.refining.folders import put_whole
+
         texts = shard.table(["text"])["text"].to_pylist()
-        with tempfile.TemporaryDirectory() as local:
+        with tempfile.TemporaryDirectory() as local, put_whole(folder) as place:
             path = os.path.join(local, "tokenizer.json")
             with open(path, "w", encoding="utf-8") as file:
                 file.write(tokenizer.json)
-            step = self.step(folder, path, tokenizer.eos_token)
+            step = self.step(place, path, tokenizer.eos_token)
             step.tokenizer  # noqa: B018 read it while the file is there, and under its path
             step.tokenizer_name_or_path = tokenizer.name
             step.run(_documents(texts), rank=shard.number, world_size=shard.of)
@@ -36,8 +38,8 @@ class _Tokenized(Format):
         return {"rows": len(texts), "tokens": tokens, "files": [f"{name}{ending}" for ending in self.endings]}
 
     @abstractmethod
-    def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
-        """datatrove's writer."""
+    def step(self, place: str, path: str, eos_token: str | None) -> Any:
+        """datatrove's writer to a folder of this machine, with the tokenizer at a path."""
 
     @abstractmethod
     def file(self, number: int) -> str:
@@ -50,10 +52,10 @@ class Megatron(_Tokenized):
     name = "megatron"
     endings = (".bin", ".idx")
 
-    def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
+    def step(self, place: str, path: str, eos_token: str | None) -> Any:
         from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
 
-        return MegatronDocumentTokenizer(folder.url, tokenizer_name_or_path=path, eos_token=eos_token)
+        return MegatronDocumentTokenizer(place, tokenizer_name_or_path=path, eos_token=eos_token)
 
     def file(self, number: int) -> str:
         return f"{number:05d}_tokens"
@@ -75,10 +77,10 @@ class Nanotron(_Tokenized):
     name = "nanotron"
     endings = (".ds", ".ds.index", ".ds.metadata")
 
-    def step(self, folder: Folder, path: str, eos_token: str | None) -> Any:
+    def step(self, place: str, path: str, eos_token: str | None) -> Any:
         from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
 
-        return DocumentTokenizer(folder.url, path, eos_token=eos_token, shuffle_documents=False)
+        return DocumentTokenizer(place, path, eos_token=eos_token, shuffle_documents=False)
 
     def file(self, number: int) -> str:
         return f"{number:05d}_unshuffled"
