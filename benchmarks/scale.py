@@ -1,11 +1,11 @@
-"""What each stage costs by the size of the corpus, and what that comes to on clusters that nobody has lent us.
+"""What each stage costs by the size of the corpus.
 
 Whole runs over the first documents of the generalist corpus, each in a Ray of its own. Of each stage: the core-seconds that its
 tasks took (work that any number of workers share), and what it took beside them, its time less that work over the workers: what the
-driver does alone, what starts and ends a stage, and workers that wait for the last. Both are fitted by a line through the sizes;
-the simulation gives larger corpora to more cores. It assumes storage that keeps up, and lines that go on as lines: docs/scale.md.
+driver does alone, what starts and ends a stage, and, in runs of few parts, workers that wait for the last. Both are fitted by a line
+through the sizes. The latter line must not be drawn out to large corpora: its waiting grows with parts only while they are few.
 
-    python benchmarks/scale.py --documents 4000 16000 64000
+    python benchmarks/scale.py --documents 4000 12000 36000
 """
 
 import argparse
@@ -20,10 +20,6 @@ from corpus import SPECIALIST, corpus_file
 
 from pipeline.config import parse_config
 from pipeline.run import curate
-
-SIZES = (1e8, 1e9, 1e10, 1e11)
-CLUSTERS = (10, 100, 1000)
-CORES_A_NODE = 32
 
 
 @dataclass
@@ -75,16 +71,6 @@ def main() -> None:
     largest = found[-1]
     told = sum(work[stage].at(millions[-1]) / largest["workers"] + beside[stage].at(millions[-1]) for stage in stages)
     print(f"told {told:.0f} s, measured {sum(one['seconds'] for one in largest['stages'].values()):.0f} s")
-    print(f"\nsimulated hours (and the share of what one process does), nodes of {CORES_A_NODE} such cores")
-    print(f"{'windows':>10}" + "".join(f"{f'{nodes} nodes':>20}" for nodes in CLUSTERS) + f"{'core-hours':>14}{'TB':>9}")
-    for size in SIZES:
-        row = f"{size:>10.0e}"
-        total = sum(line.at(size / 1e6) for line in work.values())
-        alone = sum(line.at(size / 1e6) for line in beside.values())
-        for nodes in CLUSTERS:
-            seconds = total / (nodes * CORES_A_NODE) + alone
-            row += f"{f'{seconds / 3600:,.1f} ({alone / seconds:.0%})':>20}"
-        print(row + f"{total / 3600:>14,.0f}{size * sum(bytes_a_window.values()) / 1e12:>9.2f}")
 
 
 def measured(args: argparse.Namespace, documents: int, workdir: str) -> dict[str, Any]:
