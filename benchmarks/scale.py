@@ -2,8 +2,8 @@
 
 Whole runs over the first documents of the generalist corpus, each in a Ray of its own. Of each stage: the core-seconds that its
 tasks took (work that any number of workers share), and what it took beside them, its time less that work over the workers: what the
-driver does alone, what starts and ends a stage, and, in runs of few parts, workers that wait for the last. Both are fitted by a line
-through the sizes. The latter line must not be drawn out to large corpora: its waiting grows with parts only while they are few.
+driver does alone, what starts and ends a stage, and, in runs of few parts, workers that wait for the last. Both are fitted by a
+line through the sizes. The latter must not be drawn out to large corpora: its waiting grows with parts only while they are few.
 
     python benchmarks/scale.py --documents 4000 12000 36000
 """
