@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from conftest import topic_run
+from conftest import shard_bytes, topic_run
 from fake_endpoint import FakeEndpoint
 from nodes import KINDS, Kill, Nodes
 
@@ -33,10 +33,6 @@ def config_of(folder: Path, url: str) -> dict[str, Any]:
         "rephrase": endpoint,
         "schedule": {"ending": {"share": 0.2, "weights": {"sharpness": 1.0}}},
     }
-
-
-def shards(workdir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((workdir / "shards").iterdir())}
 
 
 def main() -> None:
@@ -54,13 +50,13 @@ def main() -> None:
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         if nodes.start(file, folder / "clean.log").wait():
             sys.exit((folder / "clean.log").read_text())
-        clean = shards(workdir)
+        clean = shard_bytes(workdir)
         while len(killed) < args.kills:
             shutil.rmtree(workdir)
             some = list(itertools.islice(kinds, min(12, args.kills - len(killed))))
             log = folder / f"{runs}.log"
             of_run, stopped = nodes.torment(file, log, some, most_pause_s=3.0)
-            same = shards(workdir) == clean
+            same = shard_bytes(workdir) == clean
             killed, gave_up, runs, different = killed + of_run, gave_up + stopped, runs + 1, different + (not same)
             print(f"run {runs}: {len(of_run)} killed, {len(killed)} in all, {'same' if same else 'DIFFERENT'} bytes", flush=True)
     for kind in KINDS:

@@ -109,15 +109,13 @@ def map_parts(
     """
     present = set(folder.names(".parquet"))
     todo = [name for name in names if f"{name}.parquet" not in present]
-    facts: dict[str, dict[str, Any]] = {}
+    runs = [[name] for name in todo]
     if quick and todo:
         runs = groups(todo, max(-(-len(todo) // _QUICK_PARTS), _RUNS_PER_WORKER * engine.num_workers))
-        made = functools.partial(_make_run, function)
-        for index, results in engine.map(made, runs, title=title, unit=unit, shared=shared, num_gpus=num_gpus):
-            facts |= zip(runs[index], results, strict=True)
-    else:
-        for index, result in engine.map(function, todo, title=title, unit=unit, shared=shared, num_gpus=num_gpus):
-            facts[todo[index]] = result
+    facts: dict[str, dict[str, Any]] = {}
+    made = functools.partial(_make_run, function)
+    for index, results in engine.map(made, runs, title=title, unit=unit, shared=shared, num_gpus=num_gpus):
+        facts |= zip(runs[index], results, strict=True)
     return with_facts(folder, names, facts)
 
 

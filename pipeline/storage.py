@@ -179,12 +179,12 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """The value of a JSON file, or None where there is none, or a damaged one: whoever wrote it writes it again."""
-        if not self.exists(name):
-            return None
-        try:
-            return json.loads(self.read_bytes(name))
-        except ValueError:
-            return None
+        path = self.file(name)
+        with _named_failure("read", path):
+            try:
+                return json.loads(self._steadily(lambda: self.fs.cat_file(path)))
+            except (FileNotFoundError, NotADirectoryError, ValueError):
+                return None
 
     def write_table(
         self, name: str, table: pa.Table, schema: pa.Schema, facts: dict[str, Any] | None = None, **options: Any

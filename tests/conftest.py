@@ -41,6 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+def shard_bytes(workdir: str | Path) -> dict[str, bytes]:
+    """The published shards and their manifest, by name."""
+    return {path.name: path.read_bytes() for path in sorted((Path(workdir) / "shards").iterdir())}
+
+
 def topic_documents(topic: str, count: int, seed: int = 0, words: int = 120) -> list[dict[str, Any]]:
     """Documents of words of one topic: a mixture that is planted, so that it can be checked."""
     chooser = random.Random(f"{topic}-{seed}")

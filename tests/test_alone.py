@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
 import pytest
+from nodes import wait_until
 
 from pipeline import alone
 from pipeline.alone import Alone
@@ -98,7 +98,7 @@ def test_a_run_that_was_taken_over_is_told(tmp_path: Path) -> None:
     with Alone(folder, beat_s=0.02) as first:
         first.check()
         assert folder.child("runs").create_json("000002.json", {"state": "running"})
-        _wait(lambda: first._lost)
+        wait_until(lambda: first._lost)
         with pytest.raises(RunError, match="another run has taken over"):
             first.check()
         with Alone(folder) as inner, pytest.raises(RunError, match="another run has taken over"):
@@ -139,10 +139,3 @@ def test_a_file_is_created_once(tmp_path: Path, place: str, monkeypatch: pytest.
     assert not folder.create_json("a.json", {"a": 2})
     assert folder.read_json("a.json") == {"a": 1}
     assert folder.names() == ["a.json"]
-
-
-def _wait(until: Callable[[], bool]) -> None:
-    import time
-
-    while not until():
-        time.sleep(0.01)

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import topic_run
+from conftest import shard_bytes, topic_run
 from nodes import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -74,10 +74,6 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
         process.wait()
 
 
-def shards(workdir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((workdir / "shards").iterdir())}
-
-
 def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_path: Path) -> None:
     config = topic_run(tmp_path, 120) | {"prepare": {"part_documents": 10}}
     workdir = Path(config["workdir"])
@@ -97,7 +93,7 @@ def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_pa
             return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
 
     assert curate("local", tmp_path / "clean.log").wait() == 0, (tmp_path / "clean.log").read_text()
-    clean = shards(workdir)
+    clean = shard_bytes(workdir)
     shutil.rmtree(workdir)
     with ExitStack() as stack:
         hosts = stack.enter_context(network(3))
@@ -117,4 +113,4 @@ def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_pa
         ip("link", "set", f"{hosts[0]}o", "down")  # the host lives, and nobody hears of it
         assert job.wait(timeout=240) == 0, (tmp_path / "job.log").read_text()
         ip("link", "set", f"{hosts[0]}o", "up")  # so that its processes hear that they should end
-    assert shards(workdir) == clean
+    assert shard_bytes(workdir) == clean

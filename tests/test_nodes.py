@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import topic_run
+from conftest import shard_bytes, topic_run
 from nodes import KINDS, Nodes, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -26,10 +26,6 @@ def config_of(folder: Path) -> tuple[Path, Path]:
     return file, Path(config["workdir"])
 
 
-def shards(workdir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((workdir / "shards").iterdir())}
-
-
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, bytes]]:
     """A run on a cluster of one node: its config file, its workdir and its shards."""
@@ -37,7 +33,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     file, workdir = config_of(folder)
     with Nodes(1, cpus=2) as nodes:
         assert nodes.start(file, folder / "clean.log").wait() == 0, (folder / "clean.log").read_text()
-    return file, workdir, shards(workdir)
+    return file, workdir, shard_bytes(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ def test_three_nodes_give_the_bytes_of_one(clean: tuple[Path, Path, dict[str, by
     file, workdir, wanted = clean
     shutil.rmtree(workdir)
     assert three.start(file, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
-    assert shards(workdir) == wanted
+    assert shard_bytes(workdir) == wanted
 
 
 def test_a_node_that_dies_in_the_middle_of_each_stage_changes_no_byte(
@@ -69,7 +65,7 @@ def test_a_node_that_dies_in_the_middle_of_each_stage_changes_no_byte(
             if not done(workdir, stage, by=three.killed_at):
                 left.remove(stage)
         assert job.wait() == 0, log.read_text()
-        assert shards(workdir) == wanted
+        assert shard_bytes(workdir) == wanted
         if not left:
             return
     pytest.fail(f"{left} were over each time")
@@ -94,7 +90,7 @@ def test_whatever_is_killed_at_random_changes_no_byte(
     shutil.rmtree(workdir)
     killed, _ = three.torment(file, tmp_path / "log", [*KINDS, *KINDS], most_pause_s=2.5)
     assert {kill.kind for kill in killed} == set(KINDS)
-    assert shards(workdir) == wanted
+    assert shard_bytes(workdir) == wanted
 
 
 PLACED = """

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import topic_documents, write_jsonl
+from conftest import shard_bytes, topic_documents, write_jsonl
 from fake_endpoint import Call, FakeEndpoint, Reply, rewriting
 
 import pipeline
@@ -56,10 +56,6 @@ def run(raw: dict[str, Any], until: str = "sample") -> pipeline.Run:
 
 def shards_of(made: pipeline.Run) -> pa.Table:
     return pa.concat_tables(pq.read_table(made.shards.file(name)) for name in made.shards.names(".parquet"))
-
-
-def shard_bytes(workdir: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((Path(workdir) / "shards").iterdir())}
 
 
 def table_of(made: pipeline.Run, name: str) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import TOPICS, topic_documents, write_jsonl
+from conftest import TOPICS, shard_bytes, topic_documents, write_jsonl
 
 import pipeline
 from pipeline.errors import ConfigError, InputError
@@ -34,10 +34,6 @@ def run(raw: dict[str, Any], until: str = "sample") -> pipeline.Run:
 
 def rows_of(made: pipeline.Run) -> pa.Table:
     return pa.concat_tables(pq.read_table(made.shards.file(name)) for name in made.shards.names(".parquet"))
-
-
-def shard_bytes(workdir: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((Path(workdir) / "shards").iterdir())}
 
 
 def other_workdir(raw: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from conftest import topic_run
 from faulty_s3 import FAULTS, FaultyS3
+from nodes import wait_until
 
 from pipeline import alone, run
 from pipeline.alone import Alone
@@ -161,7 +161,7 @@ def test_a_run_on_a_store_with_faults_is_that_on_a_disk(s3: FaultyS3, tmp_path: 
     s3.faults.clear()
     try:
         with _started(file, tmp_path / "first.log") as first:
-            _wait(lambda: "embed generalist" in (tmp_path / "first.log").read_text() or first.poll() is not None)
+            wait_until(lambda: "embed generalist" in (tmp_path / "first.log").read_text() or first.poll() is not None)
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             os.killpg(first.pid, signal.SIGKILL)
         with _started(file, tmp_path / "second.log") as second:
@@ -203,11 +203,6 @@ def _started(config: Path, log: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, str(ROOT / "jobs" / "export.py"), "--config", str(config), "--to", "jsonl"]
     with log.open("wb") as file:
         return subprocess.Popen(command, env=os.environ.copy(), stdout=file, stderr=file, start_new_session=True)
-
-
-def _wait(until: Callable[[], bool]) -> None:
-    while not until():
-        time.sleep(0.1)
 
 
 def test_what_a_store_lastingly_refuses_is_not_tried_again(s3: FaultyS3) -> None:

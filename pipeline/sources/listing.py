@@ -85,7 +85,7 @@ def digest(url: str, kind: str) -> str:
             while block := file.read(1 << 20):
                 sha256.update(block)
             return f"sha256:{sha256.hexdigest()}"
-    except Exception as error:  # as above
+    except Exception as error:  # clients of stores have errors of their own
         raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
 
 
