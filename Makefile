@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python jobs/curate.py --config configs/demo.yaml
 
 test: $(VENV)/.dev lint
-	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GENERALIST = "generalist.jsonl.zst"
 LABELS = "generalist.labels.jsonl.zst"
 SPECIALIST = "specialists/recipes/sample.jsonl.zst"
+HELD_OUT = "specialists/recipes/test.jsonl.zst"
 
 
 def corpus_file(name: str = GENERALIST) -> str:

@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--branching", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--min-windows", type=int, default=32, help="cluster.min_windows")
+    parser.add_argument(
+        "--fit-windows", type=int, default=32_768, help="cluster.fit_windows; so few that the smallest corpus has them too"
+    )
     parser.add_argument("--part-rows", type=int, default=8192)
     parser.add_argument("--text-bytes", type=int, default=2048, help="of a window; enough that the smallest corpus fills a mapper")
     parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
@@ -78,7 +81,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, stage: str, corpus: str, workdir: str) -> dict[str, float]:
-    options = ("dim", "branching", "depth", "min_windows", "part_rows", "text_bytes")
+    options = ("dim", "branching", "depth", "min_windows", "fit_windows", "part_rows", "text_bytes")
     flags = [text for name in options for text in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -92,12 +95,14 @@ def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, flo
         tokens = plan(config).step("prepare", "generalist").manifest["tokens"]
         config = settings(args, args.folder, budget_tokens=tokens)
     step = plan(config).step(stage, corpus)
-    started = time.monotonic()
     with own_ray(), Engine(config.engine) as engine, sampled_workers() as peak:
+        engine.start()
+        started = time.monotonic()
         step.run(engine)
         seconds = time.monotonic() - started
+        usage = {name: getattr(engine.usage, name) for name in ("busy_s", "mapping_s", "driver_s")}
     driver = high_water(os.getpid())["VmHWM"]
-    found = {"private": peak["RssAnon"] / 1e6, "resident": peak["VmHWM"] / 1e6, "driver": driver / 1e6, "seconds": seconds}
+    found = {"private": peak["RssAnon"] / 1e6, "resident": peak["VmHWM"] / 1e6, "driver": driver / 1e6, "seconds": seconds, **usage}
     return found | ({"leaves": step.manifest["leaves"]} if stage == "cluster" else {})
 
 
@@ -143,7 +148,12 @@ def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int = 1) 
             "generalist": {"paths": [source["generalist"]]},
             "specialists": {"few": {"paths": [source["few"]]}},
             "embed": {"model": "lsi", "dim": args.dim},
-            "cluster": {"branching": args.branching, "depth": args.depth, "min_windows": args.min_windows},
+            "cluster": {
+                "branching": args.branching,
+                "depth": args.depth,
+                "min_windows": args.min_windows,
+                "fit_windows": args.fit_windows,
+            },
             "weights": {"estimator": "natural", "bootstrap": 0},
             # So that the smallest corpus fills shards too: what is bounded by a shard must not look as if it grew.
             "sample": {"budget_tokens": budget_tokens, "shard_bytes": 16 << 20},
@@ -183,7 +193,10 @@ def write_corpora(args: argparse.Namespace, config: Config, num_rows: int) -> No
             options: dict[str, Any] = {"compression": "none", "use_dictionary": ["key"]}
             embedded.folder.write_table(f"{name}.parquet", table, embeddings_schema(args.dim), facts, **options)
             parts.append({"name": name, **facts})
-        finish(prepared, {"windows": rows, "tokens": rows * _TOKENS, "text_bytes": rows * args.text_bytes, "parts": parts})
+        finish(
+            prepared,
+            {"documents": rows, "windows": rows, "tokens": rows * _TOKENS, "text_bytes": rows * args.text_bytes, "parts": parts},
+        )
         finish(embedded, {"windows": rows, "invalid": 0, "dim": args.dim, "hardware": [], "parts": parts})
 
 

@@ -180,13 +180,17 @@ def _guarded(work: Callable[[], None]) -> int:
 
 
 def _print_plan(plan: "Run", until: str) -> None:
+    from pipeline.costs.told import told
     from pipeline.report import console
     from pipeline.run import cost, describe, reaches
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
-    for step, state in describe(plan, until):
+    states = describe(plan, until)
+    for step, state in states:
         table.add_row(step.title, state, f"{step.stage}/{step.fingerprint}")
     console.print(table)
     console.print(f"workdir {plan.workdir.url}")
+    for line in told(plan, [step for step, _ in states]):
+        console.print(line)
     if reaches(until, "rephrase") and (said := cost(plan)):
         console.print(said)

@@ -117,6 +117,12 @@ class Embed(Section):
     dim: int = Field(256, ge=2, description="width of static and lsi vectors")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the hardware has it")
     batch_size: int = Field(32, ge=1, description="windows a batch; it changes padding, and so the last bits")
+    gpu_tokens_per_second: float = Field(
+        500_000.0,
+        gt=0,
+        json_schema_extra=_EXECUTION,
+        description="read by a GPU, for the estimate of --dry-run (transformers)",
+    )
 
 
 class Cluster(Section):
@@ -341,6 +347,13 @@ class Placement(Section):
     )
 
 
+class Prices(Section):
+    """What an hour costs, in any currency, for the estimate of --dry-run."""
+
+    core: float = Field(0.0, ge=0, json_schema_extra=_EXECUTION, description="of a worker's core, with its share of memory")
+    gpu: float = Field(0.0, ge=0, json_schema_extra=_EXECUTION, description="of a GPU")
+
+
 class Engine(Section):
     """How the work is executed; nothing here changes the output."""
 
@@ -357,6 +370,8 @@ class Engine(Section):
     placement: dict[str, Placement] = Field(
         {}, json_schema_extra=_EXECUTION, description="nodes for the tasks of a stage, by its name; others run anywhere"
     )
+
+    prices: Prices | None = Field(None, json_schema_extra=_EXECUTION, description="what an hour costs; null: none is told")
 
     @field_validator("placement")
     @classmethod

@@ -71,8 +71,18 @@ class Candidates:
     value_C: Floats  # rounded: chance of the extra copy, given the band; multinomial: time of arrival
 
     @classmethod
+    def none(cls) -> Self:
+        """Nothing seen yet."""
+        ints, keys = np.empty(0, np.int64), np.empty(0, np.uint64)
+        return cls(group_F=ints, sure_tokens_F=ints, key_C=keys, group_C=ints, tokens_C=ints, value_C=np.empty(0))
+
+    def add(self, other: Self) -> Self:
+        """Both together."""
+        return self.combine([self, other])
+
+    @classmethod
     def combine(cls, states: Iterable[Self]) -> Self:
-        """Everything in any number of states, in any order and grouping."""
+        """Everything in one or more states, in any order and grouping."""
         states = list(states)
         group_F, row = np.unique(np.concatenate([s.group_F for s in states]), return_inverse=True)
         sure_F = np.zeros(len(group_F), dtype=np.int64)

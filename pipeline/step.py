@@ -24,6 +24,10 @@ _FOOTER_READERS = 16
 # Of parts that are quick to make: at most so many in a task, and so many tasks a worker, that none waits long for the last.
 _QUICK_PARTS = 32
 _RUNS_PER_WORKER = 8
+# Of a fold the driver combines one state a group; of a shuffle it counts a piece for each group and partition.
+_LEAST_FOLD_GROUPS, _MOST_FOLD_GROUPS = 256, 1024
+MAPPER_BYTES = 32 << 20
+MOST_PIECES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ def map_parts(
     todo = [name for name in names if f"{name}.parquet" not in present]
     runs = [[name] for name in todo]
     if quick and todo:
-        runs = groups(todo, max(-(-len(todo) // _QUICK_PARTS), _RUNS_PER_WORKER * engine.num_workers))
+        runs = groups(todo, quick_tasks(len(todo), engine.num_workers))
     facts: dict[str, dict[str, Any]] = {}
     made = functools.partial(_make_run, function)
     for index, results in engine.map(made, runs, title=title, unit=unit, shared=shared, num_gpus=num_gpus):
@@ -135,6 +139,37 @@ def hash_chosen(names: Sequence[str], most: int, *, seed: int, purpose: str) -> 
     """At most so many of the names, in their order; which ones depends on their number, the seed and the purpose."""
     u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose=purpose)
     return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:most])]
+
+
+def fold_groups(engine: Engine, items: Sequence[Any]) -> list[list[Any]]:
+    """The items in runs for a fold whose result does not depend on them."""
+    return groups(items, fold_tasks(len(items), engine.num_workers))
+
+
+def mapper_groups(
+    engine: Engine, items: Sequence[Any], *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES
+) -> list[list[Any]]:
+    """The items in runs for the mappers of a shuffle that moves so much to so many partitions; see `mapper_tasks`."""
+    num_workers = engine.num_workers
+    return groups(
+        items, mapper_tasks(len(items), num_workers, moved_bytes=moved_bytes, partitions=partitions, held_bytes=held_bytes)
+    )
+
+
+def fold_tasks(num_items: int, num_workers: int) -> int:
+    """Tasks of a fold: one a worker at least, up to what a driver combines."""
+    return min(num_items, max(_LEAST_FOLD_GROUPS, num_workers), _MOST_FOLD_GROUPS)
+
+
+def mapper_tasks(num_items: int, num_workers: int, *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES) -> int:
+    """Mappers of a shuffle: each holds so much of what it moves, more only where pieces would be too many for the driver."""
+    wanted = max(4 * num_workers, round(moved_bytes / held_bytes))
+    return max(1, min(num_items, wanted, MOST_PIECES // max(1, partitions)))
+
+
+def quick_tasks(num_parts: int, num_workers: int) -> int:
+    """Tasks of a map over parts that are quick to make."""
+    return min(num_parts, max(-(-num_parts // _QUICK_PARTS), _RUNS_PER_WORKER * num_workers))
 
 
 def groups(items: Sequence[Any], num_groups: int) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine, as far as `hf://` asks: one dataset repository, over HTTP."""
+"""A Hugging Face hub on this machine, as far as `hf://` and `snapshot_download` ask: one repository, over HTTP."""
 
 import hashlib
 import json
@@ -6,17 +6,17 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class FakeHub:
-    """Serves the files of `folder` as the dataset `name`; a context manager, whose `url` is for HF_ENDPOINT."""
+    """Serves the files of `folder` as the dataset, or model, `name`; a context manager, whose `url` is for HF_ENDPOINT."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, *, kind: Literal["datasets", "models"] = "datasets") -> None:
+        self.name, self.folder, self.kind = name, folder, kind
         self.reads: list[str] = []  # paths of files of which bytes were read
         hub = self
 
@@ -46,9 +46,11 @@ class FakeHub:
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(request.path).path)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        api, files = f"/api/datasets/{self.name}", f"/datasets/{self.name}/resolve/"
+        api, files = f"/api/{self.kind}/{self.name}", f"{'/datasets' if self.kind == 'datasets' else ''}/{self.name}/resolve/"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-            return self._json(request, {"id": self.name, "sha": COMMIT, "private": False, "siblings": []})
+            names = [path.relative_to(self.folder) for path in sorted(self.folder.rglob("*")) if path.is_file()]
+            siblings = [{"rfilename": str(name)} for name in names]
+            return self._json(request, {"id": self.name, "sha": COMMIT, "private": False, "siblings": siblings})
         if path.startswith(f"{api}/paths-info/"):
             wanted = json.loads(body)["paths"]
             return self._json(request, [self._entry(self.folder / name) for name in wanted if (self.folder / name).exists()])
@@ -79,7 +81,8 @@ class FakeHub:
             data, status = data[begin:end], 206
         if request.command == "GET":
             self.reads.append(str(file.relative_to(self.folder)))
-        head = {"ETag": '"abc"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", **more}
+        tag = hashlib.sha1(str(file.relative_to(self.folder)).encode()).hexdigest()
+        head = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", **more}
         self._send(request, data, status, head)
 
     def _json(self, request: BaseHTTPRequestHandler, value: Any, status: int = 200, more: dict[str, str] | None = None) -> None:

@@ -3,6 +3,7 @@
 Used by the tests, and for longer by benchmarks/chaos.py.
 """
 
+import json
 import os
 import random
 import secrets
@@ -82,10 +83,7 @@ class Nodes:
 
     def start(self, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":
         """A job on this cluster."""
-        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--config", str(config)]
-        command += ["--set", f"engine.address={self.address}"]
-        with log.open("ab") as file:
-            return subprocess.Popen(command, stdout=file, stderr=file)
+        return start_job(self.address, config, log, job)
 
     def kill(self, kind: str, driver: "subprocess.Popen[bytes]") -> bool:
         """Kill one of the kind, at once and without warning; another node comes for one that is gone. Whether there was one."""
@@ -144,6 +142,70 @@ class Nodes:
     def _raylet(node: Any) -> psutil.Process:
         (raylet,) = node.all_processes["raylet"]
         return psutil.Process(raylet.process.pid)
+
+
+def start_job(address: str, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":
+    """A job on the cluster at the address."""
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--config", str(config), "--set", f"engine.address={address}"]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file)
+
+
+class Growing:
+    """A head without CPUs, and an autoscaler that brings up to so many nodes of one CPU for what waits; a context manager.
+
+    The nodes are Ray's own fakes of a cloud's: raylets on this machine. `ray.cluster_utils.AutoscalingCluster` is the same, but
+    stops every Ray of the machine before and after.
+    """
+
+    def __init__(self, folder: Path, *, most: int, port: int = 16_379) -> None:
+        self.folder, self.most, self.address = folder, most, f"127.0.0.1:{port}"
+
+    def __enter__(self) -> "Growing":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        host, _, port = self.address.rpartition(":")
+        config = {
+            "cluster_name": "growing",
+            "max_workers": self.most,
+            "provider": {"type": "fake_multinode", "gcs_address": self.address, "launch_multiple": True},
+            "available_node_types": {
+                "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
+                "one_cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": self.most},
+            },
+            "head_node_type": "ray.head.default",
+            "upscaling_speed": 10,
+            "idle_timeout_minutes": 10,
+            "auth": {},
+        }
+        file = self.folder / "autoscaling.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--autoscaling-config={file}"]
+        command += [f"--node-ip-address={host}", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+        command += ["--object-store-memory=200000000"]
+        env = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_worker_niceness": "0"}
+        with (self.folder / "head.log").open("ab") as log:
+            self._head = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **env})
+        wait_until(lambda: self._started() or self._head.poll() is not None)
+        assert self._head.poll() is None, (self.folder / "head.log").read_text()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        doomed = psutil.Process(self._head.pid).children(recursive=True)
+        doomed += [process for process in psutil.process_iter() if f"--gcs-address={self.address}" in _title(process)]
+        for process in [psutil.Process(self._head.pid), *doomed]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._head.wait()
+
+    def _started(self) -> bool:
+        return "Ray runtime started" in (self.folder / "head.log").read_text(errors="replace")
+
+    @property
+    def raylets(self) -> int:
+        """Nodes that are up now, and the head."""
+        titles = [_title(process) for process in psutil.process_iter()]
+        return sum("raylet/raylet" in title and f"--gcs-address={self.address}" in title for title in titles)
 
 
 def _title(process: psutil.Process) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import topic_run
+from fake_hub import COMMIT, FakeHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -25,6 +27,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import canonical_json
 from pipeline.storage import Folder
 
+ROOT = Path(__file__).parent.parent
 MINILM = "bundled:all-MiniLM-L6-v2"
 SENTENCES = [
     "The cat sat on the mat and watched the birds outside the window.",
@@ -512,3 +515,35 @@ def test_loading_before_fitting_is_a_storage_error(tmp_path: Path) -> None:
 def test_what_each_kind_is_fitted_on() -> None:
     models = (MINILM, f"static:{MINILM}", "lsi")
     assert [embedders.fits_on(Embed(model=model)) for model in models] == ["nothing", "model", "texts"]
+
+
+FETCH = """
+import sys
+from pipeline.config import Embed
+from pipeline.embedders.source import model_folder
+
+model_folder(Embed(model=sys.argv[1]))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_fetched_once_a_node(minilm_folder: str, tmp_path: Path) -> None:
+    """By a job with two workers; and by four processes at once of a node that has nothing yet."""
+    model = tmp_path / "model"
+    shutil.copytree(minilm_folder, model, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
+    settings = topic_run(tmp_path, 20) | {"embed": {"model": "org/minilm"}, "engine": {"address": "local", "workers": 2}}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    with FakeHub("org/minilm", model, kind="models") as hub:
+
+        def on(node: str) -> dict[str, str]:
+            return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / node)}
+
+        job = [sys.executable, str(ROOT / "jobs" / "embed.py"), "--config", str(tmp_path / "run.yaml")]
+        done = subprocess.run(job, env=on("a"), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert hub.reads.count("model.safetensors") == 1
+        fetches = [subprocess.Popen([sys.executable, "-c", FETCH, "org/minilm"], env=on("b")) for _ in range(4)]
+        assert [fetch.wait() for fetch in fetches] == [0] * 4
+    assert hub.reads.count("model.safetensors") == 2
+    assert COMMIT in next((tmp_path / "run" / "embed").glob("*/manifest.json")).read_text(encoding="utf-8")

@@ -1,8 +1,10 @@
 """The engine on a real Ray."""
 
+import operator
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -125,5 +127,33 @@ def test_an_error_in_a_reducer_reaches_the_user(engine: Engine) -> None:
         list(engine.shuffle(by_remainder, [[1, 2]], refuse, [0], title="t", unit="groups"))
 
 
-def test_fold_combines_all(engine: Engine) -> None:
-    assert engine.fold(double, list(range(10)), lambda a, b: a + b, 0, title="t") == 90
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 10, 17])
+def test_fold_combines_all_once(engine: Engine, count: int) -> None:
+    counted = engine.fold(as_counter, list(range(count)), operator.add, Counter(), title="t")
+    assert counted == Counter(range(count))
+
+
+def test_fold_gives_the_driver_the_root_of_what_there_is(engine: Engine) -> None:
+    combined = []
+
+    def combine(a: int, b: int) -> int:
+        combined.append((a, b))  # workers have copies of the list
+        return a + b
+
+    assert engine.fold(double, list(range(100)), combine, 0, title="t") == 9900
+    assert len(combined) == 10
+
+
+def test_an_error_in_a_fold_reaches_the_user(engine: Engine) -> None:
+    with pytest.raises(InputError, match="item 7 is wrong"):
+        engine.fold(refuse_seven, list(range(20)), operator.add, 0, title="t")
+
+
+def refuse_seven(item: int) -> int:
+    if item == 7:
+        raise InputError("item 7 is wrong")
+    return item
+
+
+def as_counter(item: int) -> Counter[int]:
+    return Counter([item])

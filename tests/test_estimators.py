@@ -11,7 +11,7 @@ from test_smoothing import counted, two_levels
 from pipeline.config import Weights
 from pipeline.errors import InputError
 from pipeline.mixture.estimators import ESTIMATORS, claims
-from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
+from pipeline.mixture.histograms import DocumentCounts, LeafCounts, LeafHistogram
 
 TREE = two_levels()
 GENERALIST = LeafHistogram(windows_L=np.array([50, 25, 20, 0]), tokens_L=np.array([500, 300, 200, 0]))
@@ -32,7 +32,9 @@ def test_histograms_of_any_split_and_order_of_rows_are_the_counts_by_hand(rows, 
         return np.array([r[1] for r in part], dtype=np.int32), np.array([r[2] for r in part], dtype=np.int32)
 
     parts = parts_of(rows, cuts, order)
-    histogram = LeafHistogram.combine([LeafHistogram.zero(4), *(LeafHistogram.of_part(*columns(part), 4) for part in parts)])
+    half = len(parts) // 2
+    halves = [LeafCounts.combine(LeafCounts.of_part(*columns(part)) for part in run) for run in (parts[:half], parts[half:])]
+    histogram = halves[0].add(halves[1]).histogram(4)
     sample = DocumentCounts.combine([DocumentCounts.of_part([r[0] for r in part], *columns(part)) for part in parts])
     for leaf in range(4):
         assert histogram.windows_L[leaf] == sum(r[1] == leaf for r in rows)
@@ -74,7 +76,7 @@ def test_natural_gives_every_specialist_the_generalist():
     [
         (GENERALIST, [("a", -1, 10)], "specialists.law: no window with tokens was assigned to a cluster (1 have no finite"),
         (GENERALIST, [("a", 3, 10)], "specialists.law: none of its 1 windows falls into a cluster that has generalist text"),
-        (LeafHistogram.zero(4), [("a", 0, 10)], "generalist: no window with tokens"),
+        (LeafCounts().histogram(4), [("a", 0, 10)], "generalist: no window with tokens"),
     ],
 )
 def test_estimate_without_anything_to_go_by_names_the_input(generalist, rows, words):

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import shard_bytes, topic_run
-from nodes import KINDS, Nodes, wait_until
+from nodes import KINDS, Growing, Nodes, start_job, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STAGES = ("prepare", "dedup", "embedder", "embed", "cluster", "assign", "score", "weights", "sample")
@@ -46,6 +47,21 @@ def test_three_nodes_give_the_bytes_of_one(clean: tuple[Path, Path, dict[str, by
     file, workdir, wanted = clean
     shutil.rmtree(workdir)
     assert three.start(file, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
+    assert shard_bytes(workdir) == wanted
+
+
+def test_an_autoscaler_brings_nodes_for_what_waits(clean: tuple[Path, Path, dict[str, bytes]], tmp_path: Path) -> None:
+    file, workdir, wanted = clean
+    shutil.rmtree(workdir)
+    with Growing(tmp_path, most=2) as cluster:
+        assert cluster.raylets == 1  # the head, which takes no tasks
+        job = start_job(cluster.address, file, tmp_path / "log")
+        most = 1
+        while job.poll() is None:
+            most = max(most, cluster.raylets)
+            time.sleep(0.5)
+        assert job.returncode == 0, (tmp_path / "log").read_text()
+    assert most == 3
     assert shard_bytes(workdir) == wanted
 
 

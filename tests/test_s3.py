@@ -17,8 +17,9 @@ from conftest import topic_run
 from faulty_s3 import FAULTS, FaultyS3
 from nodes import wait_until
 
-from pipeline import alone, run
+from pipeline import alone, embedders, run
 from pipeline.alone import Alone
+from pipeline.config import Embed
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import Folder
 
@@ -142,10 +143,12 @@ def test_a_store_that_cannot_be_reached_is_said_in_a_line(s3: FaultyS3, tmp_path
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_on_a_store_with_faults_is_that_on_a_disk(s3: FaultyS3, tmp_path: Path, ray_session: Any) -> None:
-    """Inputs, workdir and export on the store; killed in the middle, with listings that lag; then again."""
+    """Inputs, workdir and exports on the store; killed in the middle, with late listings; then again, and a mixture in tokens."""
     config = topic_run(tmp_path, 120) | {"prepare": {"part_documents": 60}, "dedup": {"buckets": 3, "hashes": 8}}
     config["engine"] = {"workers": 2}
+    tokenizer = embedders.tokenizer_file(Embed(model="bundled:all-MiniLM-L6-v2"))
     run.export(config, to="jsonl")
+    run.mix(config, mixture="megatron", tokenizer=tokenizer, eos_token="[SEP]")
     wanted = _contents(Folder(config["workdir"]))
 
     store = Folder("s3://bucket/in")
@@ -160,15 +163,18 @@ def test_a_run_on_a_store_with_faults_is_that_on_a_disk(s3: FaultyS3, tmp_path: 
     s3.rate, s3.lag_s, s3.requests = 0.1, 3.0, 0
     s3.faults.clear()
     try:
-        with _started(file, tmp_path / "first.log") as first:
+        with _started(file, tmp_path / "first.log", "--to", "jsonl") as first:
             wait_until(lambda: "embed generalist" in (tmp_path / "first.log").read_text() or first.poll() is not None)
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             os.killpg(first.pid, signal.SIGKILL)
-        with _started(file, tmp_path / "second.log") as second:
-            assert second.wait() == 0, (tmp_path / "second.log").read_text()
+        mixture = ("--mixture", "megatron", "--tokenizer", tokenizer, "--eos", "[SEP]")
+        for number, arguments in enumerate([("--to", "jsonl"), mixture]):
+            with _started(file, tmp_path / f"then-{number}.log", *arguments) as then:
+                assert then.wait() == 0, (tmp_path / f"then-{number}.log").read_text()
         injected, requests = s3.faults.copy(), s3.requests
     finally:
         s3.rate, s3.lag_s = 0.0, 0.0
+    assert any(name.endswith(".bin") for name in wanted)
     assert _contents(workdir) == wanted
     print(f"{requests} requests, {dict(injected)} faults")
     assert requests >= 1000
@@ -178,10 +184,10 @@ def test_a_run_on_a_store_with_faults_is_that_on_a_disk(s3: FaultyS3, tmp_path: 
 
 
 def _contents(workdir: Folder) -> dict[str, bytes]:
-    """The shards and the export; manifests apart, which know the inputs by what the store says of them."""
+    """The shards and the exports; manifests apart, which know the inputs by what the store says of them."""
     return {
         f"{place}/{name}": workdir.child(place).read_bytes(name)
-        for place in ("shards", "exports/jsonl")
+        for place in ("shards", "exports/jsonl", "exports/megatron-level-1")
         for name in workdir.child(place).files()
         if not name.endswith("manifest.json")
     }
@@ -198,9 +204,9 @@ def _job(config: Path, environment: dict[str, str], *arguments: str) -> "subproc
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300)
 
 
-def _started(config: Path, log: Path) -> "subprocess.Popen[bytes]":
+def _started(config: Path, log: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """An export in a session of its own, with a Ray of its own, so that all of it can be killed."""
-    command = [sys.executable, str(ROOT / "jobs" / "export.py"), "--config", str(config), "--to", "jsonl"]
+    command = [sys.executable, str(ROOT / "jobs" / "export.py"), "--config", str(config), *arguments]
     with log.open("wb") as file:
         return subprocess.Popen(command, env=os.environ.copy(), stdout=file, stderr=file, start_new_session=True)
 

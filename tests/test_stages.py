@@ -20,7 +20,7 @@ from pipeline.stages.duplicates import repeats
 from pipeline.stages.embed import embed_table, read_embeddings
 from pipeline.stages.prepare import cuts, planned_parts
 from pipeline.stages.shards import Attribution, Shuffle, copies_table, split
-from pipeline.step import groups
+from pipeline.step import fold_tasks, groups, mapper_tasks, quick_tasks
 from pipeline.storage import Folder
 from pipeline.tables import WINDOWS, embeddings_schema
 from pipeline.tree import Tree
@@ -100,6 +100,23 @@ def test_repeats_are_all_but_the_first_by_file_and_row(rows: list[tuple[int, int
     columns = np.array(rows, np.int64).reshape(-1, 3)
     found = repeats(columns[:, 0].astype(np.uint64), columns[:, 1].astype(np.int32), columns[:, 2])
     assert {tuple(row) for row in found.tolist()} == expected
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**5), st.floats(0, 1e15), st.integers(1, 10**5))
+def test_tasks_follow_from_workers_and_bytes_and_keep_the_driver_able(
+    items: int, workers: int, moved_bytes: float, partitions: int
+) -> None:
+    mappers = mapper_tasks(items, workers, moved_bytes=moved_bytes, partitions=partitions)
+    assert 1 <= mappers <= items
+    assert mappers * partitions <= max(4_000_000, partitions)
+    if mappers < min(items, 4_000_000 // partitions):  # as many as wanted: none holds much, and each worker has some
+        assert moved_bytes / mappers <= (32 << 20) * 1.5
+        assert mappers >= workers
+    assert 1 <= fold_tasks(items, workers) <= min(items, 1024)
+    assert fold_tasks(items, workers) >= min(items, workers, 1024)
+    quick = quick_tasks(items, workers)
+    assert items / 32 <= quick <= items
+    assert quick >= min(items, workers)
 
 
 @given(st.lists(st.integers()), st.integers(1, 20))

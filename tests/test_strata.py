@@ -1,12 +1,16 @@
 """Ratios, strata and damped repeats, against brute force over windows."""
 
 import itertools
+import pickle
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.mixture.histograms import LeafCounts
 from pipeline.mixture.plan import Limits, capped_plan, plan
 from pipeline.mixture.strata import (
     BINS,
@@ -100,13 +104,13 @@ def test_top_takes_the_fewest_of_the_highest_scores_that_fill_the_budget(seed, s
 def test_strata_of_any_split_and_order_are_the_same_and_hold_every_window(seed, cuts, order):
     leaf_N, tokens_N, score_NS = columns = corpus(seed)
     target = odds_target(columns)
-    whole = StrataCounts.of_part(target, *columns, 5)
+    whole = StrataCounts.of_part(target, *columns)
     parts = split(columns, cuts)
     order.shuffle(parts)
-    added = StrataCounts.zero(2, 5)
+    added = StrataCounts.zero(2)
     for part in parts:
-        added = added.add(StrataCounts.of_part(target, *part, 5))
-    for name in ("key_C", "windows_C", "tokens_C", "mass_SC", "mass_SL"):
+        added = added.add(StrataCounts.of_part(target, *part))
+    for name in ("key_C", "windows_C", "tokens_C", "mass_SC", "unshared_SC"):
         np.testing.assert_array_equal(getattr(added, name), getattr(whole, name))
     strata = whole.strata(target)
     ratio_NS, q_N = target.of(leaf_N, score_NS)
@@ -120,7 +124,7 @@ def test_strata_of_any_split_and_order_are_the_same_and_hold_every_window(seed, 
         np.testing.assert_allclose(claim_C, asked_C / tokens_N[valid].sum(), rtol=1e-4, atol=1e-9)
     for s in range(2):
         asked_L = np.bincount(leaf_N[valid], (tokens_N * ratio_NS[:, s])[valid], 5)
-        np.testing.assert_allclose(whole.p_SL[s], asked_L / asked_L.sum(), rtol=1e-6)
+        np.testing.assert_allclose(whole.asked_SL(5)[s], asked_L / asked_L.sum(), rtol=1e-6)
     # Windows of a stratum are asked for within an eighth of a nat of each other.
     for row in np.unique(row_N[valid]):
         inside = q_N[valid & (row_N == row)]
@@ -134,7 +138,7 @@ def test_what_is_next_to_nothing_is_still_asked_for():
     weight_SL = np.zeros((1, 1))
     odds = Odds.fitted(weight_SL, 2.0, odds_bins(weight_SL, 2.0, *columns))
     target = Target(ratios=odds, share_S=np.ones(1), natural_share=0.0)
-    strata = StrataCounts.of_part(target, *columns, 1).strata(target)
+    strata = StrataCounts.of_part(target, *columns).strata(target)
     assert strata.tokens_C.tolist() == [100, 100, 100]
     assert np.diff(np.log(strata.claim_RC[0])) == pytest.approx([30, 30], abs=0.1)
     made = plan(strata.claim_RC, strata.tokens_C, Limits(budget_tokens=290, max_epochs=1.2, overflow="spread"))
@@ -144,7 +148,7 @@ def test_what_is_next_to_nothing_is_still_asked_for():
 def test_tables_and_archives_give_back_what_went_in():
     columns = corpus(4)
     target = odds_target(columns)
-    strata = StrataCounts.of_part(target, *columns, 5).strata(target)
+    strata = StrataCounts.of_part(target, *columns).strata(target)
     again = Strata.from_table(cast(strata.table(), STRATA))
     for name in ("key_C", "windows_C", "tokens_C", "claim_RC"):
         np.testing.assert_array_equal(getattr(again, name), getattr(strata, name))
@@ -185,3 +189,25 @@ def test_a_plan_of_strata_sums_to_one_of_leaves():
     np.testing.assert_allclose(summed.deficit_L, [10, 0, 0])
     np.testing.assert_array_equal(summed.tokens_L, [110, 0, 100])
     assert summed.deficit_share == pytest.approx(made.deficit_share)
+
+
+def test_what_workers_return_is_as_large_as_what_they_saw_of_16_million_leaves():
+    """256 tasks each return it to the driver: dense, of three columns, that would be 100 GB."""
+    leaves = 64**4
+    leaf_N, tokens_N, score_NS = corpus(1, count=8192, leaves=leaves)
+    columns = leaf_N, tokens_N, score_NS
+    weight_SL = np.zeros((2, 1))
+    odds = Odds.fitted(weight_SL, 1.0, odds_bins(weight_SL, 1.0, np.minimum(leaf_N, 0), tokens_N, score_NS))
+    ratios = replace(odds, log_weight_SL=np.broadcast_to(np.zeros((2, 1)), (2, leaves)))  # takes no room
+    target = Target(ratios=ratios, share_S=np.array([0.5, 0.25]), natural_share=0.25)
+    tracemalloc.start()
+    counts = LeafCounts.combine([LeafCounts.of_part(leaf_N, tokens_N), LeafCounts.of_part(leaf_N, tokens_N)])
+    strata = StrataCounts.of_part(target, *columns).add(StrataCounts.of_part(target, *columns))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    assert len(pickle.dumps((counts, strata))) < 1e6
+    histogram = counts.histogram(leaves)
+    assert len(histogram.tokens_L) == leaves
+    assert histogram.tokens_L.sum() == 2 * tokens_N[leaf_N >= 0].sum()
+    assert histogram.tokens_L[leaf_N[leaf_N >= 0]].min() > 0

@@ -8,11 +8,13 @@ Ray is imported and started on the first use, so a run with nothing left to do s
 """
 
 import functools
+import math
 import os
 import resource
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -34,6 +36,8 @@ class Usage:
 
     tasks: int = 0
     busy_s: float = 0.0
+    mapping_s: float = 0.0  # while tasks were out; the rest of a stage is the driver's alone
+    driver_s: float = 0.0  # processor time of the driver meanwhile
     peak_rss_bytes: int = 0
     generated_tokens: int = 0
     generating_s: float = 0.0
@@ -179,9 +183,26 @@ class Engine:
         title: str,
         shared: tuple[Any, ...] = (),
     ) -> Any:
-        """The results of a map, combined as they come; `combine` must not depend on the order."""
+        """The results of a map, combined; `combine` must not depend on order and grouping, and `zero` must change nothing.
+
+        Workers combine what is many: the driver gets no more than about the square root of the number of items.
+
+        Raises:
+            CrispwrapError: as `map`.
+        """
+        if not items:
+            return zero
+        ray = self._start()
+        shared_refs = [ray.put(value) for value in shared]
+        map_task, combine_task = self._remote(_run), self._remote(_combine)
+        runs = _runs(items)
+        with self._mapping():
+            running = {
+                combine_task.remote(combine, *(map_task.remote(function, item, *shared_refs) for item in run)): index
+                for index, run in enumerate(runs)
+            }
         state = zero
-        for _, result in self.map(function, items, title=title, shared=shared):
+        for _, result in self._finished(running, lambda: None, runs, title=title, unit="parts"):
             state = combine(state, result)
         return state
 
@@ -213,25 +234,26 @@ class Engine:
         reduce_task = self._remote(_reduce, num_cpus=threads)
         pieces: list[list[Any]] = []
         taken: list[Any] = []  # by the mappers
-        for item in items:
-            usage, *refs = map_task.remote(mapper, item, list(partitions), *shared_refs)
-            taken.append(usage)
-            pieces.append(refs)
-        running = {
-            reduce_task.remote(reducer, partition, len(items), *(row[index] for row in pieces), *shared_refs): index
-            for index, partition in enumerate(partitions)
-        }
+        with self._mapping():
+            for item in items:
+                usage, *refs = map_task.remote(mapper, item, list(partitions), *shared_refs)
+                taken.append(usage)
+                pieces.append(refs)
+            running = {
+                reduce_task.remote(reducer, partition, len(items), *(row[index] for row in pieces), *shared_refs): index
+                for index, partition in enumerate(partitions)
+            }
         pieces.clear()  # the reducers hold them now, so that each is freed when its reducer is done
-        yield from self._finished(running, lambda: None, partitions, title=title, unit=unit)
+        yield from self._finished(running, lambda: None, partitions, title=title, unit=unit, cores=threads)
         for busy_s, rss_bytes in ray.get(taken):
             self.usage.add(busy_s, rss_bytes)
 
     def _finished(
-        self, running: dict[Any, int], refill: Callable[[], None], items: Sequence[Any], *, title: str, unit: str
+        self, running: dict[Any, int], refill: Callable[[], None], items: Sequence[Any], *, title: str, unit: str, cores: int = 1
     ) -> Iterator[tuple[int, Any]]:
         """(index, result) of running tasks as they finish; after a failure no more are started, and it is raised at the end."""
         failure: BaseException | None = None
-        with Progress(title, sum(map(_units, items)), unit) as progress:
+        with self._mapping(), Progress(title, sum(map(_units, items)), unit) as progress:
             while True:
                 if failure is None:
                     refill()
@@ -245,11 +267,21 @@ class Engine:
                 except (self._ray.exceptions.RayError, CrispwrapError) as error:
                     failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
                     continue
-                self.usage.add(busy_s, rss_bytes)
+                self.usage.add(busy_s * cores, rss_bytes)
                 progress.advance(_units(items[index]))
                 yield index, result
         if failure is not None:
             raise failure
+
+    @contextmanager
+    def _mapping(self) -> Iterator[None]:
+        """While tasks are out."""
+        wall_s, driver_s = time.monotonic(), time.process_time()
+        try:
+            yield
+        finally:
+            self.usage.mapping_s += time.monotonic() - wall_s
+            self.usage.driver_s += time.process_time() - driver_s
 
     def _remote(self, function: Callable[..., Any], **options: Any) -> Any:
         # max_calls=0: a worker process is kept after a GPU task too, with the model that it loaded.
@@ -353,8 +385,14 @@ def _name(item: Any) -> str:
 
 
 def _units(item: Any) -> int:
-    """Units of work in an item: those of a run, else one."""
-    return len(item) if isinstance(item, list) else 1
+    """Units of work in an item: those of a run, or of a run of runs, else one."""
+    return sum(map(_units, item)) if isinstance(item, list) else 1
+
+
+def _runs(items: Sequence[Any]) -> list[list[Any]]:
+    """The items in runs, as many as items in a run."""
+    size = math.isqrt(len(items) - 1) + 1
+    return [list(items[first : first + size]) for first in range(0, len(items), size)]
 
 
 @functools.cache
@@ -394,6 +432,13 @@ def _peak_private_bytes() -> int:
 
 def _run(function: Callable[..., Any], item: Any, *shared: Any) -> tuple[Any, float, int]:
     return _measured(lambda: function(item, *shared))
+
+
+def _combine(combine: Callable[[Any, Any], Any], *results: tuple[Any, float, int]) -> tuple[Any, float, int]:
+    """What several tasks returned, as if one had."""
+    states, busy_s, rss_bytes = zip(*results, strict=True)
+    state, own_s, own_bytes = _measured(lambda: functools.reduce(combine, states))
+    return state, own_s + sum(busy_s), max(own_bytes, *rss_bytes)
 
 
 def _pieces(mapper: Callable[..., Sequence[Any]], item: Any, partitions: list[Any], *shared: Any) -> Any:

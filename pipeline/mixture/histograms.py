@@ -5,47 +5,67 @@ Shapes: L leaves, N windows of a part, E entries (a document in a leaf), D docum
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.hashing import window_keys
 from pipeline.mixture.shape import Floats, Ints, TreeShape, node_totals
+from pipeline.mixture.sums import sums_by
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafCounts:
+    """Windows and tokens of some parts in the leaves that they touch: as small as the parts, however many leaves there are.
+
+    Leaves are unique and ascending.
+    """
+
+    leaf_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    windows_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    tokens_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    invalid: int = 0  # windows without a leaf
+
+    @classmethod
+    def of_part(cls, leaf_N: Ints, tokens_N: Ints) -> Self:
+        """The counts of one part; leaf -1 (no finite embedding) is only counted as invalid."""
+        leaf_N, tokens_N, invalid = _valid(leaf_N, tokens_N)
+        return cls._merged(leaf_N, np.ones_like(leaf_N), tokens_N, invalid)
+
+    def add(self, other: Self) -> Self:
+        """Both together."""
+        return self.combine([self, other])
+
+    @classmethod
+    def combine(cls, parts: Iterable[Self]) -> Self:
+        """Everything in any number of parts, in any order and grouping; of none: zero."""
+        parts = [cls(), *parts]
+        return cls._merged(
+            np.concatenate([part.leaf_E for part in parts]),
+            np.concatenate([part.windows_E for part in parts]),
+            np.concatenate([part.tokens_E for part in parts]),
+            sum(part.invalid for part in parts),
+        )
+
+    @classmethod
+    def _merged(cls, leaf_M: NDArray[np.int64], windows_M: Any, tokens_M: Any, invalid: int) -> Self:
+        leaf_E, row_M = np.unique(leaf_M, return_inverse=True)
+        windows_E, tokens_E = (sums_by(row_M, x_M, len(leaf_E)) for x_M in (windows_M, tokens_M))
+        return cls(leaf_E=leaf_E, windows_E=windows_E, tokens_E=tokens_E, invalid=invalid)
+
+    def histogram(self, num_leaves: int) -> "LeafHistogram":
+        """The dense counts."""
+        return _dense(self.leaf_E, self.windows_E, self.tokens_E, num_leaves, self.invalid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeafHistogram:
-    """Windows and tokens of a corpus in each leaf. Dense: two int64 a leaf."""
+    """Windows and tokens of a corpus in each leaf. Dense, two int64 a leaf: there is one, the driver's."""
 
     windows_L: NDArray[np.int64]
     tokens_L: NDArray[np.int64]
     invalid: int = 0  # windows without a leaf
-
-    @classmethod
-    def zero(cls, num_leaves: int) -> Self:
-        """Nothing counted yet."""
-        return cls(windows_L=np.zeros(num_leaves, dtype=np.int64), tokens_L=np.zeros(num_leaves, dtype=np.int64))
-
-    @classmethod
-    def of_part(cls, leaf_N: Ints, tokens_N: Ints, num_leaves: int) -> Self:
-        """The counts of one part; leaf -1 (no finite embedding) is only counted as invalid."""
-        leaf_N, tokens_N, invalid = _valid(leaf_N, tokens_N)
-        assert not len(leaf_N) or int(leaf_N.max()) < num_leaves, "an assignment names a leaf that the tree does not have"
-        tokens_L = np.zeros(num_leaves, dtype=np.int64)
-        np.add.at(tokens_L, leaf_N, tokens_N)
-        return cls(windows_L=np.bincount(leaf_N, minlength=num_leaves), tokens_L=tokens_L, invalid=invalid)
-
-    @classmethod
-    def combine(cls, parts: Iterable[Self]) -> Self:
-        """Everything in one or more histograms, in any order and grouping."""
-        first, *others = parts
-        windows_L, tokens_L, invalid = first.windows_L.copy(), first.tokens_L.copy(), first.invalid
-        for other in others:
-            windows_L += other.windows_L
-            tokens_L += other.tokens_L
-            invalid += other.invalid
-        return cls(windows_L=windows_L, tokens_L=tokens_L, invalid=invalid)
 
     @property
     def p_L(self) -> Floats:
@@ -133,10 +153,14 @@ class DocumentCounts:
 
     def histogram(self, num_leaves: int) -> LeafHistogram:
         """The dense counts, documents forgotten."""
-        windows_L, tokens_L = np.zeros(num_leaves, dtype=np.int64), np.zeros(num_leaves, dtype=np.int64)
-        np.add.at(windows_L, self.leaf_E, self.windows_E)
-        np.add.at(tokens_L, self.leaf_E, self.tokens_E)
-        return LeafHistogram(windows_L=windows_L, tokens_L=tokens_L, invalid=self.invalid)
+        return _dense(self.leaf_E, self.windows_E, self.tokens_E, num_leaves, self.invalid)
+
+
+def _dense(leaf_E: Ints, windows_E: Ints, tokens_E: Ints, num_leaves: int, invalid: int) -> LeafHistogram:
+    """Entries, of which a leaf may have several, over all leaves."""
+    assert not len(leaf_E) or int(np.max(leaf_E)) < num_leaves, "an assignment names a leaf that the tree does not have"
+    windows_L, tokens_L = (sums_by(leaf_E, x_E, num_leaves) for x_E in (windows_E, tokens_E))
+    return LeafHistogram(windows_L=windows_L, tokens_L=tokens_L, invalid=invalid)
 
 
 def _valid(leaf_N: Ints, tokens_N: Ints) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:

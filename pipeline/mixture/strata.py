@@ -154,35 +154,29 @@ def last_bin(bins_SB: Ints, wanted_S: Floats) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True, kw_only=True)
 class StrataCounts:
-    """What the strata of some parts hold; a fold."""
+    """What the strata of some parts hold; a fold, as large as the strata that were seen, however many leaves there are."""
 
     key_C: NDArray[np.int64]  # leaf · 2^16 + stratum, ascending
     windows_C: NDArray[np.int64]
     tokens_C: NDArray[np.int64]
     mass_SC: NDArray[np.int64]  # Σ tokens · share · r of each specialist, in fixed point
-    mass_SL: NDArray[np.int64]  # Σ tokens · r of each specialist, in fixed point
+    unshared_SC: NDArray[np.int64]  # Σ tokens · r of each specialist, in fixed point
 
     @classmethod
-    def zero(cls, num_specialists: int, num_leaves: int) -> Self:
+    def zero(cls, num_specialists: int) -> Self:
         """Nothing counted yet."""
-        none = np.empty(0, np.int64)
-        return cls(
-            key_C=none,
-            windows_C=none,
-            tokens_C=none,
-            mass_SC=np.zeros((num_specialists, 0), np.int64),
-            mass_SL=np.zeros((num_specialists, num_leaves), np.int64),
-        )
+        none, none_S = np.empty(0, np.int64), np.zeros((num_specialists, 0), np.int64)
+        return cls(key_C=none, windows_C=none, tokens_C=none, mass_SC=none_S, unshared_SC=none_S)
 
     @classmethod
-    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], num_leaves: int) -> Self:
+    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]) -> Self:
         """The counts of one part."""
         keep_N = np.asarray(leaf_N) >= 0
         leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
         r_MS, q_M = target.of(leaf_M, score_NS[keep_N])
-        mass_SL = np.stack([sums_by(leaf_M, fixed(tokens_M * r_M), num_leaves) for r_M in r_MS.T])
+        unshared_SM = fixed(tokens_M * r_MS.T)
         mass_SM = fixed(tokens_M * target.share_S[:, None] * r_MS.T)
-        return cls._merged(_keys(leaf_M, q_M), np.ones_like(tokens_M), tokens_M, mass_SM, mass_SL)
+        return cls._merged(_keys(leaf_M, q_M), np.ones_like(tokens_M), tokens_M, mass_SM, unshared_SM)
 
     def add(self, other: Self) -> Self:
         """Both together."""
@@ -191,24 +185,20 @@ class StrataCounts:
     @classmethod
     def combine(cls, parts: Iterable[Self]) -> Self:
         """Everything in one or more parts, in any order and grouping."""
-        first, *others = parts
-        mass_SL = first.mass_SL.copy()
-        for other in others:
-            mass_SL += other.mass_SL
-        columns = zip(*((part.key_C, part.windows_C, part.tokens_C, part.mass_SC) for part in (first, *others)), strict=True)
-        key_M, windows_M, tokens_M, mass_SM = (np.concatenate(column, axis=-1) for column in columns)
-        return cls._merged(key_M, windows_M, tokens_M, mass_SM, mass_SL)
+        columns = zip(*((part.key_C, part.windows_C, part.tokens_C, part.mass_SC, part.unshared_SC) for part in parts), strict=True)
+        return cls._merged(*(np.concatenate(column, axis=-1) for column in columns))
 
     @classmethod
-    def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_SM: Any, mass_SL: Any) -> Self:
+    def _merged(cls, key_M: Any, windows_M: Any, tokens_M: Any, mass_SM: Any, unshared_SM: Any) -> Self:
         key_C, row_M = np.unique(key_M, return_inverse=True)
-        windows_C, tokens_C, *mass_SC = (sums_by(row_M, x_M, len(key_C)) for x_M in (windows_M, tokens_M, *mass_SM))
-        return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, mass_SC=np.stack(mass_SC), mass_SL=mass_SL)
+        windows_C, tokens_C, *sum_C = (sums_by(row_M, x_M, len(key_C)) for x_M in (windows_M, tokens_M, *mass_SM, *unshared_SM))
+        mass_C, unshared_C = sum_C[: len(mass_SM)], sum_C[len(mass_SM) :]
+        return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, mass_SC=np.stack(mass_C), unshared_SC=np.stack(unshared_C))
 
-    @property
-    def p_SL(self) -> Floats:
+    def asked_SL(self, num_leaves: int) -> Floats:
         """(S, L) what each specialist asks of each leaf."""
-        return np.asarray(self.mass_SL / np.maximum(self.mass_SL.sum(axis=1, keepdims=True), 1), np.float64)
+        mass_SL = np.stack([sums_by(self.key_C >> 16, unshared_C, num_leaves) for unshared_C in self.unshared_SC])
+        return np.asarray(mass_SL / np.maximum(mass_SL.sum(axis=1, keepdims=True), 1), np.float64)
 
     def strata(self, target: Target) -> "Strata":
         """The strata, with what is asked of them."""
@@ -218,7 +208,9 @@ class StrataCounts:
             # how much it is, and all its leaf, or the shares, who asks.
             stratum_C = self.key_C & 0xFFFF
             q_C = np.where(stratum_C > 0, np.exp((stratum_C - _HALF + 0.5) * _WIDTH), 0.0)
-            leaf_SC = (self.mass_SL[:, self.key_C >> 16] + 1) * target.share_S[:, None]
+            leaf_E, row_C = np.unique(self.key_C >> 16, return_inverse=True)
+            mass_SE = np.stack([sums_by(row_C, unshared_C, len(leaf_E)) for unshared_C in self.unshared_SC])
+            leaf_SC = (mass_SE[:, row_C] + 1) * target.share_S[:, None]
             lost_C = self.mass_SC.sum(axis=0) < _EXACT * self.windows_C
             asked_SC = np.where(lost_C, self.tokens_C * q_C * FIXED * leaf_SC / leaf_SC.sum(axis=0), asked_SC)
         total_S = np.maximum(asked_SC.sum(axis=1, keepdims=True), 1e-300)

@@ -22,12 +22,11 @@ from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, merge_f
 from pipeline.rewriting.exchange import Answer, Failure, Request
 from pipeline.rewriting.model import Model
 from pipeline.rewriting.requests import Task, as_requests
-from pipeline.step import groups
+from pipeline.step import fold_groups
 from pipeline.storage import Folder
 
 _SMALLER = 8  # a later try sends blocks this much smaller
 _FLUSH_S = 20.0  # an endpoint's answers are stored at least this often
-_FOLD_GROUPS = 256
 _DIED = "the engine died, or was lost, each time this prompt was in it"
 
 
@@ -122,7 +121,7 @@ class Asking:
 
     def _stored(self) -> list[Stored]:
         names = [name.removesuffix(".parquet") for name in self.store.names(".parquet")]
-        read = self.engine.map(read_keys, groups(names, _FOLD_GROUPS), title="answers in store", shared=(self.store,))
+        read = self.engine.map(read_keys, fold_groups(self.engine, names), title="answers in store", shared=(self.store,))
         return [stored for _, found in read for stored in found]
 
     def _unanswered(self, names: Sequence[str], index: FrozenIndex, refused: Iterable[int]) -> list[Block]:

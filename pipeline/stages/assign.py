@@ -3,7 +3,6 @@
 Shapes: N windows in a part, D width of the embedding.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) ->
     """The step that assigns the windows of one corpus."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        shared = (clustered.folder, prepared.folder, embedded.folder, folder)
+        shared = (read_tree(clustered.folder), prepared.folder, embedded.folder, folder)
         names = part_names(embedded)
         parts = map_parts(engine, folder, names, _assign_part, title=f"assign {corpus}", shared=shared, quick=True)
         return {"corpus": corpus, "windows": sum(part["rows"] for part in parts), "parts": parts}
@@ -44,20 +43,14 @@ def read_tree(folder: Folder) -> Tree:
     return Tree.from_table(folder.read_table("tree.parquet"))
 
 
-@functools.lru_cache(maxsize=1)
-def loaded_tree(url: str) -> Tree:
-    """The tree of a cluster step's folder, read once in a worker process."""
-    return read_tree(Folder(url))
-
-
-def _assign_part(name: str, tree: Folder, windows: Folder, embeddings: Folder, folder: Folder) -> dict[str, Any]:
+def _assign_part(name: str, tree: Tree, windows: Folder, embeddings: Folder, folder: Folder) -> dict[str, Any]:
     key_N, valid_N, x_ND = read_embeddings(embeddings, name)
     table = windows.read_table(f"{name}.parquet", columns=["key", "tokens"])
     if not np.array_equal(table["key"].to_numpy(), key_N):
         raise StorageError(
             f"{name}: windows and embeddings are not the same rows; delete {embeddings.url} and run again, it will be made anew"
         )
-    result = assign_table(key_N, table["tokens"].to_numpy(), valid_N, x_ND, loaded_tree(tree.url))
+    result = assign_table(key_N, table["tokens"].to_numpy(), valid_N, x_ND, tree)
     facts = {"rows": len(result)}
     folder.write_table(f"{name}.parquet", result, ASSIGNMENTS, facts)
     return facts

@@ -21,13 +21,12 @@ from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.kmeans import KMeansFit, fit_kmeans
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import Step, groups, part_names
+from pipeline.step import Step, mapper_groups, part_names
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 from pipeline.tree import Tree, fan_out
 
-# Parts are read in this many groups: enough to spread over workers, few enough that pieces (groups × runs of nodes) stay countable.
-_MAP_GROUPS = 64
+HELD_BYTES = 8 << 20  # of vectors that one task takes out of the parts that it reads
 _RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small
 # A node's size is itself an estimate from a sample; this much more is let through, and the reducer cuts to the number wanted.
 _SLACK = 1.1
@@ -80,10 +79,11 @@ def _grow(
     work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
     runs = _runs(nodes, work, _RUNS_PER_WORKER * engine.num_workers)
     threads = engine.threads_for(len(runs))
+    moved_bytes = sum(map(work.num_windows, nodes)) * (tree.dim * 2 + 16)
     fits: dict[int, KMeansFit] = {}
     for index, of_run in engine.shuffle(
         _sample_parts,
-        groups(parts, _MAP_GROUPS),
+        mapper_groups(engine, parts, moved_bytes=moved_bytes, partitions=len(runs), held_bytes=HELD_BYTES),
         _fit_nodes,
         runs,
         title=f"cluster level {level + 1}",

@@ -14,13 +14,12 @@ from pipeline.config import Corpus
 from pipeline.engine import Engine
 from pipeline.readers import InputFile, read_rows
 from pipeline.sources import EXCERPT_CHARACTERS
-from pipeline.step import groups
+from pipeline.step import mapper_groups
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE
 
-# 20 bytes an id: a worker holds half a gigabyte of them.
-_IDS_PER_RANGE = 20_000_000
-_MAP_GROUPS = 64
+_IDS_PER_RANGE = 20_000_000  # half a gigabyte of a worker
+_ID_BYTES = 20
 
 
 def find_duplicates(
@@ -28,7 +27,7 @@ def find_duplicates(
 ) -> dict[int, dict[int, tuple[int, int]]]:
     """For each file number that has some: its repeated rows, and (file number, row) of the first document with that id."""
     num_ranges = max(1, -(-num_documents // _IDS_PER_RANGE))
-    numbers = groups([file.number for file in files], _MAP_GROUPS)
+    numbers = mapper_groups(engine, [file.number for file in files], moved_bytes=_ID_BYTES * num_documents, partitions=num_ranges)
     ranges = list(range(num_ranges))
     found: dict[int, dict[int, tuple[int, int]]] = {}
     for _, repeats_R4 in engine.shuffle(

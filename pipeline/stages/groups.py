@@ -20,11 +20,10 @@ from pipeline.hashing import keyed_hash, keyed_uniform
 from pipeline.mixture.groups import GroupCounts, group_keys, node_and_band, nodes_at
 from pipeline.stages.assign import read_tree
 from pipeline.stages.shards import ORDER, WRITE_OPTIONS, Pool, identifiers, in_order, pools_of, split_by
-from pipeline.step import Step, groups
+from pipeline.step import Step, fold_groups, mapper_groups
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED
 
-_FOLD_GROUPS = 256
 _MOST_FILES = 4096  # a piece of each is made of every part
 _PIECES = pa.schema([*GROUPED, pa.field(ORDER, pa.uint64())])
 
@@ -65,7 +64,7 @@ def groups_step(
         counts = {
             origin: engine.fold(
                 _counted,
-                groups(pool.names, _FOLD_GROUPS),
+                fold_groups(engine, pool.names),
                 lambda a, b: GroupCounts.combine([a, b]),
                 GroupCounts.zero(),
                 title=f"groups {origin}",
@@ -86,7 +85,7 @@ def groups_step(
         present = set(folder.names(".parquet"))
         missing = [number for number in range(num_files) if f"{_file(number)}.parquet" not in present]
         named = [(origin, name) for origin, pool in pools.items() for name in pool.names]
-        items = groups(named, 2 * engine.num_workers) if missing else []
+        items = mapper_groups(engine, named, moved_bytes=windows.manifest["text_bytes"], partitions=num_files) if missing else []
         shared = (grouping,)
         written = engine.shuffle(_pieces, items, _write_file, missing, title=f"level {level}", unit="files", shared=shared)
         made = {missing[index]: facts for index, facts in written}

@@ -36,16 +36,16 @@ from pipeline.rewriting.requests import Task, choose, requests_table
 from pipeline.rewriting.serving import Serving, serve, serve_alike
 from pipeline.rewriting.styles import Style, load_style
 from pipeline.stages.asking import Asking
-from pipeline.stages.assign import assign_table, loaded_tree, read_tree
+from pipeline.stages.assign import assign_table, read_tree
 from pipeline.stages.embed import embed_table, embedder_gpus, loaded_embedder
 from pipeline.stages.held_out import held_out_identity, read_held_out
 from pipeline.stages.strata import Asked, asked_of_leaves
-from pipeline.step import Step, groups, map_parts, part_names
+from pipeline.step import Step, fold_groups, groups, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema
+from pipeline.tree import Tree
 
 _GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
-_FOLD_GROUPS = 256
 _OPENINGS = 10_000  # answers of a style whose openings are counted, as FinePhrase did
 _EXAMPLE_TOKENS = 160
 _SAMPLES = 64  # excerpts of a specialist's sample to draw examples from
@@ -130,7 +130,7 @@ def rephrase_step(
             "sampling": json.dumps(settings.sampling, sort_keys=True),
         }
         judging = (
-            *(task, config.embed, fitted.folder if fitted else None, clustered.folder, held_out, provenance, folder),
+            *(task, config.embed, fitted.folder if fitted else None, tree, held_out, provenance, folder),
             min(1.0, _OPENINGS / max(1.0, tally.wanted_L.sum() / mean_ratio(used) / size / len(used))),
         )
         ledger = Ledger()
@@ -160,7 +160,7 @@ def rephrase_step(
                 pass
             ledger = engine.fold(
                 _ledger_of,
-                groups(list(slices), _FOLD_GROUPS),
+                fold_groups(engine, list(slices)),
                 Ledger.add,
                 ledger,
                 title=f"accounts, {title}",
@@ -309,7 +309,7 @@ def _judge_group(
     task: Task,
     embed: Any,
     artifact: Folder | None,
-    tree: Folder,
+    tree: Tree,
     held_out: Folder | None,
     provenance: dict[str, str],
     folder: Folder,
@@ -327,7 +327,7 @@ def _judge_group(
     x_RD = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, embedder.dim)
     valid_R = vectors["valid"].to_numpy(zero_copy_only=False)
     key_R, tokens_R = rewrites["key"].to_numpy(), rewrites["tokens"].to_numpy()
-    assignments = assign_table(key_R, tokens_R, valid_R, x_RD, loaded_tree(tree.url))
+    assignments = assign_table(key_R, tokens_R, valid_R, x_RD, tree)
     facts = facts_of(asked, passages, rewrites, assignments["leaf"].to_numpy(), openings_share)
     folder.child("rewrites").write_table(f"{name}.parquet", rewrites, REWRITES)
     folder.child("embeddings").write_table(f"{name}.parquet", vectors, embeddings_schema(embedder.dim), compression="none")

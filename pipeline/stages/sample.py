@@ -26,27 +26,22 @@ from pipeline.mixture.plan import Limits, Plan, capped_plan, shared_plan
 from pipeline.mixture.plan import plan as make_plan
 from pipeline.rewriting.serving import Serving
 from pipeline.stages.assign import read_tree
+from pipeline.stages.rounds import DrawnPart, moved
 from pipeline.stages.shards import (
     Attribution,
     Pool,
     Shuffle,
-    map_parts_to_shards,
     pools_of,
     shard_facts,
     shard_name,
     sum_counts,
-    write_shard,
 )
 from pipeline.stages.strata import Asked, WindowStrata, asked_of_leaves, read_target
-from pipeline.step import Step, groups, map_parts
+from pipeline.step import Step, fold_groups, map_parts
 from pipeline.storage import Folder
 from pipeline.tables import DRAWS, LANDED, PLAN
 from pipeline.tree import Tree
 
-_FOLD_GROUPS = 256
-# Text drawn by one mapper of the shuffle, so that its memory is bounded; but the driver counts each piece that goes to a shard.
-_GROUP_BYTES = 32 << 20
-_MOST_PIECES = 4_000_000
 _MOST_SOURCES = 256
 _OTHER = "(other sources)"
 
@@ -106,6 +101,7 @@ def sample_step(
             pools=pools,
             output=folder,
             num_shards=num_shards,
+            shard_bytes=settings.shard_bytes,
             seed=config.seed,
             first_shard=len(after.manifest["shards"]) if after else 0,
             before=after.folder.child("draws") if after else None,
@@ -116,15 +112,13 @@ def sample_step(
         present = set(folder.names(".parquet"))
         names = [f"{shard_name(work.first_shard + number)}.parquet" for number in range(num_shards)]
         missing = [number for number, name in enumerate(names) if name not in present]
-        named = [(origin, part["name"]) for origin, of_pool in drawn.items() for part in of_pool if part["drawn_tokens"]]
-        num_groups = min(round(text_bytes / _GROUP_BYTES), _MOST_PIECES // work.num_shards)
-        items = groups(named, max(engine.num_workers, num_groups)) if missing else []
-        made = {
-            missing[index]: facts
-            for index, facts in engine.shuffle(
-                map_parts_to_shards, items, write_shard, missing, title="shards", unit="shards", shared=(work,)
-            )
-        }
+        named = [
+            DrawnPart(origin, part["name"], bytes_per_token * part["drawn_tokens"])
+            for origin, of_pool in drawn.items()
+            for part in of_pool
+            if part["drawn_tokens"]
+        ]
+        made = moved(engine, named, work, missing)
         facts = [made.get(number) or shard_facts(folder, name) for number, name in enumerate(names)]
         return {
             "budget_tokens": settings.budget_tokens,
@@ -288,8 +282,9 @@ def _settle(
     band_G = first_band(draw)
     while True:
         shared = (assignments, draw, band_G, factors)
-        states = [state for _, state in engine.map(_candidates, groups(names, _FOLD_GROUPS), title=f"{title} plan", shared=shared)]
-        decided = settle(Candidates.combine(states), draw, band_G, tree)
+        runs = fold_groups(engine, names)
+        found = engine.fold(_candidates, runs, Candidates.add, Candidates.none(), title=f"{title} plan", shared=shared)
+        decided = settle(found, draw, band_G, tree)
         if isinstance(decided, Settled):
             return decided
         band_G = decided

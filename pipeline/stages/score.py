@@ -26,7 +26,7 @@ from pipeline.step import Step, groups, hash_chosen, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import scores_schema
 
-_FOLD_GROUPS = 256
+_BACKGROUND_GROUPS = 256
 # Parts that a background of so many windows is taken from: enough to be mixed well, few enough to read.
 _BACKGROUND_PARTS = 1024
 _MOST_SAMPLE = 100_000  # windows of a sample that are learnt from, chosen by hash
@@ -107,7 +107,7 @@ def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vecto
         held = sum(rows_of[name] for name in names)
         share = min(1.0, most / max(1, held))
     shared = (estimator, seed, share, windows.folder, vectors.folder)
-    found = dict(engine.map(_background, groups(names, _FOLD_GROUPS), title="score background", unit="groups", shared=shared))
+    found = dict(engine.map(_background, groups(names, _BACKGROUND_GROUPS), title="score background", unit="groups", shared=shared))
     return [found[index] for index in sorted(found) if found[index] is not None]
 
 

@@ -7,7 +7,7 @@ it came from or who moved it. Shapes: N windows of a part, R rows (copies), S sh
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from pipeline.tables import SHARDS
 
 # A column of the pieces on their way, dropped when a shard is written.
 ORDER = "order"
-_PIECES = pa.schema([*SHARDS, pa.field(ORDER, pa.uint64())])
+PIECES = pa.schema([*SHARDS, pa.field(ORDER, pa.uint64())])
 # Loaders give row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
 WRITE_OPTIONS = {"row_group_size": 1024, "write_page_index": True, "use_content_defined_chunking": True}
 
@@ -82,6 +82,7 @@ class Shuffle:
     pools: dict[str, Pool]
     output: Folder
     num_shards: int
+    shard_bytes: int
     seed: int
     attribution: Attribution
     first_shard: int = 0
@@ -129,7 +130,7 @@ def copies_table(
             "metadata": table["metadata"],
             ORDER: keyed_hash(key_R, seed=work.seed, purpose="shuffle", copy=copy_R),
         },
-        schema=_PIECES,
+        schema=PIECES,
     )
 
 
@@ -141,13 +142,6 @@ def identifiers(windows: pa.Table, origin: str) -> tuple[pa.Array, pa.Array, pa.
         return window, none, none
     rewrite = (windows["style"], *(windows[name].cast(pa.string()) for name in ("variant", "piece")))
     return pc.binary_join_element_wise(window, pc.binary_join_element_wise(*rewrite, "."), ":"), window, windows["style"]
-
-
-def split(table: pa.Table, num_shards: int) -> list[pa.Table]:
-    """The rows of each of the S shards."""
-    order_R = table[ORDER].to_numpy()
-    shard_R = ((order_R >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)
-    return split_by(table, shard_R, num_shards)
 
 
 def split_by(table: pa.Table, number_R: NDArray[Any], count: int) -> list[pa.Table]:
@@ -163,33 +157,41 @@ def in_order(pieces: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
     return table.take(pa.array(np.argsort(table[ORDER].to_numpy(), kind="stable"))).drop_columns(ORDER).combine_chunks()
 
 
-def map_parts_to_shards(parts: Sequence[tuple[str, str]], shards: Sequence[int], work: Shuffle) -> list[pa.Table]:
-    """The pieces of several parts (origin, name) for the shards that are to be made."""
-    pieces: list[list[pa.Table]] = [[] for _ in shards]
-    for origin, name in parts:
-        pool = work.pools[origin]
-        draws = pool.draws.read_table(f"{name}.parquet", columns=["key", "leaf", "copies"])
-        copies_N = draws["copies"].to_numpy()
-        if not copies_N.any():
-            continue
-        windows = pool.windows.read_table(f"{name}.parquet")
-        assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
-        leaf_N, before_N = draws["leaf"].to_numpy(), None
-        if origin == "raw":
-            if work.before:
-                before_N = work.before.read_table(f"{name}.parquet", columns=["copies"])["copies"].to_numpy()
-            claim_RN = work.attribution.of_windows(name, leaf_N)
-        else:
-            claim_RN = work.attribution.claim_RL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
-        of_shard = split(copies_table(windows, leaf_N, copies_N, claim_RN, work, origin, before_N), work.num_shards)
-        for piece, shard in zip(pieces, shards, strict=True):
-            piece.append(of_shard[shard])
-    return [pa.concat_tables(tables) if tables else _PIECES.empty_table() for tables in pieces]
+def drawn_of_part(origin: str, name: str, work: Shuffle) -> pa.Table:
+    """The rows of shards that a part gives, in the order of the part."""
+    pool = work.pools[origin]
+    draws = pool.draws.read_table(f"{name}.parquet", columns=["key", "leaf", "copies"])
+    copies_N = draws["copies"].to_numpy()
+    if not copies_N.any():
+        return PIECES.empty_table()
+    windows = pool.windows.read_table(f"{name}.parquet")
+    assert windows["key"].equals(draws["key"]), f"windows and draws of {name} are not aligned"
+    leaf_N, before_N = draws["leaf"].to_numpy(), None
+    if origin == "raw":
+        if work.before:
+            before_N = work.before.read_table(f"{name}.parquet", columns=["copies"])["copies"].to_numpy()
+        claim_RN = work.attribution.of_windows(name, leaf_N)
+    else:
+        claim_RN = work.attribution.claim_RL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
+    return copies_table(windows, leaf_N, copies_N, claim_RN, work, origin, before_N)
+
+
+def split_into(tables: Iterable[pa.Table], ranges: Sequence[range], num_shards: int) -> list[pa.Table]:
+    """The rows of some tables that belong to each of some ranges of the S shards."""
+    range_S = np.full(num_shards, len(ranges))  # those that nobody asks for come last
+    for number, shards in enumerate(ranges):
+        range_S[shards.start : shards.stop] = number
+    pieces: list[list[pa.Table]] = [[PIECES.empty_table()] for _ in ranges]
+    for table in tables:
+        shard_R = ((table[ORDER].to_numpy() >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)
+        for piece, found in zip(pieces, split_by(table, range_S[shard_R], len(ranges)), strict=True):
+            piece.append(found)
+    return [pa.concat_tables(piece) for piece in pieces]
 
 
 def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[str, Any]:
     """Write one shard, and return what the manifest says of it."""
-    table = in_order(pieces, _PIECES)
+    table = in_order(pieces, PIECES)
     if work.conditioning and number < work.num_prefixed:
         table = prefixed(table, work.conditioning)
     facts = {

@@ -31,11 +31,10 @@ from pipeline.mixture.strata import (
 )
 from pipeline.scoring import scorer
 from pipeline.stages.score import read_scores
-from pipeline.step import Step, groups, part_names
+from pipeline.step import Step, fold_groups, part_names
 from pipeline.storage import Folder
 
 _TARGET = "target.npz"
-_FOLD_GROUPS = 256
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def fit_target(
     natural = config.weights.natural_share
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
     share_S = (1.0 - natural) * np.array([shares[name] for name in clusters]) / sum(shares.values())
-    items = groups(part_names(scored), _FOLD_GROUPS)
+    items = fold_groups(engine, part_names(scored))
     folders = (assigned.folder, scored.folder)
     zero_SB = np.zeros((len(clusters), BINS), np.int64)
     ratios: Odds | Top
@@ -147,13 +146,13 @@ def stratify(
     num_leaves = len(next(iter(clusters.values())).p_L)
     counts = engine.fold(
         _strata,
-        groups(part_names(scored), _FOLD_GROUPS),
+        fold_groups(engine, part_names(scored)),
         StrataCounts.add,
-        StrataCounts.zero(len(clusters), num_leaves),
+        StrataCounts.zero(len(clusters)),
         title="strata",
-        shared=(assigned.folder, scored.folder, target, num_leaves),
+        shared=(assigned.folder, scored.folder, target),
     )
-    mixes = {name: replace(mix, p_L=p_L) for (name, mix), p_L in zip(clusters.items(), counts.p_SL, strict=True)}
+    mixes = {name: replace(mix, p_L=p_L) for (name, mix), p_L in zip(clusters.items(), counts.asked_SL(num_leaves), strict=True)}
     if isinstance(target.ratios, Top):  # clusters, and what smooths them, have no part in it
         mixes = {name: replace(mix, alpha_H=np.empty(0), backed_off=0.0) for name, mix in mixes.items()}
     return mixes, counts.strata(target)
@@ -175,5 +174,5 @@ def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S
     return functools.reduce(np.add, (code_bins(*part, high_S) for part in _scored(names, assignments, scores)))
 
 
-def _strata(names: Sequence[str], assignments: Folder, scores: Folder, target: Target, num_leaves: int) -> StrataCounts:
-    return StrataCounts.combine(StrataCounts.of_part(target, *part, num_leaves) for part in _scored(names, assignments, scores))
+def _strata(names: Sequence[str], assignments: Folder, scores: Folder, target: Target) -> StrataCounts:
+    return StrataCounts.combine(StrataCounts.of_part(target, *part) for part in _scored(names, assignments, scores))

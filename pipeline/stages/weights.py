@@ -16,17 +16,16 @@ from pipeline.config import CLUSTER_WEIGHTED, GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.estimators import ESTIMATORS
-from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
+from pipeline.mixture.histograms import DocumentCounts, LeafCounts
 from pipeline.mixture.plan import Limits
 from pipeline.mixture.report import report
 from pipeline.names import cluster_terms
 from pipeline.stages.assign import read_tree
 from pipeline.stages.strata import fit_target, stratify, write_target
-from pipeline.step import Step, groups, hash_chosen, part_names
+from pipeline.step import Step, fold_groups, hash_chosen, part_names
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
 
-_FOLD_GROUPS = 256
 # Names are for people: so many leaves, from so many windows each, in so many parts, are enough to read.
 _NAMED_LEAVES = 256
 _WINDOWS_PER_NAME = 20
@@ -54,18 +53,19 @@ def weights_step(
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         tree = read_tree(clustered.folder)
-        generalist = engine.fold(
+        counts: LeafCounts = engine.fold(
             _histogram,
-            groups(part_names(assigned[GENERALIST]), _FOLD_GROUPS),
-            lambda a, b: LeafHistogram.combine([a, b]),
-            LeafHistogram.zero(tree.num_leaves),
+            fold_groups(engine, part_names(assigned[GENERALIST])),
+            LeafCounts.add,
+            LeafCounts(),
             title="histogram generalist",
-            shared=(assigned[GENERALIST].folder, tree.num_leaves),
+            shared=(assigned[GENERALIST].folder,),
         )
+        generalist = counts.histogram(tree.num_leaves)
         samples = {
             name: engine.fold(
                 _documents,
-                groups(part_names(assigned[name]), _FOLD_GROUPS),
+                fold_groups(engine, part_names(assigned[name])),
                 lambda a, b: DocumentCounts.combine([a, b]),
                 DocumentCounts(),
                 title=f"histogram {name}",
@@ -129,11 +129,9 @@ def weights_step(
     )
 
 
-def _histogram(names: Sequence[str], assignments: Folder, num_leaves: int) -> LeafHistogram:
+def _histogram(names: Sequence[str], assignments: Folder) -> LeafCounts:
     tables = (assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"]) for name in names)
-    return LeafHistogram.combine(
-        LeafHistogram.of_part(table["leaf"].to_numpy(), table["tokens"].to_numpy(), num_leaves) for table in tables
-    )
+    return LeafCounts.combine(LeafCounts.of_part(table["leaf"].to_numpy(), table["tokens"].to_numpy()) for table in tables)
 
 
 def _documents(names: Sequence[str], windows: Folder, assignments: Folder) -> DocumentCounts:
