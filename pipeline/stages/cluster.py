@@ -79,7 +79,7 @@ def _grow(
     work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
     runs = _runs(nodes, work, _RUNS_PER_WORKER * engine.num_workers)
     threads = engine.threads_for(len(runs))
-    moved_bytes = sum(map(work.num_windows, nodes)) * (tree.dim * 2 + 16)
+    moved_bytes = sum(map(work.sample_size, nodes)) * (tree.dim * 2 + 16)
     fits: dict[int, KMeansFit] = {}
     for index, of_run in engine.shuffle(
         _sample_parts,
@@ -100,7 +100,7 @@ def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]
     """The nodes in runs, each fitted by one worker: at least so many, where there are nodes for them, and none of more windows than
     one node may take. What comes of a node does not depend on those beside it.
     """
-    windows = [min(work.num_windows(node), work.tree.size_V[node]) for node in nodes]
+    windows = [work.sample_size(node) for node in nodes]
     most = min(work.settings.fit_windows, sum(windows) / least)
     runs: list[list[int]] = []
     held = 0.0
@@ -130,6 +130,10 @@ class LevelFit:
     def num_windows(self, node: int) -> int:
         """Windows that a node is fitted on, at most: `fit_windows`, but 100 a child at the least."""
         return max(self.settings.fit_windows, 100 * self.fan[node])
+
+    def sample_size(self, node: int) -> float:
+        """Windows that a node will be fitted on, about."""
+        return min(self.num_windows(node), float(self.tree.size_V[node]))
 
     def sample(
         self, key_N: NDArray[np.uint64], valid_N: NDArray[np.bool_], x_ND: NDArray[np.float16], nodes: Sequence[int]
