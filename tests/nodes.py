@@ -26,6 +26,20 @@ KINDS = ("driver", "worker", "raylet", "node")
 _QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
+# What an autoscaler's config must name, though there is nothing to set up on a node that is on this machine.
+_NOTHING_TO_RUN = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "rsync_exclude",
+    "rsync_filter",
+)
+
+
 @dataclass(frozen=True)
 class Kill:
     """What was killed, while the stage was run."""
@@ -158,13 +172,15 @@ class Growing:
     stops every Ray of the machine before and after.
     """
 
-    def __init__(self, folder: Path, *, most: int, port: int = 16_379) -> None:
-        self.folder, self.most, self.address = folder, most, f"127.0.0.1:{port}"
+    def __init__(self, folder: Path, *, most: int, port: int = 7379) -> None:
+        from ray.util import get_node_ip_address
+
+        self.folder, self.most, self.port = folder, most, port
+        self.address = f"{get_node_ip_address()}:{port}"  # Ray takes no other of this machine for a head
 
     def __enter__(self) -> "Growing":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        host, _, port = self.address.rpartition(":")
         config = {
             "cluster_name": "growing",
             "max_workers": self.most,
@@ -177,11 +193,14 @@ class Growing:
             "upscaling_speed": 10,
             "idle_timeout_minutes": 10,
             "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            **{name: [] for name in _NOTHING_TO_RUN},
         }
         file = self.folder / "autoscaling.json"
         file.write_text(json.dumps(config), encoding="utf-8")
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--autoscaling-config={file}"]
-        command += [f"--node-ip-address={host}", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+        command += [f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
         command += ["--object-store-memory=200000000"]
         env = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_worker_niceness": "0"}
         with (self.folder / "head.log").open("ab") as log:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from pipeline.stages.cluster import LevelFit
 from pipeline.stages.duplicates import repeats
 from pipeline.stages.embed import embed_table, read_embeddings
 from pipeline.stages.prepare import cuts, planned_parts
-from pipeline.stages.shards import Attribution, Shuffle, copies_table, split
+from pipeline.stages.shards import Attribution, Shuffle, copies_table, split_into
 from pipeline.step import fold_tasks, groups, mapper_tasks, quick_tasks
 from pipeline.storage import Folder
 from pipeline.tables import WINDOWS, embeddings_schema
@@ -210,12 +211,17 @@ def test_copies_carry_their_window_and_go_to_one_shard_each() -> None:
     windows = windows_table(["a", "bb", "ccc"])
     attribution = Attribution(["law", "natural"], np.array([[1.0], [0.0]]), np.array([[1.0], [0.0]]))
     folder = Folder("memory://x")
-    work = Shuffle(pools={}, output=folder, num_shards=3, seed=0, attribution=attribution)
+    work = Shuffle(pools={}, output=folder, num_shards=3, shard_bytes=1, seed=0, attribution=attribution)
     table = copies_table(windows, np.zeros(3, np.int32), np.array([2, 0, 3], np.int32), np.array([[1.0] * 3, [0.0] * 3]), work)
     assert table["id"].to_pylist() == ["d:0:0", "d:0:1", "d:2:0", "d:2:1", "d:2:2"]
     assert table["text"].to_pylist() == ["a", "a", "ccc", "ccc", "ccc"]
     assert set(table["specialist"].to_pylist()) == {"law"}
-    pieces = split(table, 3)
+    pieces = split_into([table], [range(shard, shard + 1) for shard in range(3)], 3)
+    two, last = split_into([table], [range(2), range(2, 3)], 3)
+    assert two.equals(pa.concat_tables(pieces[:2]).take(pc.index_in(two["id"], pa.concat_tables(pieces[:2])["id"])))
+    assert last.equals(pieces[2])
+    (alone,) = split_into([table], [range(1, 2)], 3)
+    assert alone.equals(pieces[1])
     assert sorted(identifier for piece in pieces for identifier in piece["id"].to_pylist()) == table["id"].to_pylist()
 
 

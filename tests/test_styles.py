@@ -73,10 +73,10 @@ def test_filters_are_skipped_where_the_form_needs_it_and_nowhere_else() -> None:
 
 def test_style_files_are_part_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packaged = [
-        path for pattern in project["tool"]["setuptools"]["package-data"]["pipeline"] for path in (ROOT / "pipeline").glob(pattern)
-    ]
-    assert sorted(packaged) == sorted(Path(BUILT_IN).glob("*.yaml"))
+    patterns = project["tool"]["setuptools"]["package-data"]["pipeline"]
+    packaged = {path for pattern in patterns for path in (ROOT / "pipeline").glob(pattern)}
+    assert packaged >= set(Path(BUILT_IN).glob("*.yaml"))
+    assert packaged == {path for path in (ROOT / "pipeline").rglob("*.*") if path.suffix not in (".py", ".pyc")}
 
 
 def test_a_style_of_ones_own_wins_over_the_built_in_one_and_adds_to_them(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Format(ABC):
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         """Write a shard below `folder`; its facts: `rows`, `tokens` where it is tokenized, and its `files`."""
 
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
-        """Write what belongs to all shards together, once these are there; `manifest` is that of the shards."""
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Write what belongs to all shards together, once these are there; its files. `manifest` is that of the shards."""
         del folder, manifest, parts
+        return []

@@ -26,9 +26,10 @@ class HuggingFace(Format):
         folder.child("data").write_bytes(name, shard.source.read_bytes(shard.name))
         return {"rows": shard.source.read_facts(shard.name)["rows"], "files": [f"data/{name}"]}
 
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         del parts
         folder.write_bytes("README.md", card(manifest).encode())
+        return ["README.md"]
 
 
 class Jsonl(Format):
@@ -65,10 +66,11 @@ class WebDataset(Format):
         folder.write_bytes(name, sink.getvalue())
         return {"rows": len(rows), "files": [name]}
 
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         del manifest
         sizes = {part["files"][0]: part["rows"] for part in parts}
         folder.write_bytes("sizes.json", json.dumps(sizes, indent=1).encode())  # as webdataset's tools call it
+        return ["sizes.json"]
 
 
 class Mds(Format):
@@ -98,7 +100,7 @@ class Mds(Format):
             files = [f"{below}/{name}" for name in sorted(os.listdir(out))]
         return {"rows": len(rows), "files": files}
 
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         del manifest
         merged: dict[str, Any] = {}
         for part in parts:
@@ -110,6 +112,7 @@ class Mds(Format):
                         shard[kind]["basename"] = f"{below}/{shard[kind]['basename']}"
             merged = {"version": index["version"], "shards": [*merged.get("shards", []), *index["shards"]]}
         folder.write_bytes("index.json", json.dumps(merged, sort_keys=True).encode())
+        return ["index.json"]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

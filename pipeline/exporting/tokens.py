@@ -60,15 +60,18 @@ class Megatron(_Tokenized):
     def file(self, number: int) -> str:
         return f"{number:05d}_tokens"
 
-    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+    def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         # Megatron blends what one path has: what comes one after the other (`schedule`) has a path each.
         left, segments = iter(parts), manifest["segments"]
+        names = []
         for number, count in enumerate(segments, start=1):
             own = list(islice(left, count))
             total = max(1, sum(part["tokens"] for part in own))
             pairs = [f"{part['tokens'] / total:.9f} {part['files'][0].removesuffix('.bin')}" for part in own if part["tokens"]]
             name = f"data_path-{number}.txt" if len(segments) > 1 else "data_path.txt"
             folder.write_bytes(name, ("\n".join(pairs) + "\n").encode())
+            names.append(name)
+        return names
 
 
 class Nanotron(_Tokenized):

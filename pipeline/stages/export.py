@@ -43,7 +43,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         }
         parts = _written(engine, folder, items, tokenizer, f"export {to}", "shards")
         manifest = {**sampled.manifest, "fingerprint": sampled.fingerprint, "versions": versions()}
-        form.finish(folder, manifest, parts)
+        finished = form.finish(folder, manifest, parts)
         if len(manifest["segments"]) > 1:
             logger.warning(
                 f"schedule: the files are {' + '.join(map(str, manifest['segments']))} in order, each alike in itself; a trainer "
@@ -53,7 +53,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
         folder.child(_DONE).remove_all()
         return {
             "format": to,
-            "written": [file for part in parts for file in part["files"]],
+            "written": [*finished, *(file for part in parts for file in part["files"])],
             **_said(form, tokenizer, parts),
         }
 
@@ -88,11 +88,13 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
             for number, file in enumerate(group["files"])
         }
         parts = _written(engine, folder, items, tokenizer, f"mixture {name}", "files")
-        made, left = [], iter(parts)
+        made, written, left = [], [], iter(parts)
         for group in described:
             own = list(itertools.islice(left, len(group["files"])))
+            files = [file for part in own for file in part["files"]]
             if mixture.finish_groups:
-                form.finish(folder.child(group["name"]), {}, own)
+                files += form.finish(folder.child(group["name"]), {}, own)
+            written += [f"{group['name']}/{file}" for file in files]
             made.append(_group(group, own, tokenized=form.tokenized))
         _check_rows(folder, parts, sum(group["documents"] for group in described))
         total = sum(group["wanted_tokens"] for group in grouped.manifest["groups"])
@@ -120,7 +122,7 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
         return {
             "format": name,
             **facts,
-            "written": [*described_as, *(file for group in weighed for file in group.files)],
+            "written": [*described_as, *written],
             "groups": [{"name": group.name, "weight": group.weight} for group in weighed],
             **_said(form, tokenizer, parts),
         }
