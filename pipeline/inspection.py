@@ -81,13 +81,16 @@ class Inspection:
                 else order.tolist()
             )
         table = Table(box=None, pad_edge=False)
-        for heading in ("cluster", "what sets its text apart", "windows", "generalist", "asked", "change"):
+        planned_L = np.array(self.plan["planned_tokens"]) + np.array(self.plan["rewritten_tokens"]) if self.plan else None
+        headings = ("cluster", "what sets its text apart", "windows", "generalist", "asked", "change")
+        for heading in (*headings, *(["planned"] if planned_L is not None else [])):
             table.add_column(heading, justify="left" if heading.startswith("what") else "right")
         for leaf in leaves:
             before, after = self.mixture["p_generalist"][leaf], self.mixture["p_target"][leaf]
             change = f"{after / before:.2f}×" if before else ""
             windows = f"{self.mixture['windows'][leaf]:,}"
-            table.add_row(str(leaf), self.name(leaf), windows, _percent(before), _percent(after), change)
+            planned = [_percent(planned_L[leaf] / max(1e-9, planned_L.sum()))] if planned_L is not None else []
+            table.add_row(str(leaf), self.name(leaf), windows, _percent(before), _percent(after), change, *planned)
         yield table
 
     def name(self, leaf: int) -> str:

@@ -199,7 +199,7 @@ def test_a_dry_run_says_time_money_and_room_and_leaves_nothing(tmp_path: Path) -
     for said in (
         "generalist: about",
         "going by 120 rows",
-        "core-hours",
+        "work of a core",
         "time, 4 workers",
         "time, 256 workers",
         "engine.prices.core 0.05",
