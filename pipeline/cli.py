@@ -67,6 +67,26 @@ def export_job() -> None:
     _run_as_program(main)
 
 
+def look_job() -> None:
+    """Run the command line of `jobs/look.py`, and exit as other jobs do."""
+
+    def main(
+        config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
+        cluster: Annotated[int | None, typer.Option(help="Number of a cluster: shares, neighbours, examples.")] = None,
+        document: Annotated[str | None, typer.Option(help="Id of a document: where it went, and why.")] = None,
+        find: Annotated[str | None, typer.Option(help="Words: the clusters whose text has all of them.")] = None,
+        like: Annotated[str | None, typer.Option(help="Text: the cluster that it would be in.")] = None,
+        examples: Annotated[int, typer.Option(min=0, help="Texts shown of a cluster, of each corpus.")] = 3,
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+        ] = None,
+    ) -> None:
+        """Look into a run: its clusters, or one of them, or where a document went."""
+        sys.exit(_guarded(lambda: _look(config, overrides or [], cluster, document, find, like, examples)))
+
+    _run_as_program(main)
+
+
 def evidence_job() -> None:
     """Run the command line of `jobs/evidence.py`, and exit as other jobs do."""
 
@@ -142,6 +162,37 @@ def _export(
         level = 1 if level is None else level
         made, folder = run.mix(settings, mixture=mixture, level=level, tokenizer=tokenizer, eos_token=eos, output=output)
         print(f"{made.manifest['rows']:,} documents in {len(made.manifest['groups'])} groups, {mixture}: {folder.url}")
+
+
+def _look(
+    config: str,
+    overrides: list[str],
+    cluster: int | None,
+    document: str | None,
+    find: str | None,
+    like: str | None,
+    examples: int,
+) -> None:
+    if sum(asked is not None for asked in (cluster, document, find, like)) > 1:
+        raise ConfigError("give one of --cluster, --document, --find and --like, or none of them for a list of clusters")
+    settings = load_config(config, overrides)
+    from pipeline.inspection import Inspection
+    from pipeline.report import console
+    from pipeline.run import plan
+
+    inspection = Inspection(plan(settings))
+    if cluster is not None:
+        lines = inspection.cluster(cluster, examples)
+    elif document is not None:
+        lines = inspection.document(document)
+    elif find is not None:
+        lines = inspection.find(find)
+    elif like is not None:
+        lines = inspection.like(like, examples)
+    else:
+        lines = inspection.clusters()
+    for line in lines:
+        console.print(line)
 
 
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:

@@ -146,7 +146,10 @@ NAMES = pa.schema(
     [
         pa.field("leaf", pa.int32(), nullable=False),
         pa.field(
-            "terms", pa.string(), nullable=False, metadata={"doc": "words that set the leaf's text apart, most telling first"}
+            "terms",
+            pa.string(),
+            nullable=False,
+            metadata={"doc": "words and phrases that set the leaf's text apart, most telling first, joined by commas"},
         ),
     ]
 )

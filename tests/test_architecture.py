@@ -59,5 +59,10 @@ def test_planning_a_run_imports_neither_ray_nor_a_model() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_no_job_hides_a_module_of_the_standard_library() -> None:
+    """Python and Ray put the folder of a script before the standard library: every library would import jobs/inspect.py."""
+    assert not {path.stem for path in (ROOT / "jobs").glob("*.py")} & set(sys.stdlib_module_names)
+
+
 def test_no_module_is_a_second_room() -> None:
     assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in PACKAGE.rglob("*.py")}

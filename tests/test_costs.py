@@ -60,7 +60,7 @@ def write_as(kind: str, rows: list[dict[str, Any]], folder: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "arrow"])
 def test_a_guess_from_the_beginnings_of_files_is_near_what_prepare_counts(kind: str, tmp_path: Path, ray_session: Any) -> None:
-    write_as(kind, documents(3000), tmp_path)
+    write_as(kind, documents(1500), tmp_path)
     config = topic_run(tmp_path, 20) | {"generalist": {"paths": [str(tmp_path / f"a.{kind}")]}}
     run = plan(config)
     guessed = size_of(run.config, "generalist", run.step("prepare", "generalist"))
@@ -199,7 +199,7 @@ def test_a_dry_run_says_time_money_and_room_and_leaves_nothing(tmp_path: Path) -
     for said in (
         "generalist: about",
         "going by 120 rows",
-        "core-hours",
+        "work of a core",
         "time, 4 workers",
         "time, 256 workers",
         "engine.prices.core 0.05",

@@ -70,16 +70,16 @@ def _size_line(corpus: str, size: Size) -> str:
 
 def _table(found: list[list[tuple[Step, StageCost]]], machines: list[Machines]) -> RenderableType:
     table = Table(title="\nWhat is left to do", title_justify="left", box=None, pad_edge=False)
-    for heading in ("step", "core-hours", "stored", *(f"time, {each.workers:,} workers" for each in machines)):
+    for heading in ("step", "work of a core", "stored", *(f"time, {each.workers:,} workers" for each in machines)):
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for row in zip(*found, strict=True):
         step, cost = row[0]
         times = [_time(of.wall_s) for _, of in row]
-        table.add_row(step.title, f"{cost.core_s / _HOUR:,.2f}", _bytes(cost.stored_bytes), *times)
+        table.add_row(step.title, _time(cost.core_s), _bytes(cost.stored_bytes), *times)
     first = [cost for _, cost in found[0]]
     table.add_row(
         "together",
-        f"{sum(cost.core_s for cost in first) / _HOUR:,.2f}",
+        _time(sum(cost.core_s for cost in first)),
         _bytes(sum(cost.stored_bytes for cost in first)),
         *(_time(_seconds(of)) for of in found),
     )
@@ -114,7 +114,7 @@ def _lines(
         )
     files, most = sizes[GENERALIST].files, machines[-1].workers
     if files < most and any(step.stage == "prepare" for step, _ in found[0]):
-        yield f"prepare first reads each of the {files:,.0f} files from end to end: more workers than files gain nothing there"
+        yield f"prepare reads each file from end to end first: of more workers than files ({files:,.0f}) it has nothing there"
     driver_s = sum(cost.driver_s + cost.alone_s for _, cost in found[-1])
     if driver_s > _DRIVERS * _seconds(found[-1]):
         yield (

@@ -144,6 +144,11 @@ def identifiers(windows: pa.Table, origin: str) -> tuple[pa.Array, pa.Array, pa.
     return pc.binary_join_element_wise(window, pc.binary_join_element_wise(*rewrite, "."), ":"), window, windows["style"]
 
 
+def shard_of(order_R: NDArray[np.uint64], num_shards: int) -> NDArray[np.uint64]:
+    """(R,) which of the S shards rows of these places in the order are in."""
+    return np.asarray(((order_R >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32))
+
+
 def split_by(table: pa.Table, number_R: NDArray[Any], count: int) -> list[pa.Table]:
     """The rows of each number from 0 to `count`, in their order."""
     sorted_R = np.argsort(number_R, kind="stable")
@@ -183,8 +188,8 @@ def split_into(tables: Iterable[pa.Table], ranges: Sequence[range], num_shards: 
         range_S[shards.start : shards.stop] = number
     pieces: list[list[pa.Table]] = [[PIECES.empty_table()] for _ in ranges]
     for table in tables:
-        shard_R = ((table[ORDER].to_numpy() >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)
-        for piece, found in zip(pieces, split_by(table, range_S[shard_R], len(ranges)), strict=True):
+        range_R = range_S[shard_of(table[ORDER].to_numpy(), num_shards)]
+        for piece, found in zip(pieces, split_by(table, range_R, len(ranges)), strict=True):
             piece.append(found)
     return [pa.concat_tables(piece) for piece in pieces]
 

@@ -30,7 +30,7 @@ from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
 _NAMED_LEAVES = 256
 _WINDOWS_PER_NAME = 20
 _PARTS_FOR_NAMES = 64
-_CHARACTERS = 4000
+_CHARACTERS = 2000
 
 Texts = dict[int, list[tuple[float, str]]]
 
@@ -114,7 +114,7 @@ def weights_step(
     return Step(
         stage="weights",
         corpus=corpus,
-        version=2,
+        version=3,
         # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
         settings={
             "weights": {**settings.identity(), "sharpness": config.sharpness, "repeat_exponent": config.repeat_exponent},

@@ -1,0 +1,141 @@
+"""Looking into a run, against what its tables hold."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import topic_documents, topic_run, write_jsonl
+from rich.console import Console
+
+from pipeline import run
+from pipeline.errors import ConfigError
+from pipeline.inspection import Inspection
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
+    """A run with near-duplicates, held-out text and a row that cannot be used; its workdir holds several shards."""
+    folder = tmp_path_factory.mktemp("looked")
+    settings = topic_run(folder, 60)
+    twin = topic_documents("music", 1, seed=9)[0]
+    rows = [
+        {**twin, "id": "twin-a"},
+        {**twin, "id": "twin-b"},
+        {"id": "blank", "text": " "},
+        {"id": "leaked", "text": "what one must never see in training: " + " ".join(f"secret{n}" for n in range(40))},
+        {"id": "bell", "text": "court contract judge ruling \x07\x1b[31m appeal statute evidence party " * 5},
+    ]
+    settings["generalist"]["paths"].append(write_jsonl(folder / "more.json", rows))
+    test = write_jsonl(folder / "test.json", [{"text": " ".join(f"secret{n}" for n in range(40))}])
+    settings |= {
+        "dedup": {"buckets": 14, "hashes": 8},
+        "decontaminate": {"held_out": {"test": {"paths": [test], "id_key": None}}},
+        "max_bad_fraction": 0.1,
+    }
+    run.curate(settings)
+    return settings
+
+
+def said(lines: Any) -> str:
+    console = Console(width=1000, highlight=False, markup=False)
+    with console.capture() as capture:
+        for line in lines:
+            console.print(line)
+    return capture.get()
+
+
+@pytest.fixture(scope="module")
+def inspection(config: dict[str, Any]) -> Inspection:
+    return Inspection(run.plan(config))
+
+
+def test_a_drawn_document_is_in_the_shards_that_are_named(inspection: Inspection) -> None:
+    shards = {path.name: pq.read_table(path) for path in Path(inspection.run.shards.path).glob("*.parquet")}
+    assert len(shards) > 2
+    of_document: dict[str, set[tuple[str, int]]] = {}
+    for name, table in shards.items():
+        for row in table.select(["doc_id", "copy"]).to_pylist():
+            of_document.setdefault(row["doc_id"], set()).add((name, row["copy"]))
+    checked = 0
+    for identifier, places in sorted(of_document.items())[:12]:
+        text = said(inspection.document(identifier))
+        for name, copy in places:
+            assert f"{name} (copy {copy})" in text
+            checked += 1
+        assert text.count(".parquet (copy") == len(_all(shards, identifier))
+        assert "score: legal" in text
+    assert checked > 12
+
+
+def _all(shards: dict[str, Any], identifier: str) -> list[Any]:
+    return [row for table in shards.values() for row in table.select(["doc_id"]).to_pylist() if row["doc_id"] == identifier]
+
+
+def test_what_was_left_out_says_by_whom_and_why(inspection: Inspection) -> None:
+    assert "is in quarantine: empty_text" in said(inspection.document("blank"))
+    assert "left out by decontaminate" in said(inspection.document("leaked"))
+    twins = [said(inspection.document(twin)) for twin in ("twin-a", "twin-b")]
+    assert sum("left out by dedup" in text for text in twins) == 1
+    assert sum("in cluster" in text for text in twins) == 1
+    with pytest.raises(ConfigError, match="--document nobody: no window"):
+        said(inspection.document("nobody"))
+
+
+def test_a_document_of_the_sample_asks_and_is_not_drawn(inspection: Inspection) -> None:
+    text = said(inspection.document("law-1-3"))
+    assert "legal, window 0" in text
+    assert "it asks; only text of the generalist corpus is drawn" in text
+
+
+def test_a_cluster_has_its_shares_and_text_of_its_own(inspection: Inspection) -> None:
+    leaf = max(range(inspection.num_leaves), key=lambda leaf: inspection.mixture["p_target"][leaf])
+    text = said(inspection.cluster(leaf, 2))
+    assert f"cluster {leaf}: {inspection.names[leaf]}" in text
+    assert f"{inspection.mixture['windows'][leaf]:,} windows" in text
+    assert text.count("[generalist]") == text.count("[legal]") == 2
+    assert "court" in text or "contract" in text
+    assert "nearest: " in text
+    with pytest.raises(ConfigError, match="there are clusters 0 to"):
+        said(inspection.cluster(10_000, 1))
+
+
+def test_clusters_are_found_by_words_and_by_text(inspection: Inspection) -> None:
+    text = said(inspection.find("orbit planet"))
+    assert "windows that were read have: orbit planet" in text
+    best = int(text.splitlines()[2].split()[0])
+    like = said(inspection.like("The telescope saw a comet in lunar orbit, and a rocket launch to the planet.", 1))
+    assert like.startswith(f"cluster {best}:")
+    assert "0 of" in said(inspection.find("xylophonist"))
+    with pytest.raises(ConfigError, match="no vector for this text"):
+        said(inspection.like("…", 1))
+
+
+def test_text_of_the_corpus_cannot_steer_the_terminal(inspection: Inspection) -> None:
+    text = said(inspection.document("bell"))
+    assert "appeal statute" in text
+    assert "\x07" not in text
+    assert "\x1b" not in text
+
+
+def test_the_job_lists_clusters_and_says_what_is_wrong_in_a_line(config: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    job = [sys.executable, str(ROOT / "jobs" / "look.py"), "--config", str(file)]
+    listed = subprocess.run(job, capture_output=True, text=True, check=True)
+    assert "what sets its text apart" in listed.stdout
+    assert "ray" not in listed.stderr.lower()
+    for arguments, message in (
+        (["--cluster", "1", "--find", "a"], "give one of --cluster"),
+        (["--set", f"workdir={tmp_path / 'new'}"], "run jobs/weights.py first"),
+    ):
+        done = subprocess.run([*job, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert message in line
