@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.config import Config, parse_config
 from pipeline.costs.model import Machines, StageCost, stage_cost
 from pipeline.costs.size import Size
+from pipeline.costs.told import bytes_said, time_said
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 _BEGIN, _END = "<!-- simulated -->", "<!-- /simulated -->"
@@ -63,16 +64,16 @@ def tables() -> Iterator[str]:
         for windows in _WINDOWS:
             runs = [simulated(windows, machines, part_bytes) for machines in _MACHINES]
             core_h = sum(cost.core_s for cost in runs[0]) / 3600
-            stored_tb = sum(cost.stored_bytes for cost in runs[0]) / 1e12
-            cells = [f"10^{len(str(windows)) - 1}", f"{windows * _BYTES / 1e12:,.3g} TB", f"{core_h:,.0f}", f"{stored_tb:,.3g} TB"]
-            cells += [f"{_time(_wall(run))} ({_drivers(run):.0%})" for run in runs]
+            stored = sum(cost.stored_bytes for cost in runs[0])
+            cells = [f"10^{len(str(windows)) - 1}", bytes_said(windows * _BYTES), f"{core_h:,.0f}", bytes_said(stored)]
+            cells += [f"{time_said(_wall(run))} ({_drivers(run):.0%})" for run in runs]
             yield "| " + " | ".join(cells) + " |"
     windows, machines, part_bytes = _WINDOWS[-2], _MACHINES[1], _PART_BYTES[1]
     yield f"\nStage by stage, 10^{len(str(windows)) - 1} windows on {machines} machines, parts of {part_bytes >> 20} MiB:\n"
     yield "| stage | core-hours | time | driver alone | driver for tasks | tasks | stored |\n|---|---|---|---|---|---|---|"
     for cost in simulated(windows, machines, part_bytes):
-        cells = [cost.stage, f"{cost.core_s / 3600:,.0f}", _time(cost.wall_s), _time(cost.alone_s)]
-        cells += [_time(cost.driver_s), f"{cost.tasks:,}", f"{cost.stored_bytes / 1e12:.3g} TB"]
+        cells = [cost.stage, f"{cost.core_s / 3600:,.0f}", time_said(cost.wall_s), time_said(cost.alone_s)]
+        cells += [time_said(cost.driver_s), f"{cost.tasks:,}", bytes_said(cost.stored_bytes)]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -83,12 +84,6 @@ def _wall(run: list[StageCost]) -> float:
 def _drivers(run: list[StageCost]) -> float:
     """The part of a run in which workers wait for the driver."""
     return sum(cost.alone_s + cost.waited_s for cost in run) / _wall(run)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 7200:
-        return f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
-    return f"{seconds / 3600:,.1f} h" if seconds < 200_000 else f"{seconds / 86_400:,.1f} days"
 
 
 def main() -> None:

@@ -74,14 +74,14 @@ def _table(found: list[list[tuple[Step, StageCost]]], machines: list[Machines]) 
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for row in zip(*found, strict=True):
         step, cost = row[0]
-        times = [_time(of.wall_s) for _, of in row]
-        table.add_row(step.title, _time(cost.core_s), _bytes(cost.stored_bytes), *times)
+        times = [time_said(of.wall_s) for _, of in row]
+        table.add_row(step.title, time_said(cost.core_s), bytes_said(cost.stored_bytes), *times)
     first = [cost for _, cost in found[0]]
     table.add_row(
         "together",
-        _time(sum(cost.core_s for cost in first)),
-        _bytes(sum(cost.stored_bytes for cost in first)),
-        *(_time(_seconds(of)) for of in found),
+        time_said(sum(cost.core_s for cost in first)),
+        bytes_said(sum(cost.stored_bytes for cost in first)),
+        *(time_said(_seconds(of)) for of in found),
     )
     return table
 
@@ -118,20 +118,24 @@ def _lines(
     driver_s = sum(cost.driver_s + cost.alone_s for _, cost in found[-1])
     if driver_s > _DRIVERS * _seconds(found[-1]):
         yield (
-            f"with {most:,} workers the driver is busy for {_time(driver_s)} of it: fewer and larger parts "
+            f"with {most:,} workers the driver is busy for {time_said(driver_s)} of it: fewer and larger parts "
             "(prepare.part_documents, prepare.part_bytes) spare it"
         )
     machine = read_rates()["measured"]["machine"]
     yield f"Rates are of {machine}, and of MiniLM where a transformer reads: right to a factor of two (docs/scale.md)."
 
 
-def _time(seconds: float) -> str:
+def time_said(seconds: float) -> str:
+    """Seconds, minutes, hours or days, as a person would say it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * _HOUR else f"{seconds / _HOUR:,.1f} h"
+    if seconds < 2 * _HOUR:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / _HOUR:,.1f} h" if seconds < 48 * _HOUR else f"{seconds / 24 / _HOUR:,.1f} days"
 
 
-def _bytes(num: float) -> str:
+def bytes_said(num: float) -> str:
+    """Bytes in thousands of thousands, to three digits."""
     units = ["B", "KB", "MB", "GB", "TB"]
     while num >= 1000 and len(units) > 1:
         num, units = num / 1000, units[1:]
