@@ -99,7 +99,7 @@ class Alone:
         deadline = time.monotonic() + self.lease_s
         while time.monotonic() < deadline:
             now = self._records.read_json(_name(number)) or before
-            if now["state"] != "running":
+            if now["state"] != "running" or _is_gone(now.get("process")):
                 return
             if now != before:
                 raise ConfigError(

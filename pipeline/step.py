@@ -24,10 +24,12 @@ _FOOTER_READERS = 16
 # Of parts that are quick to make: at most so many in a task, and so many tasks a worker, that none waits long for the last.
 _QUICK_PARTS = 32
 _RUNS_PER_WORKER = 8
-# Of a fold the driver combines one state a group; of a shuffle it counts a piece for each group and partition.
+# Of a fold the driver combines states. Of a shuffle it counts a piece for each mapper and partition; those of less than 100 KB are,
+# with Ray, sent to the driver itself, which is nothing for some thousands of them, and everything that is moved for more.
 _LEAST_FOLD_GROUPS, _MOST_FOLD_GROUPS = 256, 1024
 MAPPER_BYTES = 32 << 20
-MOST_PIECES = 4_000_000
+MOST_PARTITIONS = 512
+_PIECE_BYTES, _FEW_PIECES = 128 << 10, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +164,13 @@ def fold_tasks(num_items: int, num_workers: int) -> int:
 
 
 def mapper_tasks(num_items: int, num_workers: int, *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES) -> int:
-    """Mappers of a shuffle: each holds so much of what it moves, more only where pieces would be too many for the driver."""
+    """Mappers of a shuffle: enough for all workers, and that each holds so much of what it moves; more where pieces would be small.
+
+    With `MOST_PARTITIONS` that is 64 MB.
+    """
     wanted = max(4 * num_workers, round(moved_bytes / held_bytes))
-    return max(1, min(num_items, wanted, MOST_PIECES // max(1, partitions)))
+    most = max(round(moved_bytes / _PIECE_BYTES), _FEW_PIECES) // max(1, partitions)
+    return max(1, min(num_items, wanted, most))
 
 
 def quick_tasks(num_parts: int, num_workers: int) -> int:

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from hypothesis import strategies as st
 from pipeline.config import parse_config
 from pipeline.costs.model import Machines, read_rates, shape, speedup, stage_cost
 from pipeline.costs.size import Size, size_of
-from pipeline.costs.told import told
+from pipeline.costs.told import costs_of, told
+from pipeline.errors import InputError
 from pipeline.run import curate, plan
 from pipeline.run import prepare as run_prepare
 
@@ -113,7 +115,7 @@ def test_no_stage_is_faster_than_its_work_over_the_workers_nor_than_the_driver(
     cost = stage_cost(config, stage, size, machines, 256)
     assert cost
     assert cost.mapping_s >= cost.core_s / workers * (1 - 1e-9)
-    assert cost.mapping_s >= cost.driver_s * (1 - 1e-9) / 3  # of up to three maps in a row each the longer of both
+    assert cost.mapping_s >= cost.driver_s * (1 - 1e-9)
     assert cost.wall_s >= cost.alone_s >= 0
     assert 0 <= cost.waited_s <= cost.mapping_s
     # No more workers make the work less; what they find has to be put together, which may make it more.
@@ -205,7 +207,7 @@ def test_a_dry_run_says_time_money_and_room_and_leaves_nothing(tmp_path: Path) -
         "engine.prices.core 0.05",
         "GPU-hours",
         "engine.prices.gpu 2",
-        "right to a factor of two",
+        "right to a factor of two or so",
     ):
         assert said in done.stdout, said
     assert "started Ray" not in done.stdout + done.stderr
@@ -217,7 +219,7 @@ def test_what_is_done_costs_nothing_more(tmp_path: Path, ray_session: Any) -> No
     config = topic_run(tmp_path, 30)
     run = run_prepare(config)
     lines = [str(line) for line in told(run, list(run.steps))]
-    assert any(line.startswith("generalist: 0 MB of text") and "about" not in line for line in lines)
+    assert any(line.startswith("generalist: ") and "KB of text" in line and "about" not in line for line in lines)
     curate(config)
     assert list(told(plan(config), list(run.steps))) == []
 
@@ -234,9 +236,21 @@ def test_a_dataset_is_not_fetched_to_be_sized(tmp_path: Path) -> None:
     assert "known once prepare is done" in str(line)
 
 
-def test_many_parts_make_the_driver_the_limit_and_it_is_said(tmp_path: Path) -> None:
-    """A thousand times the windows in parts as small, with many workers."""
+def test_many_parts_make_the_driver_the_limit_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A billion windows in small parts, with many workers."""
     size = Size(files=1000, documents=1e9, text_bytes=2e12, tokens=5e11, windows=1e9, parts=1e6)
+    monkeypatch.setattr("pipeline.costs.told.size_of", lambda *_: size)
+    settings = topic_run(tmp_path, 5) | {
+        "engine": {"workers": 400},
+        "schedule": {"ending": {"share": 0.1, "weights": {"sharpness": 1}}},
+    }
+    run = plan(settings)
+    lines = [str(line) for line in told(run, list(run.steps))]
+    assert any("with 25,600 workers the driver is busy" in line and "prepare.part_documents" in line for line in lines)
+    assert any(line.startswith("not in it: schedule") for line in lines)
+    costs = costs_of(run, list(run.steps), {"generalist": size, "legal": size}, Machines(400, 16))
+    first, last = (cost.stored_bytes for step, cost in costs if step.stage == "sample")
+    assert first > last  # each has its own part of the budget
     config = run_config(2)
     machines = Machines(20_000, 16)
     cost = stage_cost(config, "embed", size, machines, 256)
@@ -256,6 +270,50 @@ def test_an_empty_input_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "generalist: no row of" in done.stderr.splitlines()[-1]
     assert "text_key" in done.stderr.splitlines()[-1]
+
+
+def damaged(pack: Callable[[bytes], bytes]) -> bytes:
+    """A packed file of more than a megabyte, with a hole in its beginning."""
+    data = bytearray(pack("".join(json.dumps(row) + "\n" for row in documents(2500)).encode()))
+    assert len(data) > 1 << 20
+    data[100_000:100_400] = b"\xff" * 400
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", b"no gzip " * 50, "cannot read"),
+        ("a.jsonl.gz", b"no gzip " * 500_000, "cannot read"),
+        ("a.jsonl.gz", damaged(gzip.compress), "cannot read"),
+        ("a.jsonl.zst", damaged(zstandard.compress), "cannot read"),
+        ("a.jsonl.zst", b"no zstd " * 50, "cannot read"),
+        ("a.jsonl.zst", zstandard.compress(random.Random(0).randbytes(3 << 20))[:-9000], "no row of"),
+        ("a.jsonl.zst", zstandard.compress(b'{"id": "a", "text": "b"}\n' * 500)[:-9], "cannot read"),
+        ("a.parquet", b"PAR1" + b"no footer " * 50, "cannot read"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    run = plan(topic_run(tmp_path, 5) | {"generalist": {"paths": [str(tmp_path / name)]}})
+    with pytest.raises(InputError, match=message) as caught:
+        list(told(run, list(run.steps)))
+    assert name in str(caught.value)
+
+
+def test_a_line_longer_than_a_megabyte_is_read_beyond_it(tmp_path: Path) -> None:
+    rows = [{"id": "long", "text": "a long line " * 200_000}, *documents(800)]
+    file = write_jsonl(tmp_path / "long.jsonl", rows)
+    run = plan(topic_run(tmp_path, 5) | {"generalist": {"paths": [file]}})
+    found = size_of(run.config, "generalist", run.step("prepare", "generalist"))
+    assert found
+    assert found.text_bytes == pytest.approx(sum(len(row["text"]) for row in rows), rel=0.2)
+
+
+def test_a_page_has_no_place_left_to_fill_in() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            assert not (line.isupper() and len(line.split()) == 1), f"{page.name}: {line}"
 
 
 def test_the_page_on_scale_has_what_the_model_says_now() -> None:

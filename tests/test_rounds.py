@@ -14,8 +14,8 @@ from pipeline import run
 from pipeline.engine import Engine
 from pipeline.errors import WorkerError
 from pipeline.stages import sample
-from pipeline.stages.rounds import DrawnPart, buckets_of, moved, rounds, runs_of
-from pipeline.step import MAPPER_BYTES, MOST_PIECES
+from pipeline.stages.rounds import DrawnPart, buckets_of, moved, runs_of
+from pipeline.step import MOST_PARTITIONS, mapper_tasks
 
 
 @given(st.integers(1, 100_000))
@@ -36,21 +36,23 @@ def test_runs_keep_all_parts_in_order_within_their_bytes(drawn: list[float], mos
         assert len(of_run) == 1 or sum(part.drawn_bytes for part in of_run) <= most * (1 + 1e-9)
 
 
-@given(st.floats(1e6, 1e14), st.integers(1 << 20, 1 << 30))
-def test_two_rounds_are_of_pieces_that_can_be_counted(drawn_bytes: float, shard_bytes: int) -> None:
-    """Up to a hundred terabytes that are drawn, with shards of a megabyte and more."""
-    num_shards = max(1, round(drawn_bytes / shard_bytes))
-    if rounds(drawn_bytes, num_shards) == 1:
-        assert drawn_bytes / MAPPER_BYTES * num_shards <= MOST_PIECES
-        return
+@given(st.integers(MOST_PARTITIONS + 1, 200_000), st.integers(64 << 20, 1 << 30), st.integers(1, 20_000))
+def test_two_rounds_hold_little_and_have_few_pieces(num_shards: int, shard_bytes: int, workers: int) -> None:
+    """Up to 200 TB in a thousand workers' hands: no mapper holds more than a shard, no shuffle has more than a million pieces."""
     count = len(buckets_of(num_shards))
-    most_of_run = count * shard_bytes
-    assert most_of_run / MAPPER_BYTES * count <= max(MOST_PIECES, 4 * drawn_bytes / MAPPER_BYTES)
+    assert count <= MOST_PARTITIONS
+    for moved_bytes, files, partitions in (
+        (count * shard_bytes, 10**6, count),  # a run of parts
+        (num_shards / count * shard_bytes, num_shards // count, num_shards // count),  # a bucket, of a file for each run
+    ):
+        mappers = mapper_tasks(files, workers, moved_bytes=moved_bytes, partitions=partitions)
+        assert mappers * partitions <= max(1_000_000 * shard_bytes / (256 << 20), 4096)
+        assert moved_bytes / mappers <= max(64 << 20, shard_bytes) * 1.5
 
 
 @pytest.fixture
 def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "moved", functools.partial(moved, most_pieces=0))
+    monkeypatch.setattr(sample, "moved", functools.partial(moved, most=0))
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_two_rounds_leave_the_shards_of_one(config: dict[str, Any], monkeypatch:
     for stage in ("sample", "schedule", "shards"):
         for path in Path(config["workdir"]).glob(f"{stage}"):
             path.rename(tmp_path / f"old-{stage}")
-    monkeypatch.setattr(sample, "moved", functools.partial(moved, most_pieces=0))
+    monkeypatch.setattr(sample, "moved", functools.partial(moved, most=0))
     titles = []
     monkeypatch.setattr(Engine, "shuffle", noting(titles, Engine.shuffle))
     again = run.curate(config)

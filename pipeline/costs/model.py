@@ -19,13 +19,14 @@ import orjson
 
 from pipeline.config import GENERALIST, Config
 from pipeline.costs.size import Size
-from pipeline.stages.cluster import HELD_BYTES
-from pipeline.stages.rounds import buckets_of, rounds
-from pipeline.step import fold_tasks, mapper_tasks, quick_tasks
+from pipeline.stages.cluster import HELD_BYTES, RUNS_PER_WORKER
+from pipeline.stages.rounds import buckets_of
+from pipeline.step import MOST_PARTITIONS, fold_tasks, mapper_tasks, quick_tasks
 
 Amounts = Mapping[str, float]
 
 _FOLDS = 4  # of `weights`: the histogram, the odds, the strata and the names
+_SCANNED = 0.025  # of the work of `prepare` without steps: reading each file from end to end (scan_file: 7 of 300 ms a megabyte)
 _STATIC, _LSI = "static:", "lsi"
 
 
@@ -92,8 +93,10 @@ def shape(config: Config, stage: str, size: Size, machines: Machines, dim: int, 
     workers = machines.workers
     if stage == "prepare":
         files = max(1, round(size.files))
-        amounts = {"text_mb": text, **({"refined_mb": text} if _refined(config, corpus) else {})}
-        return Shape(stage, [Work(amounts, max(files, min(16 * files, 2 * workers, parts)))], alone, {"text_mb": text})
+        scan = Work({"text_mb": _SCANNED * text}, files)
+        amounts = {"text_mb": (1 - _SCANNED) * text, **({"refined_mb": text} if _refined(config, corpus) else {})}
+        cut = Work(amounts, max(files, min(16 * files, 2 * workers, parts)))
+        return Shape(stage, [scan, cut], alone, {"text_mb": text})
     if stage in ("dedup", "decontaminate"):
         return Shape(stage, [Work({"text_mb": text}, min(parts, 1000))], alone, {"text_mb": text})
     if stage == "embedder":
@@ -203,20 +206,24 @@ def _levels(config: Config, size: Size, machines: Machines, dim: int) -> Iterato
         of_node = min(size.windows / nodes, max(cluster.fit_windows, 100 * cluster.branching))
         if size.windows / nodes < 2 * cluster.min_windows:
             return
-        moved_bytes = nodes * of_node * (2 * dim + 16)
-        runs = max(1, min(nodes, 4 * machines.workers))
-        mappers = mapper_tasks(parts, machines.workers, moved_bytes=moved_bytes, partitions=runs, held_bytes=HELD_BYTES)
-        yield Work({"level_windows_m": size.windows / 1e6, "kparts": parts / 1e3}, mappers, pieces=mappers * runs)
-        passes = 1.0 + cluster.steps / 20
-        fit_gflop = 2e-9 * nodes * of_node * cluster.branching * dim * passes
+        # As `stages.cluster` makes them: so many, and none of more windows than one node may take.
+        of_run = min(cluster.fit_windows, nodes * of_node / (RUNS_PER_WORKER * machines.workers))
+        runs = math.ceil(nodes / max(1, of_run // of_node))
+        turns = -(-runs // MOST_PARTITIONS)
+        together = -(-runs // turns)
+        moved_bytes = nodes * of_node * (2 * dim + 16) / turns
+        mappers = mapper_tasks(parts, machines.workers, moved_bytes=moved_bytes, partitions=together, held_bytes=HELD_BYTES)
+        read = {"level_windows_m": turns * size.windows / 1e6, "kparts": turns * parts / 1e3}
+        yield Work(read, turns * mappers, pieces=turns * mappers * together, turns=turns)
+        fit_gflop = 2e-9 * nodes * of_node * cluster.branching * dim  # of one pass; how many there are depends on the text
         threads = max(1, min(machines.workers // runs, machines.cores))
-        yield Work({"fit_gflop": fit_gflop, "moved_mb": moved_bytes / 1e6}, runs * threads)
+        yield Work({"fit_gflop": fit_gflop}, runs * threads)
 
 
 def _moves(config: Config, text: float, drawn: float, parts: int, shards: int, workers: int) -> Iterator[Work]:
     """What is drawn, moved to its shards (`pipeline.stages.rounds`); megabytes."""
     half = {"drawn_mb": drawn / 2}
-    if rounds(1e6 * drawn, shards) == 1:
+    if shards <= MOST_PARTITIONS:
         mappers = mapper_tasks(parts, workers, moved_bytes=1e6 * drawn, partitions=shards)
         yield Work({"text_mb": text, **half}, mappers, pieces=mappers * shards)
         yield Work(half, shards)

@@ -3,17 +3,19 @@
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
+from typing import Any
 
 import fsspec
 import zstandard
 
 from pipeline import embedders
 from pipeline.config import Config, Corpus
-from pipeline.errors import InputError
+from pipeline.errors import CrispwrapError, InputError
 from pipeline.readers import read_rows
 from pipeline.sources import InputFile, Kind
 from pipeline.sources.listing import list_files
@@ -23,6 +25,12 @@ from pipeline.windows import WindowCutter
 
 _FILES_SIZED, _FILES_READ = 256, 8
 _HEAD_BYTES = 1 << 20
+_HEADS_BYTES = (_HEAD_BYTES, 8 * _HEAD_BYTES, 64 * _HEAD_BYTES)
+_BLOCK_BYTES, _UNPACKED_BYTES = 1 << 14, 128 << 20
+_OPENED: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(31),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
 _ROWS = 200
 _SMALL_PARTS = 64  # small files share parts, but not in fewer
 _COUNTED: tuple[Kind, ...] = ("parquet", "ipc")  # say themselves how many rows they have
@@ -63,10 +71,17 @@ def size_of(config: Config, corpus: str, prepared: Step) -> Size | None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was read of one file: some of its text, and about how many rows it has in all."""
+    """What was read of one file: some of its text, and about how much it has in all."""
 
     texts: Sequence[str]
     rows: float
+    text_bytes: float
+
+    @classmethod
+    def of(cls, texts: Sequence[str], share: float) -> "_Seen":
+        """From all texts of such a share of the file."""
+        read = sum(len(text.encode()) for text in texts)
+        return cls(texts[:: max(1, -(-len(texts) // _ROWS))], len(texts) / share, read / share)
 
 
 def _guessed(config: Config, corpus: Corpus, *, setting: str) -> Size | None:
@@ -82,65 +97,83 @@ def _guessed(config: Config, corpus: Corpus, *, setting: str) -> Size | None:
     # Of files whose size is known, the rows go with it; packages are as large as those that were read.
     bytes_read = sum(bytes_of[url] for url in read)
     all_bytes = fmean(bytes_of.values()) * len(names)
-    rows = sum(found.rows for found in seen.values()) * (all_bytes / bytes_read if bytes_read else len(names) / len(read))
-    if corpus.limit is not None:
-        rows = min(rows, corpus.limit * len(names))
+    scale = all_bytes / bytes_read if bytes_read else len(names) / len(read)
+    rows, text_bytes = (scale * sum(getattr(found, name) for found in seen.values()) for name in ("rows", "text_bytes"))
+    if corpus.limit is not None and rows > corpus.limit * len(names):
+        text_bytes *= corpus.limit * len(names) / rows
+        rows = corpus.limit * len(names)
     texts = [text for found in seen.values() for text in found.texts]
     if not texts:
         raise InputError(f"{setting}: no row of {', '.join(read)} can be used; see its paths and text_key")
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
     cut = cutter.cut(texts)
-    scale = rows / len(texts)
-    text_bytes = scale * sum(len(text.encode()) for text in texts)
+    a_byte = 1.0 / sum(len(text.encode()) for text in texts)
     parts = max(text_bytes / config.prepare.part_bytes, rows / config.prepare.part_documents, min(len(names), _SMALL_PARTS))
     return Size(
         files=len(names),
         documents=rows,
         text_bytes=text_bytes,
-        tokens=scale * sum(tokens for windows in cut for _, tokens in windows),
-        windows=scale * sum(map(len, cut)),
+        tokens=text_bytes * a_byte * sum(tokens for windows in cut for _, tokens in windows),
+        windows=text_bytes * a_byte * sum(map(len, cut)),
         parts=parts,
         rows_read=len(texts),
     )
 
 
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    """What cannot be read is said of the file."""
+    try:
+        yield
+    except CrispwrapError:
+        raise
+    except Exception as error:  # clients of stores, and what unpacks, have errors of their own
+        raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
+
+
 def _stored_bytes(url: str, kind: Kind) -> float:
     if kind == "pydocs":
         return 0.0
-    try:
+    with _named(url):
         fs, path = fsspec.core.url_to_fs(url)
         return float(fs.size(path) or 0)
-    except Exception as error:  # clients of stores have errors of their own
-        raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
 
 
 def _seen(url: str, kind: Kind, corpus: Corpus, stored_bytes: float) -> _Seen:
     file = InputFile(number=0, url=url, kind=kind, digest="")
-    if kind == "pydocs":
-        texts = list(_texts(file, corpus, None))
-        return _Seen(texts[:_ROWS], len(texts))
     if kind in _COUNTED:
-        return _Seen(list(_texts(file, corpus, _ROWS)), _counted_rows(url, kind))
-    fs, path = fsspec.core.url_to_fs(url)
-    head: bytes = fs.cat_file(path, 0, _HEAD_BYTES)
+        with _named(url):
+            texts = list(_texts(file, corpus, _ROWS))
+            return _Seen.of(texts, max(len(texts), 1) / max(_counted_rows(url, kind), 1))
+    if kind == "pydocs" or stored_bytes <= _HEAD_BYTES:
+        texts = list(_texts(file, corpus, None))
+        return _Seen.of(texts, 1.0)
+    with _named(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        texts, share = [], 1.0
+        for head_bytes in _HEADS_BYTES:  # more, where a line is longer
+            head: bytes = fs.cat_file(path, 0, head_bytes)
+            texts, read_bytes = _texts_of_head(head, os.path.basename(path), kind, corpus)
+            share = min(1.0, read_bytes / stored_bytes)
+            if texts or share == 1.0:
+                break
+    return _Seen.of(texts, share)
+
+
+def _texts_of_head(head: bytes, name: str, kind: Kind, corpus: Corpus) -> tuple[list[str], int]:
+    """The texts in the beginning of a file, and how many of its bytes they are."""
+    read_bytes = len(head)
+    if kind != "warc":
+        head, read_bytes, name = _unpacked(head, name)
+        head = head[: head.rfind(b"\n") + 1]
+    texts: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        whole = len(head) >= stored_bytes
-        name = os.path.basename(path)
-        if kind != "warc":
-            head, name = _unpacked(head, name)
-            head = head if whole else head[: head.rfind(b"\n") + 1]
         local = os.path.join(folder, name)
         with open(local, "wb") as out:
             out.write(head)
-        texts = []
-        try:
-            for text in _texts(InputFile(number=0, url=local, kind=kind, digest=""), corpus, None):
-                texts.append(text)
-        except InputError:
-            if whole:
-                raise
-    share = min(1.0, _HEAD_BYTES / max(1.0, stored_bytes))
-    return _Seen(texts[:: max(1, -(-len(texts) // _ROWS))], len(texts) / share)
+        with suppress(InputError):  # its end is missing
+            texts.extend(_texts(InputFile(number=0, url=local, kind=kind, digest=""), corpus, None))
+    return texts, read_bytes
 
 
 def _texts(file: InputFile, corpus: Corpus, most: int | None) -> Iterator[str]:
@@ -155,20 +188,18 @@ def _counted_rows(url: str, kind: Kind) -> int:
     return int(ds.dataset(path, filesystem=fs, format=kind).count_rows())
 
 
-def _unpacked(head: bytes, name: str) -> tuple[bytes, str]:
-    """As much of a packed file as its beginning gives, and the name without the packing's ending."""
-    if name.endswith(".gz"):
-        unpacked = b""
-        while head:
-            inflating = zlib.decompressobj(31)
-            unpacked += inflating.decompress(head)
-            head = inflating.unused_data if inflating.eof else b""
-        return unpacked, name.removesuffix(".gz")
-    if name.endswith(".zst"):
-        unpacked = b""
-        while head:
-            opened = zstandard.ZstdDecompressor().decompressobj()
-            unpacked += opened.decompress(head)
-            head = opened.unused_data if opened.eof else b""
-        return unpacked, name.removesuffix(".zst")
-    return head, name
+def _unpacked(head: bytes, name: str) -> tuple[bytes, int, str]:
+    """Some of what the beginning of a packed file holds, of how many bytes, and the name without the packing's ending."""
+    stem, ending = os.path.splitext(name)
+    if ending not in _OPENED:
+        return head, len(head), name
+    unpacked, used, opened = bytearray(), 0, _OPENED[ending]()
+    while used < len(head) and len(unpacked) < _UNPACKED_BYTES:
+        block = head[used : used + _BLOCK_BYTES]
+        used += len(block)
+        while block:
+            if opened.eof:  # files may have several in a row
+                opened = _OPENED[ending]()
+            unpacked += opened.decompress(block)
+            block = opened.unused_data if opened.eof else b""
+    return bytes(unpacked), used, stem

@@ -23,13 +23,15 @@ _HOUR = 3600.0
 
 
 def costs_of(run: "Run", steps: list[Step], sizes: Mapping[str, Size], machines: Machines) -> list[tuple[Step, StageCost]]:
-    """Each step that is not done, with what is left of it."""
+    """Each step that is not done and of a stage that is modelled, with what all of it takes."""
     dim = run.config.embed.dim if kind_of(run.config) != "transformer" else _TRANSFORMER_WIDTH
+    first, last = run.config.phases[0], run.config.phases[-1]
     found = []
     for step in steps:
         size = sizes.get(step.corpus, sizes[GENERALIST])
+        config = last if step.corpus == "ending" else first
         if not step.done and (
-            cost := stage_cost(run.config, step.stage, size, machines, dim, step.corpus if step.corpus in sizes else GENERALIST)
+            cost := stage_cost(config, step.stage, size, machines, dim, step.corpus if step.corpus in sizes else GENERALIST)
         ):
             found.append((step, cost))
     return found
@@ -62,14 +64,14 @@ def told(run: "Run", steps: list[Step]) -> Iterator[RenderableType]:
 
 
 def _size_line(corpus: str, size: Size) -> str:
-    held = f"{size.text_bytes / 1e6:,.0f} MB of text, {size.tokens / 1e6:,.1f} million tokens, {size.windows:,.0f} windows"
+    held = f"{bytes_said(size.text_bytes)} of text, {size.tokens:,.0f} tokens, {size.windows:,.0f} windows"
     if size.rows_read is None:
         return f"{corpus}: {held}"
     return f"{corpus}: about {held}, going by {size.rows_read:,} rows of it, before any steps"
 
 
 def _table(found: list[list[tuple[Step, StageCost]]], machines: list[Machines]) -> RenderableType:
-    table = Table(title="\nWhat is left to do", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="\nSteps to do, each as if nothing of it were there", title_justify="left", box=None, pad_edge=False)
     for heading in ("step", "work of a core", "stored", *(f"time, {each.workers:,} workers" for each in machines)):
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for row in zip(*found, strict=True):
@@ -121,8 +123,10 @@ def _lines(
             f"with {most:,} workers the driver is busy for {time_said(driver_s)} of it: fewer and larger parts "
             "(prepare.part_documents, prepare.part_bytes) spare it"
         )
+    if others := [step.title for step in steps if not step.done and step not in [counted for counted, _ in found[0]]]:
+        yield f"not in it: {', '.join(others)}; nor the start of Ray, some seconds"
     machine = read_rates()["measured"]["machine"]
-    yield f"Rates are of {machine}, and of MiniLM where a transformer reads: right to a factor of two (docs/scale.md)."
+    yield f"Rates are of {machine}, and of MiniLM where a transformer reads: right to a factor of two or so (docs/scale.md)."
 
 
 def time_said(seconds: float) -> str:

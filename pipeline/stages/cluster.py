@@ -21,13 +21,13 @@ from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.kmeans import KMeansFit, fit_kmeans
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import Step, mapper_groups, part_names
+from pipeline.step import MOST_PARTITIONS, Step, groups, mapper_groups, part_names
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 from pipeline.tree import Tree, fan_out
 
 HELD_BYTES = 4 << 20  # of vectors that one task takes out of the parts that it reads
-_RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small
+RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small
 # A node's size is itself an estimate from a sample; this much more is let through, and the reducer cuts to the number wanted.
 _SLACK = 1.1
 
@@ -77,22 +77,27 @@ def _grow(
     fan = {int(node): _fan_out(tree, int(node), settings) for node in np.flatnonzero(tree.level_V == level)}
     nodes = [node for node, num_children in fan.items() if num_children > 1]
     work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
-    runs = _runs(nodes, work, _RUNS_PER_WORKER * engine.num_workers)
+    runs = _runs(nodes, work, RUNS_PER_WORKER * engine.num_workers)
     threads = engine.threads_for(len(runs))
     moved_bytes = sum(map(work.sample_size, nodes)) * (tree.dim * 2 + 16)
     fits: dict[int, KMeansFit] = {}
-    for index, of_run in engine.shuffle(
-        _sample_parts,
-        mapper_groups(engine, parts, moved_bytes=moved_bytes, partitions=len(runs), held_bytes=HELD_BYTES),
-        _fit_nodes,
-        runs,
-        title=f"cluster level {level + 1}",
-        unit="nodes",
-        shared=(work, embeddings, threads),
-        threads=threads,
-    ):
-        # A node of equal vectors is a leaf.
-        fits |= {node: fit for node, fit in zip(runs[index], of_run, strict=True) if len(fit.centroid_KD) > 1}
+    for together in groups(runs, -(-len(runs) // MOST_PARTITIONS)):  # each reads all vectors
+        items = mapper_groups(
+            engine, parts, moved_bytes=moved_bytes * len(together) / len(runs), partitions=len(together), held_bytes=HELD_BYTES
+        )
+        fitted = engine.shuffle(
+            _sample_parts,
+            items,
+            _fit_nodes,
+            together,
+            title=f"cluster level {level + 1}",
+            unit="nodes",
+            shared=(work, embeddings, threads),
+            threads=threads,
+        )
+        for index, of_run in fitted:
+            # A node of equal vectors is a leaf.
+            fits |= {node: fit for node, fit in zip(together[index], of_run, strict=True) if len(fit.centroid_KD) > 1}
     return tree.grow(fits) if fits else None
 
 

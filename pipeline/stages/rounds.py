@@ -1,9 +1,9 @@
 """What is drawn, moved to its shards: in one round of Ray's shuffle, or in two by way of storage.
 
-One round has a piece for each mapper and shard, and a driver counts some millions of them: with 32 MB a mapper and shards of 256 MB
-it moves some 190 GB. More is first gathered into buckets of neighbouring shards, about the root of their number: runs of parts, one
-after the other, leave a file for each bucket; then the files of a bucket are one round. So nobody ever holds more than about a
-shard. Which way it went cannot be told from the shards.
+One round has a piece for each mapper and shard, none of which may be small (`step.mapper_tasks`), so mappers hold more the more
+shards there are. Beyond 512, some 130 GB, what is drawn is first gathered into buckets of neighbouring shards, about the root of
+their number: runs of parts, one after the other, leave a file for each bucket; then the files of a bucket are one round. So nobody
+ever holds more than about a shard. Which way it went cannot be told from the shards.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.engine import Engine
 from pipeline.stages.shards import PIECES, Shuffle, drawn_of_part, split_into, write_shard
-from pipeline.step import MAPPER_BYTES, MOST_PIECES, mapper_groups
+from pipeline.step import MOST_PARTITIONS, mapper_groups
 from pipeline.storage import Folder
 
 _BUCKETS = "buckets"
@@ -44,20 +44,15 @@ class Bucket:
 
 
 def moved(
-    engine: Engine, parts: Sequence[DrawnPart], work: Shuffle, missing: Sequence[int], *, most_pieces: int = MOST_PIECES
+    engine: Engine, parts: Sequence[DrawnPart], work: Shuffle, missing: Sequence[int], *, most: int = MOST_PARTITIONS
 ) -> dict[int, dict[str, Any]]:
-    """Write the missing shards; what the manifest says of each, by its number."""
+    """Write the missing shards, in one round up to `most` of them all; what the manifest says of each, by its number."""
     folder = work.output.child(_BUCKETS)
-    if rounds(sum(part.drawn_bytes for part in parts), work.num_shards, most_pieces) == 1:
+    if work.num_shards <= most:
         return _one_round(engine, parts, work, missing)
     made = _two_rounds(engine, parts, work, missing, folder)
     folder.remove_all()
     return made
-
-
-def rounds(drawn_bytes: float, num_shards: int, most_pieces: int = MOST_PIECES) -> int:
-    """1 where pieces of mappers that hold no more than they should can be counted, else 2."""
-    return 1 if drawn_bytes / MAPPER_BYTES * num_shards <= most_pieces else 2
 
 
 def buckets_of(num_shards: int) -> list[Bucket]:
