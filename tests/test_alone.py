@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -80,6 +81,19 @@ def test_a_killed_run_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
         other.send_signal(signal.SIGKILL)
     with Alone(Folder(str(tmp_path)), lease_s=1e9) as mine:
         mine.check()
+
+
+def test_a_run_that_is_killed_while_another_watches_it_is_not_waited_for(tmp_path: Path) -> None:
+    with holder(tmp_path, lease_s=3600) as first:
+        assert tell(first).readline() == "taken\n"
+        first.send_signal(signal.SIGSTOP)  # no sign of life, and not gone
+        with holder(tmp_path, lease_s=3600) as second:
+            said = tell(second)
+            time.sleep(1.0)  # it watches
+            first.kill()
+            first.wait()
+            assert said.readline() == "taken\n"
+            tell(second)
 
 
 def test_a_run_without_a_sign_of_life_is_taken_over_and_stops_when_it_wakes(tmp_path: Path, strangers: None) -> None:
