@@ -25,11 +25,11 @@ _FOOTER_READERS = 16
 _QUICK_PARTS = 32
 _RUNS_PER_WORKER = 8
 # Of a fold the driver combines states. Of a shuffle it counts a piece for each mapper and partition; those of less than 100 KB are,
-# with Ray, sent to the driver itself, which is nothing for some thousands of them, and everything that is moved for more.
+# with Ray, sent to the driver itself, which is nothing for some hundreds of them, and everything that is moved for more.
 _LEAST_FOLD_GROUPS, _MOST_FOLD_GROUPS = 256, 1024
 MAPPER_BYTES = 32 << 20
 MOST_PARTITIONS = 512
-_PIECE_BYTES, _FEW_PIECES = 128 << 10, 4096
+_PIECE_BYTES, _FEW_PIECES = 128 << 10, 512
 
 
 @dataclass(frozen=True, kw_only=True)

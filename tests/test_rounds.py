@@ -46,7 +46,7 @@ def test_two_rounds_hold_little_and_have_few_pieces(num_shards: int, shard_bytes
         (num_shards / count * shard_bytes, num_shards // count, num_shards // count),  # a bucket, of a file for each run
     ):
         mappers = mapper_tasks(files, workers, moved_bytes=moved_bytes, partitions=partitions)
-        assert mappers * partitions <= max(1_000_000 * shard_bytes / (256 << 20), 4096)
+        assert mappers * partitions <= max(1_000_000 * shard_bytes / (256 << 20), 512)
         assert moved_bytes / mappers <= max(64 << 20, shard_bytes) * 1.5
 
 

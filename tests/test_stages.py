@@ -109,11 +109,11 @@ def test_tasks_follow_from_workers_and_bytes_and_keep_the_driver_able(
 ) -> None:
     mappers = mapper_tasks(items, workers, moved_bytes=moved_bytes, partitions=partitions)
     assert 1 <= mappers <= items
-    assert mappers == 1 or mappers * partitions <= 4096 or moved_bytes / (mappers * partitions) >= 0.99 * (128 << 10)
+    assert mappers == 1 or mappers * partitions <= 512 or moved_bytes / (mappers * partitions) >= 0.99 * (128 << 10)
     if mappers < items and partitions <= 512:
         assert moved_bytes / mappers <= (64 << 20) * 2
     if mappers < items and mappers < workers:
-        assert (mappers + 1) * partitions > 4096  # else there would be one for each
+        assert (mappers + 1) * partitions > 512  # else there would be one for each
     assert 1 <= fold_tasks(items, workers) <= min(items, 1024)
     assert fold_tasks(items, workers) >= min(items, workers, 1024)
     quick = quick_tasks(items, workers)

@@ -26,7 +26,7 @@ from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 from pipeline.tree import Tree, fan_out
 
-HELD_BYTES = 4 << 20  # of vectors that one task takes out of the parts that it reads
+HELD_BYTES = 8 << 20  # of vectors that one task takes out of the parts that it reads
 RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small
 # A node's size is itself an estimate from a sample; this much more is let through, and the reducer cuts to the number wanted.
 _SLACK = 1.1
