@@ -24,7 +24,7 @@ _BUCKETS = "buckets"
 
 @dataclass(frozen=True)
 class DrawnPart:
-    """A part of the windows or rewrites, and how many bytes of text are drawn of it."""
+    """A part of the windows or rewrites, and about how many bytes are drawn of it."""
 
     origin: str
     name: str

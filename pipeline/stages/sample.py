@@ -43,6 +43,7 @@ from pipeline.tables import DRAWS, LANDED, PLAN
 from pipeline.tree import Tree
 
 _MOST_SOURCES = 256
+_ROW_BYTES = 200  # of a row on its way, beside its text
 _OTHER = "(other sources)"
 
 
@@ -113,7 +114,7 @@ def sample_step(
         names = [f"{shard_name(work.first_shard + number)}.parquet" for number in range(num_shards)]
         missing = [number for number, name in enumerate(names) if name not in present]
         named = [
-            DrawnPart(origin, part["name"], bytes_per_token * part["drawn_tokens"])
+            DrawnPart(origin, part["name"], bytes_per_token * part["drawn_tokens"] + _ROW_BYTES * part["drawn_windows"])
             for origin, of_pool in drawn.items()
             for part in of_pool
             if part["drawn_tokens"]
