@@ -113,8 +113,8 @@ def _compare(config: str, *, dry_run: bool) -> None:
     evidence = load_evidence(config)
     from pipeline.evidence.steps import compare, own_steps, plan_evidence
     from pipeline.evidence.table import rendered, rows_of, saved
-    from pipeline.report import console
     from pipeline.run import cost
+    from pipeline.summary import console
 
     comparison = plan_evidence(evidence)
     if dry_run:
@@ -177,8 +177,8 @@ def _look(
         raise ConfigError("give one of --cluster, --document, --find and --like, or none of them for a list of clusters")
     settings = load_config(config, overrides)
     from pipeline.inspection import Inspection
-    from pipeline.report import console
     from pipeline.run import plan
+    from pipeline.summary import console
 
     inspection = Inspection(plan(settings))
     if cluster is not None:
@@ -232,8 +232,8 @@ def _guarded(work: Callable[[], None]) -> int:
 
 def _print_plan(plan: "Run", until: str) -> None:
     from pipeline.costs.told import told
-    from pipeline.report import console
     from pipeline.run import cost, describe, reaches
+    from pipeline.summary import console
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
     states = describe(plan, until)

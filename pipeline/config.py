@@ -414,6 +414,12 @@ class Config(Section):
         # By name: the order in the file must not decide who a copy is drawn for.
         return dict(sorted(specialists.items()))
 
+    def steps_of(self, corpus: Corpus) -> tuple[list[dict[str, Any]], bool]:
+        """The steps that a corpus goes through, and whether they are its own: the generalist without any has those of `prepare`."""
+        if corpus.steps is None and isinstance(corpus, Generalist):
+            return self.prepare.steps, False
+        return corpus.steps or [], True
+
     @property
     def repeat_exponent(self) -> float:
         """`weights.repeat_exponent`, or what is meant by null (docs/decisions/0014); 1 where the plan is to say what is missing."""

@@ -3,6 +3,7 @@
 Everything is read from what the stages left; nothing is made. Parts are read one after the other, those that may answer only.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from pipeline.stages.prepare import QUARANTINED
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import shard_name, shard_of
 from pipeline.step import Step, hash_chosen, part_names
+from pipeline.summary import percent
 from pipeline.tree import Tree
 
 _PARTS = 64  # that are read for examples and words, chosen by hash
 _LISTED = 20  # clusters of a list
 _NEIGHBOURS = 5
 _EXCERPT = 400  # characters
+_percent = functools.partial(percent, digits=2)
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,3 @@ class Inspection:
 def _excerpt(text: str) -> str:
     line = shown(" ".join(text.split()))
     return line[:_EXCERPT] + (" …" if len(line) > _EXCERPT else "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"

@@ -16,7 +16,6 @@ from pipeline.config import GENERALIST, WINDOW_ESTIMATORS, Config, parse_config
 from pipeline.engine import Engine, Usage
 from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import differences
-from pipeline.report import console, stage_line, summary
 from pipeline.stages.assign import assign_step
 from pipeline.stages.cluster import cluster_step
 from pipeline.stages.decontaminate import decontaminate_step, index_step
@@ -32,6 +31,7 @@ from pipeline.stages.score import score_step
 from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step, hash_chosen, part_names
 from pipeline.storage import MANIFEST, Folder
+from pipeline.summary import console, stage_line, summary
 
 # A job runs its stage and whatever is missing before it.
 _WINDOWS = ("prepare", "dedup", "decontaminate")  # of the stage `prepare`

@@ -178,6 +178,19 @@ def quick_tasks(num_parts: int, num_workers: int) -> int:
     return min(num_parts, max(-(-num_parts // _QUICK_PARTS), _RUNS_PER_WORKER * num_workers))
 
 
+def runs_within(items: Sequence[Any], sizes: Sequence[float], most: float) -> list[list[Any]]:
+    """The items, in order, in runs that together have no more than so much; one by itself may have more."""
+    runs: list[list[Any]] = []
+    held = 0.0
+    for item, size in zip(items, sizes, strict=True):
+        if not runs or held + size > most:
+            runs.append([])
+            held = 0.0
+        runs[-1].append(item)
+        held += size
+    return runs
+
+
 def groups(items: Sequence[Any], num_groups: int) -> list[list[Any]]:
     """The items in at most `num_groups` runs of nearly equal length; for folds, whose result does not depend on the grouping."""
     num_groups = min(len(items), max(1, num_groups))

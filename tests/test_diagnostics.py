@@ -14,9 +14,9 @@ from test_smoothing import counted, generalist_on, grow, sample_on, two_levels
 from pipeline.config import Weights
 from pipeline.mixture.diagnostics import MEANINGS, meaning
 from pipeline.mixture.estimators import ESTIMATORS, claims
+from pipeline.mixture.findings import findings
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.plan import Limits, capped_plan
-from pipeline.mixture.report import report
 from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
 
@@ -26,7 +26,7 @@ def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, share
     mixes = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
     shares = shares or dict.fromkeys(samples, 1.0)
     limits = Limits(budget_tokens=budget, max_epochs=chosen.max_epochs, overflow=chosen.overflow)
-    result = report(tree, generalist, samples, mixes, chosen, limits, shares=shares, draw=draw, seed=seed)
+    result = findings(tree, generalist, samples, mixes, chosen, limits, shares=shares, draw=draw, seed=seed)
     facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
     return result, facts, mixes
 
@@ -86,7 +86,7 @@ def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, 
     st.sampled_from(["spread", "leave"]),
     st.sampled_from(["rounded", "multinomial"]),
 )
-def test_report_on_merged_leaves_says_what_loops_over_all_leaves_say(seed, smoothing, natural_share, overflow, draw):
+def test_findings_on_merged_leaves_says_what_loops_over_all_leaves_say(seed, smoothing, natural_share, overflow, draw):
     rng = np.random.default_rng(seed)
     tree = grow(rng, depth=4)
     generalist = generalist_on(rng, tree, 0.1)
@@ -132,7 +132,7 @@ def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(s
         )
         more = {"shares": {"a": 1.0}, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
         limits = Limits(budget_tokens=budget, max_epochs=2.0, overflow="leave")
-        result = report(tree, generalist, samples, mixes, weights, limits, **more)
+        result = findings(tree, generalist, samples, mixes, weights, limits, **more)
         facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
         found = result.specialists.to_pandas()
         if samples["a"].document_rows()[0] > 1:
@@ -148,7 +148,7 @@ GENERALIST = LeafHistogram(windows_L=np.array([50, 25, 20, 0]), tokens_L=np.arra
 ROWS = [("a", 0, 10), ("a", 0, 10), ("b", 1, 10), ("b", 0, 10), ("c", 0, 10), ("d", 2, 10), ("e", 3, 10)]
 
 
-def test_report_has_the_declared_tables_and_a_meaning_for_every_fact():
+def test_findings_have_the_declared_tables_and_a_meaning_for_every_fact():
     result, facts, _ = made(two_levels(), GENERALIST, {"x": counted(ROWS)}, bootstrap=20)
     assert result.specialists.schema == SPECIALISTS
     assert result.mixture.schema == MIXTURE

@@ -14,8 +14,8 @@ from pipeline import run
 from pipeline.engine import Engine
 from pipeline.errors import WorkerError
 from pipeline.stages import sample
-from pipeline.stages.rounds import DrawnPart, buckets_of, moved, runs_of
-from pipeline.step import MOST_PARTITIONS, mapper_tasks
+from pipeline.stages.rounds import DrawnPart, buckets_of, moved
+from pipeline.step import MOST_PARTITIONS, mapper_tasks, runs_within
 
 
 @given(st.integers(1, 100_000))
@@ -30,7 +30,7 @@ def test_buckets_hold_every_shard_once_and_are_the_root_of_their_number(num_shar
 @given(st.lists(st.floats(0, 100), max_size=40), st.floats(1, 200))
 def test_runs_keep_all_parts_in_order_within_their_bytes(drawn: list[float], most: float) -> None:
     parts = [DrawnPart("raw", str(number), of_part) for number, of_part in enumerate(drawn)]
-    runs = runs_of(parts, most)
+    runs = runs_within(parts, drawn, most)
     assert [part for run in runs for part in run] == parts
     for of_run in runs:
         assert len(of_run) == 1 or sum(part.drawn_bytes for part in of_run) <= most * (1 + 1e-9)
@@ -73,8 +73,8 @@ def test_two_rounds_leave_the_shards_of_one(config: dict[str, Any], monkeypatch:
         for path in Path(config["workdir"]).glob(f"{stage}"):
             path.rename(tmp_path / f"old-{stage}")
     monkeypatch.setattr(sample, "moved", functools.partial(moved, most=0))
-    titles = []
-    monkeypatch.setattr(Engine, "shuffle", noting(titles, Engine.shuffle))
+    titles: list[str] = []
+    monkeypatch.setattr(Engine, "shuffle", counting(titles, Engine.shuffle))
     again = run.curate(config)
     assert shard_bytes(config["workdir"]) == wanted
     assert {title.split()[0] for title in titles} == {"buckets", "shards"}
@@ -110,14 +110,6 @@ def test_stopped_in_either_round_it_goes_on_from_what_is_there(
 
 def shard_bytes_of(done: run.Run) -> dict[str, bytes]:
     return shard_bytes(done.workdir.path)
-
-
-def noting(titles: list[str], shuffle: Any) -> Any:
-    def noted(self: Engine, *args: Any, title: str, **options: Any) -> Iterator[Any]:
-        titles.append(title)
-        return iter(shuffle(self, *args, title=title, **options))
-
-    return noted
 
 
 def stopping(after: int, shuffle: Any) -> Any:

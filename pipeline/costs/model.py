@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from pipeline import embedders
 from pipeline.config import GENERALIST, Config
 from pipeline.costs.size import Size
 from pipeline.stages.cluster import HELD_BYTES, RUNS_PER_WORKER
@@ -27,7 +28,6 @@ Amounts = Mapping[str, float]
 
 _FOLDS = 4  # of `weights`: the histogram, the odds, the strata and the names
 _SCANNED = 0.025  # of the work of `prepare` without steps: reading each file from end to end (scan_file: 7 of 300 ms a megabyte)
-_STATIC, _LSI = "static:", "lsi"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def shape(config: Config, stage: str, size: Size, machines: Machines, dim: int, 
     if stage == "prepare":
         files = max(1, round(size.files))
         scan = Work({"text_mb": _SCANNED * text}, files)
-        amounts = {"text_mb": (1 - _SCANNED) * text, **({"refined_mb": text} if _refined(config, corpus) else {})}
+        steps, _ = config.steps_of(config.specialists.get(corpus, config.generalist))
+        amounts = {"text_mb": (1 - _SCANNED) * text, **({"refined_mb": text} if steps else {})}
         cut = Work(amounts, max(files, min(16 * files, 2 * workers, parts)))
         return Shape(stage, [scan, cut], alone, {"text_mb": text})
     if stage in ("dedup", "decontaminate"):
@@ -110,7 +111,7 @@ def shape(config: Config, stage: str, size: Size, machines: Machines, dim: int, 
         return Shape(stage, [work], {**alone, "kleaves": leaves}, {"windows_m": windows})
     if stage == "cluster":
         works = list(_levels(config, size, machines, dim))
-        nodes_mb = num_leaves(config, size.windows) * (4 * dim + 60) / 1e6
+        nodes_mb = leaves * (4 * dim + 60) / 1e3
         return Shape(stage, works, {**alone, "kleaves": leaves}, {"nodes_mb": nodes_mb})
     if stage == "score":
         return Shape(stage, [Work({"text_mb": text, "runs": 1.0, **opened}, parts)], alone, {"windows_m": windows})
@@ -166,8 +167,7 @@ def num_leaves(config: Config, windows: float) -> float:
 
 def kind_of(config: Config) -> str:
     """Which rates of embedding: `static`, `lsi` or `transformer`."""
-    model = config.embed.model
-    return "static" if model.startswith(_STATIC) else _LSI if model == _LSI else "transformer"
+    return {"nothing": "transformer", "model": "static", "texts": "lsi"}[embedders.fits_on(config.embed)]
 
 
 def read_tokens(config: Config, size: Size) -> float:
@@ -182,13 +182,6 @@ def read_rates() -> Mapping[str, Any]:
     """`rates.json`, as benchmarks/scale.py wrote it."""
     found: dict[str, Any] = orjson.loads(resources.files("pipeline.costs").joinpath("rates.json").read_bytes())
     return found
-
-
-def _refined(config: Config, corpus: str) -> bool:
-    """Whether steps of `prepare` are at work on the corpus."""
-    if corpus == GENERALIST:
-        return bool(config.prepare.steps if config.generalist.steps is None else config.generalist.steps)
-    return bool(config.specialists[corpus].steps)
 
 
 def _embedded(config: Config, size: Size) -> Amounts:

@@ -1,36 +1,33 @@
 """How much text a corpus holds: as `prepare` counted it, or guessed from the beginnings of some of its files."""
 
+import gzip
+import io
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 from typing import Any
 
 import fsspec
-import zstandard
 
 from pipeline import embedders
 from pipeline.config import Config, Corpus
-from pipeline.errors import CrispwrapError, InputError
+from pipeline.errors import InputError
 from pipeline.readers import read_rows
 from pipeline.sources import InputFile, Kind
-from pipeline.sources.listing import list_files
+from pipeline.sources.listing import list_files, reading
+from pipeline.sources.streams import ZstdStream
 from pipeline.step import Step, hash_chosen
-from pipeline.storage import said
 from pipeline.windows import WindowCutter
 
 _FILES_SIZED, _FILES_READ = 256, 8
 _HEAD_BYTES = 1 << 20
 _HEADS_BYTES = (_HEAD_BYTES, 8 * _HEAD_BYTES, 64 * _HEAD_BYTES)
 _BLOCK_BYTES, _UNPACKED_BYTES = 1 << 14, 128 << 20
-_OPENED: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-}
+_OPENED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": ZstdStream}
 _ROWS = 200
 _SMALL_PARTS = 64  # small files share parts, but not in fewer
 _COUNTED: tuple[Kind, ...] = ("parquet", "ipc")  # say themselves how many rows they have
@@ -120,21 +117,10 @@ def _guessed(config: Config, corpus: Corpus, *, setting: str) -> Size | None:
     )
 
 
-@contextmanager
-def _named(url: str) -> Iterator[None]:
-    """What cannot be read is said of the file."""
-    try:
-        yield
-    except CrispwrapError:
-        raise
-    except Exception as error:  # clients of stores, and what unpacks, have errors of their own
-        raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
-
-
 def _stored_bytes(url: str, kind: Kind) -> float:
     if kind == "pydocs":
         return 0.0
-    with _named(url):
+    with reading(url):
         fs, path = fsspec.core.url_to_fs(url)
         return float(fs.size(path) or 0)
 
@@ -142,13 +128,13 @@ def _stored_bytes(url: str, kind: Kind) -> float:
 def _seen(url: str, kind: Kind, corpus: Corpus, stored_bytes: float) -> _Seen:
     file = InputFile(number=0, url=url, kind=kind, digest="")
     if kind in _COUNTED:
-        with _named(url):
+        with reading(url):
             texts = list(_texts(file, corpus, _ROWS))
             return _Seen.of(texts, max(len(texts), 1) / max(_counted_rows(url, kind), 1))
     if kind == "pydocs" or stored_bytes <= _HEAD_BYTES:
         texts = list(_texts(file, corpus, None))
         return _Seen.of(texts, 1.0)
-    with _named(url):
+    with reading(url):
         fs, path = fsspec.core.url_to_fs(url)
         texts, share = [], 1.0
         for head_bytes in _HEADS_BYTES:  # more, where a line is longer
@@ -193,13 +179,9 @@ def _unpacked(head: bytes, name: str) -> tuple[bytes, int, str]:
     stem, ending = os.path.splitext(name)
     if ending not in _OPENED:
         return head, len(head), name
-    unpacked, used, opened = bytearray(), 0, _OPENED[ending]()
-    while used < len(head) and len(unpacked) < _UNPACKED_BYTES:
-        block = head[used : used + _BLOCK_BYTES]
-        used += len(block)
-        while block:
-            if opened.eof:  # files may have several in a row
-                opened = _OPENED[ending]()
-            unpacked += opened.decompress(block)
-            block = opened.unused_data if opened.eof else b""
-    return bytes(unpacked), used, stem
+    raw, unpacked = io.BytesIO(head), bytearray()
+    stream = _OPENED[ending](raw)
+    with suppress(EOFError):  # its end is missing
+        while len(unpacked) < _UNPACKED_BYTES and (block := stream.read(_BLOCK_BYTES)):
+            unpacked += block
+    return bytes(unpacked), raw.tell(), stem

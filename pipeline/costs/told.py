@@ -23,27 +23,26 @@ _HOUR = 3600.0
 
 
 def costs_of(run: "Run", steps: list[Step], sizes: Mapping[str, Size], machines: Machines) -> list[tuple[Step, StageCost]]:
-    """Each step that is not done and of a stage that is modelled, with what all of it takes."""
+    """Each of the steps whose stage is modelled, with what all of it takes."""
     dim = run.config.embed.dim if kind_of(run.config) != "transformer" else _TRANSFORMER_WIDTH
     first, last = run.config.phases[0], run.config.phases[-1]
     found = []
     for step in steps:
-        size = sizes.get(step.corpus, sizes[GENERALIST])
         config = last if step.corpus == "ending" else first
-        if not step.done and (
-            cost := stage_cost(config, step.stage, size, machines, dim, step.corpus if step.corpus in sizes else GENERALIST)
-        ):
+        corpus = step.corpus if step.corpus in sizes else GENERALIST
+        if cost := stage_cost(config, step.stage, sizes[corpus], machines, dim, corpus):
             found.append((step, cost))
     return found
 
 
 def told(run: "Run", steps: list[Step]) -> Iterator[RenderableType]:
-    """What the steps that are not done will take.
+    """What those of the steps that are not done will take.
 
     Raises:
         InputError: an input file cannot be read.
     """
-    if all(step.done for step in steps):
+    steps = [step for step in steps if not step.done]
+    if not steps:
         return
     config = run.config
     sizes = {}
@@ -105,7 +104,7 @@ def _lines(
         yield f"price of these workers, kept throughout (engine.prices.core {prices.core:g} an hour): " + ", ".join(
             f"{cost:,.2f} with {each.workers:,}" for cost, each in zip(costs, machines, strict=True)
         )
-    to_embed = [step.corpus for step in steps if step.stage == "embed" and not step.done]
+    to_embed = [step.corpus for step in steps if step.stage == "embed"]
     if kind_of(config) == "transformer" and to_embed:
         tokens, rate = sum(read_tokens(config, sizes[corpus]) for corpus in to_embed), config.embed.gpu_tokens_per_second
         hours = tokens / rate / _HOUR
@@ -123,7 +122,7 @@ def _lines(
             f"with {most:,} workers the driver is busy for {time_said(driver_s)} of it: fewer and larger parts "
             "(prepare.part_documents, prepare.part_bytes) spare it"
         )
-    if others := [step.title for step in steps if not step.done and step not in [counted for counted, _ in found[0]]]:
+    if others := [step.title for step in steps if step not in [counted for counted, _ in found[0]]]:
         yield f"not in it: {', '.join(others)}; nor the start of Ray, some seconds"
     machine = read_rates()["measured"]["machine"]
     yield f"Rates are of {machine}, and of MiniLM where a transformer reads: right to a factor of two or so (docs/scale.md)."

@@ -32,7 +32,7 @@ class SpecialistMix:
 class Estimator(Protocol):
     """One way from histograms to shares.
 
-    Those whose shares are in proportion to the generalist's below a node that no sample touches are named in `mixture.report`,
+    Those whose shares are in proportion to the generalist's below a node that no sample touches are named in `mixture.findings`,
     which then merges its leaves (`shape.prune`).
     """
 

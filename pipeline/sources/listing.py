@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import pydocs
 from pipeline.config import Corpus
-from pipeline.errors import InputError
+from pipeline.errors import CrispwrapError, InputError
 from pipeline.sources import Kind
 from pipeline.storage import S3_EXTRA, said
 
@@ -73,8 +75,8 @@ def digest(url: str, kind: str) -> str:
         from pipeline.sources.datasets import digest as digest_dataset
 
         return digest_dataset(url)
-    fs, path = fsspec.core.url_to_fs(url)
-    try:
+    with reading(url):
+        fs, path = fsspec.core.url_to_fs(url)
         if not isinstance(fs, LocalFileSystem):
             info = {str(key).lower(): value for key, value in fs.info(path).items()}
             for key in (*_CHECKSUMS, *_VERSIONS):
@@ -85,7 +87,20 @@ def digest(url: str, kind: str) -> str:
             while block := file.read(1 << 20):
                 sha256.update(block)
             return f"sha256:{sha256.hexdigest()}"
-    except Exception as error:  # clients of stores have errors of their own
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """What cannot be read is said of the file.
+
+    Raises:
+        InputError: for anything but what is one of our errors already.
+    """
+    try:
+        yield
+    except CrispwrapError:
+        raise
+    except Exception as error:  # clients of stores, and what unpacks, have errors of their own
         raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
 
 

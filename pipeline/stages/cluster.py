@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.kmeans import KMeansFit, fit_kmeans
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import MOST_PARTITIONS, Step, groups, mapper_groups, part_names
+from pipeline.step import MOST_PARTITIONS, Step, groups, mapper_groups, part_names, runs_within
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 from pipeline.tree import Tree, fan_out
@@ -106,16 +106,7 @@ def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]
     one node may take. What comes of a node does not depend on those beside it.
     """
     windows = [work.sample_size(node) for node in nodes]
-    most = min(work.settings.fit_windows, sum(windows) / least)
-    runs: list[list[int]] = []
-    held = 0.0
-    for node, num_windows in zip(nodes, windows, strict=True):
-        if not runs or held + num_windows > most:
-            runs.append([])
-            held = 0.0
-        runs[-1].append(node)
-        held += num_windows
-    return runs
+    return runs_within(nodes, windows, min(work.settings.fit_windows, sum(windows) / least))
 
 
 def _fan_out(tree: Tree, node: int, settings: config.Cluster) -> int:

@@ -65,9 +65,8 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         _catalogue().checked_reader(settings.reader, f"{name}.reader")
     files, stamps = input_files(settings, workdir, setting=f"{name}.paths")
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
-    steps, setting_of_steps = settings.steps or [], f"{name}.steps"
-    if corpus == GENERALIST and settings.steps is None:
-        steps, setting_of_steps = config.prepare.steps, "prepare.steps"
+    steps, own = config.steps_of(settings)
+    setting_of_steps = f"{name}.steps" if own else "prepare.steps"
     if steps:
         _catalogue().checked(steps, setting_of_steps)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.engine import Engine
 from pipeline.stages.shards import PIECES, Shuffle, drawn_of_part, split_into, write_shard
-from pipeline.step import MOST_PARTITIONS, mapper_groups
+from pipeline.step import MOST_PARTITIONS, mapper_groups, runs_within
 from pipeline.storage import Folder
 
 _BUCKETS = "buckets"
@@ -62,19 +62,6 @@ def buckets_of(num_shards: int) -> list[Bucket]:
     return [Bucket(number, range(a, b)) for number, (a, b) in enumerate(itertools.pairwise(edges))]
 
 
-def runs_of(parts: Sequence[DrawnPart], most_bytes: float) -> list[list[DrawnPart]]:
-    """The parts, in order, in runs of which no more than so much is drawn; a part by itself may have more."""
-    runs: list[list[DrawnPart]] = []
-    held = 0.0
-    for part in parts:
-        if not runs or held + part.drawn_bytes > most_bytes:
-            runs.append([])
-            held = 0.0
-        runs[-1].append(part)
-        held += part.drawn_bytes
-    return runs
-
-
 def _one_round(engine: Engine, parts: Sequence[DrawnPart], work: Shuffle, missing: Sequence[int]) -> dict[int, dict[str, Any]]:
     drawn_bytes = sum(part.drawn_bytes for part in parts)
     items = mapper_groups(engine, parts, moved_bytes=drawn_bytes, partitions=work.num_shards) if missing else []
@@ -87,7 +74,7 @@ def _two_rounds(
 ) -> dict[int, dict[str, Any]]:
     # By the settings alone, so that a run that goes on finds the files of the one before.
     buckets = buckets_of(work.num_shards)
-    runs = runs_of(parts, len(buckets) * work.shard_bytes)
+    runs = runs_within(parts, [part.drawn_bytes for part in parts], len(buckets) * work.shard_bytes)
     left = [bucket for bucket in buckets if not set(missing).isdisjoint(bucket.shards)]
     present = set(folder.names(".parquet"))
     for number, run in enumerate(runs):

@@ -16,9 +16,9 @@ from pipeline.config import CLUSTER_WEIGHTED, GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.estimators import ESTIMATORS
+from pipeline.mixture.findings import findings
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts
 from pipeline.mixture.plan import Limits
-from pipeline.mixture.report import report
 from pipeline.names import cluster_terms
 from pipeline.stages.assign import read_tree
 from pipeline.stages.strata import fit_target, stratify, write_target
@@ -80,7 +80,7 @@ def weights_step(
             mixes, strata = stratify(engine, target, assigned[GENERALIST], scored, clusters)
             folder.write_table("strata.parquet", strata.table(), STRATA)
             write_target(folder, target)
-        tables = report(
+        tables = findings(
             tree,
             generalist,
             samples,

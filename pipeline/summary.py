@@ -108,12 +108,12 @@ class _Shares:
         headings += ["new corpus", "change"] + (["epochs"] if self.epochs_L is not None else [])
         table = _table("Clusters that moved most (share of tokens)", headings, left=("what sets its text apart",))
         for i in [*up, *down]:
-            row = [str(i), self.names.get(i, "") or "-", _percent(self.before_L[i])]
+            row = [str(i), self.names.get(i, "") or "-", percent(self.before_L[i])]
             if only:
                 found = self.samples[only].get(i, {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
                 known = np.isfinite(found["p_low"])
-                row.append(_percent(found["p"]) + (f" ({_percent(found['p_low'])}–{_percent(found['p_high'])})" if known else ""))
-            row += [_percent(self.after_L[i]), f"{self.after_L[i] / self.before_L[i]:.2f}×"]
+                row.append(percent(found["p"]) + (f" ({percent(found['p_low'])}–{percent(found['p_high'])})" if known else ""))
+            row += [percent(self.after_L[i]), f"{self.after_L[i] / self.before_L[i]:.2f}×"]
             table.add_row(*row, *([f"{self.epochs_L[i]:.2f}"] if self.epochs_L is not None else []))
         yield table
 
@@ -124,8 +124,8 @@ class _Shares:
             sample = sum(leaves[leaf]["p"] for leaf in favoured)
             before, after = float(self.before_L[favoured].sum()), float(self.after_L[favoured].sum())
             yield (
-                f"{name}: the {len(favoured):,} clusters that its sample favours ({_percent(sample)} of it) are {_percent(before)} "
-                f"of the generalist corpus and {_percent(after)} of the new one."
+                f"{name}: the {len(favoured):,} clusters that its sample favours ({percent(sample)} of it) are {percent(before)} "
+                f"of the generalist corpus and {percent(after)} of the new one."
             )
 
 
@@ -138,8 +138,8 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
         most += max(of_cells, float(sampled.folder.read_table("plan.parquet")["epochs"].to_numpy().max()))
     rewritten = manifest["tokens_by_origin"].get("rephrased", 0) / max(1, manifest["tokens"])
     yield Text(
-        f"{_percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
-        + (f", {_percent(rewritten)} are rewrites" if run.config.rephrase else "")
+        f"{percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
+        + (f", {percent(rewritten)} are rewrites" if run.config.rephrase else "")
         + f"; no text is passed over more than {most:.2f} times."
     )
     drawn: dict[str, int] = manifest["tokens_by_specialist"]
@@ -147,7 +147,7 @@ def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
     asked = _asked(run.config)
     off = [name for name, share in asked.items() if abs(drawn.get(name, 0) / total - share) > _SHARE_OFF]
     if off:
-        said = ", ".join(f"{name} {_percent(drawn.get(name, 0) / total)} instead of {_percent(asked[name])}" for name in asked)
+        said = ", ".join(f"{name} {percent(drawn.get(name, 0) / total)} instead of {percent(asked[name])}" for name in asked)
         yield Text(
             f"The limits on repeats (weights.max_epochs, weights.repeat_exponent) moved shares of the mixture: {said}. More "
             "generalist text like the sample, a smaller budget or higher limits keep them."
@@ -201,15 +201,16 @@ def _sources(run: "Run") -> Iterator[RenderableType]:
     for name, before, after in rows:
         table.add_row(
             "".join(c if c.isprintable() else "?" for c in name),
-            _percent(before),
-            _percent(after),
+            percent(before),
+            percent(after),
             f"{after / before:.2f}×" if before else "",
         )
     yield table
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+def percent(share: float, digits: int = 1) -> str:
+    """A share in percent."""
+    return f"{100 * share:.{digits}f}%"
 
 
 def _number(value: Any) -> str:

@@ -31,7 +31,7 @@ _PRUNED = ("crisp", "natural", "top-cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Findings:
     """The tables of a mixture, and what they were made from."""
 
     specialists: pa.Table
@@ -39,7 +39,7 @@ class Report:
     diagnostics: pa.Table
 
 
-def report(
+def findings(
     tree: TreeShape,
     generalist: LeafHistogram,
     specialists: Mapping[str, DocumentCounts],
@@ -53,7 +53,7 @@ def report(
     seed: int,
     strata: Strata | None = None,
     clusters: Mapping[str, SpecialistMix] | None = None,
-) -> Report:
+) -> Findings:
     """SPECIALISTS, MIXTURE and DIAGNOSTICS of what the estimator of `settings` found.
 
     Where windows are scored, `strata` are what is drawn alike, and `clusters` what CRISP gives the leaves, where that is a part of
@@ -110,7 +110,7 @@ def report(
         for name, p_BA in p_BA_of.items():
             _move(p_BA, _gather(mixes[name].p_L, touched), _gather(clusters[name].p_L, touched), sharpness / 2)
     low_high_of = {name: _interval(p_BA, touched, generalist, mixes[name].p_L) for name, p_BA in p_BA_of.items()}
-    return Report(
+    return Findings(
         specialists=_specialists(specialists, mixes, low_high_of),
         mixture=_mixture(generalist, mixes, shares, settings.natural_share),
         diagnostics=_diagnostics(values, drawn, sure),
