@@ -87,6 +87,22 @@ def look_job() -> None:
     _run_as_program(main)
 
 
+def report_job() -> None:
+    """Run the command line of `jobs/report.py`, and exit as other jobs do."""
+
+    def main(
+        config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
+        against: Annotated[str | None, typer.Option(help="YAML file of another run: what moved between the two.")] = None,
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+        ] = None,
+    ) -> None:
+        """Write the report page of a run, <workdir>/report.html, from what its stages left."""
+        sys.exit(_guarded(lambda: _report(config, overrides or [], against)))
+
+    _run_as_program(main)
+
+
 def evidence_job() -> None:
     """Run the command line of `jobs/evidence.py`, and exit as other jobs do."""
 
@@ -162,6 +178,14 @@ def _export(
         level = 1 if level is None else level
         made, folder = run.mix(settings, mixture=mixture, level=level, tokenizer=tokenizer, eos_token=eos, output=output)
         print(f"{made.manifest['rows']:,} documents in {len(made.manifest['groups'])} groups, {mixture}: {folder.url}")
+
+
+def _report(config: str, overrides: list[str], against: str | None) -> None:
+    settings = load_config(config, overrides)
+    other = load_config(against) if against else None
+    from pipeline import run
+
+    print(run.report(settings, against=other))
 
 
 def _look(

@@ -71,6 +71,17 @@ class Run:
         """The step that has all shards."""
         return self.steps[-1]
 
+    def report(self, *, drawn: bool) -> Step:
+        """The step that makes what the report page needs, of what is drawn or, before that, of what is asked for."""
+        from pipeline.stages.report import report_step
+
+        corpora = (GENERALIST, *self.config.specialists)
+        rephrased = self.step("rephrase") if drawn and self.config.rephrase else None
+        windows = {name: self.windows(name) for name in corpora}
+        assigned = {name: self.step("assign", name) for name in corpora}
+        samples = self.samples if drawn else []
+        return report_step(self.config, windows, assigned, self.step("cluster"), self.step("weights"), samples, rephrased)
+
     @property
     def shards(self) -> Folder:
         """Where the final output lies."""
@@ -246,6 +257,37 @@ def _curate(run: Run, until: str, engine: Engine) -> None:
         publish(run.corpus, run.shards)
     for line in summary(run, until):
         console.print(line)
+    if reaches(until, "weights"):
+        _see(run, engine, drawn=until == "sample")
+
+
+def _see(run: Run, engine: Engine, *, drawn: bool) -> None:
+    """Write the report page, unless it is there, or the packages for it are not."""
+    from pipeline.report.writing import written
+
+    try:
+        place = written(run, engine, drawn=drawn)
+    except ConfigError as error:  # the run is done, and a page is no reason to say it is not
+        logger.warning(f"no report.html: {error}")
+    else:
+        console.print(f"report: {place}")
+
+
+def report(config: Config | Mapping[str, Any], *, against: Config | None = None) -> str:
+    """Write `<workdir>/report.html` for a run that has its weights at least; where it is. `against` is another run beside it.
+
+    Raises:
+        ConfigError: there are no weights yet, a package is missing, or one of two runs to compare has drawn nothing.
+    """
+    from pipeline.report.writing import written
+
+    run = plan(config)
+    if not run.step("weights").done:
+        raise ConfigError("the run has no weights yet, and so nothing to report; run jobs/weights.py or jobs/curate.py first")
+    other = plan(against) if against else None
+    drawn = all(step.done for step in run.samples) and run.corpus.done
+    with at_work(run) as engine:
+        return written(run, engine, drawn=drawn, against=other, anew=True)
 
 
 def export(

@@ -44,6 +44,11 @@ def rendered() -> dict[str, str]:
         "rewrites": tables.REWRITES,
         "rewriting": tables.REWRITING,
         "landed": tables.LANDED,
+        "nodes": tables.NODES,
+        "excerpts": tables.EXCERPTS,
+        "drawn": tables.DRAWN,
+        "sample_sources": tables.SAMPLE_SOURCES,
+        "pairs": tables.PAIRS,
     }
     return {
         "config.schema.json": _text(Config.model_json_schema()),

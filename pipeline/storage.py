@@ -136,10 +136,11 @@ class Folder:
                     os.remove(temporary)
                 raise
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, most: int | None = None) -> bytes:
+        """A whole file, or its first `most` bytes."""
         path = self.file(name)
         with _named_failure("read", path):
-            return bytes(self._steadily(lambda: self.fs.cat_file(path)))
+            return bytes(self._steadily(lambda: self.fs.cat_file(path, end=most)))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())

@@ -309,6 +309,61 @@ LANDED = pa.schema(
 )
 
 
+# What the report page shows beside the tables of other stages: nodes of the tree, down to the deepest level that can be drawn.
+NODES = pa.schema(
+    [
+        pa.field("node", pa.int32(), nullable=False, metadata={"doc": "of the tree"}),
+        pa.field("parent", pa.int32(), nullable=False, metadata={"doc": "-1 for the root"}),
+        pa.field("level", pa.int32(), nullable=False),
+        pa.field("first_leaf", pa.int32(), nullable=False, metadata={"doc": "leaves below: a contiguous range"}),
+        pa.field("num_leaves", pa.int32(), nullable=False, metadata={"doc": "1: the node is a leaf"}),
+        pa.field("x", pa.float32(), nullable=False, metadata={"doc": "place on the map, from -1 to 1"}),
+        pa.field("y", pa.float32(), nullable=False),
+        pa.field("terms", pa.string(), nullable=False, metadata={"doc": "as of NAMES"}),
+    ]
+)
+
+EXCERPTS = pa.schema(
+    [
+        pa.field("node", pa.int32(), nullable=False, metadata={"doc": "the deepest one on the map"}),
+        pa.field(
+            "of", pa.string(), nullable=False, metadata={"doc": "generalist; drawn: of it, in the new corpus; or a specialist"}
+        ),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("window", pa.int32(), nullable=False),
+        pa.field("copies", pa.int32(), nullable=False, metadata={"doc": "drawn of it; 0 of a specialist's"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "its beginning"}),
+    ]
+)
+
+DRAWN = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("specialist", pa.string(), nullable=False, metadata={"doc": "whom it was drawn for, or natural"}),
+        pa.field("origin", pa.string(), nullable=False, metadata={"doc": "raw or rephrased"}),
+        pa.field("copy", pa.int32(), nullable=False, metadata={"doc": "0: its tokens are no repeats"}),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+    ]
+)
+
+SAMPLE_SOURCES = pa.schema(
+    [
+        pa.field("specialist", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "of its sample"}),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        *(PASSAGES.field(name) for name in ("style", "verdict", "reason", "detail", "similarity")),
+        pa.field("source_text", pa.string(), nullable=False, metadata={"doc": "the passage"}),
+        pa.field("text", pa.string(), nullable=False, metadata={"doc": "the answer, cleaned"}),
+    ]
+)
+
+
 def embeddings_schema(dim: int) -> pa.Schema:
     """The schema of an embeddings part whose vectors have `dim` entries."""
     return pa.schema(

@@ -1,0 +1,121 @@
+"""The clusters as the page's map and lists show them: columns over the mapped nodes, and text of each.
+
+Shapes: M nodes of the map and those above, L leaves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import GENERALIST
+from pipeline.errors import shown
+from pipeline.shares import Floats, Shares
+from pipeline.stages.report import OF_DRAWN
+
+_LEAST_CHARACTERS, _MOST_CHARACTERS = 100, 420  # of an excerpt
+_EXCERPT_BYTES = 3_500_000  # of all excerpts: a page of 4,096 clusters stays below 10 MB
+_DIGITS = 5  # of shares and places
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn of each leaf."""
+
+    tokens_L: Floats
+    new_L: Floats  # that are no repeats
+    rewritten_L: Floats
+    of: Mapping[str, Floats]  # (L,) by whom it was drawn for
+
+    @classmethod
+    def of_table(cls, table: pa.Table, num_leaves: int) -> "Drawn":
+        """From a DRAWN table."""
+        leaf, tokens = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.float64)
+        copy = table["copy"].to_numpy()
+        origin, name = (np.array(table[column].to_pylist(), dtype=object) for column in ("origin", "specialist"))
+
+        def summed(rows: NDArray[np.bool_]) -> Floats:
+            return np.bincount(leaf[rows], weights=tokens[rows], minlength=num_leaves).astype(np.float64)
+
+        every = np.ones(len(leaf), bool)
+        of = {str(one): summed(name == one) for one in sorted(set(name))}
+        return cls(summed(every), summed(copy == 0), summed(origin == "rephrased"), of)
+
+
+def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, list[Any]]:
+    """Of each node what the map shows; `after` is what was drawn, or before anything is what is asked for.
+
+    Sums over the leaves below; an interval is of a leaf alone, for the ends of several do not add up.
+    """
+    first, num = nodes["first_leaf"].to_numpy(), nodes["num_leaves"].to_numpy()
+
+    def below(value_L: NDArray[Any]) -> NDArray[Any]:
+        sums = np.concatenate([[0], np.cumsum(value_L)])
+        return np.asarray(sums[first + num] - sums[first])
+
+    tokens_M = below(shares.tokens_L)
+    after_L = drawn.tokens_L / max(1.0, float(drawn.tokens_L.sum())) if drawn else shares.after_L
+    found: dict[str, list[Any]] = {
+        **{name: nodes[name].to_pylist() for name in ("node", "parent", "level")},
+        "leaf": np.where(num == 1, first, -1).tolist(),
+        "leaves": num.tolist(),
+        "x": _rounded(nodes["x"].to_numpy()),
+        "y": _rounded(nodes["y"].to_numpy()),
+        "name": [shown(terms) for terms in nodes["terms"].to_pylist()],
+        "windows": below(shares.windows_L).tolist(),
+        "tokens": tokens_M.tolist(),
+        "before": _rounded(below(shares.before_L)),
+        "asked": _rounded(below(shares.asked_L)),
+        "after": _rounded(below(after_L)),
+        "drawn": np.rint(below(drawn.tokens_L)).astype(np.int64).tolist() if drawn else [],
+    }
+    if drawn:
+        raw_M = below(drawn.tokens_L - drawn.rewritten_L)
+        found["epochs"] = _rounded(np.divide(raw_M, tokens_M, out=np.zeros(len(raw_M)), where=tokens_M > 0))
+        found["fresh"] = np.rint(below(drawn.new_L)).astype(np.int64).tolist()
+        found["rewritten"] = np.rint(below(drawn.rewritten_L)).astype(np.int64).tolist()
+    if shares.deficit_L is not None:
+        found["missing"] = np.rint(below(shares.deficit_L)).astype(np.int64).tolist()
+    for number, name in enumerate(shares.samples):
+        found[f"sample{number}"] = _rounded(below(shares.of_sample(name, "p")))
+        found[f"heard{number}"] = below(shares.of_sample(name, "windows")).astype(np.int64).tolist()
+        for end in ("low", "high"):
+            value_M = np.where(num == 1, shares.of_sample(name, f"p_{end}")[first], np.nan)
+            found[f"{end}{number}"] = [None if np.isnan(value) else round(float(value), _DIGITS + 2) for value in value_M]
+        if drawn:
+            of_name_L = drawn.of.get(name, np.zeros(len(drawn.tokens_L)))
+            found[f"for{number}"] = np.rint(below(of_name_L)).astype(np.int64).tolist()
+    return found
+
+
+def excerpts(table: pa.Table, specialists: Sequence[str]) -> dict[str, dict[str, list[list[Any]]]]:
+    """Of each node, by whose they are: [text, document, window, copies]; keys are short, as there are thousands."""
+    key_of = {GENERALIST: "g", OF_DRAWN: "d", **{name: f"s{number}" for number, name in enumerate(specialists)}}
+    rows = table.to_pylist()
+    most = characters(sum(len(row["text"].encode()) for row in rows), [row["text"] for row in rows])
+    found: dict[str, dict[str, list[list[Any]]]] = {}
+    for row in rows:
+        excerpt = [excerpt_of(row["text"], most), shown(row["doc_id"])[:200], row["window"], row["copies"]]
+        found.setdefault(str(row["node"]), {}).setdefault(key_of[row["of"]], []).append(excerpt)
+    return found
+
+
+def characters(all_bytes: int, texts: Sequence[str]) -> int:
+    """Characters of an excerpt, so that all together are no more than the page may hold."""
+    num_characters = max(1, sum(map(len, texts)))
+    affordable = _EXCERPT_BYTES * num_characters / max(1, all_bytes) / max(1, len(texts))
+    return int(min(_MOST_CHARACTERS, max(_LEAST_CHARACTERS, affordable)))
+
+
+def excerpt_of(text: str, most: int) -> str:
+    """The beginning of a text in one line, without what could upset a reader's terminal or page."""
+    line = shown(" ".join(text[: 4 * most].split()))
+    return line[:most].rstrip() + " …" if len(line) > most or len(text) > 4 * most else line
+
+
+def _rounded(value_M: NDArray[Any]) -> list[float]:
+    """Shares are told to a hundred-thousandth, and smaller ones to three digits."""
+    return [float(f"{value:.3g}") if abs(value) < 10**-_DIGITS else round(float(value), _DIGITS + 1) for value in value_M]

@@ -1,0 +1,273 @@
+"""The page's charts as Vega-Lite specifications; the page fills in the colours of its theme, and the width that there is.
+
+What is compared has one colour everywhere: `$before` the generalist corpus, `$sample` a sample, `$after` the new corpus.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+Spec = dict[str, Any]
+
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # the name of the grammar, not fetched
+_MOVERS = 10  # clusters at each end
+_SMALLEST, _LARGEST = 12, 900  # areas of a mark of the map, in square pixels
+_FOLD = 4.0  # weights of 16 times and more have the strongest colour, so that a few extremes do not make all others pale
+_ROW = 22  # pixels
+_ROOT = {"type": "sqrt"}  # of shares: a few are large, and what becomes of the small ones is to be seen too
+
+
+def drawn_map() -> Spec:
+    """Clusters at their places: area by tokens, colour by weight; wheel and drag move it. Its data, `nodes`, are the page's."""
+    fold = {"domainMin": -_FOLD, "domainMid": 0, "domainMax": _FOLD, "range": ["$less", "$middle", "$more"], "clamp": True}
+    return _chart(
+        {"name": "nodes", "values": []},
+        {
+            "height": 520,
+            "params": [{"name": "move", "select": "interval", "bind": "scales"}],
+            "mark": {
+                "type": "circle",
+                "opacity": 0.9,
+                "stroke": "$surface",
+                "strokeWidth": 0.75,
+                "cursor": "pointer",
+                "tooltip": True,
+            },
+            "encoding": {
+                "x": {"field": "x", "type": "quantitative", "axis": None, "scale": {"zero": False, "nice": False, "padding": 24}},
+                "y": {"field": "y", "type": "quantitative", "axis": None, "scale": {"zero": False, "nice": False, "padding": 24}},
+                "size": {
+                    "field": "size",
+                    "type": "quantitative",
+                    "scale": {"type": "linear", "domainMin": 0, "range": [_SMALLEST, _LARGEST]},
+                    "legend": None,
+                },
+                "color": {
+                    "field": "fold",
+                    "type": "quantitative",
+                    "scale": fold,
+                    "legend": {
+                        "title": "times the corpus's share",
+                        "orient": "bottom",
+                        "direction": "horizontal",
+                        "gradientLength": 220,
+                        "values": [-4, -2, 0, 2, 4],
+                        "labelExpr": "datum.value < 0 ? '1/' + pow(2, -datum.value) : '' + pow(2, datum.value)",
+                    },
+                },
+                "order": {"field": "size", "sort": "descending"},
+                "tooltip": [
+                    {"field": "title", "title": "cluster"},
+                    {"field": "name", "title": "words"},
+                    {"field": "before", "title": "in the corpus", "format": ".2%"},
+                    {"field": "sample", "title": "in the sample", "format": ".2%"},
+                    {"field": "after", "title": "in the new corpus", "format": ".2%"},
+                    {"field": "times", "title": "weight"},
+                ],
+            },
+        },
+    )
+
+
+def dots(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]], label: str) -> Spec:
+    """For each row a line with a dot for each series: (field, what it is called, its colour); shares, largest change first."""
+    names = [name for _, name, _ in series]
+    values = [
+        {"row": row[label], "order": number, "series": name, "share": row[field]}
+        for number, row in enumerate(rows)
+        for field, name, _ in series
+    ]
+    y = {
+        "field": "row",
+        "type": "nominal",
+        "sort": {"field": "order"},
+        "title": None,
+        "axis": {"grid": True, "ticks": False, "labelPadding": 10},
+    }
+    x = {"field": "share", "type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _ROOT}
+    line = {
+        "mark": {"type": "rule", "color": "$line", "strokeWidth": 2},
+        "encoding": {"x": {"aggregate": "min", **x}, "x2": {"aggregate": "max", "field": "share"}},
+    }
+    points = {
+        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "tooltip": True},
+        "encoding": {
+            "x": x,
+            "color": _series(series),
+            "shape": {"field": "series", "type": "nominal", "scale": {"domain": names, "range": _SHAPES[: len(names)]}},
+            "tooltip": [
+                {"field": "row", "title": label},
+                {"field": "series", "title": "of"},
+                {"field": "share", "title": "share", "format": ".2%"},
+            ],
+        },
+    }
+    return _chart({"values": values}, {"height": {"step": _ROW}, "encoding": {"y": y}, "layer": [line, points]})
+
+
+_SHAPES = ["circle", "diamond", "square", "triangle-up", "cross"]
+
+
+def _series(series: Sequence[tuple[str, str, str]]) -> Spec:
+    return {
+        "field": "series",
+        "type": "nominal",
+        "scale": {"domain": [name for _, name, _ in series], "range": [colour for *_, colour in series]},
+        "legend": {"title": None, "orient": "top"},
+    }
+
+
+def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
+    """Clusters of a sample: its share with a 90% interval, and beside it that of the corpus."""
+    y = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": {"grid": True, "ticks": False, "labelPadding": 10}}
+    x = {"type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _ROOT}
+    tooltip = [
+        {"field": "row", "title": "cluster"},
+        {"field": "share", "title": "in the sample", "format": ".2%"},
+        {"field": "low", "title": "from", "format": ".2%"},
+        {"field": "high", "title": "to", "format": ".2%"},
+        {"field": "before", "title": "in the corpus", "format": ".2%"},
+    ]
+    layer = [
+        {
+            "transform": [{"filter": "isValid(datum.low)"}],
+            "mark": {"type": "rule", "color": "$sample", "strokeWidth": 3, "opacity": 0.5},
+            "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tooltip},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "shape": "diamond", "color": "$sample", "size": 80, "opacity": 1},
+            "encoding": {"x": {"field": "share", **x}, "tooltip": tooltip},
+        },
+        {
+            "mark": {"type": "tick", "color": "$before", "thickness": 3, "height": 14, "opacity": 1},
+            "encoding": {"x": {"field": "before", **x}, "tooltip": tooltip},
+        },
+    ]
+    return _chart({"values": list(rows)}, {"height": {"step": _ROW}, "encoding": {"y": y}, "layer": layer})
+
+
+def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
+    """How much of the mixture would lie elsewhere, over multiples of the sample."""
+    encoding = {
+        "x": {
+            "field": "times",
+            "type": "quantitative",
+            "scale": {"type": "log", "base": 2},
+            "axis": {"labelExpr": "datum.value + '×'", "values": sorted({row["times"] for row in rows}), "grid": False},
+            "title": "documents of the sample",
+        },
+        "y": {
+            "field": "share",
+            "type": "quantitative",
+            "axis": {"format": "~%", "tickCount": 4},
+            "title": "of the mixture elsewhere",
+            "scale": {"zero": True},
+        },
+        "tooltip": [
+            {"field": "times", "title": "times the sample"},
+            {"field": "share", "title": "of the mixture elsewhere", "format": ".1%"},
+        ],
+    }
+    mark = {
+        "type": "line",
+        "color": "$sample",
+        "point": {"filled": True, "size": 50, "color": "$sample"},
+        "strokeWidth": 2,
+        "tooltip": True,
+    }
+    return _chart({"values": list(rows)}, {"height": 180, "mark": mark, "encoding": encoding})
+
+
+def passes(rows: Sequence[dict[str, Any]]) -> Spec:
+    """Tokens of the new corpus by the copy that they are in."""
+    encoding = {
+        "x": {"field": "pass", "type": "ordinal", "title": "copy of a window", "axis": {"labelAngle": 0}},
+        "y": {"field": "tokens", "type": "quantitative", "title": "tokens", "axis": {"format": "~s", "tickCount": 5}},
+        "color": _series([("origin", "raw", "$after"), ("origin", "rephrased", "$sample")])
+        | {"field": "origin", "legend": {"title": None, "orient": "top"} if len({row["origin"] for row in rows}) > 1 else None},
+        "tooltip": [{"field": "pass", "title": "copy"}, {"field": "origin"}, {"field": "tokens", "format": ","}],
+    }
+    return _chart({"values": list(rows)}, {"height": 220, "mark": {"type": "bar", "tooltip": True}, "encoding": encoding})
+
+
+def epochs(rows: Sequence[dict[str, Any]], cap: float) -> Spec:
+    """Each cluster by the text that it holds and how often that is passed over."""
+    points = {
+        "data": {"values": list(rows)},
+        "mark": {"type": "circle", "color": "$after", "opacity": 0.65, "size": 45, "tooltip": True},
+        "encoding": {
+            "x": {
+                "field": "tokens",
+                "type": "quantitative",
+                "scale": {"type": "log", "nice": False, "padding": 8},
+                "axis": {"format": "~s", "tickCount": 5, "grid": False},
+                "title": "tokens that the cluster holds",
+            },
+            "y": {"field": "epochs", "type": "quantitative", "title": "passes", "axis": {"tickCount": 5}},
+            "tooltip": [
+                {"field": "title", "title": "cluster"},
+                {"field": "name", "title": "words"},
+                {"field": "tokens", "format": ","},
+                {"field": "epochs", "title": "passes", "format": ".2f"},
+            ],
+        },
+    }
+    rule = {"data": {"values": [{"cap": cap}]}, "encoding": {"y": {"field": "cap", "type": "quantitative"}}}
+    line = rule | {"mark": {"type": "rule", "color": "$less", "strokeDash": [5, 4], "strokeWidth": 1.5}}
+    said = rule | {
+        "mark": {"type": "text", "align": "left", "x": 4, "dy": -7, "color": "$less", "text": f"cap, {cap:g} passes"},
+    }
+    # A cap far above everything would leave the clusters at the bottom.
+    layer = [points, line, said] if cap <= 4 * max((row["epochs"] for row in rows), default=0) else [points]
+    return _chart(None, {"height": 220, "layer": layer})
+
+
+def times(rows: Sequence[dict[str, Any]]) -> Spec:
+    """Seconds of each step."""
+    encoding = {
+        "y": {"field": "step", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False}},
+        "x": {"field": "seconds", "type": "quantitative", "title": "seconds", "axis": {"tickCount": 5, "format": "~s"}},
+        "tooltip": [
+            {"field": "step"},
+            {"field": "seconds", "format": ",.1f"},
+            {"field": "workers"},
+            {"field": "core_s", "title": "core-seconds", "format": ",.0f"},
+            {"field": "peak_mb", "title": "peak MB a worker", "format": ",.0f"},
+        ],
+    }
+    mark = {"type": "bar", "color": "$after", "height": {"band": 0.7}, "tooltip": True}
+    return _chart({"values": list(rows)}, {"height": {"step": _ROW}, "mark": mark, "encoding": encoding})
+
+
+def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
+    """What became of the prompts of each style."""
+    encoding = {
+        "y": {"field": "style", "type": "nominal", "title": None, "axis": {"ticks": False}},
+        "x": {"field": "share", "type": "quantitative", "stack": True, "title": None, "axis": {"format": "~%", "tickCount": 5}},
+        "color": {
+            "field": "outcome",
+            "type": "nominal",
+            "sort": None,
+            "scale": {"range": ["$after", "$sample", "$less", "$before", "$more", "$line"]},
+            "legend": {"title": None, "orient": "top", "columns": 3},
+        },
+        "order": {"field": "order"},
+        "tooltip": [{"field": "style"}, {"field": "outcome"}, {"field": "share", "format": ".1%"}],
+    }
+    mark = {"type": "bar", "height": {"band": 0.7}, "tooltip": True}
+    return _chart({"values": list(rows)}, {"height": {"step": 30}, "mark": mark, "encoding": encoding})
+
+
+def movers(columns: dict[str, list[Any]], most: int = _MOVERS) -> list[int]:
+    """Rows of the columns of the map: the clusters that gained most and lost most, of those with nothing below them on it."""
+    parents = set(columns["parent"])
+    moved = sorted(
+        (i for i, node in enumerate(columns["node"]) if node not in parents),
+        key=lambda i: (columns["before"][i] - columns["after"][i], columns["node"][i]),
+    )
+    up = [i for i in moved[:most] if columns["after"][i] > columns["before"][i]]
+    down = [i for i in moved[-most:] if columns["after"][i] < columns["before"][i] and i not in up]
+    return [*up, *down]
+
+
+def _chart(data: Spec | None, more: Spec) -> Spec:
+    return {"$schema": _SCHEMA, **({"data": data} if data is not None else {}), **more}

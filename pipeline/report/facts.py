@@ -1,0 +1,206 @@
+"""Everything that the page says of a run, as plain values: read from manifests and tables that the stages left."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline.config import GENERALIST
+from pipeline.errors import shown
+from pipeline.report import atlas
+from pipeline.report.certainty import MULTIPLES, expected_error, levels
+from pipeline.report.left_out import left_out
+from pipeline.report.material import Material
+from pipeline.report.verdict import of_phases, verdict
+from pipeline.rewriting.accounts import account_line, collapsed
+from pipeline.run import Run
+from pipeline.shares import facts_of
+from pipeline.stages.assign import read_tree
+from pipeline.step import USAGE
+
+_INTERVALS = 15  # clusters whose intervals are drawn
+_SOURCES = 12
+
+
+def facts(material: Material) -> dict[str, Any]:
+    """The whole page: sections by name, plain values that a template and a script read."""
+    run = material.run
+    windows = run.windows(GENERALIST).manifest
+    sure = {name: certainty(material, name) for name in run.config.specialists}
+    return {
+        "name": run.workdir.url.rstrip("/").rsplit("/", 1)[-1],
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "drawn": material.drawn is not None,
+        "specialists": list(run.config.specialists),
+        "corpus": {name: windows[name] for name in ("documents", "windows", "tokens")},
+        "verdict": verdict(material, sure),
+        "nodes": atlas.columns(material.tables.read_table("nodes.parquet"), material.shares, material.drawn),
+        "excerpts": atlas.excerpts(material.tables.read_table("excerpts.parquet"), list(run.config.specialists)),
+        "sources": sources(material),
+        "repetition": repetition(material),
+        "certainty": sure,
+        "multiples": list(MULTIPLES),
+        "rephrasing": rephrasing(material) if run.config.rephrase and material.drawn else None,
+        "left_out": left_out(run),
+        "cost": cost(run),
+        "provenance": provenance(run),
+    }
+
+
+def certainty(material: Material, name: str) -> dict[str, Any]:
+    """What the size of a sample allows: intervals, depth, and what more of it would change."""
+    shares, weighted = material.shares, material.run.step("weights")
+    low_L, high_L, p_L = (shares.of_sample(name, column) for column in ("p_low", "p_high", "p"))
+    touched_L = np.zeros(len(p_L), bool)
+    touched_L[list(shares.samples[name])] = True
+    error = expected_error(low_L[touched_L], high_L[touched_L])
+    found = facts_of(weighted, name)
+    alphas = [fact["value"] for key, fact in sorted(found.items()) if key.startswith("alpha_level_")]
+    tree = read_tree(material.run.step("cluster").folder)
+    windows_L = shares.of_sample(name, "windows").astype(np.int64)
+    top = np.argsort(-p_L, kind="stable")[:_INTERVALS]
+    return {
+        "documents": int(found["documents"]["value"]),
+        "windows": int(found["windows"]["value"]),
+        "error": error,
+        "errors": [error / np.sqrt(times) for times in MULTIPLES] if error is not None else [],
+        "levels": levels(tree, windows_L, alphas),
+        "top": [int(leaf) for leaf in top if p_L[leaf] > 0],
+        "facts": [found[key] for key in ("kl_generalist", "kl_output", "effective_leaves", "without_text", "backed_off")],
+    }
+
+
+def sources(material: Material) -> list[dict[str, Any]]:
+    """Shares of each source in the corpus, the samples and the new corpus; those that moved most first."""
+    if material.manifest is None:
+        return []
+    by_source: Mapping[str, Sequence[int]] = material.manifest["tokens_by_source"]
+    held, drawn = (max(1, sum(counts[i] for counts in by_source.values())) for i in (0, 1))
+    samples: Counter[tuple[str, str]] = Counter()
+    for row in material.tables.read_table("sample_sources.parquet").to_pylist():
+        samples[row["specialist"], row["source"]] += row["tokens"]
+    totals: Counter[str] = Counter()
+    for (name, _), tokens in samples.items():
+        totals[name] += tokens
+    rows: list[dict[str, Any]] = [
+        {
+            "source": shown(source),
+            "before": counts[0] / held,
+            "after": counts[1] / drawn,
+            **{
+                f"sample{number}": samples[name, source] / max(1, totals[name])
+                for number, name in enumerate(material.run.config.specialists)
+            },
+        }
+        for source, counts in by_source.items()
+    ]
+    rows.sort(key=lambda row: (-abs(row["after"] - row["before"]), row["source"]))
+    return rows[: 2 * _SOURCES]
+
+
+def repetition(material: Material) -> dict[str, Any] | None:
+    """How often text is passed over, and what became of what the cap cut off."""
+    if material.manifest is None:
+        return None
+    table = material.tables.read_table("drawn.parquet").group_by(["copy", "origin"]).aggregate([("tokens", "sum")])
+    passes = sorted(
+        ({"pass": row["copy"] + 1, "origin": row["origin"], "tokens": row["tokens_sum"]} for row in table.to_pylist()),
+        key=lambda row: (row["pass"], row["origin"]),
+    )
+    manifest, weights = material.manifest, material.run.config.weights
+    of_all = facts_of(material.run.step("weights"))
+    return {
+        "passes": passes,
+        "most_copies": max((row["pass"] for row in passes), default=0),
+        "cap": weights.max_epochs,
+        "exponent": material.run.config.repeat_exponent,
+        "overflow": weights.overflow,
+        "clipped": of_phases(material.run, "clipped_mass"),
+        "deficit": of_phases(material.run, "deficit_share"),
+        "rewritten": manifest["rewritten_tokens"] / max(1, manifest["budget_tokens"]),
+        "facts": [of_all[key] for key in ("epochs_p99", "repeats_value", "effective_share")],
+    }
+
+
+def rephrasing(material: Material) -> dict[str, Any]:
+    """What became of prompts, by style and rule, how answers begin, and some of them beside their passages."""
+    step = material.run.step("rephrase")
+    manifest = step.manifest
+    styles = []
+    for style, outcomes in manifest["outcomes"].items():
+        opened = manifest["openings"].get(style)
+        styles.append(
+            {
+                "style": style,
+                "prompts": sum(outcomes.values()),
+                "accepted": outcomes.get("accepted", 0),
+                "outcomes": dict(sorted(outcomes.items(), key=lambda item: (item[0] != "accepted", -item[1], item[0]))),
+                "opened": {**opened, "commonest": shown(str(opened["commonest"]))} if opened else None,
+                "collapsed": bool(opened) and collapsed(opened),
+            }
+        )
+    pairs = [
+        {**row, **{name: atlas.excerpt_of(row[name], 900) for name in ("source_text", "text", "detail")}}
+        for row in material.tables.read_table("pairs.parquet").to_pylist()
+    ]
+    return {
+        "model": manifest["model"],
+        "line": account_line(manifest),
+        "tokens": manifest["tokens"],
+        "wanted": manifest["wanted_tokens"],
+        "missing": manifest["missing_tokens"],
+        "moved": manifest["moved_tokens"] / max(1, manifest["tokens"]),
+        "styles": styles,
+        "pairs": pairs,
+    }
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """What each step took when it was made, on whatever machine that was, and what training on the corpus takes."""
+    steps = []
+    for step in run.steps:
+        usage = step.folder.read_json(USAGE) if step.done else None
+        if usage and usage.get("seconds") is not None:
+            steps.append(
+                {
+                    "step": step.title,
+                    "seconds": usage["seconds"],
+                    "core_s": usage["busy_s"],
+                    "workers": usage["workers"],
+                    "tasks": usage["tasks"],
+                    "peak_mb": usage["peak_rss_bytes"] / 1e6,
+                    "generated": usage.get("generated_tokens", 0),
+                }
+            )
+    tokens = run.corpus.manifest["tokens"] if run.corpus.done else run.config.sample.budget_tokens
+    prices = run.config.engine.prices
+    return {"steps": steps, "training": training(tokens, prices.gpu if prices else 0.0), "tokens": tokens}
+
+
+TRAINED = (("160 million", 160e6), ("1 billion", 1e9), ("7 billion", 7e9))
+GPU_FLOPS = 4e14  # of an H100 in bf16 while training: 40% of its 989 TFLOP/s
+
+
+def training(tokens: float, price: float) -> list[dict[str, Any]]:
+    """Hours of a GPU to train on so many tokens once: 6 FLOPs a parameter and token (arXiv 2001.08361)."""
+    hours = [(name, 6 * parameters * tokens / GPU_FLOPS / 3600) for name, parameters in TRAINED]
+    return [{"model": name, "hours": value, "price": value * price if price else None} for name, value in hours]
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Settings, fingerprints, versions and hardware."""
+    manifest = run.corpus.manifest if run.corpus.done else {}
+    given = run.config.model_dump(mode="json", exclude_unset=True)
+    return {
+        "config": yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100),
+        "all_settings": yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
+        "steps": [(step.title, step.fingerprint) for step in run.steps],
+        "versions": manifest.get("versions", {}),
+        "hardware": manifest.get("hardware", []),
+        "shards": [(shard["name"], shard["rows"], shard["tokens"], shard["sha256"]) for shard in manifest.get("shards", [])[:50]],
+        "num_shards": len(manifest.get("shards", [])),
+        "place": run.shards.url,
+    }

@@ -1,0 +1,81 @@
+"""What did not get as far as the clusters, by step: counts by reason, and examples for a person to read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import shown
+from pipeline.report.atlas import excerpt_of
+from pipeline.run import Run
+from pipeline.stages.prepare import QUARANTINED
+from pipeline.step import Step
+from pipeline.storage import Folder
+from pipeline.summary import percent
+
+_FILES = 64  # that are read for examples
+_EXAMPLES = 5  # of a reason or step
+_TEXT = 300  # characters of one
+
+
+def left_out(run: Run) -> list[dict[str, Any]]:
+    """What did not get as far as the clusters, by step: counts by reason, and examples."""
+    found = []
+    for step in run.steps:
+        if step.stage not in ("prepare", "dedup", "decontaminate") or not step.done or "quarantined" not in step.manifest:
+            continue
+        manifest = step.manifest
+        if step.stage == "prepare":
+            if manifest["reasons"]:
+                found.append(_group(step, "in quarantine", manifest["reasons"], _quarantined(step.folder.child(QUARANTINED))))
+            for number, one in enumerate(manifest.get("steps", [])):
+                if one["documents"]:
+                    found.append(_group(step, f"dropped by {one['type']}", one["reasons"], _dropped(step.folder, number)))
+        elif manifest["dropped"]:
+            what = "near-duplicates" if step.stage == "dedup" else "hold held-out text"
+            found.append(_group(step, what, {what: manifest["dropped"]}, _examples_of(step)))
+    return found
+
+
+def _group(step: Step, what: str, reasons: Mapping[str, int], examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return {"step": step.title, "what": what, "count": sum(reasons.values()), "reasons": ordered, "examples": examples}
+
+
+def _quarantined(folder: Folder) -> list[dict[str, str]]:
+    """Some rows of each reason."""
+    kept: dict[str, list[dict[str, str]]] = {}
+    for name in folder.names(".parquet")[:_FILES]:
+        for row in folder.read_table(name).to_pylist():
+            of_reason = kept.setdefault(row["reason"], [])
+            if len(of_reason) < _EXAMPLES:
+                where = f"{row['file']}, row {row['row']}"
+                why = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
+                of_reason.append(_example(where, why, row["excerpt"]))
+    return [row for _, rows in sorted(kept.items()) for row in rows]
+
+
+def _dropped(folder: Folder, number: int) -> list[dict[str, str]]:
+    examples = folder.child("dropped")
+    if not examples.exists("examples.parquet"):
+        return []
+    rows = [row for row in examples.read_table("examples.parquet").to_pylist() if row["step"] == number]
+    return [_example(row["id"], row["reason"], row["text"]) for row in rows[:_EXAMPLES]]
+
+
+def _examples_of(step: Step) -> list[dict[str, str]]:
+    """Of dedup and decontaminate."""
+    if step.stage == "dedup":
+        folder = step.folder.child("dropped")
+        rows = folder.read_table("examples.parquet").to_pylist() if folder.exists("examples.parquet") else []
+        return [
+            _example(row["id"], f"nearly as {row['kept_id']}: {row['kept_text'][:_TEXT]}", row["text"]) for row in rows[:_EXAMPLES]
+        ]
+    folder = step.folder.child("contaminated")
+    rows = [row for name in folder.names(".parquet")[:_FILES] for row in folder.read_table(name).to_pylist()]
+    return [
+        _example(row["id"], f"{percent(row['share'])} of row {row['row']} of {row['held_out']}", row["text"])
+        for row in rows[:_EXAMPLES]
+    ]
+
+
+def _example(where: str, why: str, text: str) -> dict[str, str]:
+    return {"where": shown(where), "why": excerpt_of(why, _TEXT), "text": excerpt_of(text, _TEXT)}

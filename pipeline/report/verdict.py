@@ -1,0 +1,134 @@
+"""Three sentences, six numbers, and what should be looked at before a model is trained."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import GENERALIST
+from pipeline.report.material import Material
+from pipeline.run import Run
+from pipeline.shares import SHARE_OFF, asked_shares, fact, facts_of, most_passes
+from pipeline.summary import percent
+
+_UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # beyond these a reader is warned
+
+
+def verdict(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The section; `sure` is what `facts.certainty` found of each specialist."""
+    return {
+        "sentences": list(_sentences(material, sure)),
+        "numbers": numbers(material.run, drawn=material.drawn is not None),
+        "warnings": list(_warnings(material, sure)),
+    }
+
+
+def numbers(run: Run, *, drawn: bool) -> list[dict[str, str]]:
+    """The six numbers of a run, of what was drawn or of what is asked for: label, value and a note on each."""
+    weighted, corpus = run.step("weights"), run.windows(GENERALIST).manifest
+    manifest = run.corpus.manifest if drawn else None
+    budget = run.config.sample.budget_tokens
+    before, after = (
+        np.mean([fact(weighted, f"kl_{of}", name) for name in run.config.specialists]) for of in ("generalist", "output")
+    )
+    clipped = of_phases(run, "clipped_mass") if drawn else fact(weighted, "clipped_mass")
+    passes = most_passes(run) if drawn else fact(weighted, "epochs_max")
+    several = "; mean of the specialists" if len(run.config.specialists) > 1 else ""
+    found = [
+        ("tokens", f"{manifest['tokens'] if manifest else budget:,}", f"of {budget:,} asked for"),
+        ("no repeats", percent(_unique(run, drawn=drawn)), "of the tokens"),
+        ("effective sample", f"{fact(weighted, 'effective_windows'):,.0f}", f"windows, of {corpus['windows']:,}"),
+        ("KL to the sample", f"{before:.2f} → {after:.2f}", f"nats over clusters, corpus → new corpus{several}"),
+        ("clipped", percent(clipped), "of the budget was asked for beyond the cap"),
+        ("repeated most", f"{passes:.2f}×", f"passes over a text; the cap is {run.config.weights.max_epochs:g}"),
+    ]
+    return [{"label": label, "value": value, "note": note} for label, value, note in found]
+
+
+def of_phases(run: Run, name: str) -> float:
+    """What the manifests of the steps that drew the corpus say, by their part of the budget."""
+    phases = zip(run.config.phases, run.samples, strict=True)
+    return sum(run.config.share_of(phase) * float(sampled.manifest[name]) for phase, sampled in phases)
+
+
+def _unique(run: Run, *, drawn: bool) -> float:
+    if not drawn:
+        return fact(run.step("weights"), "unique_share")
+    manifest = run.corpus.manifest
+    return float(manifest["first_tokens"] / max(1, manifest["tokens"]))
+
+
+def _sentences(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    run, shares, manifest = material.run, material.shares, material.manifest
+    corpus, names = run.windows(GENERALIST).manifest, list(run.config.specialists)
+    favoured = sorted({leaf for name in names for leaf in shares.favoured(name)})
+    before, after = float(shares.before_L[favoured].sum()), float(material.after_L[favoured].sum())
+    whose = f"{names[0]}'s sample favours" if len(names) == 1 else f"the {len(names)} samples favour"
+    yield (
+        f"The corpus has {corpus['tokens']:,} tokens in {corpus['documents']:,} documents and {len(shares.before_L):,} clusters; "
+        f"the {len(favoured):,} that {whose} are {percent(before)} of it."
+    )
+    tokens = manifest["tokens"] if manifest else run.config.sample.budget_tokens
+    unique = percent(_unique(run, drawn=manifest is not None))
+    rewritten = manifest["tokens_by_origin"].get("rephrased", 0) / max(1, tokens) if manifest else 0.0
+    yield (
+        f"The new corpus {'has' if manifest else 'is to have'} {tokens:,} tokens, {percent(after)} of them from those clusters; "
+        f"{unique} of them are no repeats{f', {percent(rewritten)} are rewrites' if rewritten else ''}."
+    )
+    errors = [found["error"] for found in sure.values() if found["error"] is not None]
+    if errors:
+        yield f"Another sample of the same size would put about {percent(max(errors))} of the mixture elsewhere."
+    else:
+        yield "How sure the mixture is cannot be said: the estimator, or a sample of one document, leaves nothing to resample."
+
+
+def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    run, manifest, weighted = material.run, material.manifest, material.run.step("weights")
+    unique = _unique(run, drawn=manifest is not None)
+    if unique < _UNIQUE:
+        yield f"{percent(1 - unique)} of the tokens are repeats: ask for fewer tokens, bring more generalist text, or rewrite."
+    for name in run.config.specialists:
+        found = {key: row["value"] for key, row in facts_of(weighted, name).items()}
+        if found["kl_output"] > _NEAR * found["kl_generalist"]:
+            yield (
+                f"{name}: the new corpus is not much nearer to the sample than the corpus was ({found['kl_output']:.2f} of "
+                f"{found['kl_generalist']:.2f} nats are left)."
+            )
+        if found["without_text"] > _WITHOUT:
+            yield (
+                f"{name}: {percent(found['without_text'])} of the sample is in clusters where the corpus has no text; nothing like "
+                "it can be drawn."
+            )
+        error = sure[name]["error"]
+        if error is not None and error > _ERROR:
+            yield f"{name}: the sample is small for so many clusters; {percent(error)} of the mixture hangs on its documents."
+        unused = [str(level.level) for level in sure[name]["levels"] if np.isinf(level.alpha)]
+        if unused:
+            yield f"{name}: the sample is too small for level {' and '.join(unused)} of the tree, which is not used."
+    if manifest:
+        yield from _off(run, manifest)
+    quarantined = sum(step.manifest["quarantined"] for step in run.steps if step.stage == "prepare")
+    if quarantined:
+        yield f"{quarantined:,} rows of the input could not be used (Quarantine and filters)."
+    absent = [
+        what
+        for what, section in (
+            ("near-duplicates (dedup)", run.config.dedup),
+            ("test text (decontaminate)", run.config.decontaminate),
+        )
+        if section is None
+    ]
+    if absent:
+        yield f"Nobody looked for {' or '.join(absent)}: in clusters that are favoured both weigh more than in the corpus."
+
+
+def _off(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Where the corpus is not what was asked for."""
+    total = max(1, manifest["tokens"])
+    for name, share in asked_shares(run.config).items():
+        got = manifest["tokens_by_specialist"].get(name, 0) / total
+        if abs(got - share) > SHARE_OFF:
+            yield f"{name} has {percent(got)} of the new corpus instead of {percent(share)}: the limits on repeats moved it."
+    deficit = of_phases(run, "deficit_share")
+    if deficit > _DEFICIT:
+        yield f"{percent(deficit)} of the budget stays unfilled."

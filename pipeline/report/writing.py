@@ -1,0 +1,37 @@
+"""From a run to its page: `<workdir>/report.html`."""
+
+from pipeline.engine import Engine
+from pipeline.report import page
+from pipeline.report.comparison import comparison
+from pipeline.report.facts import facts
+from pipeline.report.material import Material
+from pipeline.run import Run, run_steps
+
+PAGE = "report.html"
+_HEAD_BYTES = 1 << 10  # of a page: they have its stamp
+
+
+def written(run: Run, engine: Engine, *, drawn: bool, against: Run | None = None, anew: bool = False) -> str:
+    """Where the page is; it is made where there is none of this run as it is, or `anew`.
+
+    `drawn`: of the corpus that was drawn, else of what the weights ask for; what it is of is done.
+
+    Raises:
+        ConfigError: a package is missing, or there is nothing to compare with.
+        RunError: as other stages.
+    """
+    page.check()
+    step = run.report(drawn=drawn)
+    place = f"{run.workdir.url}/{PAGE}"
+    if not anew and step.done and _is_there(run, step.fingerprint):
+        return place
+    run_steps(run, [step], engine, explain=False)
+    material = Material.of(run, step, drawn=drawn)
+    beside = comparison(engine, material, against) if against else None
+    html = page.render(facts(material), fingerprint=step.fingerprint, comparison=beside)
+    run.workdir.write_bytes(PAGE, html.encode())
+    return place
+
+
+def _is_there(run: Run, fingerprint: str) -> bool:
+    return run.workdir.exists(PAGE) and page.stamp(fingerprint).encode() in run.workdir.read_bytes(PAGE, _HEAD_BYTES)

@@ -1,0 +1,93 @@
+"""Shares of the leaves: in the generalist corpus, in each sample, and in the new corpus.
+
+Shapes: L leaves.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import NATURAL, Config
+from pipeline.step import Step
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+Floats = NDArray[np.float64]
+
+SHARE_OFF = 0.02  # said, when a share of the mixture is this far from what was asked
+
+
+class Shares:
+    """Of a run that has its weights.
+
+    `planned`: what the new corpus holds by its plan, else what is asked of it, before the limits on repeats.
+    """
+
+    def __init__(self, run: "Run", *, planned: bool) -> None:
+        folder = run.step("weights").folder
+        mixture = folder.read_table("mixture.parquet")
+        self.names: dict[int, str] = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
+        self.windows_L: NDArray[np.int64] = mixture["windows"].to_numpy()
+        self.tokens_L: NDArray[np.int64] = mixture["tokens"].to_numpy()
+        self.before_L: Floats = mixture["p_generalist"].to_numpy()
+        parts = [run.config.share_of(phase) for phase in run.config.phases]
+        asked = [step.folder.read_table("mixture.parquet")["p_target"].to_numpy() for step in run.weighings]
+        self.asked_L: Floats = np.sum([part * p_L for part, p_L in zip(parts, asked, strict=True)], axis=0)
+        self.after_L = self.asked_L
+        self.epochs_L: Floats | None = None
+        self.deficit_L: Floats | None = None
+        if planned:
+            plans = [step.folder.read_table("plan.parquet") for step in run.samples]
+            planned_L = np.sum([plan[name].to_numpy() for plan in plans for name in ("planned_tokens", "rewritten_tokens")], axis=0)
+            self.after_L = planned_L / max(1e-9, float(planned_L.sum()))
+            self.epochs_L = np.sum([plan["epochs"].to_numpy() for plan in plans], axis=0)
+            self.deficit_L = np.sum([plan["deficit_tokens"].to_numpy() for plan in plans], axis=0)
+        # Of each sample the leaves that it touches, or may: rows of SPECIALISTS.
+        self.samples: dict[str, dict[int, dict[str, float]]] = {name: {} for name in run.config.specialists}
+        for row in folder.read_table("specialists.parquet").to_pylist():
+            self.samples[row["specialist"]][row["leaf"]] = row
+
+    def favoured(self, name: str) -> list[int]:
+        """The leaves that hold more of a specialist's sample than of the generalist corpus."""
+        return [leaf for leaf, row in self.samples[name].items() if row["p"] > self.before_L[leaf]]
+
+    def of_sample(self, name: str, column: str) -> Floats:
+        """(L,) a column of SPECIALISTS for one of them, 0 where it has no row."""
+        found_L = np.zeros(len(self.before_L))
+        rows = self.samples[name]
+        found_L[list(rows)] = [row[column] for row in rows.values()]
+        return found_L
+
+
+def asked_shares(config: Config) -> dict[str, float]:
+    """The share of the corpus that each specialist, and natural text, is to have, over all its phases."""
+    asked = dict.fromkeys((*config.specialists, NATURAL), 0.0)
+    for phase in config.phases:
+        part, natural = config.share_of(phase), phase.weights.natural_share
+        shares = {name: specialist.share for name, specialist in phase.specialists.items()}
+        for name, share in shares.items():
+            asked[name] += part * (1 - natural) * share / sum(shares.values())
+        asked[NATURAL] += part * natural
+    return asked
+
+
+def most_passes(run: "Run") -> float:
+    """The most passes over any text that is drawn alike: a leaf, or a stratum of one."""
+    most = 0.0
+    for weighted, sampled in zip(run.weighings, run.samples, strict=True):
+        of_leaves = float(sampled.folder.read_table("plan.parquet")["epochs"].to_numpy().max())
+        most += max(fact(weighted, "epochs_max"), of_leaves)
+    return most
+
+
+def facts_of(weighted: Step, specialist: str = "") -> dict[str, dict[str, Any]]:
+    """The diagnostics of a weights step, of the whole mixture or of a specialist, by name."""
+    rows = weighted.folder.read_table("diagnostics.parquet").to_pylist()
+    return {row["name"]: row for row in rows if row["specialist"] == specialist}
+
+
+def fact(weighted: Step, name: str, specialist: str = "") -> float:
+    """The value of one diagnostic."""
+    return float(facts_of(weighted, specialist)[name]["value"])
