@@ -40,7 +40,7 @@ def _with_ancestors(tree: Tree, node_N: NDArray[np.int32]) -> F64:
         parent_N = tree.parent_V[above_N]
         above_N = np.where(parent_N > 0, parent_N, above_N)  # a node of level 1 is its own: nothing is above but the root
         blocks.append(_KINSHIP * tree.centroid_VD[above_N])
-    return np.concatenate(blocks, axis=1).astype(np.float64)
+    return np.asarray(np.concatenate(blocks, axis=1), np.float64)
 
 
 def _principal(x_NA: F64) -> F64:
@@ -49,7 +49,7 @@ def _principal(x_NA: F64) -> F64:
     u_NK, s_K = u_NK[:, :_WIDTH], s_K[:_WIDTH]
     sign_K = np.sign(u_NK[np.abs(u_NK).argmax(axis=0), np.arange(u_NK.shape[1])])
     principal: F64 = u_NK * (s_K * np.where(sign_K == 0, 1.0, sign_K))
-    return np.asarray(principal if principal.shape[1] > 1 else np.pad(principal, ((0, 0), (0, 1))), np.float64)
+    return principal if principal.shape[1] > 1 else np.column_stack([principal, np.zeros(len(principal))])
 
 
 def _tsne(principal_ND: F64, seed: int) -> F64:

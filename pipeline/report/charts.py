@@ -101,7 +101,7 @@ def dots(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]],
             ],
         },
     }
-    return _chart({"values": values}, {"height": {"step": _ROW}, "encoding": {"y": y}, "layer": [line, points]})
+    return _chart({"values": values}, {"height": _ROW * len(rows), "encoding": {"y": y}, "layer": [line, points]})
 
 
 _SHAPES = ["circle", "diamond", "square", "triangle-up", "cross"]
@@ -127,9 +127,8 @@ def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
         {"field": "high", "title": "to", "format": ".2%"},
         {"field": "before", "title": "in the corpus", "format": ".2%"},
     ]
-    layer = [
+    layer: list[Spec] = [
         {
-            "transform": [{"filter": "isValid(datum.low)"}],
             "mark": {"type": "rule", "color": "$sample", "strokeWidth": 3, "opacity": 0.5},
             "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tooltip},
         },
@@ -142,7 +141,9 @@ def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
             "encoding": {"x": {"field": "before", **x}, "tooltip": tooltip},
         },
     ]
-    return _chart({"values": list(rows)}, {"height": {"step": _ROW}, "encoding": {"y": y}, "layer": layer})
+    known = any(row["low"] is not None for row in rows)  # without one their line has no scale
+    layer = layer if known else layer[1:]
+    return _chart({"values": list(rows)}, {"height": _ROW * len(rows), "encoding": {"y": y}, "layer": layer})
 
 
 def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
@@ -235,7 +236,7 @@ def times(rows: Sequence[dict[str, Any]]) -> Spec:
         ],
     }
     mark = {"type": "bar", "color": "$after", "height": {"band": 0.7}, "tooltip": True}
-    return _chart({"values": list(rows)}, {"height": {"step": _ROW}, "mark": mark, "encoding": encoding})
+    return _chart({"values": list(rows)}, {"height": _ROW * len(rows), "mark": mark, "encoding": encoding})
 
 
 def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
@@ -254,7 +255,7 @@ def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
         "tooltip": [{"field": "style"}, {"field": "outcome"}, {"field": "share", "format": ".1%"}],
     }
     mark = {"type": "bar", "height": {"band": 0.7}, "tooltip": True}
-    return _chart({"values": list(rows)}, {"height": {"step": 30}, "mark": mark, "encoding": encoding})
+    return _chart({"values": list(rows)}, {"height": 32 * len({row["style"] for row in rows}), "mark": mark, "encoding": encoding})
 
 
 def movers(columns: dict[str, list[Any]], most: int = _MOVERS) -> list[int]:

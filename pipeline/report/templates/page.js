@@ -92,7 +92,7 @@
       labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", gridOpacity: 0.6,
     },
     axisY: { labelLimit: Math.max(90, Math.min(330, width * 0.42)) },
-    legend: { labelColor: colour("ink"), titleColor: colour("soft"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", symbolSize: 80 },
+    legend: { labelColor: colour("ink"), titleColor: colour("soft"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", symbolSize: 80, columns: width < 480 ? 2 : 0 },
   });
 
   // Names on the map: Vega's own label layout, which leaves out those that would lie on each other.
@@ -116,9 +116,8 @@
     const ready = coloured(spec);
     const isMap = place === "map";
     const width = Math.max(200, (figure.clientWidth || 600) - (isMap ? 16 : 0));
-    const rows = typeof ready.height === "object"; // a height for each row cannot be fitted
     ready.width = width;
-    ready.autosize = { type: rows ? "fit-x" : "fit", contains: "padding" };
+    ready.autosize = { type: isMap ? "fit" : "fit-x", contains: "padding" };
     if (isMap) {
       ready.data = { name: "nodes", values: mapRows() };
       ready.height = Math.round(Math.min(560, Math.max(340, width * 0.8)));
