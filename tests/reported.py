@@ -46,7 +46,7 @@ def everything(folder: Path, fake: FakeEndpoint) -> dict[str, Any]:
     settings["specialists"]["kitchen"] = {"paths": [sample], "share": 0.5}
     test = write_jsonl(folder / "held.json", [{"text": held_out}])
     return settings | {
-        "prepare": {"steps": [{"type": "GopherQualityFilter", "min_doc_words": 10, **_LAX}]},
+        "prepare": {"steps": [{"type": "RegexFilter", "regex_exp": "^too short"}]},
         "dedup": {"buckets": 14, "hashes": 8},
         "decontaminate": {"held_out": {"test": {"paths": [test], "id_key": None}}},
         "cluster": {"branching": 4, "depth": 2, "min_windows": 12},
@@ -60,18 +60,6 @@ def everything(folder: Path, fake: FakeEndpoint) -> dict[str, Any]:
             "batch": 16,
         },
     }
-
-
-_LAX = {
-    "max_doc_words": None,
-    "min_avg_word_length": None,
-    "max_avg_word_length": None,
-    "max_symbol_word_ratio": None,
-    "max_bullet_lines_ratio": None,
-    "max_ellipsis_lines_ratio": None,
-    "max_non_alpha_words_ratio": None,
-    "min_stop_words": None,
-}
 
 
 def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: run.Run, told
 def test_what_was_left_out_is_counted_with_examples(made: run.Run, told: dict[str, Any]) -> None:
     groups = {group["what"]: group for group in told["left_out"]}
     assert groups["in quarantine"]["count"] == 1
-    assert groups["dropped by GopherQualityFilter"]["count"] == 3
+    assert groups["dropped by RegexFilter"]["count"] == 3
     assert groups["near-duplicates"]["count"] >= 1
     assert groups["hold held-out text"]["count"] == 1
     assert "leaked" in groups["hold held-out text"]["examples"][0]["where"]

@@ -130,7 +130,7 @@ def test_the_switch_of_specialist_colours_the_map_anew(wide: Opened) -> None:
     wait_until(lambda: fills() != before)
     page.locator("#find").fill(nodes["name"][best])
     page.wait_for_function("document.querySelectorAll('#list tbody tr').length === 1")
-    assert str(nodes["leaf"][best]) in page.locator("#list tbody tr").first.inner_text()
+    assert str(nodes["leaf"][best]) in (page.locator("#list tbody tr").first.text_content() or "")
     page.locator("#find").fill("")
     page.select_option("#whose", "after")
 
