@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pipeline.config import NATURAL, Config
 from pipeline.engine import Usage
+from pipeline.names import Name, names_of
 from pipeline.rewriting.accounts import account
 from pipeline.step import USAGE, Step
 
@@ -37,6 +38,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
         "assign": ("windows",),
         "score": ("windows",),
         "weights": ("leaves",),
+        "titles": ("clusters", "titles"),
         "rephrase": ("requests", "rewrites", "tokens"),
         "sample": ("rows", "tokens"),
     }.get(step.stage, ())
@@ -81,7 +83,7 @@ class _Shares:
     def __init__(self, run: "Run", *, planned: bool) -> None:
         folder = run.step("weights").folder
         mixture = folder.read_table("mixture.parquet")
-        self.names = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
+        self.names = names_of(run)
         self.before_L = mixture["p_generalist"].to_numpy()
         parts = [run.config.share_of(phase) for phase in run.config.phases]
         asked = [step.folder.read_table("mixture.parquet")["p_target"].to_numpy() for step in run.weighings]
@@ -108,7 +110,7 @@ class _Shares:
         headings += ["new corpus", "change"] + (["epochs"] if self.epochs_L is not None else [])
         table = _table("Clusters that moved most (share of tokens)", headings, left=("what sets its text apart",))
         for i in [*up, *down]:
-            row = [str(i), self.names.get(i, "") or "-", percent(self.before_L[i])]
+            row = [str(i), self.names.get(i, Name()).shown, percent(self.before_L[i])]
             if only:
                 found = self.samples[only].get(i, {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
                 known = np.isfinite(found["p_low"])
