@@ -56,7 +56,8 @@ _INSTRUCTIONS = "\n\n".join((_ASKED, _WORDS.format(terms=""), _DATA, _ANSWER))
 
 # Signs that end an excerpt's tag, or that a tokenizer may take for those of a turn: <|im_end|>, </s>, [/INST].
 _HARMLESS = str.maketrans("<>[]", "‹›()")
-_CONTROL = regex.compile(r"[\p{C}--[\u200c\u200d]]", regex.VERSION1)  # joiners are letters' in Persian and Indic scripts
+# With what stands for bytes that are no character; joiners are letters' in Persian and Indic scripts.
+_CONTROL = regex.compile(r"[[\p{C}\ufffd]--[\u200c\u200d]]", regex.VERSION1)
 _MARKUP = re.compile(r"[<>{}\[\]|\\`~^]|\*\*|__|\A#|\bhttps?:|\bwww\.", re.IGNORECASE)
 _BLANK = regex.compile(r"[\t\p{Zs}]+")
 _LETTER = regex.compile(r"\p{L}")
