@@ -260,6 +260,7 @@ class Rephrase(Section):
     rounds: int = Field(4, ge=1, description="times the answers are counted and more are asked for")
     examples: int = Field(2, ge=0, description="excerpts of the specialist's sample in a prompt that has {specialist}")
     held_out: Corpus | None = Field(None, description="test text that no rewrite may overlap; null: that of decontaminate, if any")
+    titles: bool = Field(True, json_schema_extra=_EXECUTION, description="short titles of clusters, from the model")
     gpu_tokens_per_second: float = Field(
         5000.0, gt=0, json_schema_extra=_EXECUTION, description="output tokens a second and GPU, for the estimate of --dry-run"
     )
@@ -332,7 +333,7 @@ class Schedule(Section):
 # Those that have tasks of their own on a cluster.
 _PLACED = (
     *("prepare", "dedup", "decontaminate", "embedder", "embed", "cluster", "assign", "score", "weights"),
-    *("rephrase", "sample", "groups", "export", "mixture"),
+    *("titles", "rephrase", "sample", "groups", "export", "mixture"),
 )
 
 

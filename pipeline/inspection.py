@@ -18,6 +18,7 @@ from rich.text import Text
 from pipeline.config import GENERALIST
 from pipeline.errors import ConfigError, shown
 from pipeline.hashing import keyed_hash
+from pipeline.names import Name, names_of
 from pipeline.run import Run
 from pipeline.stages.assign import read_tree
 from pipeline.stages.embed import loaded_embedder
@@ -59,7 +60,7 @@ class Inspection:
         if not self.weighted.done:
             raise ConfigError("the run has no weights yet, and so no clusters to look at; run jobs/weights.py first")
         folder = self.weighted.folder
-        self.names: Mapping[int, str] = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
+        self.names: Mapping[int, Name] = names_of(run)
         self.mixture = folder.read_table("mixture.parquet").to_pydict()
         self.asked: dict[tuple[str, int], dict[str, Any]] = {
             (row["specialist"], row["leaf"]): row for row in folder.read_table("specialists.parquet").to_pylist()
@@ -97,7 +98,12 @@ class Inspection:
         yield table
 
     def name(self, leaf: int) -> str:
-        return self.names.get(leaf, "") or "-"
+        return self.names.get(leaf, Name()).shown
+
+    def full_name(self, leaf: int) -> str:
+        """The title with the terms behind it, where there are both."""
+        name = self.names.get(leaf, Name())
+        return self.name(leaf) + (f" ({name.terms})" if name.title and name.terms else "")
 
     def cluster(self, leaf: int, num_examples: int) -> Iterator[RenderableType]:
         """One cluster: shares, neighbours, text.
@@ -107,7 +113,7 @@ class Inspection:
         """
         if not 0 <= leaf < self.num_leaves:
             raise ConfigError(f"--cluster {leaf}: there are clusters 0 to {self.num_leaves - 1}")
-        yield Text(f"cluster {leaf}: {self.name(leaf)}")
+        yield Text(f"cluster {leaf}: {self.full_name(leaf)}")
         yield Text(
             f"{self.mixture['windows'][leaf]:,} windows, {self.mixture['tokens'][leaf]:,} tokens: "
             f"{_percent(self.mixture['p_generalist'][leaf])} of the generalist corpus"
@@ -147,9 +153,10 @@ class Inspection:
         return texts
 
     def find(self, words: str) -> Iterator[RenderableType]:
-        """Clusters whose text has all of some words: by their names, then by how much of their text has them."""
+        """Clusters whose text has all of some words: by their titles and terms, then by how much of their text has them."""
         wanted = words.lower().split()
-        named = [leaf for leaf in range(self.num_leaves) if all(word in self.names.get(leaf, "") for word in wanted)]
+        told = {leaf: f"{name.title} {name.terms}".lower() for leaf, name in self.names.items()}
+        named = [leaf for leaf in sorted(told) if all(word in told[leaf] for word in wanted)]
         held, of_leaf = Counter[int](), Counter[int]()
         assigned, windows = self.run.step("assign", GENERALIST), self.run.windows(GENERALIST)
         for name in hash_chosen(part_names(assigned), _PARTS, seed=self.run.config.seed, purpose="inspect.parts"):

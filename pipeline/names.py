@@ -1,4 +1,5 @@
-"""Names for clusters: words and phrases that set a cluster's text apart (class-based TF-IDF, arXiv 2203.05794, eq. 2).
+"""Names for clusters: words and phrases that set a cluster's text apart (class-based TF-IDF, arXiv 2203.05794, eq. 2), and a title
+where a language model gave one.
 
 Shapes: C clusters, N texts, G words and phrases.
 """
@@ -6,9 +7,13 @@ Shapes: C clusters, N texts, G words and phrases.
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import regex
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
 
 _LONGEST = 3  # words of a phrase
 _LETTERS, _DENSE_LETTERS = 3, 2  # of a word that can be in a name; of some scripts fewer say as much
@@ -17,6 +22,30 @@ _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _JOINT = regex.compile(r"[ \t\n\r\-‐]{1,2}")  # between the words of a phrase
 _OWN = 0.5  # of a word's texts, those in which it is part of a phrase: then the phrase is the name
 _LEAST_STOP = 0.03  # of the words of a text in a language, those that are its stop words
+
+
+class Name(NamedTuple):
+    """What a cluster is called. Both are text that a corpus, or a model that read it, may have chosen."""
+
+    title: str = ""
+    terms: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The title if there is one, else the terms, else a dash."""
+        return self.title or self.terms or "-"
+
+
+def names_of(run: "Run") -> dict[int, Name]:
+    """The names of a run's clusters, by leaf, once its `weights` are done; titles, once those are. Not every leaf has one."""
+    terms = run.step("weights").folder.read_table("names.parquet")
+    titles: dict[int, str] = {}
+    for step in run.steps:
+        if step.stage == "titles" and step.done:
+            table = step.folder.read_table("titles.parquet")
+            titles = dict(zip(table["leaf"].to_pylist(), table["title"].to_pylist(), strict=True))
+    pairs = zip(terms["leaf"].to_pylist(), terms["terms"].to_pylist(), strict=True)
+    return {leaf: Name(titles.get(leaf, ""), of_leaf) for leaf, of_leaf in pairs}
 
 
 def cluster_terms(texts: Mapping[int, Sequence[str]], num_terms: int = 4) -> dict[int, str]:

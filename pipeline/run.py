@@ -28,6 +28,7 @@ from pipeline.stages.publish import publish, published
 from pipeline.stages.sample import sample_step
 from pipeline.stages.schedule import schedule_step
 from pipeline.stages.score import score_step
+from pipeline.stages.titles import titles_step
 from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step, hash_chosen, part_names
 from pipeline.storage import MANIFEST, Folder
@@ -117,6 +118,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
             scores.setdefault(scored.fingerprint, scored)
     of_generalist = (windows[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
     weighted = weighings[0][1]
+    titled = titles_step(config, windows[GENERALIST], assigned[GENERALIST], weighted) if _has_titles(config) else None
     rephrased = _rephrase_step(phases[0], windows, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
     sampled: list[Step] = []
     for phase, weighing, share in zip(phases, weighings, _prefixed_shares(config, phases), strict=True):
@@ -133,6 +135,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         *assigned.values(),
         *scores.values(),
         *(weighted for _, weighted in weighings),
+        *([titled] if titled else []),
         *([rephrased] if rephrased else []),
         *sampled,
         *([schedule_step(sampled)] if len(sampled) > 1 else []),
@@ -170,6 +173,10 @@ def _prefixed_shares(config: Config, phases: Sequence[Config]) -> list[float]:
         shares.append(round(min(1.0, left / share), 2))
         left = max(0.0, left - share)
     return shares
+
+
+def _has_titles(config: Config) -> bool:
+    return config.rephrase is not None and config.rephrase.titles
 
 
 def _rephrase_step(config: Config, *steps: Any) -> Step:

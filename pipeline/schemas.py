@@ -35,6 +35,8 @@ def rendered() -> dict[str, str]:
         "specialists": tables.SPECIALISTS,
         "diagnostics": tables.DIAGNOSTICS,
         "names": tables.NAMES,
+        "titles": tables.TITLES,
+        "title_requests": tables.TITLE_REQUESTS,
         "plan": tables.PLAN,
         "draws": tables.DRAWS,
         "shards": tables.SHARDS,

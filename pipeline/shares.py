@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import NATURAL, Config
+from pipeline.names import names_of
 from pipeline.step import Step
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Shares:
     def __init__(self, run: "Run", *, planned: bool) -> None:
         folder = run.step("weights").folder
         mixture = folder.read_table("mixture.parquet")
-        self.names: dict[int, str] = dict(zip(*folder.read_table("names.parquet").to_pydict().values(), strict=True))
+        self.names = names_of(run)
         self.windows_L: NDArray[np.int64] = mixture["windows"].to_numpy()
         self.tokens_L: NDArray[np.int64] = mixture["tokens"].to_numpy()
         self.before_L: Floats = mixture["p_generalist"].to_numpy()

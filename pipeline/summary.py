@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.engine import Usage
+from pipeline.names import Name
 from pipeline.rewriting.accounts import account
 from pipeline.shares import SHARE_OFF, Shares, asked_shares, most_passes
 from pipeline.step import USAGE, Step
@@ -36,6 +37,7 @@ def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
         "assign": ("windows",),
         "score": ("windows",),
         "weights": ("leaves",),
+        "titles": ("clusters", "titles"),
         "rephrase": ("requests", "rewrites", "tokens"),
         "sample": ("rows", "tokens"),
     }.get(step.stage, ())
@@ -86,7 +88,7 @@ def _movers(shares: Shares) -> Iterator[RenderableType]:
     headings += ["new corpus", "change"] + (["epochs"] if shares.epochs_L is not None else [])
     table = _table("Clusters that moved most (share of tokens)", headings, left=("what sets its text apart",))
     for i in [*up, *down]:
-        row = [str(i), shares.names.get(i, "") or "-", percent(shares.before_L[i])]
+        row = [str(i), shares.names.get(i, Name()).shown, percent(shares.before_L[i])]
         if only:
             found = shares.samples[only].get(i, {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
             known = np.isfinite(found["p_low"])

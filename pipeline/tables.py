@@ -154,6 +154,22 @@ NAMES = pa.schema(
     ]
 )
 
+TITLES = pa.schema(
+    [
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("title", pa.string(), nullable=False, metadata={"doc": "a language model's, checked; leaves without have no row"}),
+    ]
+)
+
+TITLE_REQUESTS = pa.schema(
+    [
+        pa.field("key", pa.uint64(), nullable=False, metadata={"doc": "identity of the answer: model, settings, prompt"}),
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("terms", pa.string(), nullable=False),
+        pa.field("excerpts", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+
 STRATA = pa.schema(
     [
         pa.field("leaf", pa.int32(), nullable=False),

@@ -89,6 +89,7 @@ def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, An
         "x": [round(float(x), 5) for x in place_V2[:, 0]],
         "y": [round(float(y), 5) for y in place_V2[:, 1]],
         "name": [f"word{i}, other{i % 97}, third{i % 13}" for i in range(num_nodes)],
+        "words": [""] * num_nodes,
         "windows": [value // 500 for value in whole],
         "tokens": whole,
         "before": of_nodes(before_L),

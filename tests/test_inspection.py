@@ -97,7 +97,7 @@ def test_a_document_of_the_sample_asks_and_is_not_drawn(inspection: Inspection) 
 def test_a_cluster_has_its_shares_and_text_of_its_own(inspection: Inspection) -> None:
     leaf = max(range(inspection.num_leaves), key=lambda leaf: inspection.mixture["p_target"][leaf])
     text = said(inspection.cluster(leaf, 2))
-    assert f"cluster {leaf}: {inspection.names[leaf]}" in text
+    assert f"cluster {leaf}: {inspection.names[leaf].terms}" in text
     assert f"{inspection.mixture['windows'][leaf]:,} windows" in text
     assert text.count("[generalist]") == text.count("[legal]") == 2
     assert "court" in text or "contract" in text

@@ -313,7 +313,8 @@ def test_a_mixture_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, 
 def test_rewrites_are_groups_of_their_own(topics: dict[str, Any], tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         topics["weights"] = {"max_epochs": 1.0, "bootstrap": 10}
-        topics["rephrase"] = {"model": "fake", "backend": "endpoint", "endpoint": {"url": fake.url, "retries": 0}, "batch": 16}
+        endpoint = {"url": fake.url, "retries": 0}
+        topics["rephrase"] = {"model": "fake", "backend": "endpoint", "endpoint": endpoint, "batch": 16, "titles": False}
         step, _ = run.mix(topics, mixture="huggingface", output=str(tmp_path / "out"))
     groups = step.inputs["groups"].manifest["groups"]
     rewritten = [group for group in groups if group["origin"] == "rephrased"]

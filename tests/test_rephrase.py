@@ -46,6 +46,7 @@ def short(topics: dict[str, Any], fake: FakeEndpoint) -> dict[str, Any]:
             "endpoint": {"url": fake.url, "retries": 0},
             "styles": {"wikipedia": 2, "qa": 1},
             "batch": 16,
+            "titles": False,
         },
     }
 

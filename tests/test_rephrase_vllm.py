@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_rephrase import run, shards_of, stored_keys, table_of
 from tiny_llama import make_tiny_llama
@@ -45,10 +46,17 @@ def test_rewrites_of_a_real_engine_fill_the_plan_and_a_second_style_pays_for_its
             "engine": {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 64 << 20},
             "sampling": {"temperature": 0.7},
             "batch": 32,
-            "rounds": 1,  # each starts an engine
+            "rounds": 1,  # each starts an engine, as titles do
         },
     }
     made = run(raw)
+    # Titles are asked for as rewrites are; those of random weights are counted by what is wrong with them.
+    titled = made.step("titles").manifest
+    assert titled["clusters"] == titled["titles"] + sum(titled["untitled"].values()) > 0
+    assert "no_answer" not in titled["untitled"]
+    answers = list(Path(raw["workdir"]).glob("answers/*/titles/*.parquet"))
+    assert sum(pq.read_metadata(path).num_rows for path in answers) == titled["clusters"]
+
     facts, manifest = made.step("rephrase").manifest, made.shards.read_json("manifest.json")
     passages = table_of(made, "passages")
     assert len(passages) == facts["requests"] == sum(facts["outcomes"]["first"].values())

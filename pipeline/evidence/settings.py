@@ -95,6 +95,8 @@ class Evidence(Section):
             settings.pop("rephrase", None)
         elif not settings.get("rephrase"):
             raise ConfigError("arms.rephrase: the run has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
+        if isinstance(settings.get("rephrase"), dict):
+            settings["rephrase"] = {**settings["rephrase"], "titles": False}  # of clusters that nobody looks at
         try:
             return parse_config(settings)
         except ConfigError as error:

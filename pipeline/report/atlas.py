@@ -64,7 +64,7 @@ def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, l
         "leaves": num.tolist(),
         "x": _rounded(nodes["x"].to_numpy()),
         "y": _rounded(nodes["y"].to_numpy()),
-        "name": [shown(terms) for terms in nodes["terms"].to_pylist()],
+        **_names(nodes, shares),
         "windows": below(shares.windows_L).tolist(),
         "tokens": tokens_M.tolist(),
         "before": _rounded(below(shares.before_L)),
@@ -89,6 +89,14 @@ def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, l
             of_name_L = drawn.of.get(name, np.zeros(len(drawn.tokens_L)))
             found[f"for{number}"] = np.rint(below(of_name_L)).astype(np.int64).tolist()
     return found
+
+
+def _names(nodes: pa.Table, shares: Shares) -> dict[str, list[Any]]:
+    """What each node is called: by a model's title where there is one, and then its words beside that."""
+    first, num, terms = (nodes[name].to_pylist() for name in ("first_leaf", "num_leaves", "terms"))
+    titles = [shares.names[leaf].title if leaves == 1 and leaf in shares.names else "" for leaf, leaves in zip(first, num, strict=True)]
+    names = [shown(title or words) for title, words in zip(titles, terms, strict=True)]
+    return {"name": names, "words": [shown(words) if title else "" for title, words in zip(titles, terms, strict=True)]}
 
 
 def excerpts(table: pa.Table, specialists: Sequence[str]) -> dict[str, dict[str, list[list[Any]]]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, shown
+from pipeline.names import Name
 from pipeline.report.charts import Spec, dots
 from pipeline.report.material import Material
 from pipeline.report.verdict import numbers
@@ -69,7 +70,7 @@ def comparison(engine: Engine, here: Material, other: Run) -> dict[str, Any]:
     p_L = tokens_L / max(1, tokens_L.sum())
     found["clusters"] = [
         {
-            "cluster": f"{leaf}  {shown(here.shares.names.get(int(leaf), '')) or '–'}",
+            "cluster": f"{leaf}  {shown(here.shares.names.get(int(leaf), Name()).shown)}",
             "before": float(p_L[leaf]),
             "here": float(p_mine_L[leaf]),
             "there": float(p_theirs_L[leaf]),

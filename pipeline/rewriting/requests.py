@@ -16,6 +16,7 @@ from pipeline.rewriting.choosing import Way, pairs
 from pipeline.rewriting.exchange import Request
 from pipeline.rewriting.passages import cut_passages
 from pipeline.rewriting.styles import Style
+from pipeline.storage import Folder
 from pipeline.tables import REQUESTS, cast
 from pipeline.windows import WindowCutter
 
@@ -85,13 +86,14 @@ def _examples(style: Style, leaf: int, key: int, task: Task) -> list[str]:
     return prompts.draw_examples(task.samples[task.steer_L[leaf]], task.num_examples, seed=task.seed, key=key)
 
 
-def as_requests(table: pa.Table, styles: Mapping[str, Style]) -> list[Request]:
-    """What goes to the model for rows of a REQUESTS table."""
+def read_requests(requests: Folder, group: str, rows: NDArray[np.int64], styles: Mapping[str, Style]) -> list[Request]:
+    """What goes to the model for rows of a group of requests."""
+    table = requests.read_table(f"{group}.parquet", columns=["key", "style", "text", "examples", "source_tokens"])
     return [
         Request(
             key=row["key"],
             messages=prompts.messages(styles[row["style"]], row["text"], row["examples"]),
             max_tokens=prompts.max_tokens(styles[row["style"]], row["source_tokens"]),
         )
-        for row in table.select(["key", "style", "text", "examples", "source_tokens"]).to_pylist()
+        for row in table.take(pa.array(rows)).to_pylist()
     ]

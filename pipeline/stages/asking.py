@@ -5,12 +5,11 @@ kills its engine takes nobody with it. Shapes: R requests of a group.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from loguru import logger
 from numpy.typing import NDArray
 
@@ -21,13 +20,15 @@ from pipeline.errors import RunError, WorkerError
 from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, merge_files, read_keys, small_files, write_answers
 from pipeline.rewriting.exchange import Answer, Failure, Request
 from pipeline.rewriting.model import Model
-from pipeline.rewriting.requests import Task, as_requests
 from pipeline.step import fold_groups
 from pipeline.storage import Folder
 
 _SMALLER = 8  # a later try sends blocks this much smaller
 _FLUSH_S = 20.0  # an endpoint's answers are stored at least this often
 _DIED = "the engine died, or was lost, each time this prompt was in it"
+
+# `read(requests, group, rows)`: what goes to the model for rows of a group, in their order. It travels to workers.
+Read = Callable[[Folder, str, NDArray[np.int64]], list[Request]]
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,17 @@ class Outcome:
 
 
 class Asking:
-    """The requests of a run, the model, and the store of its answers."""
+    """The requests of a step, the model, and the store of its answers.
 
-    def __init__(self, engine: Engine, settings: Rephrase, model: Model, task: Task, requests: Folder, store: Folder) -> None:
-        self.engine, self.settings, self.model, self.task = engine, settings, model, task
+    `requests` holds a table a group, with a column `key` and the fact `rows`; `read` makes prompts of it.
+    """
+
+    def __init__(self, engine: Engine, settings: Rephrase, model: Model, read: Read, requests: Folder, store: Folder) -> None:
+        self.engine, self.settings, self.model, self.read = engine, settings, model, read
         self.requests, self.store = requests, store
         self._index: AnswerIndex | None = None
 
-    def answer(self, names: Sequence[str], *, title: str, max_bad_fraction: float) -> tuple[FrozenIndex, dict[int, str]]:
+    def answer(self, names: Sequence[str], *, title: str, max_bad_fraction: float) -> tuple[FrozenIndex, dict[int, Failure]]:
         """The index of the store, and why there is no answer to some requests of the named groups, by key; all others have one.
 
         Errors are not stored: a run that is started again, or a later one, asks for these prompts once more.
@@ -68,8 +72,8 @@ class Asking:
         """
         index = self._read_index()
         sizes = [self.requests.read_facts(f"{name}.parquet")["rows"] for name in names]
-        refused: dict[int, str] = {}  # by the prompt's own fault: it is not tried again
-        errors: dict[int, str] = {}
+        refused: dict[int, Failure] = {}  # by the prompt's own fault: it is not tried again
+        failed: dict[int, Failure] = {}
         todo = self._unanswered(names, index.frozen(), refused)
         asked = sum(len(block.rows) for block in todo)
         # Stragglers may well be those that fail: a server is only taken for dead, or set up wrongly, when it never answered.
@@ -87,21 +91,22 @@ class Asking:
                     output_tokens += sum(stored.output_tokens for stored in outcome.stored)
                     answered = answered or bool(outcome.stored)
                     for failure in outcome.failures:
-                        (refused if failure.kind == "prompt" else errors)[failure.key] = failure.error
+                        (refused if failure.kind == "prompt" else failed)[failure.key] = failure
                 todo = self._unanswered(names, index.frozen(), refused)
                 if fresh and not attempt and not answered:
-                    why = next(iter((refused | errors).values()), "its engine died")
+                    why = next((failure.error for failure in (refused | failed).values()), "its engine died")
                     raise RunError(
                         f"{title}: no prompt of {asked:,} was answered ({why}); mend rephrase.model or its endpoint, and run again"
                     )
             if output_tokens:
                 self.engine.usage.add_generated(output_tokens, time.monotonic() - started, gpus.mean())
         left = self._keys(todo)
-        without = refused | {key: errors.get(key, _DIED) for key in left}
+        without = refused | {key: failed.get(key, Failure(key, _DIED, "backend")) for key in left}
         if len(without) > max_bad_fraction * sum(sizes):
+            why = next(iter(without.values())).error
             raise RunError(
                 f"{title}: {len(without):,} of {sum(sizes):,} prompts have no answer after {self.settings.attempts} tries, more "
-                f"than max_bad_fraction = {max_bad_fraction} ({next(iter(without.values()))}); mend the cause and run again, or "
+                f"than max_bad_fraction = {max_bad_fraction} ({why}); mend the cause and run again, or "
                 "raise it; answers are kept"
             )
         if without:
@@ -150,7 +155,7 @@ class Asking:
             concurrency = max(1, self.settings.endpoint.concurrency // self.engine.num_workers)
             endpoint = self.settings.endpoint.model_copy(update={"concurrency": concurrency})
             settings = self.settings.model_copy(update={"endpoint": endpoint})
-            shared: tuple[Any, ...] = (self.requests, self.store, self.task, settings, self.model, give_up)
+            shared: tuple[Any, ...] = (self.requests, self.store, self.read, settings, self.model, give_up)
             for _, outcome in self.engine.map(_ask_endpoint, blocks, title=title, unit="blocks", shared=shared):
                 yield outcome
             return
@@ -166,7 +171,7 @@ class Asking:
             revision=self.model.commit,
             title=title,
             one_at_a_time=alone,
-            shared=(self.requests, self.store, self.task),
+            shared=(self.requests, self.store, self.read),
         )
 
 
@@ -175,17 +180,16 @@ def _missing(name: str, requests: Folder, index: FrozenIndex, refused: NDArray[n
     return np.flatnonzero(~(index.has(key_R) | np.isin(key_R, refused)))
 
 
-def _read_block(block: Block, requests: Folder, store: Folder, task: Task) -> list[Request]:  # noqa: ARG001  as `_store`
-    table = requests.read_table(f"{block.group}.parquet", columns=["key", "style", "text", "examples", "source_tokens"])
-    return as_requests(table.take(pa.array(block.rows)), task.styles)
+def _read_block(block: Block, requests: Folder, store: Folder, read: Read) -> list[Request]:  # noqa: ARG001  as `_store`
+    return read(requests, block.group, block.rows)
 
 
-def _store(answers: Sequence[Answer], failures: Sequence[Failure], requests: Folder, store: Folder, task: Task) -> Outcome:  # noqa: ARG001
+def _store(answers: Sequence[Answer], failures: Sequence[Failure], requests: Folder, store: Folder, read: Read) -> Outcome:  # noqa: ARG001
     return Outcome([write_answers(store, answers)] if answers else [], list(failures))
 
 
 def _ask_endpoint(
-    block: Block, requests: Folder, store: Folder, task: Task, settings: Rephrase, model: Model, give_up: bool
+    block: Block, requests: Folder, store: Folder, read: Read, settings: Rephrase, model: Model, give_up: bool
 ) -> Outcome:
     """Ask a server for a block; `give_up`: where it answers nothing at all, it is taken to be dead, or set up wrongly."""
     from pipeline.rewriting.endpoint import ask
@@ -202,7 +206,7 @@ def _ask_endpoint(
             stored.append(write_answers(store, answers))
         answers, flushed = [], time.monotonic()
 
-    asked = _read_block(block, requests, store, task)
+    asked = read(requests, block.group, block.rows)
     try:
         for said in ask(
             asked,

@@ -32,7 +32,7 @@ from pipeline.rewriting.endpoint import check
 from pipeline.rewriting.filters import HeldOut
 from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
 from pipeline.rewriting.ledger import SUMMED, Ledger
-from pipeline.rewriting.requests import Task, choose, requests_table
+from pipeline.rewriting.requests import Task, choose, read_requests, requests_table
 from pipeline.rewriting.serving import Serving, serve, serve_alike
 from pipeline.rewriting.styles import Style, load_style
 from pipeline.stages.asking import Asking
@@ -121,8 +121,9 @@ def rephrase_step(
             seed=config.seed,
         )
         held_out = read_held_out(engine, config, folder)
+        read = functools.partial(read_requests, styles=styles)
         asking = Asking(
-            engine, settings, model, task, folder.child("requests"), generalist.workdir.child(f"{FOLDER}/{task.generator}")
+            engine, settings, model, read, folder.child("requests"), generalist.workdir.child(f"{FOLDER}/{task.generator}")
         )
         provenance = {
             "model": settings.model,
@@ -153,7 +154,8 @@ def rephrase_step(
             map_parts(engine, folder.child("requests"), list(slices), _choose_group, title=f"choose, {title}", shared=shared)
             judged = set(folder.child("passages").names(".parquet"))
             left = [name for name in slices if f"{name}.parquet" not in judged]
-            index, errors = asking.answer(left, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
+            index, failed = asking.answer(left, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
+            errors = {key: failure.error for key, failure in failed.items()}
             shared = (asking.requests, asking.store, index, errors, *judging)
             gpus = embedder_gpus(config, engine)
             for _ in engine.map(_judge_group, left, title=f"judge, {title}", unit="groups", shared=shared, num_gpus=gpus):

@@ -95,14 +95,7 @@ def weights_step(
             clusters=clusters if settings.estimator in CLUSTER_WEIGHTED else None,
         )
         leaves = _leaves_to_name(tables.mixture)
-        texts: Texts = engine.fold(
-            _texts_of_leaves,
-            hash_chosen(part_names(assigned[GENERALIST]), _PARTS_FOR_NAMES, seed=config.seed, purpose="names.parts"),
-            _lowest,
-            {},
-            title="names",
-            shared=(prepared[GENERALIST].folder, assigned[GENERALIST].folder, leaves, config.seed),
-        )
+        texts = texts_of_leaves(engine, prepared[GENERALIST], assigned[GENERALIST], leaves, seed=config.seed, title="names")
         names = cluster_terms({leaf: [text for _, text in found] for leaf, found in texts.items()})
         name_table = pa.table({"leaf": list(names), "terms": list(names.values())}, schema=NAMES)
         folder.write_table("mixture.parquet", tables.mixture, MIXTURE)
@@ -151,7 +144,20 @@ def _leaves_to_name(mixture: pa.Table) -> list[int]:
     return sorted(int(leaf) for leaf in leaf_M if p_L[leaf] > 0)
 
 
-def _texts_of_leaves(name: str, windows: Folder, assignments: Folder, leaves: Sequence[int], seed: int) -> Texts:
+def texts_of_leaves(engine: Engine, windows: Step, assigned: Step, leaves: Sequence[int], *, seed: int, title: str) -> Texts:
+    """Of each leaf the beginnings of up to 20 windows, with their hashes, lowest first; from at most 64 parts of the corpus."""
+    found: Texts = engine.fold(
+        _texts_in_part,
+        hash_chosen(part_names(assigned), _PARTS_FOR_NAMES, seed=seed, purpose="names.parts"),
+        _lowest,
+        {},
+        title=title,
+        shared=(windows.folder, assigned.folder, leaves, seed),
+    )
+    return found
+
+
+def _texts_in_part(name: str, windows: Folder, assignments: Folder, leaves: Sequence[int], seed: int) -> Texts:
     """For each leaf the windows with the lowest hashes in a part: (hash, beginning of the text)."""
     leaf_N = assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
     table = windows.read_table(f"{name}.parquet", columns=["key", "text"])

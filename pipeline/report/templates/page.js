@@ -55,7 +55,7 @@
   };
   const fold = (row) => Math.max(-FOLD, Math.min(FOLD, Math.log2(weight(row))));
   const times = (row) => (Number.isFinite(weight(row)) ? `${weight(row).toPrecision(3)}×` : "no text in the corpus");
-  const matches = (row) => !state.words || state.words.split(/\s+/).every((word) => nodes.name[row].toLowerCase().includes(word));
+  const matches = (row) => !state.words || state.words.split(/\s+/).every((word) => `${nodes.name[row]} ${nodes.words[row]}`.toLowerCase().includes(word));
   const shown = () => below(state.root).filter(matches);
 
   const mapRows = () =>
@@ -169,6 +169,7 @@
     const panel = byId("panel");
     panel.replaceChildren();
     panel.append(element("h3", `${nodes.leaf[row] >= 0 ? "Cluster " : ""}${title(row)}: ${nodes.name[row] || "–"}`));
+    if (nodes.words[row]) panel.append(element("p", nodes.words[row], { class: "note" }));
     panel.append(element("p", `${whole(nodes.windows[row])} windows, ${whole(nodes.tokens[row])} tokens` + (nodes.leaf[row] < 0 ? `, ${whole(nodes.leaves[row])} clusters` : ""), { class: "note" }));
     const table = element("table", null, { class: "shares" });
     const body = element("tbody");
