@@ -22,6 +22,7 @@ from typing import Any
 from loguru import logger
 
 from pipeline import config
+from pipeline.engine.messages import log_messages
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.progress import Progress
 
@@ -334,6 +335,7 @@ class Engine:
         import ray
 
         if not ray.is_initialized():
+            log_messages()
             address = self.settings.address or os.environ.get("RAY_ADDRESS") or _recorded_cluster()
             if address and address != "local":
                 _join(ray, address)
