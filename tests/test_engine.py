@@ -163,9 +163,9 @@ def as_counter(item: int) -> Counter[int]:
 
 
 DIED = (
-    "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem, check the "
-    "logs for the dead worker. Lease ID: 39 Worker ID: 8135 Node ID: 4413 Worker IP address: 192.0.2.2 Worker port: 14221 Worker PID: 6760 "
-    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file."
+    "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem, check the logs "
+    "for the dead worker. Lease ID: 39 Worker ID: 8135 Node ID: 4413 Worker IP address: 192.0.2.2 Worker port: 14221 Worker PID: "
+    "6760 Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file."
 )
 
 
