@@ -20,6 +20,9 @@ from pipeline.config import Engine as Settings
 from pipeline.engine import Engine
 from pipeline.made import Made, made_line, made_table
 from pipeline.progress import Count, Progress
+from pipeline.step import map_parts
+from pipeline.storage import Folder
+from pipeline.tables import NAMES
 
 ROOT = Path(__file__).parent.parent
 ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
@@ -216,6 +219,29 @@ def test_the_engine_counts_what_results_left_out(ray_session: Any) -> None:
     assert [count.done for count in counts] == [6, 7, 8]
     assert {count.total for count in counts} == {8}
     assert counts[-1].quarantined == 6
+
+
+def make_part(name: str, folder: Folder) -> dict[str, Any]:
+    facts = {"bad": 2}
+    folder.write_table(f"{name}.parquet", NAMES.empty_table(), NAMES, facts)
+    return facts
+
+
+def left_out(facts: dict[str, Any]) -> int:
+    return int(facts["bad"])
+
+
+@pytest.mark.ray
+def test_a_step_that_goes_on_counts_what_was_there_too(ray_session: Any, tmp_path: Path) -> None:
+    engine, folder = Engine(Settings()), Folder(str(tmp_path))
+    make_part("a", folder)
+    counts: list[Count] = []
+    engine.check = lambda: counts.append(Count(**engine.progress.record()["count"]))  # as each task ends
+    facts = map_parts(engine, folder, ["a", "b", "c"], make_part, title="scan", shared=(folder,), quarantined=left_out)
+    assert [part["name"] for part in facts] == ["a", "b", "c"]
+    assert [(count.done, count.total, count.quarantined) for count in counts] == [(1, 3, 2), (2, 3, 4)]
+    with engine.progress.phase("cut", 1, "parts") as phase:
+        assert phase.quarantined == 6
 
 
 @pytest.mark.parametrize(
