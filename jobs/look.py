@@ -1,4 +1,4 @@
-"""Look into a run: `python jobs/look.py --config FILE [--cluster N | --document ID | --find WORDS | --like TEXT]`."""
+"""Look into a run: `python jobs/look.py --config FILE`, and one of `--cluster`, `--document`, `--window`, `--find`, `--like`."""
 
 from pipeline.cli import look_job
 

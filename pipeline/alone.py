@@ -2,7 +2,7 @@
 
 A run is a record, `runs/<number>.json`, created only if it is not there, which one of several can do. While it works it writes its
 record anew every few seconds; whoever else wants the workdir watches the latest record: one that changes is at work, one that does
-not is dead, and the next number is free. Records stay, so a number is never used twice: they say who ran when.
+not is dead, and the next number is free. Records stay, so a number is never used twice: they say who ran when, and how far it came.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -22,12 +23,14 @@ from pipeline.storage import Folder
 
 FOLDER = "runs"
 _BEAT_S = 10.0
-_LEASE_S = 60.0  # without a beat for so long a run is dead
+LEASE_S = 60.0  # without a beat for so long a run is dead
 _POLL_S = 1.0
 
 
 class Alone:
     """The right to write in a workdir; a context manager. What asks again in the same process has it already.
+
+    `tell` gives what the record is to say beside who runs; it is called in another thread.
 
     Raises:
         ConfigError: another run is at work there.
@@ -35,13 +38,21 @@ class Alone:
 
     _held: dict[str, "Alone"] = {}  # noqa: RUF012 - of this process, by the workdir's URL
 
-    def __init__(self, workdir: Folder, *, beat_s: float = _BEAT_S, lease_s: float = _LEASE_S) -> None:
-        self.workdir, self.beat_s, self.lease_s = workdir, beat_s, lease_s
+    def __init__(
+        self,
+        workdir: Folder,
+        *,
+        tell: Callable[[], Mapping[str, Any]] = dict,
+        beat_s: float = _BEAT_S,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self.workdir, self.tell, self.beat_s, self.lease_s = workdir, tell, beat_s, lease_s
         self._records = workdir.child(FOLDER)
         self._id = uuid.uuid4().hex
         self._number = 0
         self._beats = 0
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._news = threading.Event()
         self._lost = False
         self._outer: Alone | None = None
 
@@ -72,34 +83,34 @@ class Alone:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._outer:
             return
-        self._stopped.set()
+        self._stopped = True
+        self._news.set()
         self._thread.join()
         del self._held[self.workdir.url]
         if not self._lost:
             self._write("failed" if error else "ended")
 
+    def tell_soon(self) -> None:
+        """Write the record now, not with the next beat."""
+        self._news.set()
+
     def _take(self) -> bool:
         """Take the next number, if the run of the latest is over; False where another was faster."""
-        latest = self._latest()
+        latest = _latest(self._records)
         if latest:
             self._wait_for_end(latest)
         self._number = latest + 1
         return self._records.create_json(_name(self._number), self._record("running"))
 
-    def _latest(self) -> int:
-        """The highest number. A listing may not show the newest, which are asked for one by one."""
-        listed = max((int(name.partition(".")[0]) for name in self._records.names(".json")), default=0)
-        return next(number for number in itertools.count(listed) if not self._records.exists(_name(number + 1)))
-
     def _wait_for_end(self, number: int) -> None:
         before = self._records.read_json(_name(number)) or {"state": "running"}  # none yet: it is just being written
-        if before["state"] != "running" or _is_gone(before.get("process")):
+        if before["state"] != "running" or is_gone(before):
             return
         logger.info(f"run {number} has not ended in {self.workdir.url}: is it alive?")
         deadline = time.monotonic() + self.lease_s
         while time.monotonic() < deadline:
             now = self._records.read_json(_name(number)) or before
-            if now["state"] != "running" or _is_gone(now.get("process")):
+            if now["state"] != "running" or is_gone(now):
                 return
             if now != before:
                 raise ConfigError(
@@ -110,7 +121,11 @@ class Alone:
         logger.warning(f"run {number} gave no sign of life for {self.lease_s:g} s; going on where it was")
 
     def _beat(self) -> None:
-        while not self._stopped.wait(self.beat_s):
+        while True:
+            self._news.wait(self.beat_s)
+            if self._stopped:
+                return
+            self._news.clear()
             try:
                 if self._records.exists(_name(self._number + 1)):
                     self._lost = True
@@ -125,6 +140,7 @@ class Alone:
 
     def _record(self, state: str) -> dict[str, Any]:
         return {
+            **self.tell(),
             "id": self._id,
             "state": state,
             "host": socket.gethostname(),
@@ -133,6 +149,34 @@ class Alone:
             "started": self._started,
             "beats": self._beats,
         }
+
+
+def record_of(workdir: Folder, number: int) -> dict[str, Any] | None:
+    """The record of a run; None where there is none, or it is just being written."""
+    record = workdir.child(FOLDER).read_json(_name(number))
+    return record if isinstance(record, dict) else None
+
+
+def latest_run(workdir: Folder) -> int:
+    """The number of the latest run, 0 where there was none."""
+    return _latest(workdir.child(FOLDER))
+
+
+def is_gone(record: Mapping[str, Any]) -> bool:
+    """Whether this machine can tell that the process of a run has ended."""
+    return _is_gone(record.get("process"))
+
+
+def is_here(record: Mapping[str, Any]) -> bool:
+    """Whether this machine can tell that the process of a run is there."""
+    process = record.get("process")
+    return process is not None and _process(int(process[2])) == process
+
+
+def _latest(records: Folder) -> int:
+    """The highest number. A listing may not show the newest, which are asked for one by one."""
+    listed = max((int(name.partition(".")[0]) for name in records.names(".json")), default=0)
+    return next(number for number in itertools.count(listed) if not records.exists(_name(number + 1)))
 
 
 def _name(number: int) -> str:

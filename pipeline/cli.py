@@ -74,6 +74,9 @@ def look_job() -> None:
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
         cluster: Annotated[int | None, typer.Option(help="Number of a cluster: shares, neighbours, examples.")] = None,
         document: Annotated[str | None, typer.Option(help="Id of a document: where it went, and why.")] = None,
+        window: Annotated[
+            str | None, typer.Option(metavar="ID:NUMBER", help="A window of a document: the whole of its text, and where it went.")
+        ] = None,
         find: Annotated[str | None, typer.Option(help="Words: the clusters whose text has all of them.")] = None,
         like: Annotated[str | None, typer.Option(help="Text: the cluster that it would be in.")] = None,
         examples: Annotated[int, typer.Option(min=0, help="Texts shown of a cluster, of each corpus.")] = 3,
@@ -81,8 +84,31 @@ def look_job() -> None:
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
     ) -> None:
-        """Look into a run: its clusters, or one of them, or where a document went."""
-        sys.exit(_guarded(lambda: _look(config, overrides or [], cluster, document, find, like, examples)))
+        """Look into a run: its clusters, or one of them, or where a document or a window of it went."""
+        sys.exit(_guarded(lambda: _look(config, overrides or [], cluster, document, window, find, like, examples)))
+
+    _run_as_program(main)
+
+
+def status_job() -> None:
+    """Run the command line of `jobs/status.py`, and exit as other jobs do; followed, a run that did not end well is 1."""
+
+    def main(
+        config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
+        follow: Annotated[bool, typer.Option("--follow", help="Go on showing it until the run is over.")] = False,
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+        ] = None,
+    ) -> None:
+        """Say who runs in the workdir of a config, whether it gives signs of life, and how far it is."""
+        ended_well = True
+
+        def work() -> None:
+            nonlocal ended_well
+            ended_well = _status(config, overrides or [], follow=follow)
+
+        code = _guarded(work, interrupted="interrupted: the run goes on")
+        sys.exit(code or int(not ended_well))
 
     _run_as_program(main)
 
@@ -193,12 +219,13 @@ def _look(
     overrides: list[str],
     cluster: int | None,
     document: str | None,
+    window: str | None,
     find: str | None,
     like: str | None,
     examples: int,
 ) -> None:
-    if sum(asked is not None for asked in (cluster, document, find, like)) > 1:
-        raise ConfigError("give one of --cluster, --document, --find and --like, or none of them for a list of clusters")
+    if sum(asked is not None for asked in (cluster, document, window, find, like)) > 1:
+        raise ConfigError("give one of --cluster, --document, --window, --find and --like, or none of them for a list of clusters")
     settings = load_config(config, overrides)
     from pipeline.inspection import Inspection
     from pipeline.run import plan
@@ -209,6 +236,8 @@ def _look(
         lines = inspection.cluster(cluster, examples)
     elif document is not None:
         lines = inspection.document(document)
+    elif window is not None:
+        lines = inspection.window(window)
     elif find is not None:
         lines = inspection.find(find)
     elif like is not None:
@@ -217,6 +246,26 @@ def _look(
         lines = inspection.clusters()
     for line in lines:
         console.print(line)
+
+
+def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
+    """False for a run that was followed and did not end well, or was not there."""
+    settings = load_config(config, overrides)
+    from pipeline import status
+    from pipeline.run import refuse_workdir
+    from pipeline.storage import Folder
+    from pipeline.summary import console
+
+    refuse_workdir(settings.workdir)
+    watch = status.Watch(Folder(settings.workdir))
+    if not watch.number:
+        console.print(status.no_run(watch.workdir))
+        return not follow
+    if follow:
+        return status.follow(watch)
+    for line in status.told(watch.workdir, status.listened(watch)):
+        console.print(line)
+    return True
 
 
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:
@@ -236,16 +285,29 @@ def _make_shown(record: Any) -> None:
     record["message"] = shown(record["message"])
 
 
-def _guarded(work: Callable[[], None]) -> int:
+def _log_above_the_line() -> None:
+    """Lines of the log go where the line that is alive knows of them: else each would leave a broken copy of it behind."""
+    import datatrove.utils.logging  # noqa: F401  makes the logger anew when it is imported, so it has to be by now
+
+    from pipeline.progress import written
+
+    logger.configure(handlers=[{"sink": written, "colorize": "NO_COLOR" not in os.environ}])
+
+
+def _guarded(
+    work: Callable[[], None], interrupted: str = "interrupted: finished parts are kept; run the same command to go on"
+) -> int:
     """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure."""
     logger.configure(patcher=_make_shown)
+    if sys.stderr.isatty():
+        _log_above_the_line()
     try:
         work()
     except CrispwrapError as error:
         print(f"error: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: finished parts are kept; run the same command to go on", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()
@@ -262,7 +324,7 @@ def _print_plan(plan: "Run", until: str) -> None:
     table = Table("step", "state", "output", box=None, pad_edge=False)
     states = describe(plan, until)
     for step, state in states:
-        table.add_row(step.title, state, f"{step.stage}/{step.fingerprint}")
+        table.add_row(step.title, state, step.output)
     console.print(table)
     console.print(f"workdir {plan.workdir.url}")
     for line in told(plan, [step for step, _ in states]):

@@ -200,18 +200,44 @@ class Inspection:
             if read and not windows:
                 yield Text(f"{corpus}: read, and left out by {self._left_out_by(corpus, identifier)}")
             for found in windows:
-                yield from self._went(corpus, kept, found)
+                text = kept.folder.read_table(f"{found.part}.parquet", columns=["text"])["text"][found.row].as_py()
+                yield Text(f"\n{corpus}, window {found.window}, {found.tokens} tokens: {_excerpt(text)}")
+                yield from self._went(corpus, found)
         if not known:
             raise ConfigError(
                 f"--document {identifier}: no window and no quarantined row has this id; steps of prepare may have dropped it, or "
                 "it is in no input file"
             )
 
-    def _went(self, corpus: str, kept: Step, found: Found) -> Iterator[RenderableType]:
+    def window(self, name: str) -> Iterator[RenderableType]:
+        """A window, named as id of its document and number: where it went, and the whole of its text.
+
+        Raises:
+            ConfigError: the name is none, or no window has it.
+        """
+        identifier, colon, number = name.rpartition(":")
+        if not colon or not number.isdecimal():
+            raise ConfigError(f"--window {name}: give the id of a document, a colon, and the number of its window, from 0")
+        known: list[str] = []
+        for corpus in (GENERALIST, *self.run.config.specialists):
+            kept = self.run.windows(corpus)
+            windows = self._windows_of(kept, identifier)
+            known += [f"0 to {windows[-1].window} in {corpus}"] if windows else []
+            for found in windows:
+                if found.window == int(number):
+                    (row,) = kept.folder.read_table(f"{found.part}.parquet").slice(found.row, 1).to_pylist()
+                    near = f", one of {row['near_copies']:,} near copies" if row["near_copies"] > 1 else ""
+                    yield Text(shown(f"{corpus}, {name}, from {row['source']}, {found.tokens} tokens{near}"))
+                    yield from self._went(corpus, found)
+                    yield Text("\n" + shown(row["text"]))
+                    return
+        if known:
+            raise ConfigError(f"--window {name}: there are windows {', '.join(known)}")
+        raise ConfigError(f"--window {name}: no window is of this document; --document {identifier} says what became of it")
+
+    def _went(self, corpus: str, found: Found) -> Iterator[RenderableType]:
         assigned = self.run.step("assign", corpus).folder.read_table(f"{found.part}.parquet")
         leaf, sq_dist = assigned["leaf"][found.row].as_py(), assigned["sq_dist"][found.row].as_py()
-        text = kept.folder.read_table(f"{found.part}.parquet", columns=["text"])["text"][found.row].as_py()
-        yield Text(f"\n{corpus}, window {found.window}, {found.tokens} tokens: {_excerpt(text)}")
         if leaf < 0:
             yield Text("  the embedder gave no finite vector, so it is in no cluster and is never drawn")
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 from loguru import logger
+from rich.text import Text
 
 from pipeline import embedders
 from pipeline.alone import Alone
@@ -16,6 +17,8 @@ from pipeline.config import GENERALIST, WINDOW_ESTIMATORS, Config, parse_config
 from pipeline.engine import Engine, Usage
 from pipeline.errors import ConfigError, StorageError
 from pipeline.identity import differences
+from pipeline.made import made_line, made_of, made_table
+from pipeline.progress import DONE, Progress
 from pipeline.stages.assign import assign_step
 from pipeline.stages.cluster import cluster_step
 from pipeline.stages.decontaminate import decontaminate_step, index_step
@@ -32,7 +35,7 @@ from pipeline.stages.titles import titles_step
 from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step, hash_chosen, part_names
 from pipeline.storage import MANIFEST, Folder
-from pipeline.summary import console, stage_line, summary
+from pipeline.summary import console, summary
 
 # A job runs its stage and whatever is missing before it.
 _WINDOWS = ("prepare", "dedup", "decontaminate")  # of the stage `prepare`
@@ -96,7 +99,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         UserError: a mistake in config or input that can be found without running.
     """
     config = config if isinstance(config, Config) else parse_config(dict(config))
-    _refuse_workdir(config.workdir)
+    refuse_workdir(config.workdir)
     workdir = Folder(config.workdir)
     config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
@@ -219,7 +222,7 @@ def _check_conditioning(config: Config, prepared: Step) -> None:
         )
 
 
-def _refuse_workdir(workdir: str) -> None:
+def refuse_workdir(workdir: str) -> None:
     """Under `ray job submit` the working directory is a copy that Ray deletes; and a file is no folder."""
     if "://" not in workdir and os.path.exists(workdir) and not os.path.isdir(workdir):
         raise ConfigError(f"workdir {workdir} is a file; name a folder, which need not be there yet")
@@ -250,7 +253,9 @@ def at_work(run: Run) -> Iterator[Engine]:
     Raises:
         ConfigError: another run is at work there.
     """
-    with Alone(run.workdir) as alone, Engine(run.config.engine, alone.check) as engine:
+    progress = Progress()
+    with Alone(run.workdir, tell=progress.record) as alone, Engine(run.config.engine, alone.check) as engine:
+        engine.progress, progress.changed = progress, alone.tell_soon
         try:
             run.workdir.abort_uploads()
         except StorageError as error:  # a role may read and write, and not list uploads
@@ -262,22 +267,23 @@ def _curate(run: Run, until: str, engine: Engine) -> None:
     run_steps(run, _steps_until(run, until), engine)
     if until == "sample" and not published(run.corpus, run.shards):
         publish(run.corpus, run.shards)
+    page = _page(run, engine, drawn=until == "sample") if reaches(until, "weights") else None
+    _tell_made(run, engine)
     for line in summary(run, until):
         console.print(line)
-    if reaches(until, "weights"):
-        _see(run, engine, drawn=until == "sample")
+    if page:
+        console.print(f"Report: {page}")
 
 
-def _see(run: Run, engine: Engine, *, drawn: bool) -> None:
-    """Write the report page, unless it is there, or the packages for it are not."""
+def _page(run: Run, engine: Engine, *, drawn: bool) -> str | None:
+    """Where the report page is, which is written unless it is there; None without the packages for it."""
     from pipeline.report.writing import written
 
     try:
-        place = written(run, engine, drawn=drawn)
+        return written(run, engine, drawn=drawn)
     except ConfigError as error:  # the run is done, and a page is no reason to say it is not
         logger.warning(f"no report.html: {error}")
-    else:
-        console.print(f"report: {place}")
+        return None
 
 
 def report(config: Config | Mapping[str, Any], *, against: Config | None = None) -> str:
@@ -356,23 +362,41 @@ def _handed_over(run: Run, steps: Sequence[Step], output: str) -> Folder:
 
 def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:
     """Run those of some steps that are not done, one after the other; `explain` says what changed since an earlier run."""
-    for step in steps:
+    first, there = engine.progress.add([(step.title, step.output) for step in steps]), 0
+    for number, step in enumerate(steps, first):
         if step.done:
-            logger.info(stage_line(step, None, 0.0))
+            engine.progress.was_there(number)
+            there += 1
             continue
+        if there:
+            logger.info(_said_there(there, steps))
+            there = 0
         if explain:
             _explain_new(step)
         engine.start()
         engine.usage, engine.stage = Usage(), step.stage
         started = time.monotonic()
-        step.run(engine)
-        seconds = time.monotonic() - started
-        usage = {"seconds": seconds, "workers": engine.num_workers, **vars(engine.usage)} if engine.started else {}
-        step.folder.write_json(USAGE, usage)
-        logger.info(stage_line(step, engine.usage, seconds))
+        with engine.progress.step(number):
+            step.run(engine)
+            usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(engine.usage)}
+            step.folder.write_json(USAGE, usage)
+        logger.info(made_line(made_of(run.workdir, engine.progress.steps()[number : number + 1])[0]))
         if step is run.windows(GENERALIST):
             _check_budget(run.config, step)
             _check_conditioning(run.config, step)
+    if there:
+        logger.info(_said_there(there, steps))
+
+
+def _said_there(there: int, steps: Sequence[Step]) -> str:
+    return f"{there} of {len(steps)} steps {'were' if there > 1 else 'was'} there"
+
+
+def _tell_made(run: Run, engine: Engine) -> None:
+    """What each step holds and took, unless nothing had to be done."""
+    steps = engine.progress.steps()
+    if any(step["state"] == DONE for step in steps):
+        console.print(Text(), made_table(made_of(run.workdir, steps)))
 
 
 def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], Run]:

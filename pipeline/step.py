@@ -66,9 +66,14 @@ class Step:
     def fingerprint(self) -> str:
         return fingerprint(self.identity)
 
+    @property
+    def output(self) -> str:
+        """Where in the workdir the output lies."""
+        return f"{self.stage}/{self.fingerprint}"
+
     @cached_property
     def folder(self) -> Folder:
-        return self.workdir.child(f"{self.stage}/{self.fingerprint}")
+        return self.workdir.child(self.output)
 
     @property
     def done(self) -> bool:
@@ -107,20 +112,36 @@ def map_parts(
     shared: tuple[Any, ...] = (),
     num_gpus: float = 0,
     quick: bool = False,
+    quarantined: Callable[[dict[str, Any]], int] | None = None,
 ) -> list[dict[str, Any]]:
     """Make each named part that `folder` does not hold yet; the facts of all parts, in the order of the names.
 
     `function(name, *shared)` writes the part with its facts in the footer, and returns them. Parts that are `quick` to make, in
     hundredths of a second, are made several in a task: a task costs the driver milliseconds, which thousands of workers wait for.
+    `quarantined` says how many rows were left out, going by the facts of a part.
     """
     present = set(folder.names(".parquet"))
     todo = [name for name in names if f"{name}.parquet" not in present]
+    facts: dict[str, dict[str, Any]] = {}
+    if quarantined and len(todo) < len(names):
+        kept = [name for name in names if f"{name}.parquet" in present]
+        facts = {part["name"]: part for part in with_facts(folder, kept, {})}
+        engine.progress.count_quarantined(sum(map(quarantined, facts.values())))
     runs = [[name] for name in todo]
     if quick and todo:
         runs = groups(todo, quick_tasks(len(todo), engine.num_workers))
-    facts: dict[str, dict[str, Any]] = {}
     made = functools.partial(_make_run, function)
-    for index, results in engine.map(made, runs, title=title, unit=unit, shared=shared, num_gpus=num_gpus):
+    results_of = engine.map(
+        made,
+        runs,
+        title=title,
+        unit=unit,
+        shared=shared,
+        num_gpus=num_gpus,
+        before=len(names) - len(todo),
+        quarantined=(lambda results: sum(map(quarantined, results))) if quarantined else None,
+    )
+    for index, results in results_of:
         facts |= zip(runs[index], results, strict=True)
     return with_facts(folder, names, facts)
 

@@ -1,4 +1,4 @@
-"""What a person reads in the terminal: a line a step, and at the end what changed in the mixture and how sure we are."""
+"""What a person reads in the terminal at the end of a run: what changed in the mixture, and how sure we are."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.engine import Usage
 from pipeline.names import Name
 from pipeline.rewriting.accounts import account
 from pipeline.shares import SHARE_OFF, Shares, asked_shares, most_passes
@@ -21,34 +20,9 @@ if TYPE_CHECKING:
 # A log has no width: there, lines are as long as tables like.
 console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 130)
 
-_IF_ANY = ("invalid", "quarantined", "dropped")  # counts that are said where they are not 0
 _MOVERS = 6  # clusters and sources shown at each end
 _HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_windows", "clipped_mass", "deficit_share")
 _OF_SPECIALIST = ("kl_generalist", "kl_output", "effective_leaves", "without_text")
-
-
-def stage_line(step: Step, usage: Usage | None, seconds: float) -> str:
-    """One line on a step that is done: what it holds, and what making it took."""
-    manifest = step.manifest
-    counts = {
-        **dict.fromkeys(("prepare", "dedup", "decontaminate"), ("documents", "windows", "tokens", "dropped", "quarantined")),
-        "embed": ("windows", "invalid"),
-        "cluster": ("leaves", "depth"),
-        "assign": ("windows",),
-        "score": ("windows",),
-        "weights": ("leaves",),
-        "titles": ("clusters", "titles"),
-        "rephrase": ("requests", "rewrites", "tokens"),
-        "sample": ("rows", "tokens"),
-    }.get(step.stage, ())
-    said = ", ".join(f"{manifest[name]:,} {name}" for name in counts if manifest[name] or name not in _IF_ANY)
-    if usage is None:
-        cost = "was there"
-    else:
-        cost = f"{seconds:.1f} s"
-        if usage.tasks:
-            cost += f", {usage.tasks} tasks busy {usage.busy_s:.1f} s, peak {usage.peak_rss_bytes / 2**20:,.0f} MiB a worker"
-    return f"{step.title:<28} {said or 'ready':<58} {cost}"
 
 
 def summary(run: "Run", until: str) -> Iterator[RenderableType]:

@@ -6,6 +6,7 @@ Used by the tests, and for longer by benchmarks/chaos.py.
 import json
 import os
 import random
+import re
 import secrets
 import signal
 import subprocess
@@ -236,7 +237,8 @@ def _title(process: psutil.Process) -> str:
 
 def stage_of(log: Path) -> str:
     """The stage that the job of a log is in, by what it says is done."""
-    done = [line.split("  ")[0][9:] for line in log.read_text(errors="replace").splitlines() if " tasks busy " in line]
+    lines = log.read_text(errors="replace").splitlines()
+    done = [found[1].strip() for line in lines if (found := re.match(r"[\d:]{8} (.{22,}?) +[\d.,]+ (?:s|min|h|days)  ", line))]
     return f"after {done[-1]}" if done else "begin"
 
 

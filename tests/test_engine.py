@@ -3,6 +3,8 @@
 import operator
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from pipeline import config
 from pipeline.engine import Engine
+from pipeline.engine.messages import in_a_line
 from pipeline.errors import InputError, WorkerError
 
 pytestmark = pytest.mark.ray
@@ -157,3 +160,51 @@ def refuse_seven(item: int) -> int:
 
 def as_counter(item: int) -> Counter[int]:
     return Counter([item])
+
+
+DIED = (
+    "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem, check the logs "
+    "for the dead worker. Lease ID: 39 Worker ID: 8135 Node ID: 4413 Worker IP address: 192.0.2.2 Worker port: 14221 Worker PID: "
+    "6760 Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file."
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (DIED, "a worker on 192.0.2.2 died (process 6760); what it did is done again"),
+        ("Task _run failed. There are 2 retries remaining, so the task will be retried. Error: ", ""),
+        ("No node can\n fulfil {'GPU': 1}", "Ray: No node can fulfil {'GPU': 1}"),
+        ("x" * 1000, "Ray: " + "x" * 300 + " …"),
+        ("\n", ""),
+    ],
+)
+def test_a_message_of_rays_is_a_line(message: str, line: str) -> None:
+    assert in_a_line(message) == line
+
+
+DIE_ONCE = """
+import sys
+from nodes import wait_until
+from pipeline import cli, config
+from pipeline.engine import Engine
+from test_engine import die_once
+
+lines = []
+cli.logger.add(lambda message: lines.append(message.record["message"]))
+with Engine(config.Engine(address=sys.argv[1])) as engine:
+    assert dict(engine.map(die_once, [0, 1, 2], title="t", shared=(sys.argv[2],))) == {0: 0, 1: 1, 2: 2}
+    wait_until(lambda: any("died" in line for line in lines))
+print("done")
+"""
+
+
+def test_a_worker_that_dies_is_a_line_of_the_log_and_not_among_the_results(ray_session: Any, tmp_path: Path) -> None:
+    address = ray_session.address_info["gcs_address"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", DIE_ONCE, address, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    joined, died = done.stderr.splitlines()
+    assert "joined the Ray cluster" in joined
+    assert "died (process" in died

@@ -14,6 +14,7 @@ from rich.console import Console
 from pipeline import run
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspection
+from pipeline.step import part_names
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.ray
@@ -117,11 +118,33 @@ def test_clusters_are_found_by_words_and_by_text(inspection: Inspection) -> None
         said(inspection.like("…", 1))
 
 
+def test_a_window_is_shown_in_full_with_where_it_went(inspection: Inspection) -> None:
+    kept = inspection.run.windows("generalist")
+    rows = [row for name in part_names(kept) for row in kept.folder.read_table(f"{name}.parquet").to_pylist()]
+    row = next(row for row in rows if row["window"] == 1 and row["source"] == "music")
+    text = said(inspection.window(f"{row['doc_id']}:1"))
+    assert text.splitlines()[0] == f"generalist, {row['doc_id']}:1, from music, {row['tokens']} tokens"
+    assert "in cluster" in text
+    assert "copies are expected" in text
+    assert text.endswith(f"\n\n{row['text']}\n")
+    of_sample = said(inspection.window("law-1-3:0"))
+    assert of_sample.startswith("legal, law-1-3:0, from law")
+    last = max(other["window"] for other in rows if other["doc_id"] == row["doc_id"])
+    for name, message in (
+        (f"{row['doc_id']}:99", f"there are windows 0 to {last} in generalist"),
+        ("nobody:0", "--document nobody says what became of it"),
+        ("nobody", "give the id of a document, a colon, and the number of its window"),
+        ("nobody:-1", "and the number of its window"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            said(inspection.window(name))
+
+
 def test_text_of_the_corpus_cannot_steer_the_terminal(inspection: Inspection) -> None:
-    text = said(inspection.document("bell"))
-    assert "appeal statute" in text
-    assert "\x07" not in text
-    assert "\x1b" not in text
+    for text in (said(inspection.document("bell")), said(inspection.window("bell:0"))):
+        assert "appeal statute" in text
+        assert "\x07" not in text
+        assert "\x1b" not in text
 
 
 def test_the_job_lists_clusters_and_says_what_is_wrong_in_a_line(config: dict[str, Any], tmp_path: Path) -> None:

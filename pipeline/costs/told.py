@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.amounts import bytes_said, time_said
 from pipeline.config import GENERALIST, Config
 from pipeline.costs.model import Machines, StageCost, kind_of, read_rates, read_tokens, stage_cost
 from pipeline.costs.size import Size, size_of
@@ -126,20 +127,3 @@ def _lines(
         yield f"not in it: {', '.join(others)}; nor the start of Ray, some seconds"
     machine = read_rates()["measured"]["machine"]
     yield f"Rates are of {machine}, and of MiniLM where a transformer reads: right to a factor of two or so (docs/scale.md)."
-
-
-def time_said(seconds: float) -> str:
-    """Seconds, minutes, hours or days, as a person would say it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * _HOUR:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / _HOUR:,.1f} h" if seconds < 48 * _HOUR else f"{seconds / 24 / _HOUR:,.1f} days"
-
-
-def bytes_said(num: float) -> str:
-    """Bytes in thousands of thousands, to three digits."""
-    units = ["B", "KB", "MB", "GB", "TB"]
-    while num >= 1000 and len(units) > 1:
-        num, units = num / 1000, units[1:]
-    return f"{num:,.3g} {units[0]}"

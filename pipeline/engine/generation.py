@@ -32,7 +32,6 @@ from pipeline import config
 from pipeline.engine.deaths import Deaths, NoEngineLeftError
 from pipeline.engine.tasks import Engine, _measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
-from pipeline.progress import Progress
 from pipeline.rewriting.exchange import Answer, Failure, Request
 
 # Prompts handed to an engine at once. vLLM itself runs 256 of them side by side (max_num_seqs), 1024 on the largest GPUs.
@@ -86,7 +85,7 @@ def generate(
     work = _Work.of(engine, settings, model, revision, read, store, [ray.put(value) for value in shared])
     untouched = dict(enumerate(blocks))
     unanswered: dict[int, int] = {}
-    with Progress(title, len(blocks), "blocks") as progress:
+    with engine.progress.phase(title, len(blocks), "blocks") as phase:
         while untouched:
             before = len(untouched)
             try:
@@ -98,7 +97,7 @@ def generate(
                         untouched.pop(number, None)
                         unanswered[number] = unanswered.get(number, size) - answered
                         if not unanswered[number]:
-                            progress.advance()
+                            phase.advance()
                     yield result.value
             except NoEngineLeftError as error:
                 if len(untouched) == before:

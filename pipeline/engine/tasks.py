@@ -22,6 +22,7 @@ from typing import Any
 from loguru import logger
 
 from pipeline import config
+from pipeline.engine.messages import log_messages
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.progress import Progress
 
@@ -66,6 +67,7 @@ class Engine:
     def __init__(self, settings: config.Engine, check: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
         self.check = check
+        self.progress = Progress()
         self.stage = ""  # whose tasks they are, for `engine.placement`
         self.usage = Usage()
         self._ray: Any = None
@@ -148,11 +150,14 @@ class Engine:
         unit: str = "parts",
         shared: tuple[Any, ...] = (),
         num_gpus: float = 0,
+        before: int = 0,
+        quarantined: Callable[[Any], int] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """(index of the item, `function(item, *shared)`), in the order in which they finish, each once.
 
         `shared` goes to each node once. After a failure nothing further is started, what runs is awaited (its parts are kept),
-        and the first error is raised.
+        and the first error is raised. For those who watch: `before` units were there already, and `quarantined` gives the rows that
+        a result left out.
 
         Raises:
             CrispwrapError: what the function raised, or WorkerError for a worker that died `engine.attempts` times.
@@ -171,7 +176,7 @@ class Engine:
                 index, item = entry
                 running[task.remote(function, item, *shared_refs)] = index
 
-        yield from self._finished(running, refill, items, title=title, unit=unit)
+        yield from self._finished(running, refill, items, title=title, unit=unit, before=before, quarantined=quarantined)
 
     def fold(
         self,
@@ -249,11 +254,21 @@ class Engine:
             self.usage.add(busy_s, rss_bytes)
 
     def _finished(
-        self, running: dict[Any, int], refill: Callable[[], None], items: Sequence[Any], *, title: str, unit: str, cores: int = 1
+        self,
+        running: dict[Any, int],
+        refill: Callable[[], None],
+        items: Sequence[Any],
+        *,
+        title: str,
+        unit: str,
+        cores: int = 1,
+        before: int = 0,
+        quarantined: Callable[[Any], int] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """(index, result) of running tasks as they finish; after a failure no more are started, and it is raised at the end."""
         failure: BaseException | None = None
-        with self._mapping(), Progress(title, sum(map(_units, items)), unit) as progress:
+        total = before + sum(map(_units, items))
+        with self._mapping(), self.progress.phase(title, total, unit, before=before) as phase:
             while True:
                 if failure is None:
                     refill()
@@ -268,7 +283,7 @@ class Engine:
                     failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
                     continue
                 self.usage.add(busy_s * cores, rss_bytes)
-                progress.advance(_units(items[index]))
+                phase.advance(_units(items[index]), quarantined(result) if quarantined else 0)
                 yield index, result
         if failure is not None:
             raise failure
@@ -320,6 +335,7 @@ class Engine:
         import ray
 
         if not ray.is_initialized():
+            log_messages()
             address = self.settings.address or os.environ.get("RAY_ADDRESS") or _recorded_cluster()
             if address and address != "local":
                 _join(ray, address)

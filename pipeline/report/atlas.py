@@ -94,7 +94,9 @@ def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, l
 def _names(nodes: pa.Table, shares: Shares) -> dict[str, list[Any]]:
     """What each node is called: by a model's title where there is one, and then its words beside that."""
     first, num, terms = (nodes[name].to_pylist() for name in ("first_leaf", "num_leaves", "terms"))
-    titles = [shares.names[leaf].title if leaves == 1 and leaf in shares.names else "" for leaf, leaves in zip(first, num, strict=True)]
+    titles = [
+        shares.names[leaf].title if leaves == 1 and leaf in shares.names else "" for leaf, leaves in zip(first, num, strict=True)
+    ]
     names = [shown(title or words) for title, words in zip(titles, terms, strict=True)]
     return {"name": names, "words": [shown(words) if title else "" for title, words in zip(titles, terms, strict=True)]}
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.amounts import bytes_said, time_said
 from pipeline.errors import ConfigError
 from pipeline.report import charts
 from pipeline.report import comparison as comparing
@@ -56,7 +57,13 @@ def render(facts: Mapping[str, Any], *, fingerprint: str = "", comparison: Mappi
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "duration": duration, "number": _number, "count": lambda value: f"{value:,}"}
+    environment.filters |= {
+        "percent": _percent,
+        "duration": time_said,
+        "bytes": bytes_said,
+        "number": _number,
+        "count": lambda value: f"{value:,}",
+    }
     scripts = [_vega(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")]
     data = {name: facts[name] for name in ("drawn", "specialists", "nodes", "excerpts")}
     specs = specifications(facts) | (comparing.specifications(comparison) if comparison else {})
@@ -167,15 +174,6 @@ def _vega() -> str:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _number(value: float) -> str:

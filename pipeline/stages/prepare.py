@@ -77,12 +77,17 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         names = [scan_name(file.number) for file in files]
         shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder, not steps)
         scanned = folder.child("scans")
-        scans = map_parts(engine, scanned, names, _scan_file, title=f"scan {corpus}", unit="files", shared=shared)
+        scans = map_parts(
+            engine, scanned, names, _scan_file, title=f"scan {corpus}", unit="files", shared=shared, quarantined=_bad_rows
+        )
         rows = sum(scan["rows"] for scan in scans)
 
         repeated = find_duplicates(engine, scanned, files, rows, title=f"ids {corpus}")
         shared = (repeated, files, settings, folder)
-        for _ in engine.map(_describe_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared):
+        described = engine.map(
+            _describe_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared, quarantined=int
+        )
+        for _ in described:
             pass
         bad = sum(scan["bad"] for scan in scans) + sum(len(of_file) for of_file in repeated.values())
         quarantined = [name for name, scan in zip(names, scans, strict=True) if scan["bad"]]
@@ -194,15 +199,21 @@ def _scan_file(
     return facts
 
 
+def _bad_rows(scan: Mapping[str, Any]) -> int:
+    return int(scan["bad"])
+
+
 def _describe_duplicates(
     number: int,
     duplicates: dict[int, dict[int, tuple[int, int]]],
     files: Sequence[InputFile],
     settings: Corpus,
     folder: Folder,
-) -> None:
+) -> int:
+    """Quarantine the repeated ids of a file; how many."""
     table = duplicates_table(files[number], settings, duplicates[number], [file.url for file in files])
     folder.child(QUARANTINED).write_table(f"duplicates-{number:05d}.parquet", table, QUARANTINE)
+    return len(table)
 
 
 def _check_bad(
@@ -280,11 +291,16 @@ def _cut(
 ) -> list[dict[str, Any]]:
     """Cut the parts that are not there; the facts of all parts, in order."""
     present = set(folder.names(".parquet"))
-    items = cuts([part for part in planned if f"{part.name}.parquet" not in present], engine.num_workers)
+    left = [part for part in planned if f"{part.name}.parquet" not in present]
+    items, before = cuts(left, engine.num_workers), len(planned) - len(left)
     facts: dict[str, dict[str, Any]] = {}
-    for _, made in engine.map(_cut_parts, items, title=title, shared=shared):
+    for _, made in engine.map(_cut_parts, items, title=title, shared=shared, before=before, quarantined=_failed_rows):
         facts |= made
     return with_facts(folder, [part.name for part in planned], facts)
+
+
+def _failed_rows(parts: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(part["failed"] for part in parts.values())
 
 
 def part_name(file_number: int, chunk: int) -> str:

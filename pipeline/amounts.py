@@ -1,0 +1,30 @@
+"""Amounts as a person would say them: times, rates, bytes."""
+
+_HOUR = 3600.0
+
+
+def time_said(seconds: float) -> str:
+    """Seconds, minutes, hours or days."""
+    if seconds < 0.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * _HOUR:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / _HOUR:,.1f} h" if seconds < 48 * _HOUR else f"{seconds / 24 / _HOUR:,.1f} days"
+
+
+def rate_said(per_s: float) -> str:
+    """Per second; per minute or hour where it is less than one."""
+    if per_s <= 0:
+        return "0/h"
+    per, unit = next(((per_s * times, unit) for times, unit in ((1, "s"), (60, "min")) if per_s * times >= 1), (per_s * _HOUR, "h"))
+    return f"{per:.1f}/{unit}" if per < 9.95 else f"{per:,.0f}/{unit}"
+
+
+def bytes_said(num: float) -> str:
+    """Bytes in thousands of thousands, to three digits."""
+    units = ["B", "KB", "MB", "GB", "TB"]
+    while num >= 999.5 and len(units) > 1:
+        num, units = num / 1000, units[1:]
+    return f"{num:,.3g} {units[0]}"
