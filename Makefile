@@ -7,19 +7,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch goes first: left to pip, a machine without a GPU gets gigabytes of CUDA packages where a CPU build is at hand.
 TORCH ?= torch==2.13.0
+# What the report is looked at with in the tests; where it is not there, root gets Debian's.
+CHROMIUM ?= chromium
 
-.PHONY: demo test lint schemas clean
+.PHONY: demo test lint schemas gallery browser clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python jobs/curate.py --config configs/demo.yaml
 
-test: $(VENV)/.dev lint
-	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.dev browser lint
+	CHROMIUM="$$(command -v $(CHROMIUM))" HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+browser:
+	command -v $(CHROMIUM) > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium > /dev/null; } \
+	  || { echo "tests look at the report with chromium: install Debian's package, or set CHROMIUM=/path/to/one"; exit 1; }
+
+gallery: demo $(VENV)/.dev browser
+	CHROMIUM="$$(command -v $(CHROMIUM))" $(BIN)/python docs/gallery.py
 
 schemas: $(VENV)/.demo
 	$(BIN)/python -m pipeline.schemas
