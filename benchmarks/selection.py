@@ -1,7 +1,7 @@
 """Selecting from a corpus, files to files, against the package of DSIR's authors (`data-selection`), with as many processes.
 
 Ours is `curate()`: windows, static embeddings, the tree, scores, draws and shards. A static model is distilled once on a machine
-(`pipeline.embedders.cache`), so ours runs once without and then with what the first run left behind, each in a workdir of its own.
+(`pipeline.cache`), so ours runs once without and then with what the first run left behind, each in a workdir of its own.
 Theirs fits its n-gram model, weighs each document and writes the chosen ones; it reads plain JSON lines (knows no other), and ours
 reads the same. They take turns.
 

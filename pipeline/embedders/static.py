@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import cache
 from pipeline.config import Embed
-from pipeline.embedders import cache, source
+from pipeline.embedders import source
 from pipeline.embedders.sentence import autocast, hold_tokenizers, load_model, precision_for
 from pipeline.embedders.vectors import processor_name, unit_rows
 from pipeline.errors import ConfigError

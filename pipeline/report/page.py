@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import cache
 from pipeline.amounts import bytes_said, time_said
 from pipeline.errors import ConfigError
 from pipeline.report import charts
@@ -168,8 +169,11 @@ def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, which a script element can hold."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle(vl_version=_VEGA_LITE)  # type: ignore[call-arg]  # its stub wants a snippet
-    return script.replace("</script", "<\\/script")
+    def bundled() -> bytes:  # takes some seconds
+        script: str = vl_convert.javascript_bundle(vl_version=_VEGA_LITE)  # type: ignore[call-arg]  # its stub wants a snippet
+        return script.replace("</script", "<\\/script").encode()
+
+    return cache.remembered("vega", {"vl_convert": vl_convert.__version__, "vega_lite": _VEGA_LITE}, bundled).decode()
 
 
 def _percent(share: float, digits: int = 1) -> str:

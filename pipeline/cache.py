@@ -1,4 +1,4 @@
-"""What is made of a model alone, kept for the next run on this machine.
+"""What is made of a model or a package alone, kept for the next run on this machine.
 
 In `$XDG_CACHE_HOME/crispwrap`, else `~/.cache/crispwrap`, as the libraries that fetch models have it. It only saves time: a run
 copies what it needs into its workdir, and deleting the folder is always right.
