@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline import run
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.hashing import keyed_uniform
+from pipeline.names import Name
 from pipeline.projection import places
 from pipeline.report import atlas, page
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
@@ -357,6 +359,16 @@ def test_a_missing_package_leaves_the_run_done_and_says_what_to_install(
     assert not (Path(made.workdir.path) / "report.html").exists()
     with pytest.raises(ConfigError, match=r"crispwrap\[report\]"):
         run.report(load_config(pair[0]))
+
+
+def test_a_title_stands_before_the_words_of_a_cluster_and_no_title_beside_them() -> None:
+    nodes = pa.table(
+        {"first_leaf": [0, 0, 1], "num_leaves": [2, 1, 1], "terms": ["court, oven", "court, judge", "oven, \x1bdough"]}
+    )
+    shares: Any = SimpleNamespace(names={0: Name("Rulings of courts", "court, judge"), 1: Name("", "oven")})
+    named = atlas._names(nodes, shares)
+    assert named["name"] == ["court, oven", "Rulings of courts", "oven, \N{REPLACEMENT CHARACTER}dough"]
+    assert named["words"] == ["", "court, judge", ""]
 
 
 def test_a_page_of_4096_clusters_is_smaller_than_ten_megabytes() -> None:

@@ -225,7 +225,7 @@ def epochs(rows: Sequence[dict[str, Any]], cap: float) -> Spec:
 def times(rows: Sequence[dict[str, Any]]) -> Spec:
     """Seconds of each step."""
     encoding = {
-        "y": {"field": "step", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False}},
+        "y": {"field": "step", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False, "labelPadding": 8}},
         "x": {"field": "seconds", "type": "quantitative", "title": "seconds", "axis": {"tickCount": 5, "format": "~s"}},
         "tooltip": [
             {"field": "step"},
@@ -242,7 +242,7 @@ def times(rows: Sequence[dict[str, Any]]) -> Spec:
 def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
     """What became of the prompts of each style."""
     encoding = {
-        "y": {"field": "style", "type": "nominal", "title": None, "axis": {"ticks": False}},
+        "y": {"field": "style", "type": "nominal", "title": None, "axis": {"ticks": False, "labelPadding": 8}},
         "x": {"field": "share", "type": "quantitative", "stack": True, "title": None, "axis": {"format": "~%", "tickCount": 5}},
         "color": {
             "field": "outcome",

@@ -142,10 +142,14 @@ def rephrasing(material: Material) -> dict[str, Any]:
                 "collapsed": bool(opened) and collapsed(opened),
             }
         )
-    pairs = [
-        {**row, **{name: atlas.excerpt_of(row[name], 900) for name in ("source_text", "text", "detail")}}
-        for row in material.tables.read_table("pairs.parquet").to_pylist()
-    ]
+    pairs, seen = [], Counter[tuple[str, str]]()
+    for row in material.tables.read_table("pairs.parquet").to_pylist():
+        kind = (row["style"], row["verdict"])
+        pairs.append(
+            {**row, **{name: atlas.excerpt_of(row[name], 900) for name in ("source_text", "text", "detail")}, "rank": seen[kind]}
+        )
+        seen[kind] += 1
+    pairs.sort(key=lambda pair: pair["rank"])  # one of each style and verdict first
     return {
         "model": manifest["model"],
         "line": account_line(manifest),
