@@ -50,7 +50,8 @@ def main() -> None:
         took.append(1e3 * (time.perf_counter() - begun))
     median = statistics.median(took)
     print(
-        f"{count(row['answer'])} tokens judged in {median:.2f} ms (median of {len(took)}, best {min(took):.2f}): {median / LIMIT_MS:.2f} of {LIMIT_MS:g} ms"
+        f"{count(row['answer'])} tokens judged in {median:.2f} ms (median of {len(took)}, best {min(took):.2f}): "
+        f"{median / LIMIT_MS:.2f} of {LIMIT_MS:g} ms"
     )
 
 
