@@ -15,6 +15,7 @@
   const levels = [...new Set(nodes.level)].filter((level) => level > 0).sort((a, b) => a - b);
   const deepest = levels[levels.length - 1] || 0;
   const LISTED = 100;
+  const LABELLED = 150;
   const FOLD = 6; // of what has no share at all: beyond the ends of the scale
   const state = { root: rowOf.get(0) ?? 0, level: deepest, whose: "after", area: "before", picked: null, words: "" };
   const views = new Map();
@@ -58,8 +59,11 @@
   const matches = (row) => !state.words || state.words.split(/\s+/).every((word) => `${nodes.name[row]} ${nodes.words[row]}`.toLowerCase().includes(word));
   const shown = () => below(state.root).filter(matches);
 
-  const mapRows = () =>
-    shown().map((row) => ({
+  const mapRows = () => {
+    const rows = shown();
+    const sizes = rows.map((row) => shareOf(row, state.area)).sort((a, b) => b - a);
+    const least = sizes[Math.min(LABELLED, sizes.length) - 1] ?? 0; // thousands of names are laid out anew with each turn of the wheel
+    return rows.map((row) => ({
       row,
       x: nodes.x[row],
       y: nodes.y[row],
@@ -67,12 +71,13 @@
       fold: fold(row),
       title: title(row),
       name: nodes.name[row] || "–",
-      label: (nodes.name[row] || "").split(", ").slice(0, 2).join(", "),
+      label: shareOf(row, state.area) >= least ? (nodes.name[row] || "").split(", ").slice(0, 2).join(", ") : "",
       before: nodes.before[row],
       sample: nodes[sampleShown()][row],
       after: nodes.after[row],
       times: times(row),
     }));
+  };
 
   // Charts.
 
@@ -120,6 +125,8 @@
     ready.autosize = { type: isMap ? "fit" : "fit-x", contains: "padding" };
     if (isMap) {
       ready.data = { name: "nodes", values: mapRows() };
+      const room = Math.min(1, Math.sqrt(150 / Math.max(1, ready.data.values.length))); // thousands of discs are smaller ones
+      ready.encoding.size.scale.range = ready.encoding.size.scale.range.map((area) => Math.max(4, area * room));
       ready.height = Math.round(Math.min(560, Math.max(340, width * 0.8)));
     }
     const result = await vegaEmbed(figure, ready, {
