@@ -87,6 +87,11 @@ class Run:
         return report_step(self.config, windows, assigned, self.step("cluster"), self.step("weights"), samples, rephrased)
 
     @property
+    def drawn(self) -> bool:
+        """Whether the corpus is drawn: all shards, and the plans that they were drawn by."""
+        return self.corpus.done and all(step.done for step in self.samples)
+
+    @property
     def shards(self) -> Folder:
         """Where the final output lies."""
         return self.workdir.child("shards")
@@ -267,7 +272,7 @@ def _curate(run: Run, until: str, engine: Engine) -> None:
     run_steps(run, _steps_until(run, until), engine)
     if until == "sample" and not published(run.corpus, run.shards):
         publish(run.corpus, run.shards)
-    page = _page(run, engine, drawn=until == "sample") if reaches(until, "weights") else None
+    page = _page(run, engine) if reaches(until, "weights") else None
     _tell_made(run, engine)
     for line in summary(run, until):
         console.print(line)
@@ -275,12 +280,12 @@ def _curate(run: Run, until: str, engine: Engine) -> None:
         console.print(f"Report: {page}")
 
 
-def _page(run: Run, engine: Engine, *, drawn: bool) -> str | None:
+def _page(run: Run, engine: Engine) -> str | None:
     """Where the report page is, which is written unless it is there; None without the packages for it."""
     from pipeline.report.writing import written
 
     try:
-        return written(run, engine, drawn=drawn)
+        return written(run, engine)
     except ConfigError as error:  # the run is done, and a page is no reason to say it is not
         logger.warning(f"no report.html: {error}")
         return None
@@ -298,9 +303,8 @@ def report(config: Config | Mapping[str, Any], *, against: Config | None = None)
     if not run.step("weights").done:
         raise ConfigError("the run has no weights yet, and so nothing to report; run jobs/weights.py or jobs/curate.py first")
     other = plan(against) if against else None
-    drawn = all(step.done for step in run.samples) and run.corpus.done
     with at_work(run) as engine:
-        return written(run, engine, drawn=drawn, against=other, anew=True)
+        return written(run, engine, against=other, anew=True)
 
 
 def export(

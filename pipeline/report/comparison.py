@@ -36,7 +36,7 @@ def comparison(engine: Engine, here: Material, other: Run) -> dict[str, Any]:
     """
     run = here.run
     for one, setting in ((run, "--config"), (other, "--against")):
-        if not all(sample.done for sample in one.samples) or not one.corpus.done:
+        if not one.drawn:
             raise ConfigError(f"{setting}: the run in {one.workdir.url} has drawn nothing yet; run jobs/curate.py with it first")
     there = other.corpus.manifest
     mine, theirs = numbers(run, drawn=True), numbers(other, drawn=True)

@@ -11,16 +11,17 @@ PAGE = "report.html"
 _HEAD_BYTES = 1 << 10  # of a page: they have its stamp
 
 
-def written(run: Run, engine: Engine, *, drawn: bool, against: Run | None = None, anew: bool = False) -> str:
+def written(run: Run, engine: Engine, *, against: Run | None = None, anew: bool = False) -> str:
     """Where the page is; it is made where there is none of this run as it is, or `anew`.
 
-    `drawn`: of the corpus that was drawn, else of what the weights ask for; what it is of is done.
+    It is of the corpus that was drawn, or where there is none yet of what the weights ask for, which are done.
 
     Raises:
         ConfigError: a package is missing, or there is nothing to compare with.
         RunError: as other stages.
     """
     page.check()
+    drawn = run.drawn
     step = run.report(drawn=drawn)
     place = f"{run.workdir.url}/{PAGE}"
     if not anew and step.done and _is_there(run, step.fingerprint):
