@@ -28,6 +28,7 @@ from pipeline.progress import Progress
 
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3
+_STARTS = 2  # Ray gives its processes half a minute, for which a busy machine may be too slow
 _RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
 
 
@@ -367,13 +368,17 @@ def _join(ray: Any, address: str) -> None:
 
 def _start_here(ray: Any, num_cpus: int) -> None:
     started = time.monotonic()
-    try:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
-    except Exception as error:  # Ray raises plain ones for processes that do not come up
-        raise WorkerError(
-            f"Ray could not be started here ({' '.join(str(error).split())[:200]}); run again once the machine is less busy, or "
-            "/tmp less full"
-        ) from error
+    for attempt in range(_STARTS):
+        try:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+            break
+        except Exception as error:  # Ray raises plain ones for processes that do not come up
+            said = " ".join(str(error).split())[:200]
+            if attempt == _STARTS - 1:
+                raise WorkerError(
+                    f"Ray could not be started here ({said}); run again once the machine is less busy, or /tmp less full"
+                ) from error
+            logger.warning(f"Ray did not start here ({said}); once more")
     logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
 
 
