@@ -109,7 +109,7 @@ def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iter
         yield from _off(run, manifest)
     quarantined = sum(step.manifest["quarantined"] for step in run.steps if step.stage == "prepare")
     if quarantined:
-        yield f"{quarantined:,} rows of the input could not be used (Quarantine and filters)."
+        yield f"{quarantined:,} row{'s' if quarantined > 1 else ''} of the input could not be used (Quarantine and filters)."
     absent = [
         what
         for what, section in (

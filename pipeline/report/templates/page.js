@@ -195,7 +195,7 @@
     if (data.drawn) {
       const facts = [`${nodes.epochs[row].toFixed(2)} passes over its text`, `${whole(nodes.fresh[row])} tokens are no repeats`];
       if (nodes.rewritten[row]) facts.push(`${whole(nodes.rewritten[row])} are rewrites`);
-      if (nodes.missing && nodes.missing[row] >= 1) facts.push(`${whole(nodes.missing[row])} tokens short`);
+      if (nodes.missing && nodes.missing[row] >= 1) facts.push(`${whole(nodes.missing[row])} tokens fewer than asked for`);
       panel.append(element("p", facts.join("; ") + ".", { class: "note" }));
     }
     if (!isEnd(row)) {
