@@ -263,7 +263,7 @@ def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
         return not follow
     if follow:
         return status.follow(watch)
-    for line in status.told(watch.workdir, status.listened(watch)):
+    for line in status.told(watch.workdir, status.listened(watch), width=console.width):
         console.print(line)
     return True
 

@@ -124,11 +124,14 @@ class Inspection:
                 yield Text(f"{name}: nothing of its sample is here")
                 continue
             interval = f" (90%: {_percent(row['p_low'])} to {_percent(row['p_high'])})" if np.isfinite(row["p_low"]) else ""
-            yield Text(f"{name}: {row['windows']:,} windows of its sample, {_percent(row['p'])} of it{interval}")
+            yield Text(
+                f"{name}: {row['windows']:,} windows of its sample, {_percent(row['p_raw'])} of it; "
+                f"asks for {_percent(row['p'])}{interval}"
+            )
         yield Text(f"asked for: {_percent(self.mixture['p_target'][leaf])} of the new corpus")
         if self.plan:
             planned, deficit = self.plan["planned_tokens"][leaf], self.plan["deficit_tokens"][leaf]
-            missing = f", {deficit:,.0f} tokens short" if deficit >= 1 else ""
+            missing = f", {deficit:,.0f} tokens fewer than asked for" if deficit >= 1 else ""
             yield Text(f"planned: {planned:,.0f} tokens, {self.plan['epochs'][leaf]:.2f} passes over its text{missing}")
         yield Text("nearest: " + "; ".join(f"{near} {self.name(near)}" for near in self._neighbours(leaf)))
         for corpus in (GENERALIST, *self.run.config.specialists):

@@ -34,6 +34,8 @@ _LEFT_OUT: Mapping[str, tuple[str, ...]] = {
 }
 _PASSED_OVER = ("windows", "rows")  # of which a stage makes so many a second
 _READERS = 16
+_HEADINGS = ("step", "holds", "left out", "time", "rate", "tasks", "memory")
+_WIDE, _NARROW = 90, 70  # columns of a terminal: for all of them, and for all but the last two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +88,19 @@ def made_line(made: Made) -> str:
     return f"{made.title:<22} {time_said(made.seconds):>7}  {said or 'ready'}"
 
 
-def made_table(steps: Sequence[Made], at_work: str = "") -> Table:
-    """A row a step, and what those that were done took together; `at_work` is how far the one at work is."""
+def made_table(steps: Sequence[Made], at_work: str = "", *, width: int = _WIDE) -> Table:
+    """A row a step, and what those that were done took together; `at_work` is how far the one at work is.
+
+    On a terminal of fewer columns the last ones are left out: cut off, their numbers would be wrong ones.
+    """
     table = Table(box=None, pad_edge=False)
-    for heading in ("step", "holds", "left out", "time", "rate", "tasks", "memory"):
+    headings = _HEADINGS if width >= _WIDE else _HEADINGS[:5] if width >= _NARROW else _HEADINGS[:4]
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("step", "holds", "left out") else "right", no_wrap=True)
     for made in steps:
         done = made.state == DONE
         rate = made.rate_per_s if done else None
-        table.add_row(
+        row = (
             shown(made.title),
             next((f"{count:,} {name}" for name, count in made.holds.items()), at_work if made.state == AT_WORK else ""),
             ", ".join(f"{count:,} {name}" for name, count in made.left_out.items()),
@@ -102,11 +108,11 @@ def made_table(steps: Sequence[Made], at_work: str = "") -> Table:
             rate_said(rate) if rate else "",
             f"{made.tasks:,}" if done and made.tasks else "",
             bytes_said(made.peak_rss_bytes) if done and made.peak_rss_bytes else "",
-            style="dim" if not done else "",
         )
+        table.add_row(*row[: len(headings)], style="dim" if not done else "")
     done_now = [made for made in steps if made.state == DONE]
     if len(done_now) > 1:
-        table.add_row(
+        row = (
             "together",
             "",
             "",
@@ -115,4 +121,5 @@ def made_table(steps: Sequence[Made], at_work: str = "") -> Table:
             f"{sum(made.tasks for made in done_now):,}",
             bytes_said(max(made.peak_rss_bytes for made in done_now)),
         )
+        table.add_row(*row[: len(headings)])
     return table

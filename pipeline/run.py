@@ -300,8 +300,10 @@ def report(config: Config | Mapping[str, Any], *, against: Config | None = None)
     from pipeline.report.writing import written
 
     run = plan(config)
-    if not run.step("weights").done:
-        raise ConfigError("the run has no weights yet, and so nothing to report; run jobs/weights.py or jobs/curate.py first")
+    if missing := [step.title for step in _steps_until(run, "weights") if not step.done]:
+        raise ConfigError(
+            f"nothing to report before the weights are done, and {missing[0]} is not; run jobs/weights.py or jobs/curate.py"
+        )
     other = plan(against) if against else None
     with at_work(run) as engine:
         return written(run, engine, against=other, anew=True)
@@ -400,7 +402,7 @@ def _tell_made(run: Run, engine: Engine) -> None:
     """What each step holds and took, unless nothing had to be done."""
     steps = engine.progress.steps()
     if any(step["state"] == DONE for step in steps):
-        console.print(Text(), made_table(made_of(run.workdir, steps)))
+        console.print(Text(), made_table(made_of(run.workdir, steps), width=console.width))
 
 
 def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], Run]:

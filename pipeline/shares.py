@@ -45,14 +45,14 @@ class Shares:
             self.after_L = planned_L / max(1e-9, float(planned_L.sum()))
             self.epochs_L = np.sum([plan["epochs"].to_numpy() for plan in plans], axis=0)
             self.deficit_L = np.sum([plan["deficit_tokens"].to_numpy() for plan in plans], axis=0)
-        # Of each sample the leaves that it touches, or may: rows of SPECIALISTS.
+        # Rows of SPECIALISTS: `p_raw` is the sample as it is, `p` what the estimator asks for in its name, and may be far from it.
         self.samples: dict[str, dict[int, dict[str, float]]] = {name: {} for name in run.config.specialists}
         for row in folder.read_table("specialists.parquet").to_pylist():
             self.samples[row["specialist"]][row["leaf"]] = row
 
     def favoured(self, name: str) -> list[int]:
-        """The leaves that hold more of a specialist's sample than of the generalist corpus."""
-        return [leaf for leaf, row in self.samples[name].items() if row["p"] > self.before_L[leaf]]
+        """The leaves with text that hold more of a specialist's sample than of the generalist corpus."""
+        return [leaf for leaf, row in self.samples[name].items() if row["p_raw"] > self.before_L[leaf] > 0]
 
     def of_sample(self, name: str, column: str) -> Floats:
         """(L,) a column of SPECIALISTS for one of them, 0 where it has no row."""
@@ -72,6 +72,15 @@ def asked_shares(config: Config) -> dict[str, float]:
             asked[name] += part * (1 - natural) * share / sum(shares.values())
         asked[NATURAL] += part * natural
     return asked
+
+
+def divergence(p_L: Floats, q_L: Floats) -> float:
+    """KL(p || q) in nats over the leaves where q has something, p scaled to 1 there; 0 where they share nothing."""
+    both_L = (p_L > 0) & (q_L > 0)
+    if not both_L.any():
+        return 0.0
+    p_M, q_M = p_L[both_L] / p_L[both_L].sum(), q_L[both_L]
+    return float(p_M @ np.log(p_M / q_M))
 
 
 def most_passes(run: "Run") -> float:

@@ -104,15 +104,16 @@ def no_run(workdir: Folder) -> str:
     return f"no run has been started in {workdir.url} yet"
 
 
-def told(workdir: Folder, status: Status) -> Iterator[RenderableType]:
-    """The run in a sentence, how far it is, and a table of its steps."""
+def told(workdir: Folder, status: Status, *, width: int) -> Iterator[RenderableType]:
+    """The run in a sentence, how far it is, and a table of its steps, for a terminal of so many columns."""
     yield Text(_sentence(status))
     if line := at_work(status):
         yield Text(line)
     if status.steps:
         count = status.count
         yield Text()
-        yield made_table(made_of(workdir, status.steps), f"{count.done:,} of {count.total:,} {shown(count.unit)}" if count else "")
+        done = f"{count.done:,} of {count.total:,} {shown(count.unit)}" if count else ""
+        yield made_table(made_of(workdir, status.steps), done, width=width)
 
 
 def at_work(status: Status) -> str:
@@ -145,7 +146,7 @@ def follow(watch: Watch) -> bool:
     if sys.stdout.isatty() and not terminal.is_dumb_terminal:
         with Live(console=terminal, auto_refresh=False) as live:
             while True:
-                live.update(Group(*told(watch.workdir, status)), refresh=True)
+                live.update(Group(*told(watch.workdir, status, width=terminal.width)), refresh=True)
                 if status.state != AT_WORK:
                     break
                 time.sleep(_POLL_S)
@@ -159,6 +160,6 @@ def follow(watch: Watch) -> bool:
             said, said_at = step, time.monotonic()
         time.sleep(_POLL_S)
         status = watch.look() or status
-    for line in told(watch.workdir, status):
+    for line in told(watch.workdir, status, width=terminal.width):
         terminal.print(line)
     return status.state == ENDED

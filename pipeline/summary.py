@@ -58,14 +58,15 @@ def _movers(shares: Shares) -> Iterator[RenderableType]:
     down = [i for i in order[-_MOVERS:] if moved_L[i] < 0 and i not in up]
     only = next(iter(shares.samples)) if len(shares.samples) == 1 else None
     headings = ["cluster", "what sets its text apart", "generalist"]
-    headings += [f"{only} (90% interval)"] if only else []
+    headings += ["its sample", "asked for (90% interval)"] if only else []
     headings += ["new corpus", "change"] + (["epochs"] if shares.epochs_L is not None else [])
     table = _table("Clusters that moved most (share of tokens)", headings, left=("what sets its text apart",))
     for i in [*up, *down]:
         row = [str(i), shares.names.get(i, Name()).shown, percent(shares.before_L[i])]
         if only:
-            found = shares.samples[only].get(i, {"p": 0.0, "p_low": 0.0, "p_high": 0.0})
+            found = shares.samples[only].get(i, {"p_raw": 0.0, "p": 0.0, "p_low": 0.0, "p_high": 0.0})
             known = np.isfinite(found["p_low"])
+            row.append(percent(found["p_raw"]))
             row.append(percent(found["p"]) + (f" ({percent(found['p_low'])}–{percent(found['p_high'])})" if known else ""))
         row += [percent(shares.after_L[i]), f"{shares.after_L[i] / shares.before_L[i]:.2f}×"]
         table.add_row(*row, *([f"{shares.epochs_L[i]:.2f}"] if shares.epochs_L is not None else []))
@@ -76,7 +77,7 @@ def _verdict(shares: Shares) -> Iterator[str]:
     """A sentence for each specialist: whether the mixture moved its way."""
     for name, leaves in shares.samples.items():
         favoured = shares.favoured(name)
-        sample = sum(leaves[leaf]["p"] for leaf in favoured)
+        sample = sum(leaves[leaf]["p_raw"] for leaf in favoured)
         before, after = float(shares.before_L[favoured].sum()), float(shares.after_L[favoured].sum())
         yield (
             f"{name}: the {len(favoured):,} clusters that its sample favours ({percent(sample)} of it) are {percent(before)} "

@@ -343,7 +343,10 @@ EXCERPTS = pa.schema(
     [
         pa.field("node", pa.int32(), nullable=False, metadata={"doc": "the deepest one on the map"}),
         pa.field(
-            "of", pa.string(), nullable=False, metadata={"doc": "generalist; drawn: of it, in the new corpus; or a specialist"}
+            "of",
+            pa.string(),
+            nullable=False,
+            metadata={"doc": "generalist; `drawn:`, of it what is in the new corpus; or a specialist"},
         ),
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("window", pa.int32(), nullable=False),

@@ -101,6 +101,7 @@ def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, An
         "rewritten": [0] * num_nodes,
         "missing": [0] * num_nodes,
         "sample0": of_nodes(sample_L),
+        "claim0": of_nodes(sample_L),
         "heard0": [round(1000 * value) for value in of_nodes(sample_L)],
         "low0": [None] * num_nodes,
         "high0": [None] * num_nodes,
@@ -117,6 +118,9 @@ def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, An
         "levels": [Level(1, 60, 100.0, 10.0, (0.9,) * len(MULTIPLES)), Level(2, 900, 5.0, float("inf"), (0.0,) * len(MULTIPLES))],
         "top": list(range(15)),
         "facts": [],
+        "clusters_alone": True,
+        "kl_before": 1.0,
+        "kl_after": 0.5,
     }
     return {
         "name": "many",

@@ -131,8 +131,13 @@ def test_the_switch_of_specialist_colours_the_map_anew(wide: Opened) -> None:
     page.locator("#find").fill(nodes["name"][best])
     page.wait_for_function("document.querySelectorAll('#list tbody tr').length === 1")
     assert str(nodes["leaf"][best]) in (page.locator("#list tbody tr").first.text_content() or "")
+    page.locator("#find").fill("no such word anywhere")
+    page.wait_for_function("document.querySelectorAll('#list tbody tr').length === 0")
+    page.wait_for_function(f"document.querySelector('{MAP}').innerText.includes('No cluster here')")
     page.locator("#find").fill("")
     page.select_option("#whose", "after")
+    page.wait_for_function(f"document.querySelector('{MAP} .mark-symbol.marks path') !== null")
+    assert wide.said == []
 
 
 def test_the_wheel_zooms_the_map(wide: Opened) -> None:

@@ -102,7 +102,7 @@ def states(out: str) -> dict[str, str]:
 def shown(status: Status, workdir: Folder) -> str:
     console = Console(width=150, highlight=False, markup=False)
     with console.capture() as capture:
-        for line in told(workdir, status):
+        for line in told(workdir, status, width=130):
             console.print(line)
     return capture.get()
 

@@ -16,8 +16,14 @@ from pipeline.errors import shown
 from pipeline.shares import Floats, Shares
 from pipeline.stages.report import OF_DRAWN
 
-_LEAST_CHARACTERS, _MOST_CHARACTERS = 100, 420  # of an excerpt
-_EXCERPT_BYTES = 3_500_000  # of all excerpts: a page of 4,096 clusters stays below 10 MB
+_FEWEST_CHARACTERS, _LEAST_CHARACTERS, _MOST_CHARACTERS = (
+    30,
+    100,
+    420,
+)  # of an excerpt; less than 100 only where there is one of a kind
+_EXCERPT_BYTES = 4_500_000  # of all excerpts: a page of 4,096 clusters stays below 10 MB
+_BESIDE_BYTES = 20  # of an excerpt in JSON, beside text and id
+_ID_CHARACTERS = 80
 _DIGITS = 5  # of shares and places
 
 
@@ -48,7 +54,8 @@ class Drawn:
 def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, list[Any]]:
     """Of each node what the map shows; `after` is what was drawn, or before anything is what is asked for.
 
-    Sums over the leaves below; an interval is of a leaf alone, for the ends of several do not add up.
+    `sample0` is the first specialist's sample as it is, `claim0` what the estimator asks for in its name, with an interval from
+    `low0` to `high0`: of a leaf alone, for the ends of several do not add up. All else are sums over the leaves below.
     """
     first, num = nodes["first_leaf"].to_numpy(), nodes["num_leaves"].to_numpy()
 
@@ -80,7 +87,8 @@ def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, l
     if shares.deficit_L is not None:
         found["missing"] = np.rint(below(shares.deficit_L)).astype(np.int64).tolist()
     for number, name in enumerate(shares.samples):
-        found[f"sample{number}"] = _rounded(below(shares.of_sample(name, "p")))
+        found[f"sample{number}"] = _rounded(below(shares.of_sample(name, "p_raw")))
+        found[f"claim{number}"] = _rounded(below(shares.of_sample(name, "p")))
         found[f"heard{number}"] = below(shares.of_sample(name, "windows")).astype(np.int64).tolist()
         for end in ("low", "high"):
             value_M = np.where(num == 1, shares.of_sample(name, f"p_{end}")[first], np.nan)
@@ -104,20 +112,31 @@ def _names(nodes: pa.Table, shares: Shares) -> dict[str, list[Any]]:
 def excerpts(table: pa.Table, specialists: Sequence[str]) -> dict[str, dict[str, list[list[Any]]]]:
     """Of each node, by whose they are: [text, document, window, copies]; keys are short, as there are thousands."""
     key_of = {GENERALIST: "g", OF_DRAWN: "d", **{name: f"s{number}" for number, name in enumerate(specialists)}}
-    rows = table.to_pylist()
-    most = characters(sum(len(row["text"].encode()) for row in rows), [row["text"] for row in rows])
     found: dict[str, dict[str, list[list[Any]]]] = {}
-    for row in rows:
-        excerpt = [excerpt_of(row["text"], most), shown(row["doc_id"])[:200], row["window"], row["copies"]]
+    for row in table.to_pylist():
+        excerpt = [row["text"], shown(row["doc_id"])[:_ID_CHARACTERS], row["window"], row["copies"]]
         found.setdefault(str(row["node"]), {}).setdefault(key_of[row["of"]], []).append(excerpt)
+    return shortened(found)
+
+
+def shortened(found: dict[str, dict[str, list[list[Any]]]]) -> dict[str, dict[str, list[list[Any]]]]:
+    """The excerpts, so short, and where that would say nothing so few of a kind, that all are within what the page may hold."""
+    most_each = max((len(texts) for of in found.values() for texts in of.values()), default=0)
+    for each in range(most_each, 0, -1):
+        kept = {node: {whose: texts[:each] for whose, texts in of.items()} for node, of in found.items()}
+        every = [one for of in kept.values() for texts in of.values() for one in texts]
+        beside = sum(_BESIDE_BYTES + len(identifier.encode()) for _, identifier, *_ in every)
+        num_bytes, num_characters = (
+            sum(map(len, texts)) for texts in ([text.encode() for text, *_ in every], [t for t, *_ in every])
+        )
+        most = int((_EXCERPT_BYTES - beside) * max(1, num_characters) / max(1, num_bytes) / len(every))
+        if most >= _LEAST_CHARACTERS or each == 1:
+            most = max(_FEWEST_CHARACTERS, min(_MOST_CHARACTERS, most))
+            return {
+                node: {whose: [[excerpt_of(text, most), *rest] for text, *rest in texts] for whose, texts in of.items()}
+                for node, of in kept.items()
+            }
     return found
-
-
-def characters(all_bytes: int, texts: Sequence[str]) -> int:
-    """Characters of an excerpt, so that all together are no more than the page may hold."""
-    num_characters = max(1, sum(map(len, texts)))
-    affordable = _EXCERPT_BYTES * num_characters / max(1, all_bytes) / max(1, len(texts))
-    return int(min(_MOST_CHARACTERS, max(_LEAST_CHARACTERS, affordable)))
 
 
 def excerpt_of(text: str, most: int) -> str:

@@ -117,14 +117,15 @@ def _series(series: Sequence[tuple[str, str, str]]) -> Spec:
 
 
 def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
-    """Clusters of a sample: its share with a 90% interval, and beside it that of the corpus."""
+    """What is asked for a specialist of clusters, with 90% intervals, and beside it the shares of its sample and of the corpus."""
     y = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": {"grid": True, "ticks": False, "labelPadding": 10}}
     x = {"type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _ROOT}
     tooltip = [
         {"field": "row", "title": "cluster"},
-        {"field": "share", "title": "in the sample", "format": ".2%"},
+        {"field": "share", "title": "asked for", "format": ".2%"},
         {"field": "low", "title": "from", "format": ".2%"},
         {"field": "high", "title": "to", "format": ".2%"},
+        {"field": "sample", "title": "in the sample", "format": ".2%"},
         {"field": "before", "title": "in the corpus", "format": ".2%"},
     ]
     layer: list[Spec] = [
@@ -135,6 +136,10 @@ def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
         {
             "mark": {"type": "point", "filled": True, "shape": "diamond", "color": "$sample", "size": 80, "opacity": 1},
             "encoding": {"x": {"field": "share", **x}, "tooltip": tooltip},
+        },
+        {
+            "mark": {"type": "point", "filled": False, "shape": "circle", "color": "$sample", "size": 70, "strokeWidth": 1.5},
+            "encoding": {"x": {"field": "sample", **x}, "tooltip": tooltip},
         },
         {
             "mark": {"type": "tick", "color": "$before", "thickness": 3, "height": 14, "opacity": 1},
@@ -190,7 +195,7 @@ def passes(rows: Sequence[dict[str, Any]]) -> Spec:
     return _chart({"values": list(rows)}, {"height": 220, "mark": {"type": "bar", "tooltip": True}, "encoding": encoding})
 
 
-def epochs(rows: Sequence[dict[str, Any]], cap: float) -> Spec:
+def epochs(rows: Sequence[dict[str, Any]], cap: float | None) -> Spec:
     """Each cluster by the text that it holds and how often that is passed over."""
     points = {
         "data": {"values": list(rows)},
@@ -212,6 +217,8 @@ def epochs(rows: Sequence[dict[str, Any]], cap: float) -> Spec:
             ],
         },
     }
+    if cap is None:  # there are several
+        return _chart(None, {"height": 220, "layer": [points]})
     rule = {"data": {"values": [{"cap": cap}]}, "encoding": {"y": {"field": "cap", "type": "quantitative"}}}
     line = rule | {"mark": {"type": "rule", "color": "$less", "strokeDash": [5, 4], "strokeWidth": 1.5}}
     said = rule | {

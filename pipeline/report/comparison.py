@@ -20,6 +20,7 @@ from pipeline.report.charts import Spec, dots
 from pipeline.report.material import Material
 from pipeline.report.verdict import numbers
 from pipeline.run import Run
+from pipeline.shares import Shares
 from pipeline.step import fold_groups, part_names
 from pipeline.storage import Folder
 from pipeline.summary import percent
@@ -28,24 +29,25 @@ _MOVERS = 20
 _SOURCES = 20
 
 
-def comparison(engine: Engine, here: Material, other: Run) -> dict[str, Any]:
-    """What the page says of this run against another.
-
-    Raises:
-        ConfigError: one of the two has not drawn its corpus.
+def check(run: Run, other: Run) -> None:
+    """Raises:
+    ConfigError: one of the two has not drawn its corpus.
     """
-    run = here.run
     for one, setting in ((run, "--config"), (other, "--against")):
         if not one.drawn:
             raise ConfigError(f"{setting}: the run in {one.workdir.url} has drawn nothing yet; run jobs/curate.py with it first")
+
+
+def comparison(engine: Engine, here: Material, other: Run) -> dict[str, Any]:
+    """What the page says of this run against another, both drawn."""
+    run = here.run
     there = other.corpus.manifest
-    mine, theirs = numbers(run, drawn=True), numbers(other, drawn=True)
+    mine, theirs = (
+        numbers(one, shares, shares.after_L) for one, shares in ((run, here.shares), (other, Shares(other, planned=True)))
+    )
     found: dict[str, Any] = {
         "name": name_of(run, other),
-        "numbers": [
-            {"label": one["label"], "note": one["note"], "here": one["value"], "there": two["value"]}
-            for one, two in zip(mine, theirs, strict=True)
-        ],
+        "numbers": [{"label": one["label"], "here": one, "there": two} for one, two in zip(mine, theirs, strict=True)],
         "settings": differing(run.config, other.config),
         "clusters": [],
         "sources": _sources(here.run.corpus.manifest["tokens_by_source"], there["tokens_by_source"]),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.config import GENERALIST
+from pipeline.config import CLUSTER_WEIGHTED, GENERALIST
 from pipeline.errors import shown
 from pipeline.report import atlas
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
@@ -17,7 +17,7 @@ from pipeline.report.material import Material
 from pipeline.report.verdict import of_phases, verdict
 from pipeline.rewriting.accounts import account_line, collapsed
 from pipeline.run import Run
-from pipeline.shares import facts_of
+from pipeline.shares import divergence, facts_of
 from pipeline.stages.assign import read_tree
 from pipeline.step import USAGE
 
@@ -53,12 +53,12 @@ def facts(material: Material) -> dict[str, Any]:
 def certainty(material: Material, name: str) -> dict[str, Any]:
     """What the size of a sample allows: intervals, depth, and what more of it would change."""
     shares, weighted = material.shares, material.run.step("weights")
-    low_L, high_L, p_L = (shares.of_sample(name, column) for column in ("p_low", "p_high", "p"))
+    low_L, high_L, p_L, raw_L = (shares.of_sample(name, column) for column in ("p_low", "p_high", "p", "p_raw"))
     touched_L = np.zeros(len(p_L), bool)
     touched_L[list(shares.samples[name])] = True
     error = expected_error(low_L[touched_L], high_L[touched_L])
     found = facts_of(weighted, name)
-    alphas = [fact["value"] for key, fact in sorted(found.items()) if key.startswith("alpha_level_")]
+    alphas = {int(key.rpartition("_")[2]): row["value"] for key, row in found.items() if key.startswith("alpha_level_")}
     tree = read_tree(material.run.step("cluster").folder)
     windows_L = shares.of_sample(name, "windows").astype(np.int64)
     top = np.argsort(-p_L, kind="stable")[:_INTERVALS]
@@ -67,14 +67,20 @@ def certainty(material: Material, name: str) -> dict[str, Any]:
         "windows": int(found["windows"]["value"]),
         "error": error,
         "errors": [error / np.sqrt(times) for times in MULTIPLES] if error is not None else [],
-        "levels": levels(tree, windows_L, alphas),
+        "levels": levels(tree, windows_L, [alphas[level] for level in sorted(alphas)]),
+        "clusters_alone": material.run.config.weights.estimator in CLUSTER_WEIGHTED,
+        "kl_before": divergence(raw_L, shares.before_L),
+        "kl_after": divergence(raw_L, material.after_L),
         "top": [int(leaf) for leaf in top if p_L[leaf] > 0],
-        "facts": [found[key] for key in ("kl_generalist", "kl_output", "effective_leaves", "without_text", "backed_off")],
+        "facts": [found[key] for key in ("effective_leaves", "without_text", "backed_off")],
     }
 
 
 def sources(material: Material) -> list[dict[str, Any]]:
-    """Shares of each source in the corpus, the samples and the new corpus; those that moved most first."""
+    """Shares of each source in the corpus, the samples and the new corpus; those that moved most first.
+
+    Of a sample only where it has a source of the corpus's: one that is a file by itself has its own, which says nothing.
+    """
     if material.manifest is None:
         return []
     by_source: Mapping[str, Sequence[int]] = material.manifest["tokens_by_source"]
@@ -85,6 +91,7 @@ def sources(material: Material) -> list[dict[str, Any]]:
     totals: Counter[str] = Counter()
     for (name, _), tokens in samples.items():
         totals[name] += tokens
+    alike = {name for name, source in samples if source in by_source}
     rows: list[dict[str, Any]] = [
         {
             "source": shown(source),
@@ -93,6 +100,7 @@ def sources(material: Material) -> list[dict[str, Any]]:
             **{
                 f"sample{number}": samples[name, source] / max(1, totals[name])
                 for number, name in enumerate(material.run.config.specialists)
+                if name in alike
             },
         }
         for source, counts in by_source.items()
@@ -111,17 +119,19 @@ def repetition(material: Material) -> dict[str, Any] | None:
         key=lambda row: (row["pass"], row["origin"]),
     )
     manifest, weights = material.manifest, material.run.config.weights
+    caps = [phase.weights.max_epochs for phase in material.run.config.phases]
     of_all = facts_of(material.run.step("weights"))
     return {
         "passes": passes,
-        "most_copies": max((row["pass"] for row in passes), default=0),
-        "cap": weights.max_epochs,
+        "most_copies": material.most_copies,
+        "caps": caps,
         "exponent": material.run.config.repeat_exponent,
         "overflow": weights.overflow,
         "clipped": of_phases(material.run, "clipped_mass"),
         "deficit": of_phases(material.run, "deficit_share"),
         "rewritten": manifest["rewritten_tokens"] / max(1, manifest["budget_tokens"]),
-        "facts": [of_all[key] for key in ("epochs_p99", "repeats_value", "effective_share")],
+        # Of one weighting: with schedule.ending they would be of the first part alone.
+        "facts": [of_all[key] for key in ("epochs_p99", "repeats_value", "effective_share")] if len(caps) == 1 else [],
     }
 
 

@@ -33,6 +33,13 @@ class Material:
         return self.drawn.tokens_L / max(1.0, float(self.drawn.tokens_L.sum())) if self.drawn else self.shares.after_L
 
     @property
+    def most_copies(self) -> int | None:
+        """Of one window in the new corpus; None where nothing is drawn."""
+        if self.drawn is None:
+            return None
+        return 1 + max(self.tables.read_table("drawn.parquet", columns=["copy"])["copy"].to_pylist(), default=-1)
+
+    @property
     def manifest(self) -> Mapping[str, Any] | None:
         """Of the step that has all shards, where it is done."""
         return self.run.corpus.manifest if self.drawn else None

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ def check() -> None:
 
 @functools.cache
 def version() -> str:
-    """Of what makes the page from facts: a digest of this package's files, so that a page of an older one is made anew."""
+    """Of what makes the page: a digest of this package's files and of those that decide what it says; one of an older version is
+    made anew."""
+    package = Path(__file__).parent.parent
     files = [path for path in sorted(Path(__file__).parent.rglob("*")) if path.suffix in (".py", ".j2", ".css", ".js")]
+    files += [package / f"{name}.py" for name in ("amounts", "names", "projection", "shares", "stages/report")]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
@@ -93,14 +97,16 @@ def specifications(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     found = {"map": charts.drawn_map(), "movers": charts.dots([shares(i) for i in charts.movers(nodes)], series, "cluster")}
     if len(facts["sources"]) > 1:
-        found["sources"] = charts.dots(facts["sources"], series, "source")
+        alike = [one for one in series if one[0] in facts["sources"][0]]
+        found["sources"] = charts.dots(facts["sources"], alike, "source")
     row_of_leaf = {leaf: i for i, leaf in enumerate(nodes["leaf"]) if leaf >= 0}
     for number, name in enumerate(names):
         sure = facts["certainty"][name]
         rows = [
             {
                 "row": title_of[i],
-                "share": nodes[f"sample{number}"][i],
+                "share": nodes[f"claim{number}"][i],
+                "sample": nodes[f"sample{number}"][i],
                 "low": nodes[f"low{number}"][i],
                 "high": nodes[f"high{number}"][i],
                 "before": nodes["before"][i],
@@ -122,7 +128,7 @@ def specifications(facts: Mapping[str, Any]) -> dict[str, Any]:
             )
             if leaf >= 0 and tokens
         ]
-        found["epochs"] = charts.epochs(rows, repetition["cap"])
+        found["epochs"] = charts.epochs(rows, repetition["caps"][0] if len(set(repetition["caps"])) == 1 else None)
     if rephrasing := facts["rephrasing"]:
         found["outcomes"] = charts.outcomes(
             [
@@ -138,9 +144,7 @@ def specifications(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_samples(names: list[str]) -> list[tuple[str, str, str]]:
     colours = ["$sample", "$second", "$third", "$less"]
-    if len(names) == 1:
-        return [("sample0", f"sample, {names[0]}", "$sample")]
-    return [(f"sample{i}", name, colours[i % len(colours)]) for i, name in enumerate(names)]
+    return [(f"sample{i}", f"sample, {name}", colours[i % len(colours)]) for i, name in enumerate(names)]
 
 
 def _titles(nodes: Mapping[str, list[Any]]) -> list[tuple[int, int, str]]:
@@ -173,7 +177,9 @@ def _vega() -> str:
         script: str = vl_convert.javascript_bundle(vl_version=_VEGA_LITE)  # type: ignore[call-arg]  # its stub wants a snippet
         return script.replace("</script", "<\\/script").encode()
 
-    return cache.remembered("vega", {"vl_convert": vl_convert.__version__, "vega_lite": _VEGA_LITE}, bundled).decode()
+    return cache.remembered(
+        "vega", {"vl_convert": metadata.version("vl-convert-python"), "vega_lite": _VEGA_LITE}, bundled
+    ).decode()
 
 
 def _percent(share: float, digits: int = 1) -> str:

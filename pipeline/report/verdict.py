@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.config import GENERALIST
 from pipeline.report.material import Material
 from pipeline.run import Run
-from pipeline.shares import SHARE_OFF, asked_shares, fact, facts_of, most_passes
+from pipeline.shares import SHARE_OFF, Floats, Shares, asked_shares, divergence, fact, facts_of, most_passes
 from pipeline.summary import percent
 
 _UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # beyond these a reader is warned
@@ -18,29 +18,38 @@ def verdict(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> dict[s
     """The section; `sure` is what `facts.certainty` found of each specialist."""
     return {
         "sentences": list(_sentences(material, sure)),
-        "numbers": numbers(material.run, drawn=material.drawn is not None),
+        "numbers": numbers(material.run, material.shares, material.after_L, copies=material.most_copies),
         "warnings": list(_warnings(material, sure)),
     }
 
 
-def numbers(run: Run, *, drawn: bool) -> list[dict[str, str]]:
-    """The six numbers of a run, of what was drawn or of what is asked for: label, value and a note on each."""
-    weighted, corpus = run.step("weights"), run.windows(GENERALIST).manifest
+def numbers(run: Run, shares: Shares, after_L: Floats, *, copies: int | None = None) -> list[dict[str, str]]:
+    """The six numbers of a run, of what was drawn or of what is asked for: label, value and a note on each.
+
+    `after_L` are shares of the new corpus; `copies` of one window that it has at most, where they were counted.
+    """
+    weighted, corpus, drawn = run.step("weights"), run.windows(GENERALIST).manifest, run.drawn
     manifest = run.corpus.manifest if drawn else None
     budget = run.config.sample.budget_tokens
-    before, after = (
-        np.mean([fact(weighted, f"kl_{of}", name) for name in run.config.specialists]) for of in ("generalist", "output")
-    )
+    samples = [shares.of_sample(name, "p_raw") for name in run.config.specialists]
+    before, after = (np.mean([divergence(raw_L, of_L) for raw_L in samples]) for of_L in (shares.before_L, after_L))
+    caps = " and ".join(f"{cap:g}" for cap in dict.fromkeys(phase.weights.max_epochs for phase in run.config.phases))
     clipped = of_phases(run, "clipped_mass") if drawn else fact(weighted, "clipped_mass")
     passes = most_passes(run) if drawn else fact(weighted, "epochs_max")
     several = "; mean of the specialists" if len(run.config.specialists) > 1 else ""
     found = [
         ("tokens", f"{manifest['tokens'] if manifest else budget:,}", f"of {budget:,} asked for"),
         ("no repeats", percent(_unique(run, drawn=drawn)), "of the tokens"),
-        ("effective sample", f"{fact(weighted, 'effective_windows'):,.0f}", f"windows, of {corpus['windows']:,}"),
+        (
+            "effective sample",
+            f"{fact(weighted, 'effective_windows'):,.0f}",
+            f"windows, of {corpus['windows']:,}" + (", for its first part" if len(run.config.phases) > 1 else ""),
+        ),
         ("KL to the sample", f"{before:.2f} → {after:.2f}", f"nats over clusters, corpus → new corpus{several}"),
         ("clipped", percent(clipped), "of the budget was asked for beyond the cap"),
-        ("repeated most", f"{passes:.2f}×", f"passes over a text; the cap is {run.config.weights.max_epochs:g}"),
+        ("repeated most", f"{passes:.2f}×", f"passes over a text, by the plan; the cap is {caps}")
+        if copies is None
+        else ("repeated most", f"{copies}×", f"is a window there; the cap, on the mean of a cluster, is {caps}"),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in found]
 
@@ -66,7 +75,7 @@ def _sentences(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Ite
     whose = f"{names[0]}'s sample favours" if len(names) == 1 else f"the {len(names)} samples favour"
     yield (
         f"The corpus has {corpus['tokens']:,} tokens in {corpus['documents']:,} documents and {len(shares.before_L):,} clusters; "
-        f"the {len(favoured):,} that {whose} are {percent(before)} of it."
+        f"{percent(before)} of it is in the {len(favoured):,} that {whose}."
     )
     tokens = manifest["tokens"] if manifest else run.config.sample.budget_tokens
     unique = percent(_unique(run, drawn=manifest is not None))
@@ -75,9 +84,13 @@ def _sentences(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Ite
         f"The new corpus {'has' if manifest else 'is to have'} {tokens:,} tokens, {percent(after)} of them from those clusters; "
         f"{unique} of them are no repeats{f', {percent(rewritten)} are rewrites' if rewritten else ''}."
     )
-    errors = [found["error"] for found in sure.values() if found["error"] is not None]
+    errors = {name: found["error"] for name, found in sure.items() if found["error"] is not None}
     if errors:
-        yield f"Another sample of the same size would put about {percent(max(errors))} of the mixture elsewhere."
+        name = max(errors, key=lambda name: errors[name])
+        yield (
+            f"By the size of its sample, about {percent(errors[name])} of what is asked for {name} is in other clusters than with "
+            "an endless sample."
+        )
     else:
         yield "How sure the mixture is cannot be said: the estimator, or a sample of one document, leaves nothing to resample."
 
@@ -89,10 +102,11 @@ def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iter
         yield f"{percent(1 - unique)} of the tokens are repeats: ask for fewer tokens, bring more generalist text, or rewrite."
     for name in run.config.specialists:
         found = {key: row["value"] for key, row in facts_of(weighted, name).items()}
-        if found["kl_output"] > _NEAR * found["kl_generalist"]:
+        before, after = sure[name]["kl_before"], sure[name]["kl_after"]
+        if after > _NEAR * before:
             yield (
-                f"{name}: the new corpus is not much nearer to the sample than the corpus was ({found['kl_output']:.2f} of "
-                f"{found['kl_generalist']:.2f} nats are left)."
+                f"{name}: the new corpus is not much nearer to the sample than the corpus was ({after:.2f} of {before:.2f} nats "
+                "are left)."
             )
         if found["without_text"] > _WITHOUT:
             yield (
@@ -101,7 +115,7 @@ def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iter
             )
         error = sure[name]["error"]
         if error is not None and error > _ERROR:
-            yield f"{name}: the sample is small for so many clusters; {percent(error)} of the mixture hangs on its documents."
+            yield f"{name}: the sample is small for so many clusters; {percent(error)} of what is asked for it is by chance."
         unused = [str(level.level) for level in sure[name]["levels"] if np.isinf(level.alpha)]
         if unused:
             yield f"{name}: the sample is too small for level {' and '.join(unused)} of the tree, which is not used."
@@ -119,7 +133,7 @@ def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iter
         if section is None
     ]
     if absent:
-        yield f"Nobody looked for {' or '.join(absent)}: in clusters that are favoured both weigh more than in the corpus."
+        yield f"Nobody looked for {' or '.join(absent)}: in clusters that are favoured such text weighs more."
 
 
 def _off(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """From a run to its page: `<workdir>/report.html`."""
 
 from pipeline.engine import Engine
+from pipeline.report import comparison as comparing
 from pipeline.report import page
-from pipeline.report.comparison import comparison
 from pipeline.report.facts import facts
 from pipeline.report.material import Material
 from pipeline.run import Run, run_steps
@@ -21,6 +21,8 @@ def written(run: Run, engine: Engine, *, against: Run | None = None, anew: bool 
         RunError: as other stages.
     """
     page.check()
+    if against:
+        comparing.check(run, against)
     drawn = run.drawn
     step = run.report(drawn=drawn)
     place = f"{run.workdir.url}/{PAGE}"
@@ -28,7 +30,7 @@ def written(run: Run, engine: Engine, *, against: Run | None = None, anew: bool 
         return place
     run_steps(run, [step], engine, explain=False)
     material = Material.of(run, step, drawn=drawn)
-    beside = comparison(engine, material, against) if against else None
+    beside = comparing.comparison(engine, material, against) if against else None
     html = page.render(facts(material), fingerprint=step.fingerprint, comparison=beside)
     run.workdir.write_bytes(PAGE, html.encode())
     return place

@@ -24,7 +24,7 @@ from pipeline.storage import Folder
 from pipeline.tables import DRAWN, EXCERPTS, NODES, PAIRS, SAMPLE_SOURCES
 from pipeline.tree import Tree
 
-OF_DRAWN = "drawn"  # excerpts of the generalist that are in the new corpus
+OF_DRAWN = "drawn:"  # excerpts of the generalist that are in the new corpus; no specialist can be called so
 _MOST_NODES = 4096  # of a level that is mapped: more are a cloud, and hundreds of bytes each
 _PARTS = 64  # that are read for excerpts, chosen by hash
 _NAMED_BY, _NAME_CHARACTERS = 8, 600  # windows that name a node, and what is read of each

@@ -16,6 +16,7 @@
   const deepest = levels[levels.length - 1] || 0;
   const LISTED = 100;
   const LABELLED = 150;
+  const COLOURS = ["sample", "second", "third", "less"]; // of specialists, as in the charts
   const FOLD = 6; // of what has no share at all: beyond the ends of the scale
   const state = { root: rowOf.get(0) ?? 0, level: deepest, whose: "after", area: "before", picked: null, words: "" };
   const views = new Map();
@@ -120,6 +121,12 @@
     if (!spec) { figure.hidden = true; return; }
     const ready = coloured(spec);
     const isMap = place === "map";
+    if (isMap && !shown().length) { // a scale of nothing has no ends
+      views.get(place)?.finalize();
+      views.delete(place);
+      figure.replaceChildren(element("p", "No cluster here has these words.", { class: "note" }));
+      return;
+    }
     const width = Math.max(200, (figure.clientWidth || 600) - (isMap ? 16 : 0));
     ready.width = width;
     ready.autosize = { type: isMap ? "fit" : "fit-x", contains: "padding" };
@@ -183,10 +190,11 @@
     body.append(bar("corpus", nodes.before[row], "before"));
     data.specialists.forEach((name, i) => {
       const low = nodes[`low${i}`][row];
-      const share = nodes[`sample${i}`][row];
-      body.append(bar(name, share, "sample", low === null || !share ? "" : `${percent(low)} to ${percent(nodes[`high${i}`][row])}`));
+      const claim = nodes[`claim${i}`][row];
+      const said = low === null || !claim ? "" : `, ${percent(low)} to ${percent(nodes[`high${i}`][row])}`;
+      body.append(bar(name, nodes[`sample${i}`][row], COLOURS[i % COLOURS.length], `asks for ${percent(claim)}${said}`));
     });
-    if (data.drawn) body.append(bar("asked for", nodes.asked[row], "line"));
+    if (data.drawn) body.append(bar("asked for", nodes.asked[row], "line", "of the new corpus"));
     body.append(bar(after, nodes.after[row], "after", data.drawn ? `${whole(nodes.drawn[row])} tokens` : ""));
     table.append(body);
     panel.append(table);
