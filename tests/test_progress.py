@@ -311,6 +311,17 @@ def made(**changes: Any) -> Made:
     return Made(**{**usual, **changes})
 
 
+@pytest.mark.parametrize(("width", "last"), [(120, "memory"), (80, "rate"), (60, "time")])
+def test_a_narrow_terminal_has_fewer_columns_and_none_that_is_cut_off(width: int, last: str) -> None:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(made_table([made(), made(title="embed web", left_out={})], width=width))
+    lines = capture.get().splitlines()
+    assert lines[0].split()[-1] == last
+    assert "…" not in capture.get()
+    assert any("30 s" in line for line in lines)
+
+
 def test_the_table_has_a_row_a_step_and_what_was_done_together() -> None:
     steps = [
         made(),

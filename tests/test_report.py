@@ -33,7 +33,7 @@ from pipeline.report.certainty import MULTIPLES, expected_error, levels
 from pipeline.report.comparison import differing
 from pipeline.report.facts import facts, training
 from pipeline.report.material import Material
-from pipeline.stages.report import mapped
+from pipeline.stages.report import OF_DRAWN, mapped
 from pipeline.tree import Tree, fit_tree
 
 ROOT = Path(__file__).parent.parent
@@ -226,13 +226,13 @@ def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: run.Run, told
             copies[row["doc_id"], row["window"]] += 1
     seen = Counter(row["of"] for row in table)
     for row in table:
-        if row["of"] in ("generalist", "drawn"):
+        if row["of"] in ("generalist", OF_DRAWN):
             identity = row["doc_id"], row["window"]
             assert tree.leaf_nodes[leaf_of[identity]] == row["node"]
             assert text_of[identity].startswith(row["text"])
             assert row["copies"] == copies[identity]
             assert row["copies"] or row["of"] == "generalist"
-    assert seen.keys() == {"generalist", "drawn", "legal", "kitchen"}
+    assert seen.keys() == {"generalist", OF_DRAWN, "legal", "kitchen"}
     # Three of each cluster that has so many, and those with the lowest hashes, whatever the parts.
     held = Counter(leaf for leaf in leaf_of.values() if leaf >= 0)
     shown = Counter(row["node"] for row in table if row["of"] == "generalist")
