@@ -165,12 +165,12 @@ def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
             "field": "share",
             "type": "quantitative",
             "axis": {"format": "~%", "tickCount": 4},
-            "title": "of the mixture elsewhere",
+            "title": "in other clusters",
             "scale": {"zero": True},
         },
         "tooltip": [
             {"field": "times", "title": "times the sample"},
-            {"field": "share", "title": "of the mixture elsewhere", "format": ".1%"},
+            {"field": "share", "title": "in other clusters", "format": ".1%"},
         ],
     }
     mark = {

@@ -49,7 +49,7 @@ def numbers(run: Run, shares: Shares, after_L: Floats, *, copies: int | None = N
         ("clipped", percent(clipped), "of the budget was asked for beyond the cap"),
         ("repeated most", f"{passes:.2f}×", f"passes over a text, by the plan; the cap is {caps}")
         if copies is None
-        else ("repeated most", f"{copies}×", f"is a window there; the cap, on the mean of a cluster, is {caps}"),
+        else ("repeated most", f"{copies}×", f"one window; the cap, on a cluster's mean, is {caps}"),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in found]
 
