@@ -156,7 +156,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.steps import compare, own_steps, plan_evidence
     from pipeline.evidence.table import rendered, rows_of, saved
     from pipeline.run import cost
-    from pipeline.summary import console
+    from pipeline.terminal import console
 
     comparison = plan_evidence(evidence)
     if dry_run:
@@ -229,7 +229,7 @@ def _look(
     settings = load_config(config, overrides)
     from pipeline.inspection import Inspection
     from pipeline.run import plan
-    from pipeline.summary import console
+    from pipeline.terminal import console
 
     inspection = Inspection(plan(settings))
     if cluster is not None:
@@ -254,7 +254,7 @@ def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
     from pipeline import status
     from pipeline.run import refuse_workdir
     from pipeline.storage import Folder
-    from pipeline.summary import console
+    from pipeline.terminal import console
 
     refuse_workdir(settings.workdir)
     watch = status.Watch(Folder(settings.workdir))
@@ -319,7 +319,7 @@ def _guarded(
 def _print_plan(plan: "Run", until: str) -> None:
     from pipeline.costs.told import told
     from pipeline.run import cost, describe, reaches
-    from pipeline.summary import console
+    from pipeline.terminal import console
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
     states = describe(plan, until)

@@ -35,7 +35,8 @@ from pipeline.stages.titles import titles_step
 from pipeline.stages.weights import weights_step
 from pipeline.step import USAGE, Step, hash_chosen, part_names
 from pipeline.storage import MANIFEST, Folder
-from pipeline.summary import console, summary
+from pipeline.summary import summary
+from pipeline.terminal import console
 
 # A job runs its stage and whatever is missing before it.
 _WINDOWS = ("prepare", "dedup", "decontaminate")  # of the stage `prepare`

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -21,6 +21,7 @@ from pipeline.errors import shown
 from pipeline.made import made_of, made_table
 from pipeline.progress import AT_WORK, FAILED, Count
 from pipeline.storage import Folder
+from pipeline.terminal import console
 
 ENDED, KILLED, SILENT = "ended", "killed", "silent"  # beside AT_WORK and FAILED
 
@@ -142,11 +143,10 @@ def _sentence(status: Status) -> str:
 def follow(watch: Watch) -> bool:
     """Show the status until the run is over, on a terminal in place, else in lines now and then; whether it ended well."""
     status = listened(watch)
-    terminal = Console(highlight=False, markup=False)
-    if sys.stdout.isatty() and not terminal.is_dumb_terminal:
-        with Live(console=terminal, auto_refresh=False) as live:
+    if sys.stdout.isatty() and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(Group(*told(watch.workdir, status, width=terminal.width)), refresh=True)
+                live.update(Group(*told(watch.workdir, status, width=console.width)), refresh=True)
                 if status.state != AT_WORK:
                     break
                 time.sleep(_POLL_S)
@@ -160,6 +160,6 @@ def follow(watch: Watch) -> bool:
             said, said_at = step, time.monotonic()
         time.sleep(_POLL_S)
         status = watch.look() or status
-    for line in told(watch.workdir, status, width=terminal.width):
-        terminal.print(line)
+    for line in told(watch.workdir, status, width=console.width):
+        console.print(line)
     return status.state == ENDED

@@ -1,11 +1,10 @@
 """What a person reads in the terminal at the end of a run: what changed in the mixture, and how sure we are."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,9 +15,6 @@ from pipeline.step import USAGE, Step
 
 if TYPE_CHECKING:
     from pipeline.run import Run
-
-# A log has no width: there, lines are as long as tables like.
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 130)
 
 _MOVERS = 6  # clusters and sources shown at each end
 _HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_windows", "clipped_mass", "deficit_share")

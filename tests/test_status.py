@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from nodes import wait_until
+from conftest import wait_until
 from rich.console import Console
 
 from pipeline import alone, status
