@@ -1,8 +1,9 @@
 """Kill drivers, workers, raylets and nodes of a real cluster at random moments, and compare the shards with those of a clean run.
 
-Three nodes on this machine run all stages, with near-duplicates, rewrites by an endpoint and an ending of its own; a run that is
-done is deleted and begun again until so many were killed. After the driver was killed, or a job gave up, the same command is given
-again. Prints how many of each kind were killed, in which stages, and whether all shards were the same bytes.
+Three nodes on this machine run all stages, with near-duplicates, held-out text, titles and rewrites by an endpoint and an ending of
+its own; each kill falls into a random step. A run that is done is deleted and begun again until so many were killed. After the
+driver was killed, or a job gave up, the same command is given again. Prints how many of each kind were killed, in which stages, and
+whether all shards were the same bytes.
 
     python benchmarks/chaos.py --kills 100
 """
@@ -14,25 +15,13 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from conftest import shard_bytes, topic_run
+from conftest import shard_bytes
 from fake_endpoint import FakeEndpoint
-from nodes import KINDS, Kill, Nodes
-
-
-def config_of(folder: Path, url: str) -> dict[str, Any]:
-    """A small run with every stage."""
-    endpoint = {"model": "fake", "backend": "endpoint", "endpoint": {"url": url, "retries": 3}, "batch": 8, "mode": "share"}
-    return topic_run(folder, 120) | {
-        "prepare": {"part_documents": 20, "steps": [{"type": "GopherRepetitionFilter"}]},
-        "dedup": {"buckets": 3, "hashes": 8},
-        "rephrase": endpoint,
-        "schedule": {"ending": {"share": 0.2, "weights": {"sharpness": 1.0}}},
-    }
+from nodes import KINDS, Kill, Nodes, all_stages
 
 
 def main() -> None:
@@ -45,7 +34,7 @@ def main() -> None:
     kinds = itertools.cycle(KINDS)
     with tempfile.TemporaryDirectory(prefix="chaos") as name, FakeEndpoint() as fake, Nodes(3, seed=args.seed) as nodes:
         folder = Path(name)
-        config = config_of(folder, fake.url)
+        config = all_stages(folder, fake.url)
         file, workdir = folder / "run.yaml", Path(config["workdir"])
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         if nodes.start(file, folder / "clean.log").wait():

@@ -5,7 +5,8 @@ import json
 import os
 import random
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,10 @@ def topic_run(folder: Path, documents: int) -> dict[str, Any]:
         "cluster": {"branching": 4, "depth": 1, "min_windows": 16},
         "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
     }
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)

@@ -6,13 +6,12 @@ Used by the tests, and for longer by benchmarks/chaos.py.
 import json
 import os
 import random
-import re
 import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,13 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+from conftest import topic_documents, topic_run, wait_until, write_jsonl
+
+from pipeline.alone import latest_run, record_of
+from pipeline.config import load_config
+from pipeline.progress import AT_WORK, TO_DO
+from pipeline.run import plan
+from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("driver", "worker", "raylet", "node")
@@ -126,7 +132,7 @@ class Nodes:
         return True
 
     def torment(self, config: Path, log: Path, kinds: Sequence[str], *, most_pause_s: float) -> tuple[list[Kill], int]:
-        """Run a job to its end, and kill one of each of the kinds in turn at random moments.
+        """Run a job to its end, and kill one of each of the kinds in turn: each at a random moment of a random step.
 
         Returns what was killed, and how many jobs gave up. The same command is given again after the driver was killed or gave up;
         fewer are killed where the job is done sooner.
@@ -134,15 +140,21 @@ class Nodes:
         killed: list[Kill] = []
         gave_up = 0
         left = list(kinds)
+        run = plan(load_config(str(config)))
+        workdir = Path(run.config.workdir)
+        moments = sorted(self.random.uniform(0, len(run.steps) + 1) for _ in left)  # in steps, of which the report is the last
         job = self.start(config, log)
         while True:
-            until = time.monotonic() + self.random.uniform(0.1, most_pause_s) if left else float("inf")
+            while left and job.poll() is None and begun_steps(workdir) <= moments[0]:
+                time.sleep(0.02)
+            until = time.monotonic() + moments[0] % 1 * most_pause_s if left else float("inf")
             while job.poll() is None and time.monotonic() < until:
                 time.sleep(0.02)
             if job.poll() is None:
-                stage = stage_of(log)
+                stage = ", ".join(at_work(workdir)) or "between steps"
                 if self.kill(left[0], job):
                     killed.append(Kill(left.pop(0), stage))
+                    moments.pop(0)
                 if job.poll() is None:
                     continue
             elif job.returncode == 0:
@@ -235,15 +247,31 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def stage_of(log: Path) -> str:
-    """The stage that the job of a log is in, by what it says is done."""
-    lines = log.read_text(errors="replace").splitlines()
-    done = [found[1].strip() for line in lines if (found := re.match(r"[\d:]{8} (.{22,}?) +[\d.,]+ (?:s|min|h|days)  ", line))]
-    return f"after {done[-1]}" if done else "begin"
+def all_stages(folder: Path, url: str) -> dict[str, Any]:
+    """A small run of some fifty parts with every stage; the endpoint at the URL titles and rewrites."""
+    held_out = write_jsonl(folder / "held.json", topic_documents("space", 3, seed=5))
+    endpoint = {"model": "fake", "backend": "endpoint", "endpoint": {"url": url, "retries": 3}, "batch": 8, "mode": "share"}
+    return topic_run(folder, 120) | {
+        "engine": {"workers": 2},
+        "prepare": {"part_documents": 20, "steps": [{"type": "GopherRepetitionFilter"}]},
+        "dedup": {"buckets": 3, "hashes": 8},
+        "decontaminate": {"held_out": {"space": {"paths": [held_out]}}},
+        "rephrase": endpoint,
+        "schedule": {"ending": {"share": 0.2, "weights": {"sharpness": 1.0}}},
+    }
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
+def _steps(workdir: Path) -> list[dict[str, str]]:
+    """The steps of the latest run as its record has them."""
+    folder = Folder(str(workdir))
+    return (record_of(folder, latest_run(folder)) or {}).get("steps", [])
+
+
+def at_work(workdir: Path) -> list[str]:
+    """The stage that the latest run is in; none between two."""
+    return [step["output"].partition("/")[0] for step in _steps(workdir) if step["state"] == AT_WORK]
+
+
+def begun_steps(workdir: Path) -> int:
+    """How many steps the latest run has come to, those that were there among them."""
+    return sum(step["state"] != TO_DO for step in _steps(workdir))

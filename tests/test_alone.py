@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from nodes import wait_until
+from conftest import wait_until
 
 from pipeline import alone
 from pipeline.alone import Alone

@@ -16,8 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import shard_bytes, topic_run
-from nodes import wait_until
+from conftest import shard_bytes, topic_run, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent

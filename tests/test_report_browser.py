@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Opened, browser, opened
+from conftest import wait_until
 from fake_endpoint import FakeEndpoint
-from nodes import wait_until
 from reported import HOSTILE, everything, many_clusters
 
 from pipeline import run

@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import topic_run
+from conftest import topic_run, wait_until
 from faulty_s3 import FAULTS, FaultyS3
-from nodes import wait_until
 
 from pipeline import alone, embedders, run
 from pipeline.alone import Alone
