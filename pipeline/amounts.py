@@ -1,6 +1,22 @@
-"""Amounts as a person would say them: times, rates, bytes."""
+"""Amounts as a person would say them: shares, numbers, times, rates, bytes."""
+
+import math
 
 _HOUR = 3600.0
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in hundredths."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def number_said(value: float) -> str:
+    """Three digits; all before the point of what is 1,000 or more."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if abs(value) < 1e-9:  # what is left of sums that cancel
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def time_said(seconds: float) -> str:

@@ -15,6 +15,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.amounts import percent
 from pipeline.config import GENERALIST
 from pipeline.errors import ConfigError, shown
 from pipeline.hashing import keyed_hash
@@ -26,7 +27,6 @@ from pipeline.stages.prepare import QUARANTINED
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import shard_name, shard_of
 from pipeline.step import Step, hash_chosen, part_names
-from pipeline.summary import percent
 from pipeline.tree import Tree
 
 _PARTS = 64  # that are read for examples and words, chosen by hash

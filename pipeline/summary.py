@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.amounts import number_said, percent
 from pipeline.names import Name
 from pipeline.rewriting.accounts import account
 from pipeline.shares import SHARE_OFF, Shares, asked_shares, most_passes
@@ -115,9 +116,9 @@ def _diagnostics(weighted: Step, title: str) -> RenderableType:
     shown = _table(title, ["", "value", "90% interval", "meaning"], left=("", "meaning"))
     for fact in facts:
         if fact["name"] in (_OF_SPECIALIST if fact["specialist"] else _HEADLINE) or fact["name"].startswith("alpha_"):
-            interval = f"{_number(fact['low'])}–{_number(fact['high'])}" if fact["low"] is not None else ""
+            interval = f"{number_said(fact['low'])}–{number_said(fact['high'])}" if fact["low"] is not None else ""
             label = f"{fact['specialist']}: {fact['name']}" if fact["specialist"] else fact["name"]
-            shown.add_row(label, _number(fact["value"]), interval, fact["meaning"])
+            shown.add_row(label, number_said(fact["value"]), interval, fact["meaning"])
     return shown
 
 
@@ -141,14 +142,3 @@ def _sources(run: "Run") -> Iterator[RenderableType]:
             f"{after / before:.2f}×" if before else "",
         )
     yield table
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share in percent."""
-    return f"{100 * share:.{digits}f}%"
-
-
-def _number(value: Any) -> str:
-    if abs(value) < 1e-9:  # what is left of sums that cancel
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

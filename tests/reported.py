@@ -105,7 +105,6 @@ def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, An
         "heard0": [round(1000 * value) for value in of_nodes(sample_L)],
         "low0": [None] * num_nodes,
         "high0": [None] * num_nodes,
-        "for0": drawn,
     }
     text = "Preheat the oven and butter a tin of nine inches; whisk eggs with sugar until pale, fold in flour. "
     excerpt = (text * (1 + characters // len(text)))[:characters]
@@ -115,7 +114,7 @@ def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, An
         "windows": 1000,
         "error": 0.2,
         "errors": [0.2 / np.sqrt(times) for times in MULTIPLES],
-        "levels": [Level(1, 60, 100.0, 10.0, (0.9,) * len(MULTIPLES)), Level(2, 900, 5.0, float("inf"), (0.0,) * len(MULTIPLES))],
+        "levels": [Level(1, 60, 10.0, (0.9,) * len(MULTIPLES)), Level(2, 900, float("inf"), (0.0,) * len(MULTIPLES))],
         "top": list(range(15)),
         "facts": [],
         "clusters_alone": True,
@@ -127,7 +126,6 @@ def many_clusters(branching: int = 64, *, characters: int = 160) -> dict[str, An
         "made": "2026-01-01 00:00 UTC",
         "drawn": True,
         "specialists": ["kitchen"],
-        "corpus": {"documents": 1, "windows": 1, "tokens": 1},
         "verdict": {"sentences": ["One."], "numbers": [{"label": "tokens", "value": "1", "note": "of 1"}], "warnings": []},
         "nodes": nodes,
         "excerpts": {str(node): copy.deepcopy(own) for node in range(1 + branching, num_nodes)},

@@ -185,6 +185,7 @@ def test_a_message_of_rays_is_a_line(message: str, line: str) -> None:
 
 DIE_ONCE = """
 import sys
+from conftest import wait_until
 from pipeline import cli, config
 from pipeline.engine import Engine
 from test_engine import die_once

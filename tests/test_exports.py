@@ -182,26 +182,28 @@ print(json.dumps([(data[i]["id"], data[i]["text"]) for i in range(len(data))]))
 """
 
 
-def test_mds_is_read_by_streaming(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    """In processes of their own (`without_pictures`)."""
-    environment = without_pictures()
-    digests = []
+@pytest.fixture(scope="module")
+def mds(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Exports by one worker and by two, in processes of their own (`without_pictures`)."""
+    folder = tmp_path_factory.mktemp("mds")
+    config = folder / "run.yaml"
     for workers in (1, 2):
-        out = tmp_path / f"mds-{workers}"
-        config = tmp_path / "run.yaml"
         config.write_text(yaml.safe_dump(made | {"engine": {"address": "local", "workers": workers}}))
-        job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(out)]
-        done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(folder / str(workers))]
+        done = subprocess.run(job, cwd=ROOT, env=without_pictures(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        read = subprocess.run(
-            [sys.executable, "-c", READ_MDS, str(out)], env=environment, capture_output=True, text=True, check=True
-        )
-        assert [tuple(one) for one in json.loads(read.stdout)] == [(row["id"], row["text"]) for row in rows]
         step = run.plan(made).workdir.child("export")
-        digests.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.zstd")})
         for name in step.names():
             step.child(name).remove_all()
-    assert digests[0] == digests[1] != {}
+    return [folder / "1", folder / "2"]
+
+
+def test_mds_is_read_by_streaming(mds: list[Path], rows: list[dict[str, Any]]) -> None:
+    command = [sys.executable, "-c", READ_MDS, str(mds[0])]
+    read = subprocess.run(command, env=without_pictures(), capture_output=True, text=True, check=True)
+    assert [tuple(one) for one in json.loads(read.stdout)] == [(row["id"], row["text"]) for row in rows]
+    one, two = ({path.relative_to(out): path.read_bytes() for path in out.rglob("*.zstd")} for out in mds)
+    assert one == two != {}
 
 
 READ_MDS_AS_A_RANK = """
@@ -212,19 +214,15 @@ print(json.dumps([row["id"] for row in data]))
 """
 
 
-def test_mds_is_shared_by_ranks(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_mds_is_shared_by_ranks(mds: list[Path], rows: list[dict[str, Any]]) -> None:
     environment = without_pictures(MASTER_ADDR="127.0.0.1")
-    config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
-    job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(tmp_path / "mds")]
-    subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, check=True)
     for world_size in (2, 3):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-c", READ_MDS_AS_A_RANK, str(tmp_path / "mds")],
+                [sys.executable, "-c", READ_MDS_AS_A_RANK, str(mds[1])],
                 env=environment
                 | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),

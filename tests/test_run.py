@@ -222,7 +222,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_bytes_of_a_clean_run(t
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["RAY_ADDRESS"] = "local"
     kills = 0
-    for files in (3, 12, 50, 90, 110):
+    for files in (12, 50, 90):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and sum(path.is_file() for path in Path(topics["workdir"]).rglob("*")) < files:
             time.sleep(0.02)
@@ -230,7 +230,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_bytes_of_a_clean_run(t
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-    assert kills >= 3
+    assert kills == 3
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert shard_bytes(topics["workdir"]) == shard_bytes(clean["workdir"])

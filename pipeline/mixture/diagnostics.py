@@ -38,8 +38,8 @@ MEANINGS = {
     "entropy": "entropy of the smoothed specialist over leaves, nats",
     "effective_leaves": "leaves that the smoothed specialist is spread over, exp(entropy)",
     "top_share": "share of the smoothed specialist in its most frequent cluster",
-    "kl_generalist": "KL(specialist || generalist) over leaves, nats: how far the specialist is from the corpus",
-    "kl_output": "KL(specialist || output) over leaves, nats: how far it still is after cap and natural share",
+    "kl_generalist": "KL(smoothed specialist || generalist) over leaves, nats: how far it is from the corpus",
+    "kl_output": "KL(smoothed specialist || output) over leaves, nats: how far it still is after cap and natural share",
     "without_text": "share of the sample in clusters without generalist text",
     "backed_off": "mass moved to neighbours of clusters without generalist text",
 }

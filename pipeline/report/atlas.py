@@ -29,26 +29,31 @@ _DIGITS = 5  # of shares and places
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn of each leaf."""
+    """What was drawn of each leaf, and of each copy."""
 
     tokens_L: Floats
     new_L: Floats  # that are no repeats
     rewritten_L: Floats
-    of: Mapping[str, Floats]  # (L,) by whom it was drawn for
+    by_copy: Mapping[tuple[int, str], int]  # tokens, by the copy of a window (0 is the first) and its origin, in order
+
+    @property
+    def most_copies(self) -> int:
+        """Of one window."""
+        return 1 + max((copy for copy, _ in self.by_copy), default=-1)
 
     @classmethod
     def of_table(cls, table: pa.Table, num_leaves: int) -> "Drawn":
         """From a DRAWN table."""
         leaf, tokens = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.float64)
-        copy = table["copy"].to_numpy()
-        origin, name = (np.array(table[column].to_pylist(), dtype=object) for column in ("origin", "specialist"))
+        copy, origin = table["copy"].to_numpy(), np.array(table["origin"].to_pylist(), dtype=object)
 
         def summed(rows: NDArray[np.bool_]) -> Floats:
             return np.bincount(leaf[rows], weights=tokens[rows], minlength=num_leaves).astype(np.float64)
 
         every = np.ones(len(leaf), bool)
-        of = {str(one): summed(name == one) for one in sorted(set(name))}
-        return cls(summed(every), summed(copy == 0), summed(origin == "rephrased"), of)
+        by_copy = table.group_by(["copy", "origin"]).aggregate([("tokens", "sum")]).to_pylist()
+        tokens_of = {(row["copy"], row["origin"]): row["tokens_sum"] for row in by_copy}
+        return cls(summed(every), summed(copy == 0), summed(origin == "rephrased"), dict(sorted(tokens_of.items())))
 
 
 def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, list[Any]]:
@@ -93,9 +98,6 @@ def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, l
         for end in ("low", "high"):
             value_M = np.where(num == 1, shares.of_sample(name, f"p_{end}")[first], np.nan)
             found[f"{end}{number}"] = [None if np.isnan(value) else round(float(value), _DIGITS + 2) for value in value_M]
-        if drawn:
-            of_name_L = drawn.of.get(name, np.zeros(len(drawn.tokens_L)))
-            found[f"for{number}"] = np.rint(below(of_name_L)).astype(np.int64).tolist()
     return found
 
 

@@ -21,7 +21,6 @@ class Level:
 
     level: int
     nodes: int  # that the sample touches
-    windows: float  # of the sample in the node above, on the mean over its windows
     alpha: float  # pseudo-windows of the generalist's mix
     decided: tuple[float, ...]  # the sample's part in the shares of this level, for each of MULTIPLES
 
@@ -53,7 +52,7 @@ def levels(tree: Tree, windows_L: NDArray[np.int64], alphas: list[float]) -> lis
         n_U = there[there > 0].astype(np.float64)
         decided = [float((n_U * _part(times * n_U, alpha)).sum() / total) for times in MULTIPLES]
         touched = int((np.bincount(here_L, weights=windows_L) > 0).sum())
-        found.append(Level(level, touched, float((n_U * n_U).sum() / total), alpha, tuple(decided)))
+        found.append(Level(level, touched, alpha, tuple(decided)))
     return found
 
 

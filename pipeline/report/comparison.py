@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.amounts import percent
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, shown
@@ -23,7 +24,6 @@ from pipeline.run import Run
 from pipeline.shares import Shares
 from pipeline.step import fold_groups, part_names
 from pipeline.storage import Folder
-from pipeline.summary import percent
 
 _MOVERS = 20
 _SOURCES = 20

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.config import CLUSTER_WEIGHTED, GENERALIST
+from pipeline.config import CLUSTER_WEIGHTED
 from pipeline.errors import shown
 from pipeline.report import atlas
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
@@ -18,7 +18,6 @@ from pipeline.report.verdict import of_phases, verdict
 from pipeline.rewriting.accounts import account_line, collapsed
 from pipeline.run import Run
 from pipeline.shares import divergence, facts_of
-from pipeline.stages.assign import read_tree
 from pipeline.step import USAGE
 
 _INTERVALS = 15  # clusters whose intervals are drawn
@@ -28,14 +27,12 @@ _SOURCES = 12
 def facts(material: Material) -> dict[str, Any]:
     """The whole page: sections by name, plain values that a template and a script read."""
     run = material.run
-    windows = run.windows(GENERALIST).manifest
     sure = {name: certainty(material, name) for name in run.config.specialists}
     return {
         "name": run.workdir.url.rstrip("/").rsplit("/", 1)[-1],
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "drawn": material.drawn is not None,
         "specialists": list(run.config.specialists),
-        "corpus": {name: windows[name] for name in ("documents", "windows", "tokens")},
         "verdict": verdict(material, sure),
         "nodes": atlas.columns(material.tables.read_table("nodes.parquet"), material.shares, material.drawn),
         "excerpts": atlas.excerpts(material.tables.read_table("excerpts.parquet"), list(run.config.specialists)),
@@ -59,7 +56,6 @@ def certainty(material: Material, name: str) -> dict[str, Any]:
     error = expected_error(low_L[touched_L], high_L[touched_L])
     found = facts_of(weighted, name)
     alphas = {int(key.rpartition("_")[2]): row["value"] for key, row in found.items() if key.startswith("alpha_level_")}
-    tree = read_tree(material.run.step("cluster").folder)
     windows_L = shares.of_sample(name, "windows").astype(np.int64)
     top = np.argsort(-p_L, kind="stable")[:_INTERVALS]
     return {
@@ -67,7 +63,7 @@ def certainty(material: Material, name: str) -> dict[str, Any]:
         "windows": int(found["windows"]["value"]),
         "error": error,
         "errors": [error / np.sqrt(times) for times in MULTIPLES] if error is not None else [],
-        "levels": levels(tree, windows_L, [alphas[level] for level in sorted(alphas)]),
+        "levels": levels(material.tree, windows_L, [alphas[level] for level in sorted(alphas)]),
         "clusters_alone": material.run.config.weights.estimator in CLUSTER_WEIGHTED,
         "kl_before": divergence(raw_L, shares.before_L),
         "kl_after": divergence(raw_L, material.after_L),
@@ -111,19 +107,16 @@ def sources(material: Material) -> list[dict[str, Any]]:
 
 def repetition(material: Material) -> dict[str, Any] | None:
     """How often text is passed over, and what became of what the cap cut off."""
-    if material.manifest is None:
+    if material.manifest is None or material.drawn is None:
         return None
-    table = material.tables.read_table("drawn.parquet").group_by(["copy", "origin"]).aggregate([("tokens", "sum")])
-    passes = sorted(
-        ({"pass": row["copy"] + 1, "origin": row["origin"], "tokens": row["tokens_sum"]} for row in table.to_pylist()),
-        key=lambda row: (row["pass"], row["origin"]),
-    )
     manifest, weights = material.manifest, material.run.config.weights
     caps = [phase.weights.max_epochs for phase in material.run.config.phases]
     of_all = facts_of(material.run.step("weights"))
     return {
-        "passes": passes,
-        "most_copies": material.most_copies,
+        "passes": [
+            {"pass": copy + 1, "origin": origin, "tokens": tokens} for (copy, origin), tokens in material.drawn.by_copy.items()
+        ],
+        "most_copies": material.drawn.most_copies,
         "caps": caps,
         "exponent": material.run.config.repeat_exponent,
         "overflow": weights.overflow,

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.amounts import percent
 from pipeline.errors import shown
 from pipeline.report.atlas import excerpt_of
 from pipeline.run import Run
 from pipeline.stages.prepare import QUARANTINED
 from pipeline.step import Step
 from pipeline.storage import Folder
-from pipeline.summary import percent
 
 _FILES = 64  # that are read for examples
 _EXAMPLES = 5  # of a reason or step

@@ -7,8 +7,10 @@ from typing import Any
 from pipeline.report.atlas import Drawn
 from pipeline.run import Run
 from pipeline.shares import Floats, Shares
+from pipeline.stages.assign import read_tree
 from pipeline.step import Step
 from pipeline.storage import Folder
+from pipeline.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Material:
 
     run: Run
     tables: Folder  # of the report step
+    tree: Tree
     shares: Shares
     drawn: Drawn | None
 
@@ -24,20 +27,13 @@ class Material:
     def of(cls, run: Run, made: Step, *, drawn: bool) -> "Material":
         """Read it; `made` is the report step."""
         shares = Shares(run, planned=drawn)
-        table = made.folder.read_table("drawn.parquet")
-        return cls(run, made.folder, shares, Drawn.of_table(table, len(shares.before_L)) if drawn else None)
+        of_leaves = Drawn.of_table(made.folder.read_table("drawn.parquet"), len(shares.before_L)) if drawn else None
+        return cls(run, made.folder, read_tree(run.step("cluster").folder), shares, of_leaves)
 
     @property
     def after_L(self) -> Floats:
         """(L,) shares of what was drawn; before that of what is asked for."""
         return self.drawn.tokens_L / max(1.0, float(self.drawn.tokens_L.sum())) if self.drawn else self.shares.after_L
-
-    @property
-    def most_copies(self) -> int | None:
-        """Of one window in the new corpus; None where nothing is drawn."""
-        if self.drawn is None:
-            return None
-        return 1 + max(self.tables.read_table("drawn.parquet", columns=["copy"])["copy"].to_pylist(), default=-1)
 
     @property
     def manifest(self) -> Mapping[str, Any] | None:

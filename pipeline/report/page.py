@@ -8,14 +8,13 @@ import base64
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import cache
-from pipeline.amounts import bytes_said, time_said
+from pipeline.amounts import bytes_said, number_said, percent, time_said
 from pipeline.errors import ConfigError
 from pipeline.report import charts
 from pipeline.report import comparison as comparing
@@ -63,10 +62,10 @@ def render(facts: Mapping[str, Any], *, fingerprint: str = "", comparison: Mappi
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "percent": _percent,
+        "percent": percent,
         "duration": time_said,
         "bytes": bytes_said,
-        "number": _number,
+        "number": number_said,
         "count": lambda value: f"{value:,}",
     }
     scripts = [_vega(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")]
@@ -180,15 +179,3 @@ def _vega() -> str:
     return cache.remembered(
         "vega", {"vl_convert": metadata.version("vl-convert-python"), "vega_lite": _VEGA_LITE}, bundled
     ).decode()
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}%"
-
-
-def _number(value: float) -> str:
-    if math.isinf(value):
-        return "∞"
-    if abs(value) < 1e-9:  # what is left of sums that cancel
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.amounts import percent
 from pipeline.config import GENERALIST
 from pipeline.report.material import Material
 from pipeline.run import Run
 from pipeline.shares import SHARE_OFF, Floats, Shares, asked_shares, divergence, fact, facts_of, most_passes
-from pipeline.summary import percent
 
 _UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # beyond these a reader is warned
 
@@ -18,7 +18,9 @@ def verdict(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> dict[s
     """The section; `sure` is what `facts.certainty` found of each specialist."""
     return {
         "sentences": list(_sentences(material, sure)),
-        "numbers": numbers(material.run, material.shares, material.after_L, copies=material.most_copies),
+        "numbers": numbers(
+            material.run, material.shares, material.after_L, copies=material.drawn.most_copies if material.drawn else None
+        ),
         "warnings": list(_warnings(material, sure)),
     }
 
