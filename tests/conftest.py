@@ -165,4 +165,4 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 300) -> None
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
+        time.sleep(0.02)

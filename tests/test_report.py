@@ -177,20 +177,17 @@ def test_a_source_that_only_a_sample_has_is_not_compared(told: dict[str, Any]) -
 def test_drawn_tokens_of_each_cluster_are_those_of_the_shards(made: run.Run, told: dict[str, Any]) -> None:
     held: Counter[int] = Counter()
     fresh: Counter[int] = Counter()
-    of: Counter[tuple[int, str]] = Counter()
     rewritten: Counter[int] = Counter()
     for row in shards_of(made).to_pylist():
         held[row["cluster"]] += row["tokens"]
         fresh[row["cluster"]] += row["tokens"] * (row["copy"] == 0)
         rewritten[row["cluster"]] += row["tokens"] * (row["origin"] == "rephrased")
-        of[row["cluster"], row["specialist"]] += row["tokens"]
     nodes = told["nodes"]
     leaves = [row for row, leaf in enumerate(nodes["leaf"]) if leaf >= 0]
     assert len(leaves) == made.step("cluster").manifest["leaves"]
     for row in leaves:
         leaf = nodes["leaf"][row]
         assert (nodes["drawn"][row], nodes["fresh"][row], nodes["rewritten"][row]) == (held[leaf], fresh[leaf], rewritten[leaf])
-        assert [nodes[f"for{i}"][row] for i in (0, 1)] == [of[leaf, name] for name in ("kitchen", "legal")]
         assert nodes["after"][row] == pytest.approx(held[leaf] / held.total(), abs=1e-5)
     assert nodes["drawn"][0] == held.total()
     assert rewritten.total() > 0
