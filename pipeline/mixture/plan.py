@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -247,4 +246,6 @@ def _root(function: Callable[[float], float], wanted: float, start: float) -> fl
         high, step = high + step, 2 * step
     if low == high or function(high) < wanted:
         return high
+    from scipy.optimize import brentq  # half a second, which a run that only plans, and workers that draw, need not pay
+
     return float(brentq(lambda level: function(level) - wanted, low, high, xtol=_PRECISION))
