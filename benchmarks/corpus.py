@@ -17,7 +17,7 @@ import orjson
 import zstandard
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.planning import Run
 
 GENERALIST = "generalist.jsonl.zst"
 LABELS = "generalist.labels.jsonl.zst"

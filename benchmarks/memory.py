@@ -32,7 +32,7 @@ from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
 from pipeline.hashing import keyed_hash
-from pipeline.run import plan
+from pipeline.planning import plan
 from pipeline.step import Step
 from pipeline.tables import WINDOWS, embeddings_schema
 

@@ -21,7 +21,7 @@ from corpus import SPECIALIST, corpus_file, own_ray, print_head, print_row, time
 
 from pipeline.config import Config, parse_config
 from pipeline.engine import Engine
-from pipeline.run import Run, plan
+from pipeline.planning import Run, plan
 from pipeline.stages.shards import WRITE_OPTIONS
 
 

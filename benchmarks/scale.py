@@ -35,7 +35,8 @@ from pipeline.config import Engine as EngineSettings
 from pipeline.costs.model import Machines, Shape, read_rates, shape, stage_cost
 from pipeline.costs.size import Size, size_of
 from pipeline.engine import Engine
-from pipeline.run import Run, curate, plan
+from pipeline.planning import Run, plan
+from pipeline.run import curate
 from pipeline.summary import console
 
 RATES = Path(__file__).parent.parent / "pipeline" / "costs" / "rates.json"

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import Config
 from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
-from pipeline.run import plan
+from pipeline.planning import plan
 from pipeline.step import Step
 
 _PRODUCTS = 60

@@ -22,7 +22,8 @@ from pathlib import Path
 from corpus import SPECIALIST, own_ray, print_head, print_row, read_texts, stage_seconds, timed
 
 from pipeline.config import Config, parse_config
-from pipeline.run import Run, curate
+from pipeline.planning import Run
+from pipeline.run import curate
 
 CORES = os.cpu_count() or 1
 BUDGET = 1_500_000  # tokens

@@ -16,7 +16,7 @@ from embed import sentence_transformer
 
 from pipeline.config import Config, parse_config
 from pipeline.engine import Engine
-from pipeline.run import Run, plan
+from pipeline.planning import Run, plan
 from pipeline.step import part_names
 
 CORES = os.cpu_count() or 1

@@ -27,7 +27,8 @@ from sample import rewrite, shard_files
 from pipeline import embedders
 from pipeline.config import Config, parse_config
 from pipeline.hashing import window_keys
-from pipeline.run import Run, curate
+from pipeline.planning import Run
+from pipeline.run import curate
 from pipeline.storage import Folder
 from pipeline.tree import fit_tree
 

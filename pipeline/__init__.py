@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config, parse_config
-    from pipeline.run import Run, cluster, curate, embed, plan, prepare, rephrase, sample, weights
+    from pipeline.planning import Run, plan
+    from pipeline.run import cluster, curate, embed, prepare, rephrase, sample, weights
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     **dict.fromkeys(("Config", "load_config", "parse_config"), "pipeline.config"),
-    **dict.fromkeys(("Run", "curate", "plan", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.run"),
+    **dict.fromkeys(("Run", "plan"), "pipeline.planning"),
+    **dict.fromkeys(("curate", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.run"),
 }
 __all__ = [
     "Config",

@@ -19,7 +19,7 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError, CrispwrapError, shown
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.planning import Run
 
 
 def job(until: str) -> None:
@@ -228,7 +228,7 @@ def _look(
         raise ConfigError("give one of --cluster, --document, --window, --find and --like, or none of them for a list of clusters")
     settings = load_config(config, overrides)
     from pipeline.inspection import Inspection
-    from pipeline.run import plan
+    from pipeline.planning import plan
     from pipeline.terminal import console
 
     inspection = Inspection(plan(settings))
@@ -252,7 +252,7 @@ def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
     """False for a run that was followed and did not end well, or was not there."""
     settings = load_config(config, overrides)
     from pipeline import status
-    from pipeline.run import refuse_workdir
+    from pipeline.planning import refuse_workdir
     from pipeline.storage import Folder
     from pipeline.terminal import console
 
@@ -271,12 +271,13 @@ def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:
     def work() -> None:
         settings = load_config(config, overrides)
-        from pipeline import run
+        from pipeline.planning import plan
+        from pipeline.run import curate
 
         if dry_run:
-            _print_plan(run.plan(settings), until)
+            _print_plan(plan(settings), until)
         else:
-            run.curate(settings, until=until)
+            curate(settings, until=until)
 
     return _guarded(work)
 

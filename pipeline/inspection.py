@@ -20,7 +20,7 @@ from pipeline.config import GENERALIST
 from pipeline.errors import ConfigError, shown
 from pipeline.hashing import keyed_hash
 from pipeline.names import Name, names_of
-from pipeline.run import Run
+from pipeline.planning import Run
 from pipeline.stages.assign import read_tree
 from pipeline.stages.embed import loaded_embedder
 from pipeline.stages.prepare import QUARANTINED

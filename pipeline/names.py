@@ -13,7 +13,7 @@ import numpy as np
 import regex
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.planning import Run
 
 _LONGEST = 3  # words of a phrase
 _LETTERS, _DENSE_LETTERS = 3, 2  # of a word that can be in a name; of some scripts fewer say as much

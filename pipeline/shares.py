@@ -13,7 +13,7 @@ from pipeline.names import names_of
 from pipeline.step import Step
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.planning import Run
 
 Floats = NDArray[np.float64]
 

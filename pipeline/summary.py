@@ -1,7 +1,7 @@
 """What a person reads in the terminal at the end of a run: what changed in the mixture, and how sure we are."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -10,19 +10,17 @@ from rich.text import Text
 
 from pipeline.amounts import number_said, percent
 from pipeline.names import Name
+from pipeline.planning import Run
 from pipeline.rewriting.accounts import account
 from pipeline.shares import SHARE_OFF, Shares, asked_shares, most_passes
 from pipeline.step import USAGE, Step
-
-if TYPE_CHECKING:
-    from pipeline.run import Run
 
 _MOVERS = 6  # clusters and sources shown at each end
 _HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_windows", "clipped_mass", "deficit_share")
 _OF_SPECIALIST = ("kl_generalist", "kl_output", "effective_leaves", "without_text")
 
 
-def summary(run: "Run", until: str) -> Iterator[RenderableType]:
+def summary(run: Run, until: str) -> Iterator[RenderableType]:
     """What there is to say at the end of a job."""
     if until == "rephrase" or (until == "sample" and run.config.rephrase):
         rephrased = run.step("rephrase")
@@ -82,7 +80,7 @@ def _verdict(shares: Shares) -> Iterator[str]:
         )
 
 
-def _realised(run: "Run", manifest: dict[str, Any]) -> Iterator[RenderableType]:
+def _realised(run: Run, manifest: dict[str, Any]) -> Iterator[RenderableType]:
     """How much is repeated, and whose share the cap on repeats changed."""
     rewritten = manifest["tokens_by_origin"].get("rephrased", 0) / max(1, manifest["tokens"])
     yield Text(
@@ -122,7 +120,7 @@ def _diagnostics(weighted: Step, title: str) -> RenderableType:
     return shown
 
 
-def _sources(run: "Run") -> Iterator[RenderableType]:
+def _sources(run: Run) -> Iterator[RenderableType]:
     manifest = run.corpus.manifest
     sources: dict[str, list[int]] = manifest["tokens_by_source"]
     if len(sources) < 2:

@@ -23,8 +23,8 @@ from conftest import topic_documents, topic_run, wait_until, write_jsonl
 
 from pipeline.alone import latest_run, record_of
 from pipeline.config import load_config
+from pipeline.planning import plan
 from pipeline.progress import AT_WORK, TO_DO
-from pipeline.run import plan
 from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,8 @@ from pipeline.costs.model import Machines, read_rates, shape, speedup, stage_cos
 from pipeline.costs.size import Size, size_of
 from pipeline.costs.told import costs_of, told
 from pipeline.errors import InputError
-from pipeline.run import curate, plan
+from pipeline.planning import plan
+from pipeline.run import curate
 from pipeline.run import prepare as run_prepare
 
 ROOT = Path(__file__).parent.parent

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
+from pipeline.planning import plan
 from pipeline.refining.contamination import Index, readings
 from pipeline.stages.decontaminate import REPORT
 from pipeline.step import part_names
@@ -168,9 +169,9 @@ def test_held_out_text_that_cannot_be_looked_for(
 
 def test_mistakes_in_the_section(topics: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"decontaminate.held_out.x.of: 'lega' is none of the specialists \(legal\)"):
-        run.plan(topics | {"decontaminate": {"held_out": {"x": {"paths": ["a.jsonl"], "of": "lega"}}}})
+        plan(topics | {"decontaminate": {"held_out": {"x": {"paths": ["a.jsonl"], "of": "lega"}}}})
     with pytest.raises(InputError, match=r"decontaminate.held_out.x.paths: no file matches"):
-        run.plan(topics | {"decontaminate": {"held_out": {"x": {"paths": ["/nowhere/a.jsonl"]}}}})
+        plan(topics | {"decontaminate": {"held_out": {"x": {"paths": ["/nowhere/a.jsonl"]}}}})
 
 
 def test_chance_overlaps_are_rare() -> None:

@@ -9,6 +9,7 @@ from conftest import write_jsonl
 
 from pipeline import run
 from pipeline.errors import ConfigError
+from pipeline.planning import plan
 from pipeline.step import part_names
 
 _WORDS = [
@@ -104,4 +105,4 @@ def test_a_corpus_without_duplicates_and_a_whole_run(topics: dict[str, Any]) -> 
 
 def test_an_unknown_language_is_found_before_anything_runs(topics: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"dedup\.language 'klingon': datatrove has no words for it"):
-        run.plan(topics | {"dedup": {"language": "klingon"}})
+        plan(topics | {"dedup": {"language": "klingon"}})

@@ -17,6 +17,7 @@ from conftest import topic_run, without_pictures
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
 from pipeline.exporting.catalogue import FORMATS
+from pipeline.planning import plan
 from pipeline.step import Step
 
 # Trainers' libraries leave files open for the garbage collector.
@@ -41,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str
 
 @pytest.fixture(scope="module")
 def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
-    shards = run.plan(made).shards
+    shards = plan(made).shards
     found = [row for name in shards.names(".parquet") for row in shards.read_table(name).to_pylist()]
     assert len(shards.names(".parquet")) >= 4
     assert len({row["id"] for row in found}) == len(found) > 200
@@ -192,7 +193,7 @@ def mds(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[
         job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(folder / str(workers))]
         done = subprocess.run(job, cwd=ROOT, env=without_pictures(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        step = run.plan(made).workdir.child("export")
+        step = plan(made).workdir.child("export")
         for name in step.names():
             step.child(name).remove_all()
     return [folder / "1", folder / "2"]

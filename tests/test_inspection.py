@@ -14,6 +14,7 @@ from rich.console import Console
 from pipeline import run
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspection
+from pipeline.planning import plan
 from pipeline.step import part_names
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ def said(lines: Any) -> str:
 
 @pytest.fixture(scope="module")
 def inspection(config: dict[str, Any]) -> Inspection:
-    return Inspection(run.plan(config))
+    return Inspection(plan(config))
 
 
 def test_a_drawn_document_is_in_the_shards_that_are_named(inspection: Inspection) -> None:

@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.exporting.mixtures import MIXTURES
 from pipeline.mixture.groups import GroupCounts, bands, group_keys, node_and_band, nodes_at
 from pipeline.mixture.shape import leaf_nodes
+from pipeline.planning import plan
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED
 
@@ -137,8 +138,8 @@ def test_groups_hold_each_window_once_in_proportion_to_what_the_plan_draws(
 ) -> None:
     step, _ = run.mix(made, mixture="huggingface", level=level, output=str(tmp_path / "out"))
     grouped = step.inputs["groups"]
-    planned = run.plan(made)
-    draws, plan = (planned.step("sample").folder.child("draws"), planned.step("sample").folder.read_table("plan.parquet"))
+    sampled = plan(made).step("sample").folder
+    draws, of_leaves = sampled.child("draws"), sampled.read_table("plan.parquet")
     expected = {
         key: e
         for name in draws.names(".parquet")
@@ -158,7 +159,7 @@ def test_groups_hold_each_window_once_in_proportion_to_what_the_plan_draws(
         passes = max(epochs.max(), 0.5)
         assert group["wanted_documents"] / passes == pytest.approx(len(rows), abs=5 * len(rows) ** 0.5 + 3)
     total = sum(group["wanted_tokens"] for group in grouped.manifest["groups"])
-    assert total == pytest.approx(plan["planned_tokens"].to_numpy().sum(), rel=1e-4)
+    assert total == pytest.approx(of_leaves["planned_tokens"].to_numpy().sum(), rel=1e-4)
     assert sum(group["wanted_documents"] for group in grouped.manifest["groups"]) == pytest.approx(sum(expected.values()), rel=1e-4)
     nodes = {group["node"] for group in grouped.manifest["groups"]}
     assert nodes == {0} if level == 0 else len(nodes) > 3
@@ -320,7 +321,7 @@ def test_rewrites_are_groups_of_their_own(topics: dict[str, Any], tmp_path: Path
     rewritten = [group for group in groups if group["origin"] == "rephrased"]
     assert rewritten
     assert all(group["name"].endswith("-rephrased") for group in rewritten)
-    planned = run.plan(topics).step("sample").manifest
+    planned = plan(topics).step("sample").manifest
     assert sum(group["wanted_tokens"] for group in rewritten) == pytest.approx(planned["tokens_by_origin"]["rephrased"], rel=0.05)
 
 

@@ -27,6 +27,7 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.hashing import keyed_uniform
 from pipeline.names import Name
+from pipeline.planning import Run
 from pipeline.projection import places
 from pipeline.report import atlas, page
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
@@ -51,18 +52,18 @@ def tree() -> Tree:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> run.Run:
+def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Run:
     """A run with everything in it, and its page."""
     with FakeEndpoint() as fake:
         return run.curate(copy.deepcopy(everything(tmp_path_factory.mktemp("everything"), fake)))
 
 
 @pytest.fixture(scope="module")
-def told(made: run.Run) -> dict[str, Any]:
+def told(made: Run) -> dict[str, Any]:
     return facts(Material.of(made, made.report(drawn=True), drawn=True))
 
 
-def shards_of(made: run.Run) -> pa.Table:
+def shards_of(made: Run) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted(Path(made.shards.path).glob("*.parquet")))
 
 
@@ -138,7 +139,7 @@ def test_excerpts_of_any_number_stay_within_the_page(nodes: int, kinds: int, let
         assert all(len(text) >= 100 for of in kept.values() for texts in of.values() for text, *_ in texts)
 
 
-def test_what_is_called_a_sample_is_the_sample_and_not_what_is_asked_for(made: run.Run, told: dict[str, Any]) -> None:
+def test_what_is_called_a_sample_is_the_sample_and_not_what_is_asked_for(made: Run, told: dict[str, Any]) -> None:
     nodes, held, drawn = told["nodes"], {}, Counter[int]()
     for number, name in enumerate(told["specialists"]):
         tokens: Counter[int] = Counter()
@@ -163,7 +164,7 @@ def test_what_is_called_a_sample_is_the_sample_and_not_what_is_asked_for(made: r
         assert told["certainty"][name]["kl_before"] == pytest.approx(kl, rel=1e-3)
 
 
-def test_the_most_copies_of_a_window_are_those_of_the_shards(made: run.Run, told: dict[str, Any]) -> None:
+def test_the_most_copies_of_a_window_are_those_of_the_shards(made: Run, told: dict[str, Any]) -> None:
     copies = Counter((row["doc_id"], row["window"], row["parent"], row["style"]) for row in shards_of(made).to_pylist())
     assert told["repetition"]["most_copies"] >= 1
     assert told["repetition"]["most_copies"] <= max(copies.values())
@@ -174,7 +175,7 @@ def test_a_source_that_only_a_sample_has_is_not_compared(told: dict[str, Any]) -
     assert {key for row in told["sources"] for key in row} == {"source", "before", "after", "sample0", "sample1"}
 
 
-def test_drawn_tokens_of_each_cluster_are_those_of_the_shards(made: run.Run, told: dict[str, Any]) -> None:
+def test_drawn_tokens_of_each_cluster_are_those_of_the_shards(made: Run, told: dict[str, Any]) -> None:
     held: Counter[int] = Counter()
     fresh: Counter[int] = Counter()
     rewritten: Counter[int] = Counter()
@@ -205,7 +206,7 @@ def test_a_group_of_clusters_is_the_sum_of_them(told: dict[str, Any]) -> None:
             assert nodes["low0"][row] is None
 
 
-def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: run.Run, told: dict[str, Any]) -> None:
+def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: Run, told: dict[str, Any]) -> None:
     assigned, windows = made.step("assign", "generalist"), made.windows("generalist")
     leaf_of: dict[tuple[str, int], int] = {}
     text_of: dict[tuple[str, int], str] = {}
@@ -235,7 +236,7 @@ def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: run.Run, told
     assert shown == {int(tree.leaf_nodes[leaf]): min(3, number) for leaf, number in held.items()}
 
 
-def test_what_was_left_out_is_counted_with_examples(made: run.Run, told: dict[str, Any]) -> None:
+def test_what_was_left_out_is_counted_with_examples(made: Run, told: dict[str, Any]) -> None:
     groups = {group["what"]: group for group in told["left_out"]}
     assert groups["in quarantine"]["count"] == 1
     assert groups["dropped by RegexFilter"]["count"] == 3
@@ -247,7 +248,7 @@ def test_what_was_left_out_is_counted_with_examples(made: run.Run, told: dict[st
         assert group["count"] == sum(number for _, number in group["reasons"])
 
 
-def test_rewrites_are_shown_beside_their_source(made: run.Run, told: dict[str, Any]) -> None:
+def test_rewrites_are_shown_beside_their_source(made: Run, told: dict[str, Any]) -> None:
     rephrased = made.step("rephrase").folder
     passages = pa.concat_tables(
         rephrased.child("passages").read_table(name) for name in rephrased.child("passages").names(".parquet")
@@ -268,7 +269,7 @@ def test_rewrites_are_shown_beside_their_source(made: run.Run, told: dict[str, A
         assert sum(style["outcomes"].values()) == style["prompts"]
 
 
-def test_verdict_says_what_the_manifest_does(made: run.Run, told: dict[str, Any]) -> None:
+def test_verdict_says_what_the_manifest_does(made: Run, told: dict[str, Any]) -> None:
     manifest = made.shards.read_json("manifest.json")
     assert len(told["verdict"]["sentences"]) == 3
     assert len(told["verdict"]["numbers"]) == 6
@@ -278,7 +279,7 @@ def test_verdict_says_what_the_manifest_does(made: run.Run, told: dict[str, Any]
     assert told["verdict"]["numbers"][1]["value"] == f"{100 * first / manifest['tokens']:.1f}%"
 
 
-def test_nothing_of_a_hostile_text_is_markup_in_the_page(made: run.Run) -> None:
+def test_nothing_of_a_hostile_text_is_markup_in_the_page(made: Run) -> None:
     html = (Path(made.workdir.path) / "report.html").read_text(encoding="utf-8")
     visible, _, rest = html.partition('<script type="application/json" id="data">')
     data, _, scripts = rest.partition("</script>")
@@ -309,7 +310,7 @@ class Attributes(HTMLParser):
         self.seen += [(name, value or "") for name, value in attrs]
 
 
-def test_a_page_that_is_there_is_not_made_again_and_one_that_was_deleted_is_made_of_what_was_drawn(made: run.Run) -> None:
+def test_a_page_that_is_there_is_not_made_again_and_one_that_was_deleted_is_made_of_what_was_drawn(made: Run) -> None:
     path = Path(made.workdir.path) / "report.html"
     before = path.stat().st_mtime_ns
     run.curate(made.config)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import run
 from pipeline.engine import Engine
 from pipeline.errors import WorkerError
+from pipeline.planning import Run
 from pipeline.stages import sample
 from pipeline.stages.rounds import DrawnPart, buckets_of, moved
 from pipeline.step import MOST_PARTITIONS, mapper_tasks, runs_within
@@ -108,7 +109,7 @@ def test_stopped_in_either_round_it_goes_on_from_what_is_there(
     assert len(made) <= len(of_rounds) - after  # tasks that were out when it stopped may have ended
 
 
-def shard_bytes_of(done: run.Run) -> dict[str, bytes]:
+def shard_bytes_of(done: Run) -> dict[str, bytes]:
     return shard_bytes(done.workdir.path)
 
 

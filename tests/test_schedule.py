@@ -10,9 +10,10 @@ import pytest
 from conftest import TOPICS, topic_documents, write_jsonl
 
 import pipeline
+from pipeline import run
 from pipeline.config import Conditioning
 from pipeline.errors import ConfigError
-from pipeline.run import _prefixed_shares
+from pipeline.planning import _prefixed_shares, plan
 from pipeline.stages.sample import _least_shards
 from pipeline.stages.shards import prefixed
 from pipeline.tables import SHARDS
@@ -150,10 +151,10 @@ def test_a_schedule_is_the_same_for_any_workers_and_after_a_kill(scheduled: dict
     once = everything(scheduled)
     again = everything(scheduled | {"workdir": str(tmp_path / "other"), "engine": {"workers": 1}})
     assert once == again
-    run = pipeline.plan(pipeline.parse_config(scheduled))
-    for step in (run.corpus, run.step("sample", "ending")):  # as if killed while the end was written
+    planned = pipeline.plan(pipeline.parse_config(scheduled))
+    for step in (planned.corpus, planned.step("sample", "ending")):  # as if killed while the end was written
         step.folder.remove("manifest.json")
-    run.step("sample", "ending").folder.remove(run.corpus.folder.names(".parquet")[-1])
+    planned.step("sample", "ending").folder.remove(planned.corpus.folder.names(".parquet")[-1])
     assert everything(scheduled) == once
 
 
@@ -195,8 +196,6 @@ def test_rewrites_change_nothing_else_of_the_end(topics: dict[str, Any]) -> None
 
 
 def test_what_comes_one_after_the_other_is_not_blended(scheduled: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
-    from pipeline import run
-
     scheduled["schedule"] = {"conditioning": {"field": "source", "plain_share": 0.25}}
     step, folder = run.export(scheduled, to="megatron", tokenizer=tokenizer, output=str(tmp_path / "out"))
     paths = [(tmp_path / "out" / f"data_path-{number}.txt").read_text().split()[1::2] for number in (1, 2)]
@@ -232,10 +231,8 @@ def test_mistakes_in_a_schedule_are_found_before_anything_runs(topics: dict[str,
 
 
 def test_a_schedule_is_of_shards_and_not_of_a_mixture(scheduled: dict[str, Any]) -> None:
-    from pipeline import run
-
     scheduled["schedule"] = {"conditioning": {"field": "source"}}
     with pytest.raises(ConfigError, match="--mixture: schedule is of shards"):
         run.mix(scheduled, mixture="huggingface")
     step, _ = run.export(scheduled, to="jsonl")
-    assert step.manifest["rows"] == run.plan(scheduled).shards.read_json("manifest.json")["rows"]
+    assert step.manifest["rows"] == plan(scheduled).shards.read_json("manifest.json")["rows"]

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,10 +11,8 @@ from pipeline.amounts import bytes_said, time_said
 from pipeline.config import GENERALIST, Config
 from pipeline.costs.model import Machines, StageCost, kind_of, read_rates, read_tokens, stage_cost
 from pipeline.costs.size import Size, size_of
+from pipeline.planning import Run
 from pipeline.step import Step
-
-if TYPE_CHECKING:
-    from pipeline.run import Run
 
 _MORE = (1, 8, 64)  # times the workers
 _TRANSFORMER_WIDTH = 384  # MiniLM's, where the model has not been asked
@@ -23,7 +20,7 @@ _DRIVERS = 0.5  # of the time: said
 _HOUR = 3600.0
 
 
-def costs_of(run: "Run", steps: list[Step], sizes: Mapping[str, Size], machines: Machines) -> list[tuple[Step, StageCost]]:
+def costs_of(run: Run, steps: list[Step], sizes: Mapping[str, Size], machines: Machines) -> list[tuple[Step, StageCost]]:
     """Each of the steps whose stage is modelled, with what all of it takes."""
     dim = run.config.embed.dim if kind_of(run.config) != "transformer" else _TRANSFORMER_WIDTH
     first, last = run.config.phases[0], run.config.phases[-1]
@@ -36,7 +33,7 @@ def costs_of(run: "Run", steps: list[Step], sizes: Mapping[str, Size], machines:
     return found
 
 
-def told(run: "Run", steps: list[Step]) -> Iterator[RenderableType]:
+def told(run: Run, steps: list[Step]) -> Iterator[RenderableType]:
     """What those of the steps that are not done will take.
 
     Raises:

@@ -15,8 +15,9 @@ from pipeline.errors import ConfigError, InputError, UserError
 from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, overlap_step, scored
 from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
 from pipeline.hashing import keyed_uniform
+from pipeline.planning import Run, plan
 from pipeline.proxy.settings import ProxySettings
-from pipeline.run import Run, at_work, plan, run_steps
+from pipeline.run import at_work, run_steps
 from pipeline.step import Step, hash_chosen, part_names
 from pipeline.storage import Folder
 

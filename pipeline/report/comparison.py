@@ -17,10 +17,10 @@ from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, shown
 from pipeline.names import Name
+from pipeline.planning import Run
 from pipeline.report.charts import Spec, dots
 from pipeline.report.material import Material
 from pipeline.report.verdict import numbers
-from pipeline.run import Run
 from pipeline.shares import Shares
 from pipeline.step import fold_groups, part_names
 from pipeline.storage import Folder

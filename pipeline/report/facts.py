@@ -10,13 +10,13 @@ import yaml
 
 from pipeline.config import CLUSTER_WEIGHTED
 from pipeline.errors import shown
+from pipeline.planning import Run
 from pipeline.report import atlas
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
 from pipeline.report.left_out import left_out
 from pipeline.report.material import Material
 from pipeline.report.verdict import of_phases, verdict
 from pipeline.rewriting.accounts import account_line, collapsed
-from pipeline.run import Run
 from pipeline.shares import divergence, facts_of
 from pipeline.step import USAGE
 

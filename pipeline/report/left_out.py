@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.amounts import percent
 from pipeline.errors import shown
+from pipeline.planning import Run
 from pipeline.report.atlas import excerpt_of
-from pipeline.run import Run
 from pipeline.stages.prepare import QUARANTINED
 from pipeline.step import Step
 from pipeline.storage import Folder

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.planning import Run
 from pipeline.report.atlas import Drawn
-from pipeline.run import Run
 from pipeline.shares import Floats, Shares
 from pipeline.stages.assign import read_tree
 from pipeline.step import Step

@@ -7,8 +7,8 @@ import numpy as np
 
 from pipeline.amounts import percent
 from pipeline.config import GENERALIST
+from pipeline.planning import Run
 from pipeline.report.material import Material
-from pipeline.run import Run
 from pipeline.shares import SHARE_OFF, Floats, Shares, asked_shares, divergence, fact, facts_of, most_passes
 
 _UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # beyond these a reader is warned

@@ -1,11 +1,12 @@
 """From a run to its page: `<workdir>/report.html`."""
 
 from pipeline.engine import Engine
+from pipeline.planning import Run
 from pipeline.report import comparison as comparing
 from pipeline.report import page
 from pipeline.report.facts import facts
 from pipeline.report.material import Material
-from pipeline.run import Run, run_steps
+from pipeline.run import run_steps
 
 PAGE = "report.html"
 _HEAD_BYTES = 1 << 10  # of a page: they have its stamp
