@@ -154,3 +154,27 @@ def test_stages_run_on_the_nodes_that_they_are_placed_on(tmp_path: Path) -> None
     assert {kind for kind, _ in placed["prepare"]} == {"cpu"}
     assert placed["sample"] == [["cpu", True]]
     assert sorted(placed["weights"]) == [["cpu", False], ["cpu", True], ["gpu", False]]
+
+
+WAITING = """
+import sys
+from pipeline import cli, config
+from pipeline.engine import Engine, tasks
+
+tasks._LOOK_S = 0.5
+cli.logger.add(lambda message: print(message.record["message"], flush=True))
+with Engine(config.Engine(address=sys.argv[1])) as engine:
+    print(dict(engine.map(len, ["abc"], title="t")))
+"""
+
+
+def test_where_no_node_has_a_cpu_that_is_said_and_one_that_joins_goes_on() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with Nodes(0) as nodes:
+        command = [sys.executable, "-c", WAITING, nodes.address]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
+            assert job.stdout
+            lines = iter(job.stdout.readline, "")
+            assert "no node of the cluster has a CPU now: what is left waits until one joins\n" in lines
+            nodes.add()
+            assert list(lines)[-1] == "{0: 3}\n"

@@ -29,6 +29,7 @@ from pipeline.progress import Progress
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3
 _STARTS = 2  # Ray gives its processes half a minute, for which a busy machine may be too slow
+_LOOK_S = 10.0  # between two looks at a cluster that finishes nothing
 _RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
 
 
@@ -62,7 +63,8 @@ class Usage:
 class Engine:
     """A Ray cluster, joined or started when first needed; use as a context manager.
 
-    Only a Ray that was started here is shut down at the end. `check` is called as tasks finish, and stops the work by raising.
+    Only a Ray that was started here is shut down at the end. `check` is called as tasks finish, and while none does, and stops the
+    work by raising.
     """
 
     def __init__(self, settings: config.Engine, check: Callable[[], None] = lambda: None) -> None:
@@ -275,8 +277,7 @@ class Engine:
                     refill()
                 if not running:
                     break
-                self.check()
-                (ref,), _ = self._ray.wait(list(running), num_returns=1)
+                ref = self._done(running)
                 index = running.pop(ref)
                 try:
                     result, busy_s, rss_bytes = self._ray.get(ref)
@@ -288,6 +289,18 @@ class Engine:
                 yield index, result
         if failure is not None:
             raise failure
+
+    def _done(self, running: dict[Any, int]) -> Any:
+        """The next task that is done. While none is: whether the run is to go on, and a word where the cluster can run none."""
+        said = False
+        while True:
+            self.check()
+            done, _ = self._ray.wait(list(running), num_returns=1, timeout=_LOOK_S)
+            if done:
+                return done[0]
+            if not said and not self._resources().get("CPU"):
+                logger.warning("no node of the cluster has a CPU now: what is left waits until one joins")
+                said = True
 
     @contextmanager
     def _mapping(self) -> Iterator[None]:
