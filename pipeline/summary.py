@@ -86,7 +86,7 @@ def _realised(run: Run, manifest: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(
         f"{percent(manifest['first_tokens'] / max(1, manifest['tokens']))} of its tokens are not repeats"
         + (f", {percent(rewritten)} are rewrites" if run.config.rephrase else "")
-        + f"; no text is passed over more than {most_passes(run):.2f} times."
+        + f"; on the mean no cluster's text is passed over more than {most_passes(run):.2f} times."
     )
     drawn: dict[str, int] = manifest["tokens_by_specialist"]
     total = max(1, manifest["tokens"])

@@ -150,9 +150,9 @@ class Nodes:
         run = plan(load_config(str(config)))
         workdir = Path(run.config.workdir)
         moments = sorted(self.random.uniform(0, len(run.steps) + 1) for _ in left)  # in steps, of which the report is the last
-        job = self.start(config, log)
+        job, before = self.start(config, log), 0
         while True:
-            while left and job.poll() is None and begun_steps(workdir) <= moments[0]:
+            while left and job.poll() is None and (last_run(workdir) <= before or begun_steps(workdir) <= moments[0]):
                 self.revive()
                 time.sleep(0.02)
             until = time.monotonic() + moments[0] % 1 * most_pause_s if left else float("inf")
@@ -172,6 +172,7 @@ class Nodes:
                 assert job.returncode == 1, f"status {job.returncode}\n{log.read_text(errors='replace')}"
                 gave_up += 1
                 assert gave_up < 10, log.read_text(errors="replace")
+            before = last_run(workdir)  # which says where the dead job was
             job = self.start(config, log)
 
     @staticmethod
@@ -274,6 +275,11 @@ def _steps(workdir: Path) -> list[dict[str, str]]:
     """The steps of the latest run as its record has them."""
     folder = Folder(str(workdir))
     return (record_of(folder, latest_run(folder)) or {}).get("steps", [])
+
+
+def last_run(workdir: Path) -> int:
+    """The number of the latest run, 0 before the first."""
+    return latest_run(Folder(str(workdir)))
 
 
 def at_work(workdir: Path) -> list[str]:

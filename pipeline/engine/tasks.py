@@ -29,6 +29,7 @@ from pipeline.progress import Progress
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3
 _STARTS = 2  # Ray gives its processes half a minute, for which a busy machine may be too slow
+_ANSWER_S = 10.0  # for a head that is just being started
 _LOOK_S = 10.0  # between two looks at a cluster that finishes nothing
 _RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
 
@@ -365,12 +366,17 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def _join(ray: Any, address: str) -> None:
+    if not _answers(address):
+        raise ConfigError(
+            f"nothing answers at {address}, where engine.address or RAY_ADDRESS has a Ray cluster: start it, mend the address, or "
+            "set engine.address: local to do without it"
+        )
     try:
         ray.init(address=address, **_QUIET)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise ConfigError(
-            f"the Ray cluster at {address} cannot be joined ({str(error).splitlines()[0]}): start it, set RAY_AUTH_MODE=token and "
-            "the RAY_AUTH_TOKEN that it was started with (README, On a cluster), or set engine.address: local to do without it"
+            f"the Ray cluster at {address} is there and cannot be joined ({str(error).splitlines()[0]}): set RAY_AUTH_MODE=token "
+            "and the RAY_AUTH_TOKEN that it was started with (README, On a cluster), or set engine.address: local to do without it"
         ) from error
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         logger.warning(
@@ -393,6 +399,25 @@ def _start_here(ray: Any, num_cpus: int) -> None:
                 ) from error
             logger.warning(f"Ray did not start here ({said}); once more")
     logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at an address, if it names a port: Ray itself tries for a quarter of an hour.
+
+    For ten seconds, as a head that is just being started may not listen yet.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    until = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+                return True
+        except OSError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.5)
 
 
 def _recorded_cluster() -> str | None:

@@ -99,7 +99,7 @@ def checked_text(data: dict[str, Any], key: str) -> str:
     """
     text = data.get(key)
     if text is None:
-        raise BadRowError("missing_text", f"no value under text_key {key!r}")
+        raise BadRowError("missing_text", f"no value under text_key {key!r}; the row has {', '.join(map(str, data)) or 'nothing'}")
     if not isinstance(text, str):
         raise BadRowError("text_not_string", f"the text is {type(text).__name__}")
     if not text or text.isspace():

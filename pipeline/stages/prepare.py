@@ -26,7 +26,7 @@ from pipeline.chunks import Start, cut_chunks, scan_file
 from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
-from pipeline.errors import InputError
+from pipeline.errors import InputError, shown
 from pipeline.parts import counts, totals
 from pipeline.readers import InputFile, digest, list_files
 from pipeline.refining import account
@@ -49,6 +49,7 @@ _READERS_PER_FILE = 16
 _PACKED_SHARE = 64
 _LEAST_DOCUMENTS, _LEAST_BYTES = 16, 1 << 16
 _MERGED = "examples.parquet"
+_DETAIL_CHARACTERS = 200  # of what is wrong with a row
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
 
@@ -230,9 +231,11 @@ def _check_bad(
     counts = dict(sorted(reasons.items()))
     if bad > max_bad_fraction * rows:
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        first = quarantine.read_table(f"{names[0]}.parquet").slice(0, 1).to_pylist()[0]
         raise InputError(
             f"{bad} of {rows} rows of {corpus} cannot be used ({listed}), more than max_bad_fraction = {max_bad_fraction}; "
-            f"see {quarantine.url}, then mend the input or raise max_bad_fraction"
+            f"the first is row {first['row']} (from 0) of {first['file']}: {shown(first['detail'])[:_DETAIL_CHARACTERS]}; all are "
+            f"in {quarantine.url}; mend the input or raise max_bad_fraction"
         )
     return counts
 
