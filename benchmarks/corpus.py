@@ -72,12 +72,13 @@ def timed(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[flo
 
 
 @contextmanager
-def own_ray() -> Iterator[None]:
+def own_ray(*, store_bytes: int | None = None) -> Iterator[None]:
     """A Ray of this machine's cores that `Engine` finds running: figures must not depend on a cluster that happens to be there."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=os.cpu_count(), object_store_memory=store_bytes, **options)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ all its workers map; a shuffle fills them until the store spills.
 
     python benchmarks/memory.py --rows 100000 1000000
     python benchmarks/memory.py --rows 100000 1000000 5000000 --folder /somewhere/with/30GB
+    python benchmarks/memory.py --rows 100000 5000000 --store-bytes 200000000                 # so that resident is flat too
     python benchmarks/memory.py --rows 5000000 --depth 3 --min-windows 4 --text-bytes 64      # up to 262,144 leaves
 """
 
@@ -56,6 +57,7 @@ def main() -> None:
     )
     parser.add_argument("--part-rows", type=int, default=8192)
     parser.add_argument("--text-bytes", type=int, default=2048, help="of a window; enough that the smallest corpus fills a mapper")
+    parser.add_argument("--store-bytes", type=int, help="of Ray's object store; Ray's own choice if left out")
     parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
     parser.add_argument("--step", help=argparse.SUPPRESS)  # a child: this step of the corpus in --folder
     args = parser.parse_args()
@@ -82,6 +84,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, stage: str, corpus: str, workdir: str) -> dict[str, float]:
     options = ("dim", "branching", "depth", "min_windows", "fit_windows", "part_rows", "text_bytes")
+    options += ("store_bytes",) if args.store_bytes else ()
     flags = [text for name in options for text in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -95,7 +98,7 @@ def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, flo
         tokens = plan(config).step("prepare", "generalist").manifest["tokens"]
         config = settings(args, args.folder, budget_tokens=tokens)
     step = plan(config).step(stage, corpus)
-    with own_ray(), Engine(config.engine) as engine, sampled_workers() as peak:
+    with own_ray(store_bytes=args.store_bytes), Engine(config.engine) as engine, sampled_workers() as peak:
         engine.start()
         started = time.monotonic()
         step.run(engine)
