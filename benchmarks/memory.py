@@ -7,7 +7,7 @@ all its workers map; a shuffle fills them until the store spills.
 
     python benchmarks/memory.py --rows 100000 1000000
     python benchmarks/memory.py --rows 100000 1000000 5000000 --folder /somewhere/with/30GB
-    python benchmarks/memory.py --rows 100000 5000000 --store-bytes 200000000                 # so that resident is flat too
+    python benchmarks/memory.py --rows 100000 5000000 --store-bytes 200000000    # what resident is with a small store
     python benchmarks/memory.py --rows 5000000 --depth 3 --min-windows 4 --text-bytes 64      # up to 262,144 leaves
 """
 

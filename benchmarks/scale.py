@@ -37,7 +37,7 @@ from pipeline.costs.size import Size, size_of
 from pipeline.engine import Engine
 from pipeline.planning import Run, plan
 from pipeline.run import curate
-from pipeline.summary import console
+from pipeline.terminal import console
 
 RATES = Path(__file__).parent.parent / "pipeline" / "costs" / "rates.json"
 _FILE_DOCUMENTS = 500
