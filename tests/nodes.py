@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,13 +152,10 @@ class Nodes:
         moments = sorted(self.random.uniform(0, len(run.steps) + 1) for _ in left)  # in steps, of which the report is the last
         job, before = self.start(config, log), 0
         while True:
-            while left and job.poll() is None and (last_run(workdir) <= before or begun_steps(workdir) <= moments[0]):
-                self.revive()
-                time.sleep(0.02)
+            if left:
+                self._hold(job, lambda before=before: last_run(workdir) > before and begun_steps(workdir) > moments[0])
             until = time.monotonic() + moments[0] % 1 * most_pause_s if left else float("inf")
-            while job.poll() is None and time.monotonic() < until:
-                self.revive()
-                time.sleep(0.02)
+            self._hold(job, lambda until=until: time.monotonic() >= until)
             if job.poll() is None:
                 stage = ", ".join(at_work(workdir)) or "between steps"
                 if self.kill(left[0], job):
@@ -174,6 +171,12 @@ class Nodes:
                 assert gave_up < 10, log.read_text(errors="replace")
             before = last_run(workdir)  # which says where the dead job was
             job = self.start(config, log)
+
+    def _hold(self, job: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+        """Until the condition holds, or the job is over; meanwhile nodes that end by themselves are replaced."""
+        while job.poll() is None and not condition():
+            self.revive()
+            time.sleep(0.02)
 
     @staticmethod
     def _raylet(node: Any) -> psutil.Process:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline import config
-from pipeline.engine import Engine, tasks
+from pipeline.engine import Engine, joining
 from pipeline.engine.messages import in_a_line
 from pipeline.errors import ConfigError, InputError, WorkerError
 
@@ -213,9 +213,9 @@ def test_a_worker_that_dies_is_a_line_of_the_log_and_not_among_the_results(ray_s
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_an_address_where_nothing_answers_is_said_soon(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
-    monkeypatch.setattr(tasks, "_ANSWER_S", 0.1)
+    monkeypatch.setattr(joining, "_ANSWER_S", 0.1)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"nothing answers at {address}, .*engine\.address: local"):
-            tasks._join(None, address)
+            joining.join(None, address)

@@ -11,7 +11,6 @@ import functools
 import math
 import os
 import resource
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,13 @@ from typing import Any
 from loguru import logger
 
 from pipeline import config
+from pipeline.engine.joining import join, recorded_cluster, start_here
 from pipeline.engine.messages import log_messages
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.progress import Progress
 
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3
-_STARTS = 2  # Ray gives its processes half a minute, for which a busy machine may be too slow
-_ANSWER_S = 10.0  # for a head that is just being started
 _LOOK_S = 10.0  # between two looks at a cluster that finishes nothing
 _RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
 
@@ -351,89 +349,14 @@ class Engine:
 
         if not ray.is_initialized():
             log_messages()
-            address = self.settings.address or os.environ.get("RAY_ADDRESS") or _recorded_cluster()
+            address = self.settings.address or os.environ.get("RAY_ADDRESS") or recorded_cluster()
             if address and address != "local":
-                _join(ray, address)
+                join(ray, address)
             else:
-                _start_here(ray, self.settings.workers or os.cpu_count() or 1)
+                start_here(ray, self.settings.workers or os.cpu_count() or 1)
                 self._owned = True
         self._ray = ray
         return ray
-
-
-# Ray's own log lines say nothing to a user of ours; failures come back as exceptions.
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-
-
-def _join(ray: Any, address: str) -> None:
-    if not _answers(address):
-        raise ConfigError(
-            f"nothing answers at {address}, where engine.address or RAY_ADDRESS has a Ray cluster: start it, mend the address, or "
-            "set engine.address: local to do without it"
-        )
-    try:
-        ray.init(address=address, **_QUIET)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        raise ConfigError(
-            f"the Ray cluster at {address} is there and cannot be joined ({str(error).splitlines()[0]}): set RAY_AUTH_MODE=token "
-            "and the RAY_AUTH_TOKEN that it was started with (README, On a cluster), or set engine.address: local to do without it"
-        ) from error
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        logger.warning(
-            f"the Ray cluster at {address} has no token authentication: whoever reaches it can run code on it (SECURITY.md)"
-        )
-    logger.info(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
-
-
-def _start_here(ray: Any, num_cpus: int) -> None:
-    started = time.monotonic()
-    for attempt in range(_STARTS):
-        try:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
-            break
-        except Exception as error:  # Ray raises plain ones for processes that do not come up
-            said = " ".join(str(error).split())[:200]
-            if attempt == _STARTS - 1:
-                raise WorkerError(
-                    f"Ray could not be started here ({said}); run again once the machine is less busy, or /tmp less full"
-                ) from error
-            logger.warning(f"Ray did not start here ({said}); once more")
-    logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at an address, if it names a port: Ray itself tries for a quarter of an hour.
-
-    For ten seconds, as a head that is just being started may not listen yet.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdecimal():
-        return True
-    until = time.monotonic() + _ANSWER_S
-    while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
-                return True
-        except OSError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.5)
-
-
-def _recorded_cluster() -> str | None:
-    """The address that `ray start` noted on this machine, if something answers there.
-
-    `ray.init(address="auto")` reads the same file, but tries a head that is long gone for minutes.
-    """
-    record = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    try:
-        with open(record, encoding="utf-8") as file:
-            address = file.read().strip()
-        host, _, port = address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=1.0):
-            return address
-    except (OSError, ValueError):
-        return None
 
 
 def _name(item: Any) -> str:
