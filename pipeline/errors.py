@@ -52,6 +52,11 @@ class WorkerError(RunError):
     """A worker died, or a part failed more often than it may."""
 
 
+def one_line(said: object) -> str:
+    """What a library said, for a message: a line of at most 500 characters."""
+    return " ".join(str(said).split())[:500]
+
+
 def nearest(name: str, among: Iterable[str], cutoff: float = 0.5) -> str:
     """For a message: a hint at the name that was meant, or nothing."""
     near = difflib.get_close_matches(name, list(among), n=1, cutoff=cutoff)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, StorageError, one_line
 from pipeline.tables import cast
 
 MANIFEST = "manifest.json"
@@ -307,8 +307,7 @@ class Folder:
 
 def said(error: Exception) -> str:
     """What a file system or the client of a store says went wrong, in a line."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return text or type(error).__name__
+    return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def of_a_store(error: Exception) -> bool:

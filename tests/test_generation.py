@@ -16,7 +16,8 @@ import pytest
 from tiny_llama import make_tiny_llama
 
 from pipeline import config
-from pipeline.engine import Engine, generation
+from pipeline.engine import Engine, pool
+from pipeline.engine.chat import Chat
 from pipeline.engine.generation import generate
 from pipeline.errors import ConfigError, InputError, WorkerError
 from pipeline.rewriting.exchange import Answer, Failure, Request
@@ -109,7 +110,7 @@ def test_prompts_are_answered_or_have_an_error_though_an_engine_is_killed(
     engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is killed is started again for the blocks that it did not hold."""
-    monkeypatch.setattr(generation, "_PROMPTS_IN_FLIGHT", 2 * BATCH)
+    monkeypatch.setattr(pool, "_PROMPTS_IN_FLIGHT", 2 * BATCH)
     cfg = settings(model)
     cfg = cfg.model_copy(update={"chat_template_kwargs": {"shout": True}})
     asked = blocks(15 * BATCH)
@@ -183,7 +184,7 @@ print(json.dumps(found))
     texts: list[tuple[str, str]] = []
     for i, (prompt_tokens, tokens, max_tokens, said, text) in enumerate(found):
         cfg = settings(model).model_copy(update={"sampling": samplings[i // 40]})
-        work = generation._Work.of(engine, cfg, model, None, read_numbers, keep, [])
+        chat = Chat.of(engine, cfg, model, None)
         row = {
             "key": "1",
             "text": text if "stop" in cfg.sampling else "",  # else the engine is asked for tokens alone
@@ -191,7 +192,7 @@ print(json.dumps(found))
             "max_tokens": max_tokens,
             "num_input_tokens": prompt_tokens,
         }
-        (answer,) = generation._answers([row], work)
+        (answer,) = chat.answers([row])
         reasons.append((answer.finish_reason, said))
         texts.append((answer.text.strip(), text.strip()))
     assert all(ours == theirs for ours, theirs in reasons)

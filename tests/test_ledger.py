@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.rewriting.choosing import Tally, ways
 from pipeline.rewriting.ledger import SUMMED, Ledger
-from pipeline.stages.rephrase import _groups
+from pipeline.stages.passages import groups_of_round
 
 
 def facts(seed: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_every_window_is_in_one_group(num_parts: int, tokens: int) -> None:
     zero_L = np.zeros(1)
     tally = Tally(np.array([1.0]), np.array([tokens]), zero_L, zero_L, 0, zero_L)
     names = [f"part-{i}" for i in range(num_parts)]
-    slices = _groups(0, names, tally, np.array([1.0]), ways({"qa": 1.0}, {"qa": 1.0}, 1), 250.0)
+    slices = groups_of_round(0, names, tally, np.array([1.0]), ways({"qa": 1.0}, {"qa": 1.0}, 1), 250.0)
     found = [(part, key) for one in slices.values() for part in one.parts for key in range(60) if key % one.of == one.number]
     if len(slices) <= 60:
         assert sorted(found) == [(part, key) for part in names for key in range(60)]

@@ -1,7 +1,8 @@
-"""Ray, in one place: `tasks` runs maps, folds and shuffles; `generation` runs a language model over prompts,
-`gpus` watches how busy they are.
+"""Ray in one place: `tasks` runs maps, folds and shuffles on a cluster that `joining` joined or started, `usage` says what it took;
+`generation` runs a language model over prompts, on the engines of a `pool`; `gpus` watches how busy they are.
 """
 
-from pipeline.engine.tasks import Engine, Usage
+from pipeline.engine.tasks import Engine
+from pipeline.engine.usage import Usage
 
 __all__ = ["Engine", "Usage"]

@@ -16,7 +16,6 @@ What Ray Data would do by itself, and what is done about it:
 import base64
 import functools
 import logging
-import os
 import pickle
 import re
 from collections import Counter
@@ -29,24 +28,15 @@ import pyarrow as pa
 from loguru import logger
 
 from pipeline import config
+from pipeline.engine.chat import Chat
 from pipeline.engine.deaths import Deaths, NoEngineLeftError
-from pipeline.engine.tasks import Engine, _measured
-from pipeline.errors import ConfigError, CrispwrapError, WorkerError
+from pipeline.engine.pool import Pool
+from pipeline.engine.tasks import Engine
+from pipeline.engine.usage import measured
+from pipeline.errors import ConfigError, CrispwrapError, WorkerError, one_line
 from pipeline.rewriting.exchange import Answer, Failure, Request
 
-# Prompts handed to an engine at once. vLLM itself runs 256 of them side by side (max_num_seqs), 1024 on the largest GPUs.
-_PROMPTS_IN_FLIGHT = 1024
-_MOST_BATCHES = 64  # in flight; each is a thread of the actor
-_SMALL_CPUS = 0.1  # of a task that reads or stores: there must be room for some beside an engine on two cores
-_READERS = 4  # tasks that read, for each engine, and as many that store
 _DEATHS = 8  # of each engine before it counts as broken
-_KV_CACHE_BYTES = 2 << 30  # on a CPU, where vLLM would take most of the machine's memory
-# vLLM's own figures for `vllm.LLM`: sequences side by side, tokens of a step. Started by Ray it would take half of them or less.
-_ON_CPU = {"max_num_seqs": 256, "max_num_batched_tokens": 4096}
-_ON_GPU = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
-_ON_LARGE_GPU = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
-_LARGE_GPUS = {"H100", "H200", "H20", "GH200", "B200", "B300", "GB200", "GB300"}  # as Ray calls them
-
 _ERROR = "__inference_error__"  # the column of Ray Data's LLM stages
 _RAISED = "raised "  # begins the error of a block that could not be read; the exception follows, pickled
 
@@ -81,8 +71,8 @@ def generate(
     if not blocks:
         return
     ray = engine._start()
-    pool = _Pool.of(engine, settings, one_at_a_time=one_at_a_time)
-    work = _Work.of(engine, settings, model, revision, read, store, [ray.put(value) for value in shared])
+    pool = Pool.of(engine, settings, one_at_a_time=one_at_a_time)
+    work = _Work(read, store, [ray.put(value) for value in shared], Chat.of(engine, settings, model, revision))
     untouched = dict(enumerate(blocks))
     unanswered: dict[int, int] = {}
     with engine.progress.phase(title, len(blocks), "blocks") as phase:
@@ -103,7 +93,7 @@ def generate(
                 if len(untouched) == before:
                     raise _explained(error) from error
                 logger.warning(
-                    f"{title}: no engine is left ({_one_line(error)}); new ones are started for {len(untouched):,} blocks"
+                    f"{title}: no engine is left ({one_line(error)}); new ones are started for {len(untouched):,} blocks"
                 )
             else:
                 break  # what an engine held when it died stays untouched: whoever calls asks again
@@ -116,133 +106,7 @@ class _Work:
     read: Callable[..., Sequence[Request]]
     store: Callable[..., Any]
     shared: list[Any]  # Ray's references
-    tokenizer: tuple[str, str | None, bool]  # model, revision, whether its code is trusted
-    template: Mapping[str, Any]
-    sampling: Mapping[str, Any]
-    decoder: Any  # Ray's reference to the tokenizer as text, for its own library: importing transformers takes seconds; or None
-    ends: frozenset[int]  # tokens that end an answer
-    most_tokens: float  # of prompt and answer
-
-    @property
-    def by_text(self) -> bool:
-        """Whether the engine has to see the text: token by token, which costs its process a third of the time it has."""
-        return bool(self.sampling.get("stop") or self.sampling.get("detokenize"))
-
-    @classmethod
-    def of(
-        cls,
-        engine: Engine,
-        settings: config.Rephrase,
-        model: str,
-        revision: str | None,
-        read: Callable[..., Sequence[Request]],
-        store: Callable[..., Any],
-        shared: list[Any],
-    ) -> "_Work":
-        tokenizer = (model, revision, bool(settings.engine.get("trust_remote_code", False)))
-        try:
-            loaded = _tokenizer(*tokenizer)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"rephrase.model: the tokenizer of {model} cannot be loaded ({_one_line(error)})") from error
-        if not getattr(loaded, "chat_template", None):
-            raise ConfigError(f"rephrase.model: {model} has no chat template; take an instruct model")
-        return cls(
-            read=read,
-            store=store,
-            shared=shared,
-            tokenizer=tokenizer,
-            template=settings.chat_template_kwargs,
-            sampling=settings.sampling,
-            decoder=_decoder(engine, loaded),
-            ends=_ends(loaded.eos_token_id, model, revision, settings.sampling),
-            most_tokens=float(settings.engine.get("max_model_len") or "inf"),
-        )
-
-
-def _ends(eos_token_id: int | None, model: str, revision: str | None, sampling: Mapping[str, Any]) -> frozenset[int]:
-    """The tokens at which vLLM ends an answer: the tokenizer's, those of generation_config.json, and those asked for."""
-    from transformers import GenerationConfig
-
-    tokens: list[int | None] = list(sampling.get("stop_token_ids") or [])
-    if not sampling.get("ignore_eos"):
-        tokens.append(eos_token_id)
-        try:
-            listed = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
-        except OSError:
-            listed = None  # the model has no such file
-        tokens += listed if isinstance(listed, list) else [listed]
-    return frozenset(token for token in tokens if token is not None)
-
-
-@functools.cache
-def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The model's tokenizer, once a process."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """The engines: how many, on what, and how much each holds."""
-
-    engines: int
-    resources: Mapping[str, float]  # of a worker of an engine
-    batch: int  # prompts of a call
-    calls: int  # at once, of an engine
-    environment: Mapping[str, str]
-    kwargs: Mapping[str, Any]  # of vLLM
-    readers: int  # tasks that read at once, and as many that store
-
-    @classmethod
-    def of(cls, engine: Engine, settings: config.Rephrase, *, one_at_a_time: bool) -> "_Pool":
-        kwargs: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True}
-        environment = {
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-        }
-        resources = settings.resources or {"GPU": 1, "CPU": 1}
-        if not (settings.resources or engine.num_gpus):
-            cpus = engine._start().cluster_resources().get("CPU", 1)
-            resources = {"CPU": min(1.0, cpus / 2)}
-        if resources.get("GPU"):
-            kwargs |= _ON_LARGE_GPU if engine.accelerators and engine.accelerators <= _LARGE_GPUS else _ON_GPU
-        else:
-            environment |= _cpu_environment(engine, settings)
-            kwargs |= _ON_CPU
-            if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-                kwargs["kv_cache_memory_bytes"] = _KV_CACHE_BYTES
-        if "max_num_seqs" in settings.engine:
-            del kwargs["max_num_batched_tokens"]  # it may be no smaller
-        kwargs |= settings.engine
-        # Each reader loads a tokenizer, seconds of a core, and prepares hundreds of prompts a second: a few will do.
-        readers = max(1, min(_READERS * settings.replicas, engine.num_workers // 2))
-        if one_at_a_time:
-            # Calls of one prompt are never merged; Ray Data makes so many of them at once, for the block that it has.
-            environment["RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY"] = str(settings.batch)
-            return cls(settings.replicas, resources, 1, 1, environment, kwargs, readers)
-        calls = min(_MOST_BATCHES, max(2, _PROMPTS_IN_FLIGHT // settings.batch))
-        return cls(settings.replicas, resources, settings.batch, calls, environment, kwargs, readers)
-
-    @property
-    def small(self) -> dict[str, Any]:
-        """Of the tasks that read and store."""
-        return {"num_cpus": _SMALL_CPUS, "concurrency": self.readers}
-
-    @property
-    def queued(self) -> int:
-        """Calls of an engine that run or are ready to: one more than run, lest it wait for the next."""
-        return self.calls + (self.calls > 1)
-
-
-def _cpu_environment(engine: Engine, settings: config.Rephrase) -> dict[str, str]:
-    # Ray would give the engine as many threads as its share of logical CPUs, and vLLM would bind them all to the same cores. One
-    # core is left to vLLM's scheduler and Ray: where they take turns with the threads, all of these wait for the last.
-    threads = max(1, min(engine.threads_for(settings.replicas), os.cpu_count() or 1) - 1)
-    # In one process with its worker, the scheduler does not spin on the core that others need while it waits for that.
-    wanted = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+    chat: Chat
 
 
 @dataclass(frozen=True)
@@ -255,7 +119,7 @@ class _Stored:
     rss_bytes: int
 
 
-def _execute(ray: Any, blocks: Mapping[int, Any], work: _Work, pool: _Pool) -> Iterator["_Stored | BaseException"]:
+def _execute(ray: Any, blocks: Mapping[int, Any], work: _Work, pool: Pool) -> Iterator["_Stored | BaseException"]:
     """What the tasks return, as it comes; an exception that one of ours raised is returned too."""
     import ray.data
 
@@ -284,10 +148,10 @@ def _execute(ray: Any, blocks: Mapping[int, Any], work: _Work, pool: _Pool) -> I
             deaths.kill_the_restarted()
 
 
-def _processor(pool: _Pool, work: _Work) -> Any:
+def _processor(pool: Pool, work: _Work) -> Any:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    model, revision, _ = work.tokenizer
+    model, revision, _ = work.chat.tokenizer
     kwargs = dict(pool.kwargs)
     if revision is not None:
         kwargs |= {"revision": revision, "tokenizer_revision": revision}
@@ -308,7 +172,7 @@ def _processor(pool: _Pool, work: _Work) -> Any:
             tokenize_stage=False,
             detokenize_stage=False,
         ),
-        preprocess=functools.partial(_sampled, sampling={**work.sampling, "detokenize": work.by_text}),
+        preprocess=functools.partial(_sampled, sampling=work.chat.asked),
         postprocess=_outcome,
         preprocess_map_kwargs=pool.small,  # the same as of our own tasks, with which Ray Data then joins them
         postprocess_map_kwargs=pool.small,
@@ -318,7 +182,7 @@ def _processor(pool: _Pool, work: _Work) -> Any:
     return processor
 
 
-def _context(context: Any, pool: _Pool, deaths: Deaths) -> Any:
+def _context(context: Any, pool: Pool, deaths: Deaths) -> Any:
     context = context.copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -350,23 +214,14 @@ def _read(table: pa.Table, work: _Work) -> pa.Table:
         requests = _in_task(work, work.read, pickle.loads(table["block"][0].as_py()))
     except Exception as error:
         return _rows(number, [("", [], 0, _RAISED + base64.b64encode(_pickled(error)).decode())])
-    return _rows(number, [_prompt(request, work) for request in requests])
+    return _rows(number, [_prompt(request, work.chat) for request in requests])
 
 
-def _prompt(request: Request, work: _Work) -> tuple[str, list[int], int, str]:
+def _prompt(request: Request, chat: Chat) -> tuple[str, list[int], int, str]:
     try:
-        ready = request.messages[-1]["role"] == "user"
-        tokens = _tokenizer(*work.tokenizer).apply_chat_template(
-            request.messages,
-            tokenize=True,
-            return_dict=False,
-            add_generation_prompt=ready,
-            continue_final_message=not ready,
-            **work.template,
-        )
-    except Exception as error:  # a template raises what it likes, of what it does not like in a message
-        return str(request.key), [], 0, f"chat template: {_one_line(error)}"
-    return str(request.key), tokens, request.max_tokens, ""
+        return str(request.key), chat.prompt(request), request.max_tokens, ""
+    except Exception as error:  # a template raises what it likes
+        return str(request.key), [], 0, f"chat template: {one_line(error)}"
 
 
 def _rows(number: int, prompts: list[tuple[str, list[int], int, str]]) -> pa.Table:
@@ -384,23 +239,7 @@ def _rows(number: int, prompts: list[tuple[str, list[int], int, str]]) -> pa.Tab
 
 
 def _sampled(row: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
-    return {"sampling_params": {**sampling, "max_tokens": row["max_tokens"], "output_kind": _Whole()}}
-
-
-class _Whole:
-    """Becomes vLLM's `RequestOutputKind.FINAL_ONLY` in the process of the engine, without an import of vLLM in others.
-
-    The default hands over the text so far after each token, of which nothing is used: a third of the throughput of a small model.
-    """
-
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return _whole, ()
-
-
-def _whole() -> Any:
-    from vllm.sampling_params import RequestOutputKind
-
-    return RequestOutputKind.FINAL_ONLY
+    return {"sampling_params": {**sampling, "max_tokens": row["max_tokens"]}}
 
 
 def _outcome(row: dict[str, Any]) -> dict[str, Any]:
@@ -419,65 +258,15 @@ def _store(table: pa.Table, work: _Work) -> pa.Table:
             if row[_ERROR].startswith(_RAISED):
                 return _result(pickle.loads(base64.b64decode(row[_ERROR].removeprefix(_RAISED))))
             if row[_ERROR]:
-                failures.append(Failure(int(row["key"]), _one_line(row[_ERROR]), "prompt"))
+                failures.append(Failure(int(row["key"]), one_line(row[_ERROR]), "prompt"))
         if len(failures) < table.num_rows:
             names = ["key", "text", "tokens", "max_tokens", "num_input_tokens", _ERROR]
-            answers = _answers([row for row in table.select(names).to_pylist() if not row[_ERROR]], work)
-        value, busy_s, rss_bytes = _measured(functools.partial(_in_task, work, work.store, answers, failures))
+            answers = work.chat.answers([row for row in table.select(names).to_pylist() if not row[_ERROR]])
+        value, busy_s, rss_bytes = measured(functools.partial(_in_task, work, work.store, answers, failures))
     except Exception as error:
         return _result(error)
     answered = Counter(row["number"] for row in rows)
     return _result(_Stored(value, {row["number"]: (answered[row["number"]], row["size"]) for row in rows}, busy_s, rss_bytes))
-
-
-def _answers(rows: list[dict[str, Any]], work: _Work) -> list[Answer]:
-    cut = [_is_cut(row, work) for row in rows]
-    texts = [row["text"] for row in rows] if work.by_text else _texts([row["tokens"] for row in rows], work)
-    return [
-        Answer(int(row["key"]), text, "length" if is_cut else "stop", int(row["num_input_tokens"]), len(row["tokens"]))
-        for row, text, is_cut in zip(rows, texts, cut, strict=True)
-    ]
-
-
-def _is_cut(row: dict[str, Any], work: _Work) -> bool:
-    """Whether an answer ended at a length, in vLLM's own order: first the token that ends it, then the length.
-
-    A stop string or a repetition may end it before.
-    """
-    tokens = row["tokens"]
-    full = len(tokens) >= row["max_tokens"] or row["num_input_tokens"] + len(tokens) >= work.most_tokens
-    return tokens[-1] not in work.ends and (full or not _may_stop(work.sampling))
-
-
-def _texts(answers: list[list[int]], work: _Work) -> list[str]:
-    """Text as vLLM gives it: without the token that ended it, or bytes that are no character."""
-    ended = [tokens[-1] in work.ends and not work.sampling.get("include_stop_str_in_output") for tokens in answers]
-    kept = [tokens[:-1] if end else tokens for tokens, end in zip(answers, ended, strict=True)]
-    skip = bool(work.sampling.get("skip_special_tokens", True))
-    if work.decoder is None:
-        tokenizer = _tokenizer(*work.tokenizer)
-        texts = tokenizer.batch_decode(kept, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-    else:
-        texts = _fast_tokenizer(work.decoder).decode_batch(kept, skip_special_tokens=skip)
-    return [text.rstrip("\ufffd") for text in texts]
-
-
-def _decoder(engine: Engine, tokenizer: Any) -> Any:
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    return None if fast is None else engine._start().put(fast.to_str())
-
-
-@functools.lru_cache(maxsize=1)
-def _fast_tokenizer(reference: Any) -> Any:
-    import ray
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(ray.get(reference))
-
-
-def _may_stop(sampling: Mapping[str, Any]) -> bool:
-    """Whether an answer may end by itself other than by a token."""
-    return bool(sampling.get("stop") or sampling.get("repetition_detection"))
 
 
 def _in_task(work: _Work, function: Callable[..., Any], *args: Any) -> Any:
@@ -501,7 +290,7 @@ def _pickled(value: Any) -> bytes:
     except Exception:
         if not isinstance(value, BaseException):
             raise
-        return pickle.dumps(WorkerError(f"{type(value).__name__}: {_one_line(value)}"))
+        return pickle.dumps(WorkerError(f"{type(value).__name__}: {one_line(value)}"))
     return pickled
 
 
@@ -512,11 +301,7 @@ def _explained(error: BaseException) -> CrispwrapError:
         return ConfigError(f"rephrase.engine.{found[1]}: vLLM's engine has no such argument; see vllm serve --help=all")
     errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit)\b:? .*", text, re.MULTILINE)
     return WorkerError(
-        f"the vLLM engine could not be started, or died again and again: {errors[-1] if errors else _one_line(error)}; its own "
+        f"the vLLM engine could not be started, or died again and again: {errors[-1] if errors else one_line(error)}; its own "
         "words are in the worker logs of Ray's session. Mend rephrase.engine, rephrase.resources or the model, and run again: "
         "answers so far are kept"
     )
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:500]

@@ -7,7 +7,7 @@ from typing import Any
 
 from loguru import logger
 
-from pipeline.errors import ConfigError, WorkerError
+from pipeline.errors import ConfigError, WorkerError, one_line
 
 _STARTS = 2  # Ray gives its processes half a minute, for which a busy machine may be too slow
 _ANSWER_S = 10.0  # for a head that is just being started
@@ -52,7 +52,7 @@ def start_here(ray: Any, num_cpus: int) -> None:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
             break
         except Exception as error:  # Ray raises plain ones for processes that do not come up
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error)
             if attempt == _STARTS - 1:
                 raise WorkerError(
                     f"Ray could not be started here ({said}); run again once the machine is less busy, or /tmp less full"

@@ -10,11 +10,9 @@ Ray is imported and started on the first use, so a run with nothing left to do s
 import functools
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +21,7 @@ from loguru import logger
 from pipeline import config
 from pipeline.engine.joining import join, recorded_cluster, start_here
 from pipeline.engine.messages import log_messages
+from pipeline.engine.usage import Usage, measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.progress import Progress
 
@@ -30,33 +29,6 @@ from pipeline.progress import Progress
 _QUEUED_PER_SLOT = 3
 _LOOK_S = 10.0  # between two looks at a cluster that finishes nothing
 _RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
-
-
-@dataclass
-class Usage:
-    """What the work of one stage took, summed over its tasks."""
-
-    tasks: int = 0
-    busy_s: float = 0.0
-    mapping_s: float = 0.0  # while tasks were out; the rest of a stage is the driver's alone
-    driver_s: float = 0.0  # processor time of the driver meanwhile
-    peak_rss_bytes: int = 0
-    generated_tokens: int = 0
-    generating_s: float = 0.0
-    gpu_utilisation: float | None = None  # mean, while a language model ran
-
-    def add(self, busy_s: float, rss_bytes: int) -> None:
-        self.tasks += 1
-        self.busy_s += busy_s
-        self.peak_rss_bytes = max(self.peak_rss_bytes, rss_bytes)
-
-    def add_generated(self, tokens: int, seconds: float, gpu_utilisation: float | None) -> None:
-        """What a language model wrote, how long that took with all that goes with it, and how busy the GPUs were."""
-        if gpu_utilisation is not None:
-            before = (self.gpu_utilisation or 0.0) * self.generating_s
-            self.gpu_utilisation = (before + gpu_utilisation * seconds) / max(1e-9, self.generating_s + seconds)
-        self.generated_tokens += tokens
-        self.generating_s += seconds
 
 
 class Engine:
@@ -377,58 +349,23 @@ def _runs(items: Sequence[Any]) -> list[list[Any]]:
     return [list(items[first : first + size]) for first in range(0, len(items), size)]
 
 
-@functools.cache
-def _single_threaded() -> None:
-    """One BLAS thread a worker, whatever the machine: more would change the last bits of a product; workers are the parallelism."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)
-
-
-def _measured(function: Callable[[], Any]) -> tuple[Any, float, int]:
-    _single_threaded()
-    _forget_peak()
-    started = time.monotonic()
-    result = function()
-    return result, time.monotonic() - started, _peak_private_bytes()
-
-
-def _forget_peak() -> None:
-    """Let the peak of this process start anew: a worker outlives its tasks, and one with a model would report that for ever."""
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is that of the process's life
-
-
-def _peak_private_bytes() -> int:
-    """The most memory resident since `_forget_peak`, without the mapped object store, which all workers of a node share."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in file if line.startswith(("VmHWM", "RssShmem"))}
-        return 1024 * (kilobytes["VmHWM"] - kilobytes["RssShmem"])
-    except (OSError, KeyError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _run(function: Callable[..., Any], item: Any, *shared: Any) -> tuple[Any, float, int]:
-    return _measured(lambda: function(item, *shared))
+    return measured(lambda: function(item, *shared))
 
 
 def _combine(combine: Callable[[Any, Any], Any], *results: tuple[Any, float, int]) -> tuple[Any, float, int]:
     """What several tasks returned, as if one had."""
     states, busy_s, rss_bytes = zip(*results, strict=True)
-    state, own_s, own_bytes = _measured(lambda: functools.reduce(combine, states))
+    state, own_s, own_bytes = measured(lambda: functools.reduce(combine, states))
     return state, own_s + sum(busy_s), max(own_bytes, *rss_bytes)
 
 
 def _pieces(mapper: Callable[..., Sequence[Any]], item: Any, partitions: list[Any], *shared: Any) -> Any:
     """What the mapper took, and its pieces."""
-    pieces, busy_s, rss_bytes = _measured(lambda: tuple(mapper(item, partitions, *shared)))
+    pieces, busy_s, rss_bytes = measured(lambda: tuple(mapper(item, partitions, *shared)))
     assert len(pieces) == len(partitions)
     return (busy_s, rss_bytes), *pieces
 
 
 def _reduce(reducer: Callable[..., Any], partition: Any, num_pieces: int, *rest: Any) -> tuple[Any, float, int]:
-    return _measured(lambda: reducer(partition, rest[:num_pieces], *rest[num_pieces:]))
+    return measured(lambda: reducer(partition, rest[:num_pieces], *rest[num_pieces:]))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, nearest, one_line
 from pipeline.sources.listing import READERS
 
 # What we hand over ourselves, or what cannot be written in YAML.
@@ -64,9 +64,9 @@ def build(step: Mapping[str, Any], where: str) -> Any:
     try:
         return kind(**settings)
     except ImportError as error:
-        raise ConfigError(f'{where}: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
+        raise ConfigError(f'{where}: {one_line(error)} Or: pip install "crispwrap[filters]"') from error
     except Exception as error:  # datatrove's own checks raise what they like
-        raise ConfigError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ConfigError(f"{where}: {one_line(error) or type(error).__name__}") from error
 
 
 def checked_reader(reader: Mapping[str, Any], setting: str) -> None:
@@ -90,7 +90,7 @@ def checked_reader(reader: Mapping[str, Any], setting: str) -> None:
     try:
         kind("/")
     except ImportError as error:
-        raise ConfigError(f'{where}: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
+        raise ConfigError(f'{where}: {one_line(error)} Or: pip install "crispwrap[filters]"') from error
 
 
 def extracts(steps: Sequence[Mapping[str, Any]]) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 
 def digest(name: str) -> str:
@@ -28,7 +28,6 @@ def digest(name: str) -> str:
     try:
         return f"commit:{HfApi().dataset_info(name).sha}"
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"no dataset {name}: no folder, and the hub does not give it ({said}); check paths, and HF_TOKEN"
+            f"no dataset {name}: no folder, and the hub does not give it ({one_line(error)}); check paths, and HF_TOKEN"
         ) from error

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import GENERALIST, Config, Dedup
 from pipeline.engine import Engine
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.hashing import keyed_uniform
 from pipeline.parts import SHOWN_CHARACTERS, counts, documents_of, totals
 from pipeline.step import Step, groups, map_parts, part_names, with_facts
@@ -92,7 +92,7 @@ def _check(settings: Dedup) -> None:
     try:
         load_word_tokenizer(settings.language)
     except ImportError as error:
-        raise ConfigError(f'dedup: {" ".join(str(error).split())} Or: pip install "crispwrap[filters]"') from error
+        raise ConfigError(f'dedup: {one_line(error)} Or: pip install "crispwrap[filters]"') from error
     except ValueError as error:
         raise ConfigError(
             f"dedup.language {settings.language!r}: datatrove has no words for it; use a code such as eng, fra"

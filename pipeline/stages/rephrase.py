@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,26 +26,23 @@ from pipeline.mixture.plan import Limits, capped_plan
 from pipeline.rewriting import model as models
 from pipeline.rewriting import prompts
 from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
-from pipeline.rewriting.answers import FOLDER, FrozenIndex
+from pipeline.rewriting.answers import FOLDER
 from pipeline.rewriting.choosing import Tally, Way, asked_share, ways
 from pipeline.rewriting.endpoint import check
-from pipeline.rewriting.filters import HeldOut
-from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
 from pipeline.rewriting.ledger import SUMMED, Ledger
-from pipeline.rewriting.requests import Task, choose, read_requests, requests_table
+from pipeline.rewriting.requests import Task, read_requests
 from pipeline.rewriting.serving import Serving, serve, serve_alike
 from pipeline.rewriting.styles import Style, load_style
 from pipeline.stages.asking import Asking
-from pipeline.stages.assign import assign_table, read_tree
-from pipeline.stages.embed import embed_table, embedder_gpus, loaded_embedder
+from pipeline.stages.assign import read_tree
+from pipeline.stages.embed import embedder_gpus
 from pipeline.stages.held_out import held_out_identity, read_held_out
+from pipeline.stages.passages import choose_group, groups_of_round, judge_group
 from pipeline.stages.strata import Asked, asked_of_leaves
 from pipeline.step import Step, fold_groups, groups, map_parts, part_names
 from pipeline.storage import Folder
-from pipeline.tables import ASSIGNMENTS, LANDED, PASSAGES, REQUESTS, REWRITES, REWRITING, embeddings_schema
-from pipeline.tree import Tree
+from pipeline.tables import LANDED, REWRITING
 
-_GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
 _OPENINGS = 10_000  # answers of a style whose openings are counted, as FinePhrase did
 _EXAMPLE_TOKENS = 160
 _SAMPLES = 64  # excerpts of a specialist's sample to draw examples from
@@ -140,7 +137,7 @@ def rephrase_step(
             if rounds == settings.rounds:
                 why = "rounds"
                 break
-            slices = _groups(rounds, part_names(assigned), tally, rate_L, used, size)
+            slices = groups_of_round(rounds, part_names(assigned), tally, rate_L, used, size)
             shared: tuple[Any, ...] = (
                 slices,
                 generalist.folder,
@@ -151,14 +148,14 @@ def rephrase_step(
                 folder.child("requests"),
             )
             title = f"round {rounds + 1}"
-            map_parts(engine, folder.child("requests"), list(slices), _choose_group, title=f"choose, {title}", shared=shared)
+            map_parts(engine, folder.child("requests"), list(slices), choose_group, title=f"choose, {title}", shared=shared)
             judged = set(folder.child("passages").names(".parquet"))
             left = [name for name in slices if f"{name}.parquet" not in judged]
             index, failed = asking.answer(left, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
             errors = {key: failure.error for key, failure in failed.items()}
             shared = (asking.requests, asking.store, index, errors, *judging)
             gpus = embedder_gpus(config, engine)
-            for _ in engine.map(_judge_group, left, title=f"judge, {title}", unit="groups", shared=shared, num_gpus=gpus):
+            for _ in engine.map(judge_group, left, title=f"judge, {title}", unit="groups", shared=shared, num_gpus=gpus):
                 pass
             ledger = engine.fold(
                 _ledger_of,
@@ -256,92 +253,6 @@ def _excerpts(names: Sequence[str], windows: Folder, cut: Any, seed: int) -> lis
         table = windows.read_table(f"{name}.parquet", columns=["window", "text"])
         first += [row["text"] for row in table.to_pylist() if row["window"] == 0]
     return [prompts.excerpt(text, _EXAMPLE_TOKENS, cut.count) for text in prompts.draw_examples(first, _SAMPLES, seed=seed, key=0)]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The windows of some parts whose keys leave the remainder `number` when divided by `of`."""
-
-    parts: Sequence[str]
-    number: int = 0
-    of: int = 1
-
-
-def _groups(
-    number: int, names: Sequence[str], tally: Tally, rate_L: NDArray[np.float64], used: list[Way], size: float
-) -> dict[str, Slice]:
-    """What becomes one group of requests in a round, by the group's name: some parts, or a slice of one that is asked for much."""
-    more_L = (asked_share(rate_L, used) - asked_share(tally.rate_L, used)) * tally.tokens_L * len(used)
-    count = max(1, round(float(more_L.sum()) / size / _GROUP_PASSAGES))
-    of = max(1, round(count / max(1, len(names))))
-    slices = [Slice(parts, i, of) for parts in groups(names, count) for i in range(of)]
-    return {f"round-{number}-{i:06d}": one for i, one in enumerate(slices)}
-
-
-def _choose_group(
-    name: str,
-    slices: dict[str, Slice],
-    windows: Folder,
-    assignments: Folder,
-    before_L: NDArray[np.float64],
-    after_L: NDArray[np.float64],
-    task: Task,
-    folder: Folder,
-) -> dict[str, Any]:
-    tables, wanted = [REQUESTS.empty_table()], slices[name]
-    for part in wanted.parts:
-        assigned = assignments.read_table(f"{part}.parquet", columns=["key", "leaf"])
-        key_N, leaf_N = assigned["key"].to_numpy(), assigned["leaf"].to_numpy()
-        leaf_N = np.where(key_N % wanted.of == wanted.number, leaf_N, -1)  # without a leaf none is chosen
-        chosen = choose(key_N, leaf_N, before_L, after_L, task)
-        if chosen:
-            tables.append(requests_table(windows.read_table(f"{part}.parquet"), leaf_N, chosen, task))
-    table = pa.concat_tables(tables)
-    facts = {"rows": len(table)}
-    folder.write_table(f"{name}.parquet", table, REQUESTS, facts)
-    return facts
-
-
-def _judge_group(
-    name: str,
-    requests: Folder,
-    store: Folder,
-    index: FrozenIndex,
-    errors: dict[int, str],
-    task: Task,
-    embed: Any,
-    artifact: Folder | None,
-    tree: Tree,
-    held_out: Folder | None,
-    provenance: dict[str, str],
-    folder: Folder,
-    openings_share: float,
-) -> dict[str, Any]:
-    asked = requests.read_table(f"{name}.parquet")
-    embedder = loaded_embedder(embed, artifact.url if artifact else None)
-    key_R = asked["key"].to_numpy()
-    answers = index.read(store, key_R[~np.isin(key_R, np.array(sorted(errors), np.uint64))])
-    passages = judge_answers(
-        asked, answers, errors, task, embedder.encode, _loaded_held_out(held_out.url) if held_out else None, provenance
-    )
-    rewrites = rewrites_table(asked, passages, task)
-    vectors = embed_table(rewrites, embedder)
-    x_RD = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, embedder.dim)
-    valid_R = vectors["valid"].to_numpy(zero_copy_only=False)
-    key_R, tokens_R = rewrites["key"].to_numpy(), rewrites["tokens"].to_numpy()
-    assignments = assign_table(key_R, tokens_R, valid_R, x_RD, tree)
-    facts = facts_of(asked, passages, rewrites, assignments["leaf"].to_numpy(), openings_share)
-    folder.child("rewrites").write_table(f"{name}.parquet", rewrites, REWRITES)
-    folder.child("embeddings").write_table(f"{name}.parquet", vectors, embeddings_schema(embedder.dim), compression="none")
-    folder.child("assignments").write_table(f"{name}.parquet", assignments, ASSIGNMENTS)
-    # Last: this is the file that says that the group is done.
-    folder.child("passages").write_table(f"{name}.parquet", passages, PASSAGES, facts)
-    return facts
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded_held_out(url: str) -> HeldOut:
-    return HeldOut.from_table(Folder(url).read_table("held_out.parquet"))
 
 
 def _ledger_of(names: Sequence[str], passages: Folder) -> Ledger:

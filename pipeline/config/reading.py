@@ -1,0 +1,72 @@
+"""A config from a YAML file, or from a plain dictionary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.whole import Config
+from pipeline.errors import ConfigError
+from pipeline.mistakes import explain_mistakes, refuse_secrets
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with `section.key=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a setting is unknown (the nearest name is given) or out of range.
+    """
+    raw = read_sections(path)
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw)
+
+
+def read_sections(path: str | Path, example: str = "generalist") -> dict[str, Any]:
+    """The sections of a YAML file, not checked yet; `example` is one that should be among them.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or no sections.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold sections such as `{example}:`, got {type(raw).__name__}")
+    return raw
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """The config of a plain dictionary.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    refuse_secrets(raw)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(explain_mistakes(error, Config)) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes section.key=value, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from error
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        if raw.get(section) is None:
+            raw[section] = {}
+        raw = raw[section]
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {key}: {section} is a value, not a section")
+    raw[last] = value

@@ -1,0 +1,130 @@
+"""All sections of a run, and what they mean together."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pipeline.config.corpora import GENERALIST, NATURAL, Corpus, Decontaminate, Dedup, Generalist, Prepare, Specialist
+from pipeline.config.execution import Engine
+from pipeline.config.rewriting import Rephrase
+from pipeline.config.schedule import Conditioning, Ending, Schedule
+from pipeline.config.section import EXECUTION, Execution, Section
+from pipeline.config.selection import Cluster, Embed, Sample, Weights, Window
+from pipeline.mistakes import explain_mistakes
+
+
+class Config(Section):
+    """A whole run."""
+
+    workdir: Annotated[str, Field(min_length=1, description="any fsspec URL"), Execution]
+    seed: int = Field(0, ge=0, description="of every random choice")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, json_schema_extra=EXECUTION, description="quarantined rows that a run may have"
+    )
+    generalist: Generalist
+    specialists: dict[str, Specialist] = Field(min_length=1)
+    prepare: Prepare = Prepare()
+    dedup: Dedup | None = None
+    decontaminate: Decontaminate | None = None
+    window: Window = Window()
+    embed: Embed = Embed()
+    cluster: Cluster = Cluster()
+    weights: Weights = Weights()
+    sample: Sample
+    rephrase: Rephrase | None = None
+    schedule: Schedule | None = None
+    engine: Engine = Engine()
+
+    @field_validator("specialists")
+    @classmethod
+    def _names(cls, specialists: dict[str, Specialist]) -> dict[str, Specialist]:
+        for name in specialists:
+            if name in (NATURAL, GENERALIST) or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"{name!r} cannot name a specialist: use letters, digits, - and _, and neither natural nor generalist"
+                )
+        # By name: the order in the file must not decide who a copy is drawn for.
+        return dict(sorted(specialists.items()))
+
+    def steps_of(self, corpus: Corpus) -> tuple[list[dict[str, Any]], bool]:
+        """The steps that a corpus goes through, and whether they are its own: the generalist without any has those of `prepare`."""
+        if corpus.steps is None and isinstance(corpus, Generalist):
+            return self.prepare.steps, False
+        return corpus.steps or [], True
+
+    @property
+    def repeat_exponent(self) -> float:
+        """`weights.repeat_exponent`, or what is meant by null (docs/decisions/0014); 1 where the plan is to say what is missing."""
+        if self.weights.overflow == "leave":
+            return 1.0
+        return self.weights.repeat_exponent or (0.25 if self.weights.estimator == "density" and self.rephrase is None else 1.0)
+
+    @property
+    def sharpness(self) -> float:
+        """`weights.sharpness`, or what is meant by null: a sharp ratio goes with damped repeats."""
+        return self.weights.sharpness or (2.0 if self.weights.estimator == "density" and self.repeat_exponent < 1 else 1.0)
+
+    @property
+    def conditioning(self) -> Conditioning | None:
+        """`schedule.conditioning`, if there is one."""
+        return self.schedule.conditioning if self.schedule else None
+
+    @property
+    def ending(self) -> Ending | None:
+        """`schedule.ending`, if there is one."""
+        return self.schedule.ending if self.schedule else None
+
+    @property
+    def phases(self) -> "list[Config]":
+        """The config of the corpus; with `schedule.ending` that of its first part, and that of its last."""
+        ending = self.ending
+        if ending is None:
+            return [self]
+        last_tokens = round(ending.share * self.sample.budget_tokens)
+        budgets = (self.sample.budget_tokens - last_tokens, last_tokens)
+        samples = [self.sample.model_copy(update={"budget_tokens": budget}) for budget in budgets]
+        shares = ending.specialists or {name: specialist.share for name, specialist in self.specialists.items()}
+        last = {
+            "weights": Weights.model_validate({**self.weights.model_dump(), **ending.weights}),
+            "specialists": {name: self.specialists[name].model_copy(update={"share": shares[name]}) for name in sorted(shares)},
+            "sample": samples[1],
+        }
+        return [self.model_copy(update={"sample": samples[0]}), self.model_copy(update=last)]
+
+    def share_of(self, phase: "Config") -> float:
+        """The part of the budget that is a phase's."""
+        return phase.sample.budget_tokens / self.sample.budget_tokens
+
+    @model_validator(mode="after")
+    def _ending(self) -> "Config":
+        ending = self.ending
+        if ending is None:
+            return self
+        if unknown := [name for name in ending.specialists if name not in self.specialists]:
+            known = ", ".join(self.specialists)
+            raise ValueError(f"schedule.ending.specialists: {unknown[0]!r} is none of the specialists ({known})")
+        try:
+            first, last = self.phases
+        except ValidationError as error:
+            mistakes = explain_mistakes(error, Weights)
+            raise ValueError(f"schedule.ending.weights: {mistakes}") from error
+        if (first.weights, first.specialists) == (last.weights, last.specialists):
+            raise ValueError("schedule.ending: it is as what comes before; give other weights or specialists, or leave it out")
+        if last.sample.budget_tokens < 1 or first.sample.budget_tokens < 1:
+            raise ValueError(f"schedule.ending.share: of {self.sample.budget_tokens} tokens it leaves one part none")
+        return self
+
+    @model_validator(mode="after")
+    def _tests(self) -> "Config":
+        for name, held_out in (self.decontaminate.held_out if self.decontaminate else {}).items():
+            if held_out.of is not None and held_out.of not in self.specialists:
+                raise ValueError(
+                    f"decontaminate.held_out.{name}.of: {held_out.of!r} is none of the specialists ({', '.join(self.specialists)})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pooling(self) -> "Config":
+        if self.embed.pool == "mean" and self.embed.model.startswith(("static:", "lsi")):
+            raise ValueError(f"embed.pool: mean has no meaning for {self.embed.model}, which reads whole windows; leave it out")
+        return self

@@ -1,0 +1,115 @@
+"""One group of passages, the unit of rewriting: chosen from windows, and judged, embedded and assigned when answered.
+
+Shapes: L leaves, N windows of a part, R rewrites, D width of the embedding.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.rewriting.answers import FrozenIndex
+from pipeline.rewriting.choosing import Tally, Way, asked_share
+from pipeline.rewriting.filters import HeldOut
+from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
+from pipeline.rewriting.requests import Task, choose, requests_table
+from pipeline.stages.assign import assign_table
+from pipeline.stages.embed import embed_table, loaded_embedder
+from pipeline.step import groups
+from pipeline.storage import Folder
+from pipeline.tables import ASSIGNMENTS, PASSAGES, REQUESTS, REWRITES, embeddings_schema
+from pipeline.tree import Tree
+
+_GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The windows of some parts whose keys leave the remainder `number` when divided by `of`."""
+
+    parts: Sequence[str]
+    number: int = 0
+    of: int = 1
+
+
+def groups_of_round(
+    number: int, names: Sequence[str], tally: Tally, rate_L: NDArray[np.float64], used: list[Way], size: float
+) -> dict[str, Slice]:
+    """What becomes one group of requests in a round, by the group's name: some parts, or a slice of one that is asked for much."""
+    more_L = (asked_share(rate_L, used) - asked_share(tally.rate_L, used)) * tally.tokens_L * len(used)
+    count = max(1, round(float(more_L.sum()) / size / _GROUP_PASSAGES))
+    of = max(1, round(count / max(1, len(names))))
+    slices = [Slice(parts, i, of) for parts in groups(names, count) for i in range(of)]
+    return {f"round-{number}-{i:06d}": one for i, one in enumerate(slices)}
+
+
+def choose_group(
+    name: str,
+    slices: dict[str, Slice],
+    windows: Folder,
+    assignments: Folder,
+    before_L: NDArray[np.float64],
+    after_L: NDArray[np.float64],
+    task: Task,
+    folder: Folder,
+) -> dict[str, Any]:
+    """Write the requests of a group: the windows of its slice that this round asks for and the rounds before did not."""
+    tables, wanted = [REQUESTS.empty_table()], slices[name]
+    for part in wanted.parts:
+        assigned = assignments.read_table(f"{part}.parquet", columns=["key", "leaf"])
+        key_N, leaf_N = assigned["key"].to_numpy(), assigned["leaf"].to_numpy()
+        leaf_N = np.where(key_N % wanted.of == wanted.number, leaf_N, -1)  # without a leaf none is chosen
+        chosen = choose(key_N, leaf_N, before_L, after_L, task)
+        if chosen:
+            tables.append(requests_table(windows.read_table(f"{part}.parquet"), leaf_N, chosen, task))
+    table = pa.concat_tables(tables)
+    facts = {"rows": len(table)}
+    folder.write_table(f"{name}.parquet", table, REQUESTS, facts)
+    return facts
+
+
+def judge_group(
+    name: str,
+    requests: Folder,
+    store: Folder,
+    index: FrozenIndex,
+    errors: dict[int, str],
+    task: Task,
+    embed: Any,
+    artifact: Folder | None,
+    tree: Tree,
+    held_out: Folder | None,
+    provenance: dict[str, str],
+    folder: Folder,
+    openings_share: float,
+) -> dict[str, Any]:
+    """Judge the answers of a group; write what is accepted as windows, embedded and assigned, and what became of each passage."""
+    asked = requests.read_table(f"{name}.parquet")
+    embedder = loaded_embedder(embed, artifact.url if artifact else None)
+    key_R = asked["key"].to_numpy()
+    answers = index.read(store, key_R[~np.isin(key_R, np.array(sorted(errors), np.uint64))])
+    passages = judge_answers(
+        asked, answers, errors, task, embedder.encode, _loaded_held_out(held_out.url) if held_out else None, provenance
+    )
+    rewrites = rewrites_table(asked, passages, task)
+    vectors = embed_table(rewrites, embedder)
+    x_RD = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, embedder.dim)
+    valid_R = vectors["valid"].to_numpy(zero_copy_only=False)
+    key_R, tokens_R = rewrites["key"].to_numpy(), rewrites["tokens"].to_numpy()
+    assignments = assign_table(key_R, tokens_R, valid_R, x_RD, tree)
+    facts = facts_of(asked, passages, rewrites, assignments["leaf"].to_numpy(), openings_share)
+    folder.child("rewrites").write_table(f"{name}.parquet", rewrites, REWRITES)
+    folder.child("embeddings").write_table(f"{name}.parquet", vectors, embeddings_schema(embedder.dim), compression="none")
+    folder.child("assignments").write_table(f"{name}.parquet", assignments, ASSIGNMENTS)
+    # Last: this is the file that says that the group is done.
+    folder.child("passages").write_table(f"{name}.parquet", passages, PASSAGES, facts)
+    return facts
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_held_out(url: str) -> HeldOut:
+    return HeldOut.from_table(Folder(url).read_table("held_out.parquet"))
