@@ -10,15 +10,16 @@ import argparse
 import faiss
 import numpy as np
 from corpus import interleaved, print_head, print_row
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.kmeans import KMeansFit
 from pipeline.tree import Tree
 
 
-def unit_rows(rng: np.random.Generator, num: int, dim: int) -> np.ndarray:
+def unit_rows(rng: np.random.Generator, num: int, dim: int) -> NDArray[np.float32]:
     x_ND = rng.standard_normal((num, dim), dtype=np.float32)
-    return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+    return np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True))
 
 
 def random_tree(rng: np.random.Generator, branching: int, dim: int) -> Tree:

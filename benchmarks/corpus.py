@@ -86,7 +86,7 @@ def own_ray(*, store_bytes: int | None = None) -> Iterator[None]:
 
 
 def stage_seconds(run: "Run", stage: str) -> float:
-    return sum(step.folder.read_json("usage.json")["seconds"] for step in run.steps if step.stage == stage)
+    return float(sum(step.folder.read_json("usage.json")["seconds"] for step in run.steps if step.stage == stage))
 
 
 def print_head(title: str) -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
-    filters.detect = lambda _: ("und", 0.0)
+    setattr(filters, "detect", lambda _: ("und", 0.0))  # noqa: B010 - what the detector takes is not ours
     long = max((row for row in ROWS if row["language"] == "en" and not row["reason"]), key=lambda row: len(row["answer"]))
     row = {key: f"{long[key]} {ROWS[0][key]}" for key in ("answer", "source")}
     held_out = HeldOut(np.sort(np.random.default_rng(0).integers(0, 2**63, HELD_OUT_RUNS, dtype=np.uint64)))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from corpus import corpus_file, print_head, print_row, read_texts, timed
+from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -33,11 +34,11 @@ def read_runs() -> Iterator[str]:
         yield from (text[start : start + CHARACTERS] for start in range(0, len(text) - CHARACTERS + 1, CHARACTERS))
 
 
-def make_vectors(num: int, dim: int) -> np.ndarray:
+def make_vectors(num: int, dim: int) -> NDArray[np.float32]:
     """(num, dim) unit vectors of real text, from the file that an earlier run left or from the corpus."""
     kept = Path(tempfile.gettempdir()) / f"crispwrap-lsi-{num}-{dim}.npy"
     if kept.exists():
-        return np.load(kept)
+        return np.asarray(np.load(kept), np.float32)
     print(f"making vectors of {corpus_file()}, a minute or two", flush=True)
     texts = list(islice(read_runs(), num))
     counts = HashingVectorizer(
@@ -48,7 +49,7 @@ def make_vectors(num: int, dim: int) -> np.ndarray:
     x_ND = lsi.transform(tfidf).astype(np.float32)
     x_ND /= np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
     np.save(kept, x_ND)
-    return x_ND
+    return np.asarray(x_ND)
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 """Peak memory of a worker in cluster, assign and sample, for corpora of growing size: it should not grow with them.
 
 Windows and vectors are synthetic, written as the parts that prepare and embed would leave. Each step runs in a process and a Ray of
-its own, so that no step hides behind an earlier one. `private` is what a worker holds itself (anonymous memory, sampled): that
-should be flat. `resident` is the kernel's high-water mark: it has the pages of Ray's object store too, which a node has once and
-all its workers map; a shuffle fills them until the store spills.
+its own, so that no step hides behind an earlier one. `private` is what a worker holds itself (anonymous memory, sampled).
+`resident` is the kernel's high-water mark: it has the pages of Ray's object store too, which a node has once and all its workers
+map. A shuffle fills them until the store spills, so the store is no larger here than what the smallest corpus fills; with Ray's own
+choice, a third of the machine's memory, a corpus that fits in would look small.
 
     python benchmarks/memory.py --rows 100000 1000000
-    python benchmarks/memory.py --rows 100000 1000000 5000000 --folder /somewhere/with/30GB
-    python benchmarks/memory.py --rows 100000 5000000 --store-bytes 200000000    # what resident is with a small store
+    python benchmarks/memory.py --rows 100000 1000000 5000000 --branching 16 --fit-windows 6000 --folder /somewhere/with/30GB
     python benchmarks/memory.py --rows 5000000 --depth 3 --min-windows 4 --text-bytes 64      # up to 262,144 leaves
 """
 
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,60 +45,90 @@ _SPECIALIST_ROWS = 2000
 _SAMPLE_EVERY_S = 0.05
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """Synthetic windows with their vectors, and the tree that is to be fitted to them."""
+
+    rows: int
+    dim: int = 64
+    branching: int = 64
+    depth: int = 2
+    min_windows: int = 32
+    fit_windows: int = 32_768
+    part_rows: int = 8192
+    text_bytes: int = 2048
+
+
+_SETTINGS = tuple(field.name for field in fields(Vectors) if field.name != "rows")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--branching", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--min-windows", type=int, default=32, help="cluster.min_windows")
+    parser.add_argument("--dim", type=int, default=Vectors.dim)
+    parser.add_argument("--branching", type=int, default=Vectors.branching)
+    parser.add_argument("--depth", type=int, default=Vectors.depth)
+    parser.add_argument("--min-windows", type=int, default=Vectors.min_windows, help="cluster.min_windows")
     parser.add_argument(
-        "--fit-windows", type=int, default=32_768, help="cluster.fit_windows; so few that the smallest corpus has them too"
+        "--fit-windows",
+        type=int,
+        default=Vectors.fit_windows,
+        help="cluster.fit_windows; as many as the smallest corpus has",
     )
-    parser.add_argument("--part-rows", type=int, default=8192)
-    parser.add_argument("--text-bytes", type=int, default=2048, help="of a window; enough that the smallest corpus fills a mapper")
-    parser.add_argument("--store-bytes", type=int, help="of Ray's object store; Ray's own choice if left out")
+    parser.add_argument("--part-rows", type=int, default=Vectors.part_rows)
+    parser.add_argument(
+        "--text-bytes", type=int, default=Vectors.text_bytes, help="of a window; enough that the smallest corpus fills a mapper"
+    )
+    parser.add_argument("--store-bytes", type=int, default=100_000_000, help="of Ray's object store; 0: Ray's own choice")
     parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
     parser.add_argument("--step", help=argparse.SUPPRESS)  # a child: this step of the corpus in --folder
     args = parser.parse_args()
+    of_all = {name: getattr(args, name) for name in _SETTINGS}
     if args.step:
-        print(json.dumps(run_step(args, *args.step.split("/"))))
+        stage, corpus = args.step.split("/")
+        print(json.dumps(run_step(Vectors(rows=args.rows[0], **of_all), stage, corpus, args.folder, args.store_bytes)))
         return
 
     shape = " x ".join([str(args.branching)] * args.depth)
     print(f"D = {args.dim}, {shape} tree, {args.text_bytes} bytes a window, MB at the peak")
-    head = f"{'step':<10}{'windows':>10}{'private':>9}{'/ smallest':>12}{'resident':>10}{'driver':>9}{'seconds':>9}  target"
+    columns = f"{'private':>9}{'/ smallest':>12}{'resident':>10}{'/ smallest':>12}{'driver':>9}{'seconds':>9}"
+    head = f"{'step':<10}{'windows':>10}{columns}  target"
     print(head, flush=True)
-    smallest: dict[str, float] = {}
+    smallest: dict[tuple[str, str], float] = {}
     for num_rows in sorted(args.rows):
+        vectors = Vectors(rows=num_rows, **of_all)
         with tempfile.TemporaryDirectory(dir=args.folder) as workdir:
-            write_corpora(args, settings(args, workdir), num_rows)
+            write_corpora(vectors, settings(vectors, workdir))
             for stage, corpus in _STEPS:
-                found = measure(args, stage, corpus, workdir)
+                found = measure(vectors, stage, corpus, workdir, store_bytes=args.store_bytes)
                 if stage in MEASURED and corpus != "few":
-                    growth = found["private"] / smallest.setdefault(stage, found["private"])
-                    others = f"{found['resident']:>10.0f}{found['driver']:>9.0f}{found['seconds']:>9.1f}"
+                    columns = ""
+                    for what, width in (("private", 9), ("resident", 10)):
+                        growth = found[what] / smallest.setdefault((stage, what), found[what])
+                        columns += f"{found[what]:>{width}.0f}{growth:>12.2f}"
+                    columns += f"{found['driver']:>9.0f}{found['seconds']:>9.1f}"
                     leaves = f", {found['leaves']:,} leaves" if stage == "cluster" else ""
-                    print(f"{stage:<10}{num_rows:>10}{found['private']:>9.0f}{growth:>12.2f}{others}  flat{leaves}", flush=True)
+                    print(f"{stage:<10}{num_rows:>10}{columns}  <= 1.15{leaves}", flush=True)
 
 
-def measure(args: argparse.Namespace, stage: str, corpus: str, workdir: str) -> dict[str, float]:
-    options = ("dim", "branching", "depth", "min_windows", "fit_windows", "part_rows", "text_bytes")
-    options += ("store_bytes",) if args.store_bytes else ()
-    flags = [text for name in options for text in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
-    command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *flags]
+def measure(vectors: Vectors, stage: str, corpus: str, workdir: str, *, store_bytes: int = 0) -> dict[str, float]:
+    """What one step took, in a process of its own."""
+    flags = {"rows": vectors.rows, **{name: getattr(vectors, name) for name in _SETTINGS}}
+    flags["store_bytes"] = store_bytes
+    options = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_step(args: argparse.Namespace, stage: str, corpus: str) -> dict[str, float]:
+def run_step(vectors: Vectors, stage: str, corpus: str, workdir: str, store_bytes: int) -> dict[str, float]:
     """Run one step in this process; its peaks in MB."""
-    config = settings(args, args.folder)
+    config = settings(vectors, workdir)
     if stage in ("weights", "sample"):
         tokens = plan(config).step("prepare", "generalist").manifest["tokens"]
-        config = settings(args, args.folder, budget_tokens=tokens)
+        config = settings(vectors, workdir, budget_tokens=tokens)
     step = plan(config).step(stage, corpus)
-    with own_ray(store_bytes=args.store_bytes), Engine(config.engine) as engine, sampled_workers() as peak:
+    with own_ray(store_bytes=store_bytes or None), Engine(config.engine) as engine, sampled_workers() as peak:
         engine.start()
         started = time.monotonic()
         step.run(engine)
@@ -138,7 +168,7 @@ def high_water(pid: int) -> dict[str, int]:
     return {name: int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon")}
 
 
-def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int = 1) -> Config:
+def settings(vectors: Vectors, workdir: str, *, budget_tokens: int = 1) -> Config:
     # Never read, but digested: the same bytes would be the same corpus.
     source = {corpus: os.path.join(workdir, f"{corpus}.jsonl") for corpus in ("generalist", "few")}
     for corpus, path in source.items():
@@ -150,12 +180,12 @@ def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int = 1) 
             "workdir": workdir,
             "generalist": {"paths": [source["generalist"]]},
             "specialists": {"few": {"paths": [source["few"]]}},
-            "embed": {"model": "lsi", "dim": args.dim},
+            "embed": {"model": "lsi", "dim": vectors.dim},
             "cluster": {
-                "branching": args.branching,
-                "depth": args.depth,
-                "min_windows": args.min_windows,
-                "fit_windows": args.fit_windows,
+                "branching": vectors.branching,
+                "depth": vectors.depth,
+                "min_windows": vectors.min_windows,
+                "fit_windows": vectors.fit_windows,
             },
             "weights": {"estimator": "natural", "bootstrap": 0},
             # So that the smallest corpus fills shards too: what is bounded by a shard must not look as if it grew.
@@ -164,43 +194,43 @@ def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int = 1) 
     )
 
 
-def write_corpora(args: argparse.Namespace, config: Config, num_rows: int) -> None:
+def write_corpora(vectors: Vectors, config: Config) -> None:
     """What prepare and embed would have left of both corpora."""
     run = plan(config)
     rng = np.random.default_rng(0)
-    topic_TD = rng.standard_normal((_TOPICS, args.dim), dtype=np.float32)
+    topic_TD = rng.standard_normal((_TOPICS, vectors.dim), dtype=np.float32)
     # Random letters of a small alphabet: zstd takes about half off, as of text.
-    letters = rng.choice(np.frombuffer(b"etaoinshrdlu    ", np.uint8), args.part_rows * args.text_bytes + 4096)
-    for corpus, rows in (("generalist", num_rows), ("few", _SPECIALIST_ROWS)):
+    letters = rng.choice(np.frombuffer(b"etaoinshrdlu    ", np.uint8), vectors.part_rows * vectors.text_bytes + 4096)
+    for corpus, rows in (("generalist", vectors.rows), ("few", _SPECIALIST_ROWS)):
         prepared, embedded = run.step("prepare", corpus), run.step("embed", corpus)
         parts = []
-        for number, first in enumerate(range(0, rows, args.part_rows)):
-            name, num = f"part-00000-{number:05d}", min(args.part_rows, rows - first)
+        for number, first in enumerate(range(0, rows, vectors.part_rows)):
+            name, num = f"part-00000-{number:05d}", min(vectors.part_rows, rows - first)
             key_N = keyed_hash(np.arange(first, first + num, dtype=np.uint64), seed=0, purpose=corpus)
             windows = {
                 "key": key_N,
                 "doc_id": [f"{corpus}-{row}" for row in range(first, first + num)],
                 "window": np.zeros(num, np.int32),
-                "text": texts(letters[number % 4096 :], num, args.text_bytes),
+                "text": texts(letters[number % 4096 :], num, vectors.text_bytes),
                 "tokens": np.full(num, _TOKENS, np.int32),
                 "near_copies": np.ones(num, np.int32),
                 "source": ["synthetic"] * num,
                 "metadata": ["{}"] * num,
             }
-            facts = {"rows": num, "tokens": num * _TOKENS, "text_bytes": num * args.text_bytes}
+            facts = {"rows": num, "tokens": num * _TOKENS, "text_bytes": num * vectors.text_bytes}
             prepared.folder.write_table(f"{name}.parquet", pa.table(windows), WINDOWS, facts)
-            x_ND = topic_TD[rng.integers(_TOPICS, size=num)] + rng.standard_normal((num, args.dim), dtype=np.float32)
+            x_ND = topic_TD[rng.integers(_TOPICS, size=num)] + rng.standard_normal((num, vectors.dim), dtype=np.float32)
             x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float16).ravel()), args.dim)
-            table = pa.table({"key": key_N, "valid": np.ones(num, bool), "vector": vectors})
+            vector = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float16).ravel()), vectors.dim)
+            table = pa.table({"key": key_N, "valid": np.ones(num, bool), "vector": vector})
             options: dict[str, Any] = {"compression": "none", "use_dictionary": ["key"]}
-            embedded.folder.write_table(f"{name}.parquet", table, embeddings_schema(args.dim), facts, **options)
+            embedded.folder.write_table(f"{name}.parquet", table, embeddings_schema(vectors.dim), facts, **options)
             parts.append({"name": name, **facts})
         finish(
             prepared,
-            {"documents": rows, "windows": rows, "tokens": rows * _TOKENS, "text_bytes": rows * args.text_bytes, "parts": parts},
+            {"documents": rows, "windows": rows, "tokens": rows * _TOKENS, "text_bytes": rows * vectors.text_bytes, "parts": parts},
         )
-        finish(embedded, {"windows": rows, "invalid": 0, "dim": args.dim, "hardware": [], "parts": parts})
+        finish(embedded, {"windows": rows, "invalid": 0, "dim": vectors.dim, "hardware": [], "parts": parts})
 
 
 def texts(letters: np.ndarray, num: int, num_bytes: int) -> pa.Array:

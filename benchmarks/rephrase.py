@@ -28,8 +28,8 @@ from pipeline.engine import Engine
 from pipeline.rewriting.exchange import Answer, Failure, Request
 
 TESTS = str(Path(__file__).parent.parent / "tests")
-ENGINE = {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "disable_log_stats": True}
-SAMPLING = {"temperature": 0.0, "ignore_eos": True}
+ENGINE: dict[str, Any] = {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "disable_log_stats": True}
+SAMPLING: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 WARM = "0.parquet"
 TASK = "Rewrite the following passage in plain words, as an encyclopedia would put it."
 

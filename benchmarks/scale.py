@@ -66,20 +66,12 @@ class Trial:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """Synthetic vectors to cluster and to assign."""
-
-    rows: int
-    dim: int
-    branching: int
-    depth: int
-    min_windows: int = 32
-    fit_windows: int = 128_000
+def vectors(rows: int, dim: int, branching: int, depth: int, min_windows: int = 32) -> memory.Vectors:
+    return memory.Vectors(rows, dim, branching, depth, min_windows, fit_windows=128_000, text_bytes=64)
 
 
-FITTED_VECTORS = (Vectors(200_000, 64, 64, 2), Vectors(400_000, 256, 32, 2))
-TOLD_VECTORS = (Vectors(2_000_000, 64, 64, 2), Vectors(1_000_000, 64, 64, 3, min_windows=4))
+FITTED_VECTORS = (vectors(200_000, 64, 64, 2), vectors(400_000, 256, 32, 2))
+TOLD_VECTORS = (vectors(2_000_000, 64, 64, 2), vectors(1_000_000, 64, 64, 3, min_windows=4))
 FITTED = (
     Trial(3000, 256, 16),
     Trial(6000, 256, 32, extra=_REFINED),
@@ -307,16 +299,15 @@ def print_tests(files: Sequence[str], folder: str) -> None:
         print_told("  MB stored", stored, sum(step.stored_mb for step in steps))
 
 
-def measured_vectors(trial: Vectors, folder: str) -> Iterator[Measured]:
+def measured_vectors(trial: memory.Vectors, folder: str) -> Iterator[Measured]:
     """Cluster and assign of synthetic vectors, as `memory.py` makes them."""
-    args = argparse.Namespace(**vars(trial), part_rows=8192, text_bytes=64, folder=folder)
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
-        config = memory.settings(args, workdir)
-        memory.write_corpora(args, config, trial.rows)
+        config = memory.settings(trial, workdir)
+        memory.write_corpora(trial, config)
         size = size_of(config, "generalist", plan(config).step("prepare", "generalist"))
         machines = Machines(os.cpu_count() or 1, os.cpu_count() or 1)
         for stage, corpus in (("cluster", ""), ("assign", "generalist")):
-            took = memory.measure(args, stage, corpus, workdir)
+            took = memory.measure(trial, stage, corpus, workdir)
             found = shape(config, stage, size, machines, trial.dim) if size else None
             cost = stage_cost(config, stage, size, machines, trial.dim) if size and stage in read_rates()["stages"] else None
             assert size

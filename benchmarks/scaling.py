@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from corpus import timed
+from memory import Vectors, write_corpora
 from memory import settings as synthetic_settings
-from memory import write_corpora
 from stage_embed import settings as embed_settings
 from threadpoolctl import threadpool_limits
 
@@ -52,12 +52,10 @@ def main() -> None:
             plan(config).step("prepare", "generalist").run(engine)
         report(f"embed, {plan(config).step('prepare', 'generalist').manifest['windows']:,} windows", config, "embed", bare, args)
 
-        shape = argparse.Namespace(
-            dim=args.dim, branching=64, depth=2, min_windows=32, part_rows=8192, text_bytes=16, folder=f"{workdir}/vectors"
-        )
-        os.mkdir(shape.folder)
-        config = synthetic_settings(shape, shape.folder)
-        write_corpora(shape, config, args.rows)
+        vectors = Vectors(args.rows, dim=args.dim, text_bytes=16)
+        os.mkdir(f"{workdir}/vectors")
+        config = synthetic_settings(vectors, f"{workdir}/vectors")
+        write_corpora(vectors, config)
         with Engine(config.engine) as engine:
             plan(config).step("cluster").run(engine)
         report(f"assign, {args.rows:,} vectors of {args.dim}", config, "assign", bare, args)

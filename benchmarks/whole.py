@@ -138,9 +138,7 @@ def read_and_cut(config: Config, path: str, limit: int | None) -> list[str]:
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = texts[start : start + _TEXTS_AT_ONCE]
         for text, encoding in zip(some, tokenizer.encode_batch(some, add_special_tokens=False), strict=True):
-            starts = [
-                encoding.token_to_chars(token)[0] for token in range(config.window.tokens, len(encoding), config.window.tokens)
-            ]
+            starts = [encoding.offsets[token][0] for token in range(config.window.tokens, len(encoding), config.window.tokens)]
             windows += [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
     return windows
 
