@@ -18,8 +18,8 @@ from rich.text import Text
 from pipeline.alone import LEASE_S, is_gone, is_here, latest_run, record_of
 from pipeline.amounts import time_said
 from pipeline.errors import shown
-from pipeline.made import made_of, made_table
-from pipeline.progress import AT_WORK, FAILED, Count
+from pipeline.made import made_line, made_of, made_table
+from pipeline.progress import AT_WORK, DONE, FAILED, Count
 from pipeline.storage import Folder
 from pipeline.terminal import console
 
@@ -140,6 +140,11 @@ def _sentence(status: Status) -> str:
     }[status.state]
 
 
+def _ended(status: Status) -> list[dict[str, str]]:
+    """The steps that the run has made."""
+    return [step for step in status.steps if step["state"] == DONE]
+
+
 def follow(watch: Watch) -> bool:
     """Show the status until the run is over, on a terminal in place, else in lines now and then; whether it ended well."""
     status = listened(watch)
@@ -152,7 +157,7 @@ def follow(watch: Watch) -> bool:
                 time.sleep(_POLL_S)
                 status = watch.look() or status
         return status.state == ENDED
-    said, said_at = "", 0.0
+    ended, said, said_at = _ended(status), "", 0.0
     while status.state == AT_WORK:
         step = next((step["title"] for step in status.steps if step["state"] == AT_WORK), "")
         if step != said or time.monotonic() - said_at > _LOG_EVERY_S:
@@ -160,6 +165,9 @@ def follow(watch: Watch) -> bool:
             said, said_at = step, time.monotonic()
         time.sleep(_POLL_S)
         status = watch.look() or status
+        for made in made_of(watch.workdir, [step for step in _ended(status) if step not in ended]):
+            print(shown(made_line(made)), flush=True)
+        ended = _ended(status)
     for line in told(watch.workdir, status, width=console.width):
         console.print(line)
     return status.state == ENDED
