@@ -156,13 +156,18 @@ class Inspection:
         return texts
 
     def find(self, words: str) -> Iterator[RenderableType]:
-        """Clusters whose text has all of some words: by their titles and terms, then by how much of their text has them."""
+        """Clusters whose text has all of some words: by their titles and terms, then by how much of their text has them.
+
+        Text is read of so many parts at most, chosen by hash.
+        """
         wanted = words.lower().split()
         told = {leaf: f"{name.title} {name.terms}".lower() for leaf, name in self.names.items()}
         named = [leaf for leaf in sorted(told) if all(word in told[leaf] for word in wanted)]
         held, of_leaf = Counter[int](), Counter[int]()
         assigned, windows = self.run.step("assign", GENERALIST), self.run.windows(GENERALIST)
-        for name in hash_chosen(part_names(assigned), _PARTS, seed=self.run.config.seed, purpose="inspect.parts"):
+        parts = part_names(assigned)
+        read = hash_chosen(parts, _PARTS, seed=self.run.config.seed, purpose="inspect.parts")
+        for name in read:
             leaf_N = assigned.folder.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
             text = windows.folder.read_table(f"{name}.parquet", columns=["text"])["text"]
             has_N = np.ones(len(leaf_N), bool)
@@ -172,7 +177,8 @@ class Inspection:
             held.update(leaf_N[has_N & (leaf_N >= 0)].tolist())
         shares = {leaf: held[leaf] / of_leaf[leaf] for leaf in held}
         order = sorted(shares.keys() | set(named), key=lambda leaf: (leaf not in named, -shares.get(leaf, 0.0), leaf))
-        yield Text(f"{sum(held.values()):,} of {sum(of_leaf.values()):,} windows that were read have: {' '.join(wanted)}")
+        of_parts = f" of {len(read)} parts out of {len(parts):,}" if len(read) < len(parts) else ""
+        yield Text(f"{sum(held.values()):,} of {sum(of_leaf.values()):,} windows{of_parts} have: {' '.join(wanted)}")
         if order:
             yield from self.clusters(order[:_LISTED])
 

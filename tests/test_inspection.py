@@ -1,5 +1,6 @@
 """Looking into a run, against what its tables hold."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,13 +109,15 @@ def test_a_cluster_has_its_shares_and_text_of_its_own(inspection: Inspection) ->
         said(inspection.cluster(10_000, 1))
 
 
-def test_clusters_are_found_by_words_and_by_text(inspection: Inspection) -> None:
+def test_clusters_are_found_by_words_and_by_text(inspection: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
     text = said(inspection.find("orbit planet"))
-    assert "windows that were read have: orbit planet" in text
+    assert "windows have: orbit planet" in text
     best = int(text.splitlines()[2].split()[0])
     like = said(inspection.like("The telescope saw a comet in lunar orbit, and a rocket launch to the planet.", 1))
     assert like.startswith(f"cluster {best}:")
     assert "0 of" in said(inspection.find("xylophonist"))
+    monkeypatch.setattr("pipeline.inspection._PARTS", 1)
+    assert re.match(r"[\d,]+ of [\d,]+ windows of 1 parts out of \d+ have: orbit", said(inspection.find("orbit")))
     with pytest.raises(ConfigError, match="no vector for this text"):
         said(inspection.like("…", 1))
 
