@@ -29,6 +29,7 @@ from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("driver", "worker", "raylet", "node")
+_LEAN = {"include_log_monitor": False, "no_monitor": True}  # nobody reads logs or scales here: seconds of a core each
 # Else a node is given up after half a minute, which on a real network it may need. A busy machine keeps one silent for seconds.
 _QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 8}
 
@@ -73,7 +74,7 @@ class Nodes:
 
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": _QUICK},
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": _QUICK, **_LEAN},
         )
         self.nodes: list[Any] = []
         for labels in self.labels:
