@@ -226,8 +226,11 @@ class Folder:
         with _named_failure("remove", path), suppress(*() if self.is_local else (FileNotFoundError,)):
             self._steadily(lambda: self.fs.rm_file(path))
 
-    def remove_all(self) -> None:
-        """Delete the folder and everything in it, if it is there."""
+    def remove_all(self, known: Iterable[str] = ()) -> None:
+        """Delete the folder and everything in it, if it is there; of `known` names also what a listing does not show yet."""
+        hidden = set() if self.is_local else set(known) - set(self.files())
+        for name in sorted(hidden):
+            self.remove(name)
         with _named_failure("remove", self.path), suppress(FileNotFoundError):
             self._steadily(lambda: self.fs.rm(self.path, recursive=True))
 

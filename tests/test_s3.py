@@ -78,13 +78,15 @@ def test_a_file_is_created_once_though_answers_are_lost(faulty: FaultyS3) -> Non
         assert folder.read_json(f"{number}.json") == {"by": "first"}
 
 
-def test_names_that_are_known_are_found_though_listings_lag(s3: FaultyS3, faulty: FaultyS3) -> None:
+def test_names_that_are_known_are_found_and_removed_though_listings_lag(s3: FaultyS3, faulty: FaultyS3) -> None:
     s3.lag_s = 1e6
     folder = Folder("s3://bucket/lagging")
     folder.write_bytes("a", b"a")
     assert folder.names() == []
     assert folder.holds(["a"])
     assert not folder.holds(["a", "b"])
+    folder.remove_all(["a", "b"])
+    assert not folder.exists("a")
 
 
 def test_one_run_has_a_workdir_on_a_store(s3: FaultyS3, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:

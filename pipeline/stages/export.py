@@ -50,7 +50,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
                 "that shuffles over these borders, or blends the files, loses the end: give them to it one after the other"
             )
         _check_rows(folder, parts, sampled.manifest["rows"])
-        folder.child(_DONE).remove_all()
+        folder.child(_DONE).remove_all(f"{name}.parquet" for name in items)
         return {
             "format": to,
             "written": [*finished, *(file for part in parts for file in part["files"])],
@@ -118,7 +118,7 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
         described_as = mixture.described(weighed, facts)
         for file, text in described_as.items():
             folder.write_bytes(file, text.encode())
-        folder.child(_DONE).remove_all()
+        folder.child(_DONE).remove_all(f"{name}.parquet" for name in items)
         return {
             "format": name,
             **facts,
