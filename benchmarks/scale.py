@@ -30,6 +30,7 @@ from corpus import GENERALIST, HELD_OUT, SPECIALIST, corpus_file, own_ray, read_
 from loguru import logger
 from scipy.optimize import nnls
 
+from pipeline import pydocs
 from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
 from pipeline.costs.model import Machines, Shape, read_rates, shape, stage_cost
@@ -119,7 +120,8 @@ def main() -> None:
         steps = [step for number, trial in enumerate(FITTED) for step in measured(files, trial, f"{folder}/fitted-{number}")]
         steps += [step for trial in FITTED_VECTORS for step in measured_vectors(trial, folder)]
         driver = driver_rates()
-        rates = {"measured": where(), **driver, "stages": stage_rates(steps, driver)}
+        rates: dict[str, Any] = {"measured": where(), **driver, "stages": stage_rates(steps, driver)}
+        rates["stages"]["prepare"]["core_s"]["python_mb"] = parsing_rate()
         print_rates(rates)
         if args.write:
             RATES.write_bytes(orjson.dumps(rates, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -230,6 +232,17 @@ def fitted(amounts: Sequence[dict[str, float]], values: Sequence[float]) -> dict
         return {}
     rates, _ = nnls(matrix, np.array(values) * weight)
     return {name: float(f"{rate:.4g}") for name, rate in zip(names, rates, strict=True)}
+
+
+def parsing_rate() -> float:
+    """Seconds of a core for a megabyte of Python, which is parsed for its docstrings."""
+    urls = pydocs.expand("pydocs://stdlib,numpy,torch")
+    started = time.process_time()
+    for url in urls:
+        for _ in pydocs.read_rows(url):
+            pass
+    seconds = time.process_time() - started
+    return float(f"{1e6 * seconds / sum(map(pydocs.source_bytes, urls)):.4g}")
 
 
 def driver_rates() -> dict[str, float]:

@@ -21,6 +21,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
@@ -79,6 +80,16 @@ def expand(spec: str, *, setting: str = "paths") -> list[str]:
 def digest(url: str) -> str:
     """Name, version and SHA-256 of the RECORD of a distribution; of the standard library, the version of Python."""
     return _find(url).digest
+
+
+def source_bytes(url: str) -> int:
+    """Of the Python files of a distribution, which are parsed for its docstrings."""
+    package = _find(url)
+    total = 0
+    for file in package.files:
+        with suppress(OSError):  # deleted after installation
+            total += os.path.getsize(os.path.join(package.root, file))
+    return total
 
 
 def read_rows(url: str, *, sample: bool = False) -> Iterator[Row]:

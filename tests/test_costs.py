@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import importlib.metadata
 import importlib.util
 import json
 import random
@@ -21,6 +22,7 @@ from conftest import topic_run, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import pydocs
 from pipeline.config import parse_config
 from pipeline.costs.model import Machines, read_rates, shape, speedup, stage_cost
 from pipeline.costs.size import Size, size_of
@@ -190,6 +192,38 @@ def test_what_is_stored_is_about_as_told(tmp_path: Path, ray_session: Any) -> No
         cost = stage_cost(run.config, stage, size, Machines(2, 2), 64)
         assert cost
         assert 0.5 < cost.stored_bytes / held < 2, stage
+
+
+def test_docstrings_cost_the_parsing_of_their_packages() -> None:
+    paths = ["pydocs://numpy,rich,fsspec"]
+    files = [f"pydocs://{name}" for name in ("fsspec", "numpy", "rich")]
+    bytes_of = {url: pydocs.source_bytes(url) for url in files}
+    rows_of = {url: sum(1 for _ in pydocs.read_rows(url)) for url in files}
+    root = Path(importlib.metadata.distribution("rich").locate_file(""))
+    assert bytes_of["pydocs://rich"] >= sum(path.stat().st_size for path in (root / "rich").glob("*.py"))
+
+    def size(limit: int | None) -> Size:
+        raw = {"workdir": "unused", "embed": {"model": "lsi"}, "sample": {"budget_tokens": 1000}}
+        raw |= {"generalist": {"paths": paths, "limit": limit}, "specialists": {"a": {"paths": ["pydocs://click"]}}}
+        run = plan(parse_config(raw))
+        found = size_of(run.config, "generalist", run.step("prepare", "generalist"))
+        assert found
+        cost = stage_cost(run.config, "prepare", found, Machines(2, 2), 64)
+        without = stage_cost(run.config, "prepare", replace(found, python_bytes=0.0), Machines(2, 2), 64)
+        assert cost
+        assert without
+        # Twice: to count the rows, and to cut them.
+        rate = read_rates()["stages"]["prepare"]["core_s"]["python_mb"]
+        assert cost.core_s - without.core_s == pytest.approx(2e-6 * found.python_bytes * rate)
+        return found
+
+    whole, few = size(None), size(10)
+    assert whole.python_bytes == sum(bytes_of.values())
+    assert whole.documents == pytest.approx(sum(rows_of.values()))
+    assert few.documents == pytest.approx(sum(min(10, rows) for rows in rows_of.values()))
+    assert few.python_bytes == pytest.approx(
+        sum(min(size, 10 * whole.python_bytes / whole.documents) for size in bytes_of.values())
+    )
 
 
 def test_a_dry_run_says_time_money_and_room_and_leaves_nothing(tmp_path: Path) -> None:

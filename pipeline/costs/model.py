@@ -93,9 +93,10 @@ def shape(config: Config, stage: str, size: Size, machines: Machines, dim: int, 
     workers = machines.workers
     if stage == "prepare":
         files = max(1, round(size.files))
-        scan = Work({"text_mb": _SCANNED * text}, files)
+        parsed = {"python_mb": size.python_bytes / 1e6} if size.python_bytes else {}  # by both
+        scan = Work({"text_mb": _SCANNED * text, **parsed}, files)
         steps, _ = config.steps_of(config.specialists.get(corpus, config.generalist))
-        amounts = {"text_mb": (1 - _SCANNED) * text, **({"refined_mb": text} if steps else {})}
+        amounts = {"text_mb": (1 - _SCANNED) * text, **parsed, **({"refined_mb": text} if steps else {})}
         cut = Work(amounts, max(files, min(16 * files, 2 * workers, parts)))
         return Shape(stage, [scan, cut], alone, {"text_mb": text})
     if stage in ("dedup", "decontaminate"):

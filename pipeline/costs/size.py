@@ -4,7 +4,7 @@ import gzip
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline import embedders
+from pipeline import embedders, pydocs
 from pipeline.config import Config, Corpus
 from pipeline.errors import InputError
 from pipeline.readers import read_rows
@@ -24,6 +24,7 @@ from pipeline.step import Step, hash_chosen
 from pipeline.windows import WindowCutter
 
 _FILES_SIZED, _FILES_READ = 256, 8
+_SMALL_FILES_READ, _SMALL_BYTES = 32, 8 << 20  # where files are small, more of them, of about so much in all
 _HEAD_BYTES = 1 << 20
 _HEADS_BYTES = (_HEAD_BYTES, 8 * _HEAD_BYTES, 64 * _HEAD_BYTES)
 _BLOCK_BYTES, _UNPACKED_BYTES = 1 << 14, 128 << 20
@@ -35,7 +36,10 @@ _COUNTED: tuple[Kind, ...] = ("parquet", "ipc")  # say themselves how many rows 
 
 @dataclass(frozen=True)
 class Size:
-    """Text of a corpus: `parts` as `prepare` cuts it, `files` of the input. `rows_read` where it is guessed from so many."""
+    """Text of a corpus: `parts` as `prepare` cuts it, `files` of the input. `rows_read` where it is guessed from so many.
+
+    `python_bytes` are of the source files that have to be parsed for it, where it is docstrings.
+    """
 
     files: float
     documents: float
@@ -43,6 +47,7 @@ class Size:
     tokens: float
     windows: float
     parts: float
+    python_bytes: float = 0.0
     rows_read: int | None = None
 
 
@@ -89,16 +94,12 @@ def _guessed(config: Config, corpus: Corpus, *, setting: str) -> Size | None:
         return None  # to look into it is to download it
     sized = hash_chosen(names, _FILES_SIZED, seed=config.seed, purpose="costs.sized")
     bytes_of = {url: _stored_bytes(url, kinds[url]) for url in sized}
-    read = hash_chosen(sized, _FILES_READ, seed=config.seed, purpose="costs.read")
-    seen = {url: _seen(url, kinds[url], corpus, bytes_of[url]) for url in read}
-    # Of files whose size is known, the rows go with it; packages are as large as those that were read.
-    bytes_read = sum(bytes_of[url] for url in read)
-    all_bytes = fmean(bytes_of.values()) * len(names)
-    scale = all_bytes / bytes_read if bytes_read else len(names) / len(read)
-    rows, text_bytes = (scale * sum(getattr(found, name) for found in seen.values()) for name in ("rows", "text_bytes"))
-    if corpus.limit is not None and rows > corpus.limit * len(names):
-        text_bytes *= corpus.limit * len(names) / rows
-        rows = corpus.limit * len(names)
+    mean_bytes = fmean(bytes_of.values())
+    num_read = max(_FILES_READ, min(_SMALL_FILES_READ, int(_SMALL_BYTES / max(1.0, mean_bytes))))
+    read = hash_chosen(sized, num_read, seed=config.seed, purpose="costs.read")
+    whole = corpus.model_copy(update={"limit": None})
+    seen = {url: _seen(url, kinds[url], whole, bytes_of[url]) for url in read}
+    rows, text_bytes, python_bytes = _of_all(listed, bytes_of, seen, corpus.limit)
     texts = [text for found in seen.values() for text in found.texts]
     if not texts:
         raise InputError(f"{setting}: no row of {', '.join(read)} can be used; see its paths and text_key")
@@ -113,13 +114,34 @@ def _guessed(config: Config, corpus: Corpus, *, setting: str) -> Size | None:
         tokens=text_bytes * a_byte * sum(tokens for windows in cut for _, tokens in windows),
         windows=text_bytes * a_byte * sum(map(len, cut)),
         parts=parts,
+        python_bytes=python_bytes,
         rows_read=len(texts),
+    )
+
+
+def _of_all(
+    listed: Sequence[tuple[str, Kind]], bytes_of: Mapping[str, float], seen: Mapping[str, _Seen], limit: int | None
+) -> tuple[float, float, float]:
+    """Rows, bytes of text, and bytes of Python to be parsed, of all files: from the sizes of some, and what was seen of a few."""
+    seen_rows, seen_bytes = sum(found.rows for found in seen.values()), sum(bytes_of[url] for url in seen)
+    most_bytes = float("inf")
+    if limit is None:  # the rows of a file go with its size
+        scale = fmean(bytes_of.values()) * len(listed) / seen_bytes if seen_bytes else len(listed) / len(seen)
+        share = dict.fromkeys(seen, scale)
+    else:  # they are bounded, and files so more alike than their sizes
+        share = {url: len(listed) / len(seen) * min(1.0, limit / max(1.0, found.rows)) for url, found in seen.items()}
+        most_bytes = limit * seen_bytes / max(1.0, seen_rows)
+    packages = {url for url, kind in listed if kind == "pydocs"}
+    return (
+        sum(share[url] * found.rows for url, found in seen.items()),
+        sum(share[url] * found.text_bytes for url, found in seen.items()),
+        fmean(min(size, most_bytes) if url in packages else 0.0 for url, size in bytes_of.items()) * len(listed),
     )
 
 
 def _stored_bytes(url: str, kind: Kind) -> float:
     if kind == "pydocs":
-        return 0.0
+        return float(pydocs.source_bytes(url))
     with reading(url):
         fs, path = fsspec.core.url_to_fs(url)
         return float(fs.size(path) or 0)
