@@ -1,10 +1,10 @@
 """Where documents come from, and what becomes of them before any is embedded."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
-from pipeline.config.section import EXECUTION, Execution, Section
+from pipeline.config.section import EXECUTION, Section
 
 NATURAL = "natural"  # the name under which the natural share appears beside the specialists
 GENERALIST = "generalist"  # the name of the large corpus among the corpora of a run
@@ -13,7 +13,9 @@ GENERALIST = "generalist"  # the name of the large corpus among the corpora of a
 class Corpus(Section):
     """Where documents are read from."""
 
-    paths: Annotated[list[str], Field(min_length=1, description="files or globs, local or any fsspec URL; pydocs://"), Execution]
+    paths: list[str] = Field(
+        min_length=1, json_schema_extra=EXECUTION, description="files or globs, local or any fsspec URL; pydocs://"
+    )
     text_key: str = Field("text", description="column of the text")
     id_key: str | None = Field("id", description="column of the id; null: documents are numbered by file and row")
     limit: int | None = Field(None, ge=1, description="rows read of each file, for a first look; null: all")

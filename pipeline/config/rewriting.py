@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.corpora import Corpus
-from pipeline.config.section import EXECUTION, Execution, Section
+from pipeline.config.section import EXECUTION, Section
 
 
 class Endpoint(Section):
@@ -52,7 +52,7 @@ class Rephrase(Section):
     styles: list[str] | dict[str, Annotated[float, Field(gt=0)]] = Field(
         default=["wikipedia"], min_length=1, description="names of styles, or name: share"
     )
-    styles_folder: Annotated[str | None, Field(description="folder of style files of your own"), Execution] = None
+    styles_folder: str | None = Field(None, json_schema_extra=EXECUTION, description="folder of style files of your own")
     variants: int = Field(
         1, ge=1, description="answers asked for one passage in one style; for more than 1 sample with a temperature"
     )

@@ -1,19 +1,20 @@
 """What a section of the config is: its fields, and which of them are identity.
 
-A field marked `Execution` steers how a run is executed and changes no value of the output, so it is in no fingerprint.
+A field marked `EXECUTION` steers how a run is executed and changes no value of the output, so it is in no fingerprint.
 Every other field is identity.
 """
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 EXECUTION: JsonDict = {"identity": False}
-Execution = Field(json_schema_extra=EXECUTION)
 
 
 class Section(BaseModel):
+    """Refuses what it does not know; does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:

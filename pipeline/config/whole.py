@@ -1,6 +1,6 @@
 """All sections of a run, and what they mean together."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -8,7 +8,7 @@ from pipeline.config.corpora import GENERALIST, NATURAL, Corpus, Decontaminate, 
 from pipeline.config.execution import Engine
 from pipeline.config.rewriting import Rephrase
 from pipeline.config.schedule import Conditioning, Ending, Schedule
-from pipeline.config.section import EXECUTION, Execution, Section
+from pipeline.config.section import EXECUTION, Section
 from pipeline.config.selection import Cluster, Embed, Sample, Weights, Window
 from pipeline.mistakes import explain_mistakes
 
@@ -16,7 +16,7 @@ from pipeline.mistakes import explain_mistakes
 class Config(Section):
     """A whole run."""
 
-    workdir: Annotated[str, Field(min_length=1, description="any fsspec URL"), Execution]
+    workdir: str = Field(min_length=1, json_schema_extra=EXECUTION, description="any fsspec URL")
     seed: int = Field(0, ge=0, description="of every random choice")
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, json_schema_extra=EXECUTION, description="quarantined rows that a run may have"
