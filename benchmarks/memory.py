@@ -2,9 +2,9 @@
 
 Windows and vectors are synthetic, written as the parts that prepare and embed would leave. Each step runs in a process and a Ray of
 its own, so that no step hides behind an earlier one. `private` is what a worker holds itself (anonymous memory, sampled).
-`resident` is the kernel's high-water mark: it has the pages of Ray's object store too, which a node has once and all its workers
-map. A shuffle fills them until the store spills, so the store is no larger here than what the smallest corpus fills; with Ray's own
-choice, a third of the machine's memory, a corpus that fits in would look small.
+`resident` is the kernel's high-water mark, sampled too, as tasks set it back when they begin: it has the pages of Ray's object
+store, which a node has once and all its workers map. A shuffle fills them until the store spills, so the store is no larger here
+than what the smallest corpus fills; with Ray's own choice, a third of the machine's memory, a corpus that fits in would look small.
 
     python benchmarks/memory.py --rows 100000 1000000
     python benchmarks/memory.py --rows 100000 1000000 5000000 --branching 16 --fit-windows 6000 --folder /somewhere/with/30GB
@@ -73,7 +73,7 @@ def main() -> None:
         "--fit-windows",
         type=int,
         default=Vectors.fit_windows,
-        help="cluster.fit_windows; as many as the smallest corpus has",
+        help="cluster.fit_windows; no more than a node of the smallest corpus has, or it is bound by that",
     )
     parser.add_argument("--part-rows", type=int, default=Vectors.part_rows)
     parser.add_argument(

@@ -321,9 +321,9 @@ def measured_vectors(trial: memory.Vectors, folder: str) -> Iterator[Measured]:
         machines = Machines(os.cpu_count() or 1, os.cpu_count() or 1)
         for stage, corpus in (("cluster", ""), ("assign", "generalist")):
             took = memory.measure(trial, stage, corpus, workdir)
-            found = shape(config, stage, size, machines, trial.dim) if size else None
-            cost = stage_cost(config, stage, size, machines, trial.dim) if size and stage in read_rates()["stages"] else None
             assert size
+            found = shape(config, stage, size, machines, trial.dim)
+            cost = stage_cost(config, stage, size, machines, trial.dim) if stage in read_rates()["stages"] else None
             assert found
             yield Measured(
                 stage=stage,

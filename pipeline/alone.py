@@ -153,8 +153,8 @@ class Alone:
 
 def record_of(workdir: Folder, number: int) -> dict[str, Any] | None:
     """The record of a run; None where there is none, or it is just being written."""
-    record = workdir.child(FOLDER).read_json(_name(number))
-    return record if isinstance(record, dict) else None
+    record: dict[str, Any] | None = workdir.child(FOLDER).read_json(_name(number))
+    return record
 
 
 def latest_run(workdir: Folder) -> int:
@@ -164,18 +164,19 @@ def latest_run(workdir: Folder) -> int:
 
 def is_gone(record: Mapping[str, Any]) -> bool:
     """Whether this machine can tell that the process of a run has ended."""
-    return _is_gone(record.get("process"))
+    return _is_gone(_known(record.get("process")))
 
 
 def is_here(record: Mapping[str, Any]) -> bool:
     """Whether this machine can tell that the process of a run is there."""
-    process = record.get("process")
+    process = _known(record.get("process"))
     return process is not None and _process(int(process[2])) == process
 
 
 def _latest(records: Folder) -> int:
     """The highest number. A listing may not show the newest, which are asked for one by one."""
-    listed = max((int(name.partition(".")[0]) for name in records.names(".json")), default=0)
+    names = (name.removesuffix(".json") for name in records.names(".json"))
+    listed = max((int(name) for name in names if name.isdecimal()), default=0)  # a tool that copies files may have left others
     return next(number for number in itertools.count(listed) if not records.exists(_name(number + 1)))
 
 
@@ -193,6 +194,12 @@ def _process(pid: int) -> list[str] | None:
         return [boot, os.readlink("/proc/self/ns/pid"), str(pid), started]
     except (OSError, IndexError):
         return None
+
+
+def _known(process: Any) -> list[str] | None:
+    """What `_process` noted; None for what it cannot have."""
+    is_one = isinstance(process, list) and len(process) == 4 and str(process[2]).isdecimal()
+    return process if is_one else None
 
 
 def _is_gone(process: list[str] | None) -> bool:

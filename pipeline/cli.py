@@ -1,6 +1,7 @@
 """The command line of every job: `--config FILE`, `--set section.key=value`, `--dry-run`, and the exit status."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -298,8 +299,9 @@ def _log_above_the_line() -> None:
 def _guarded(
     work: Callable[[], None], interrupted: str = "interrupted: finished parts are kept; run the same command to go on"
 ) -> int:
-    """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure."""
+    """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure, 130 and 143 interrupted by SIGINT and SIGTERM."""
     logger.configure(patcher=_make_shown)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
     if sys.stderr.isatty():
         _log_above_the_line()
     try:
@@ -309,7 +311,12 @@ def _guarded(
         return error.exit_code
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        print(interrupted, file=sys.stderr)
+        return 128 + signal.SIGTERM
     except Exception:
         traceback.print_exc()
         print("error: this is a fault of crispwrap, not of your input; please report it with the lines above", file=sys.stderr)

@@ -75,7 +75,10 @@ class Inspection:
         return len(self.mixture["leaf"])
 
     def clusters(self, leaves: Sequence[int] | None = None) -> Iterator[RenderableType]:
-        """Some clusters; by default those that gain and lost most."""
+        """Some clusters; by default those that gain and lost most.
+
+        The target is of the new corpus: what the specialists ask for, and the natural share.
+        """
         if leaves is None:
             moved_L = np.array(self.mixture["p_target"]) - np.array(self.mixture["p_generalist"])
             order = np.argsort(-moved_L, kind="stable")
@@ -86,7 +89,7 @@ class Inspection:
             )
         table = Table(box=None, pad_edge=False)
         planned_L = np.array(self.plan["planned_tokens"]) + np.array(self.plan["rewritten_tokens"]) if self.plan else None
-        headings = ("cluster", "what sets its text apart", "windows", "generalist", "asked", "change")
+        headings = ("cluster", "what sets its text apart", "windows", "generalist", "target", "× generalist")
         for heading in (*headings, *(["planned"] if planned_L is not None else [])):
             table.add_column(heading, justify="left" if heading.startswith("what") else "right")
         for leaf in leaves:
@@ -128,7 +131,7 @@ class Inspection:
                 f"{name}: {row['windows']:,} windows of its sample, {_percent(row['p_raw'])} of it; "
                 f"asks for {_percent(row['p'])}{interval}"
             )
-        yield Text(f"asked for: {_percent(self.mixture['p_target'][leaf])} of the new corpus")
+        yield Text(f"target: {_percent(self.mixture['p_target'][leaf])} of the new corpus")
         if self.plan:
             planned, deficit = self.plan["planned_tokens"][leaf], self.plan["deficit_tokens"][leaf]
             missing = f", {deficit:,.0f} tokens fewer than asked for" if deficit >= 1 else ""

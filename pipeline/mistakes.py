@@ -8,10 +8,16 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError
 
+# Last words of names; in openaiApiKey they begin with a capital. Keys of columns (text_key) and counts of tokens are none.
 _SECRET = re.compile(
-    r"(^|[_-])(secret|passw(or)?d|(api|access|secret)[_-]?key|hf_token|auth_token|bearer|credentials?)$", re.IGNORECASE
+    r"(^|[_-]|(?-i:(?<=[a-z])(?=[A-Z])))(secret|passw(or)?d|passphrase|(api|access|secret|account|private|shared|storage)[_-]?key|"
+    r"token|bearer|authorization|credentials?|connection[_-]?string)$",
+    re.IGNORECASE,
 )
-_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_TOKENS_OF_TEXT = {"eos_token", "bos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"}
+# Of other protocols a user alone is none: abfs://container@account has one.
+_USER_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@|https?://[^/@\s]+@", re.IGNORECASE)
+_KEY_IN_URL = re.compile(r"://\S*[?&;](api[_-]?key|key|token|access_token|sig|signature|x-amz-signature|password)=", re.IGNORECASE)
 
 
 def explain_mistakes(error: ValidationError, model: type[BaseModel]) -> str:
@@ -26,19 +32,27 @@ def refuse_secrets(value: Any, name: str = "") -> None:
     """Settings are written to manifests and said in messages, so none may hold a secret.
 
     Raises:
-        ConfigError: a setting is called as secrets are, or is a URL with a password.
+        ConfigError: a setting is called as secrets are, or is a URL with a user, a password or a key.
     """
     if isinstance(value, dict):
         for key, item in value.items():
             below = f"{name}.{key}" if name else str(key)
-            if isinstance(item, str) and item and _SECRET.search(str(key)):
+            if item and _may_be_secret(str(key), item):
                 raise ConfigError(f"{below} holds a secret, which manifests would keep: give it by the environment of every worker")
             refuse_secrets(item, below)
     elif isinstance(value, list | tuple):
         for item in value:
             refuse_secrets(item, name)
-    elif isinstance(value, str) and _PASSWORD_IN_URL.search(value):
-        raise ConfigError(f"{name} is a URL with a password, which manifests and messages would show: give it by the environment")
+    elif isinstance(value, str) and (_USER_IN_URL.search(value) or _KEY_IN_URL.search(value)):
+        raise ConfigError(
+            f"{name} is a URL with a user, password or key, which manifests and messages would show: give it by the environment"
+        )
+
+
+def _may_be_secret(name: str, value: Any) -> bool:
+    """Whether a setting of that name holds what nobody else may see; a number may be a password, and is no token."""
+    is_one = isinstance(value, str) or (type(value) is int and not name.lower().endswith("token"))
+    return is_one and name not in _TOKENS_OF_TEXT and bool(_SECRET.search(name))
 
 
 def _explain(item: Any, model: type[BaseModel]) -> str:

@@ -122,7 +122,8 @@ def at_work(status: Status) -> str:
     step = next((step["title"] for step in status.steps if step["state"] == AT_WORK), "")
     count = status.count
     if not count:
-        return shown(f"{step}, for {time_said(status.record['step_seconds'])}") if step else ""
+        seconds = status.record.get("step_seconds", 0.0)
+        return shown(step + (f", for {time_said(seconds)}" if step and seconds >= 1 else ""))
     phase = f"{step}: {count.title}" if step and step != count.title else count.title
     return shown(f"{phase}, {count.said()}")
 

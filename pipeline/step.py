@@ -79,7 +79,7 @@ class Step:
     def done(self) -> bool:
         """Whether the manifest is there, and all that it names: what was deleted since is made again."""
         manifest = self.folder.read_json(MANIFEST)
-        return manifest is not None and self.folder.holds(manifest["files"])
+        return manifest is not None and "files" in manifest and self.folder.holds(manifest["files"])
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -179,13 +179,14 @@ class Folder:
         return True
 
     def read_json(self, name: str) -> Any:
-        """The value of a JSON file, or None where there is none, or a damaged one: whoever wrote it writes it again."""
+        """The object in a JSON file, or None where there is none, or a damaged one: whoever wrote it writes it again."""
         path = self.file(name)
         with _named_failure("read", path):
             try:
-                return json.loads(self._steadily(lambda: self.fs.cat_file(path)))
+                value = json.loads(self._steadily(lambda: self.fs.cat_file(path)))
             except (FileNotFoundError, NotADirectoryError, ValueError):
                 return None
+        return value if isinstance(value, dict) else None
 
     def write_table(
         self, name: str, table: pa.Table, schema: pa.Schema, facts: dict[str, Any] | None = None, **options: Any

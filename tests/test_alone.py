@@ -13,13 +13,13 @@ import pytest
 from conftest import wait_until
 
 from pipeline import alone
-from pipeline.alone import Alone
+from pipeline.alone import Alone, is_here, latest_run, record_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.storage import Folder
 
 HOLD = """
 import sys
-from pipeline.alone import Alone
+from pipeline.alone import Alone, is_here, latest_run, record_of
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 sys.stdin.readline()
@@ -129,6 +129,16 @@ def test_a_record_that_is_just_being_written_is_no_free_workdir(tmp_path: Path) 
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "000001.json").touch()
     with Alone(Folder(str(tmp_path)), lease_s=0.1) as mine:  # nor is it waited for for ever
+        assert mine._number == 2
+
+
+def test_what_is_no_record_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "000002 (conflicted copy).json").write_text("{}", encoding="utf-8")
+    (tmp_path / "runs" / "000001.json").write_text('{"state": "running", "process": ["a"]}', encoding="utf-8")
+    assert latest_run(Folder(str(tmp_path))) == 1
+    assert not is_here(record_of(Folder(str(tmp_path)), 1) or {})
+    with Alone(Folder(str(tmp_path)), lease_s=0.1) as mine:
         assert mine._number == 2
 
 

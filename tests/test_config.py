@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
-from pipeline.config import Config, load_config, parse_config
+from pipeline.config import Config, Placement, load_config, parse_config
 from pipeline.errors import ConfigError
 
 BASE: dict[str, Any] = {
@@ -35,6 +36,15 @@ BASE: dict[str, Any] = {
         ("rephrase", {"model": "m", "sampling": {"max_tokens": 3}}, "max_tokens cannot be set here: a style's max_output"),
         ("rephrase", {"model": "m", "sampling": {"n": 2}}, "n cannot be set here: rephrase.variants"),
         ("embed", {"model": "lsi", "pool": "mean"}, "embed.pool: mean has no meaning for lsi"),
+        ("sample.budget_tokens", True, "sample.budget_tokens: give a number, got True"),
+        (
+            "engine",
+            {"placement": {"embed": {"labels": {"kind": "in(gpu"}}}},
+            "kind: 'in(gpu' is none of `value`, `!value`, `in(a,b)`",
+        ),
+        ("engine", {"placement": {"embed": {"labels": {"bad key!": "gpu"}}}}, "'bad key!' cannot name a label"),
+        ("engine", {"placement": {"embed": {"resources": {"CPU": 1}}}}, "'CPU' is no custom resource"),
+        ("engine", {"placement": {"embed": {"resources": {"slot": 1.5}}}}, "a task takes part of one, or whole ones, got 1.5"),
     ],
 )
 def test_a_mistake_is_named_with_its_setting_and_mend(path: str, value: Any, message: str) -> None:
@@ -79,6 +89,41 @@ def test_an_override_without_a_setting_is_refused(override: str, tmp_path: Path)
     file.write_text("workdir: x\nseed: 1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="--set"):
         load_config(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "suits"),
+    [
+        ({"kind": "gpu"}, {"kind": "gpu", "zone": "a"}, True),
+        ({"kind": "gpu"}, {"kind": "cpu"}, False),
+        ({"kind": "gpu"}, {}, False),
+        ({"kind": "!gpu"}, {"kind": "cpu"}, True),
+        ({"kind": "!gpu"}, {"kind": "gpu"}, False),
+        ({"ray.io/accelerator-type": "in(H100,H200)"}, {"ray.io/accelerator-type": "H200"}, True),
+        ({"ray.io/accelerator-type": "in(H100, H200)"}, {"ray.io/accelerator-type": "A100"}, False),
+        ({"kind": "!in(a,b)"}, {"kind": "b"}, False),
+        ({"kind": "!in(a,b)"}, {"kind": "c"}, True),
+        ({"kind": "gpu", "zone": "a"}, {"kind": "gpu", "zone": "b"}, False),
+    ],
+)
+def test_a_node_suits_a_placement_by_its_labels_and_resources(wanted: dict[str, str], labels: dict[str, str], suits: bool) -> None:
+    assert Placement(labels=wanted).suits(labels, {}) == suits
+    assert Placement(labels=wanted, resources={"slot": 2}).suits(labels, {"CPU": 4.0, "slot": 2.0}) == suits
+    assert not Placement(labels=wanted, resources={"slot": 2}).suits(labels, {"CPU": 4.0, "slot": 1.0})
+
+
+def test_a_key_that_comes_twice_or_a_section_in_itself_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    text = yaml.safe_dump(BASE)
+    file.write_text(text + "sample: {budget_tokens: 2}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.yaml is not YAML: sample is there twice in .*line \d+"):
+        load_config(file)
+    file.write_text("base: &base {budget_tokens: 5}\n" + text.replace("sample:", "sample:\n  <<: *base"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="unknown setting base"):  # merged, it may be there again
+        load_config(file)
+    file.write_text(text + "embed: &a {model: [*a]}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a setting holds itself"):
+        load_config(file)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\xff"], ids=["a list", "not YAML", "not UTF-8"])

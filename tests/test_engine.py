@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loguru import logger
 
 from pipeline import config
 from pipeline.engine import Engine, joining
@@ -170,6 +171,12 @@ DIED = (
 )
 
 
+GONE = (
+    "The node with node id: 8f00 and address: 127.0.0.3 and node name: 127.0.0.3 has been marked dead because the detector has "
+    "missed too many heartbeats from it. This can happen when a raylet has crashed."
+)
+
+
 @pytest.mark.parametrize(
     ("message", "line"),
     [
@@ -178,6 +185,11 @@ DIED = (
         ("No node can\n fulfil {'GPU': 1}", "Ray: No node can fulfil {'GPU': 1}"),
         ("x" * 1000, "Ray: " + "x" * 300 + " …"),
         ("\n", ""),
+        (
+            "(raylet, ip=127.0.0.3) Raylet is terminated. Termination is unexpected. Last lines of the logs: [state-dump]",
+            "",
+        ),
+        (GONE, "the node 127.0.0.3 is gone; what was done there is done again elsewhere"),
     ],
 )
 def test_a_message_of_rays_is_a_line(message: str, line: str) -> None:
@@ -219,3 +231,50 @@ def test_an_address_where_nothing_answers_is_said_soon(monkeypatch: pytest.Monke
         address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"nothing answers at {address}, .*engine\.address: local"):
             joining.join(None, address)
+
+
+@pytest.mark.parametrize("address", ["head", "127.0.0.1", "127.0.0.1:port", ":6379"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"engine.address or RAY_ADDRESS '{address}' is no address of a Ray cluster: give host:port"
+    ):
+        joining.join(None, address)
+
+
+TERMINATED = """
+import sys, time
+from pipeline import cli, config
+from pipeline.engine import Engine
+
+def work():
+    with Engine(config.Engine(address=sys.argv[1])) as engine:
+        engine.start()
+        print("there", flush=True)
+        time.sleep(300)
+
+sys.exit(cli._guarded(work))
+"""
+
+
+def test_a_job_that_is_terminated_says_so_and_how_to_go_on(ray_session: Any) -> None:
+    command = [sys.executable, "-c", TERMINATED, ray_session.address_info["gcs_address"]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as job:
+        assert job.stdout
+        assert job.stdout.readline() == "there\n"
+        job.send_signal(signal.SIGTERM)
+        _, err = job.communicate()
+    assert job.returncode == 143
+    assert err.splitlines()[-1] == "interrupted: finished parts are kept; run the same command to go on"
+
+
+def test_a_placement_that_no_node_has_is_said_once(engine: Engine) -> None:
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    engine.settings = config.Engine(placement={"embed": config.Placement(labels={"kind": "in(a,b)"}, resources={"slot": 1})})
+    engine.stage = "embed"
+    for _ in range(2):
+        assert engine._placed()["resources"] == {"slot": 1.0}
+    logger.remove(sink)
+    (line,) = lines
+    assert line == "engine.placement.embed: no node has {'kind': 'in(a,b)'} and {'slot': 1.0} yet; its tasks wait for one"

@@ -105,14 +105,16 @@ def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_pa
         head = [str(RAY), "start", "--head", "--block", f"--node-ip-address={NET}.1", "--port=26379", "--num-cpus=0"]
         head += ["--include-dashboard=false", "--include-log-monitor=false", "--no-monitor", f"--system-config={_QUICK}"]
         # Not below tmp_path: Ray puts sockets there, and their paths may have 107 bytes at most.
-        folders = [stack.enter_context(tempfile.TemporaryDirectory(prefix="ray")) for _ in range(4)]
-        stack.enter_context(started([*head, f"--temp-dir={folders[0]}"], environment, tmp_path / "head.log"))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray"))
+        stack.enter_context(started([*head, f"--temp-dir={folder}"], environment, tmp_path / "head.log"))
         for number, name in enumerate(hosts):
             node = ["ip", "netns", "exec", name, str(RAY), "start", "--block", f"--address={NET}.1:26379", "--num-cpus=1"]
             node += [f"--node-ip-address={NET}.{number + 2}", "--object-store-memory=134217728", "--include-log-monitor=false"]
             stack.enter_context(started(node, environment, tmp_path / f"{name}.log"))
         job = curate(f"{NET}.1:26379", tmp_path / "job.log")
+        stack.callback(job.kill)
         wait_until(lambda: any((workdir / "embed").glob("*/*")) or job.poll() is not None)
+        assert job.poll() is None, (tmp_path / "job.log").read_text()
         ip("link", "set", f"{hosts[0]}o", "down")  # the host lives, and nobody hears of it
         assert job.wait(timeout=400) == 0, (tmp_path / "job.log").read_text()
         ip("link", "set", f"{hosts[0]}o", "up")  # so that its processes hear that they should end

@@ -351,7 +351,7 @@ def test_bad_rows_are_quarantined_with_their_reason_and_counted(topics: dict[str
     topics["workdir"] += "-strict"
     with pytest.raises(InputError, match=r"3 of 703 rows of generalist cannot be used \(.*max_bad_fraction = 0\.001; ") as caught:
         run(topics, until="prepare")
-    assert f"the first is row 5 (from 0) of {tmp_path}/input/9-bad.jsonl: " in str(caught.value)
+    assert f"the first is row 5 (from 0) of {tmp_path}/input/9-bad.jsonl: not_json, " in str(caught.value)
 
 
 def test_ids_repeated_across_files_are_quarantined_in_the_order_of_files(topics: dict[str, Any], tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ PACKAGE = ROOT / "pipeline"
         ("prepare", {"steps": [{"type": "URLFilter", "password": "x"}]}, "prepare.steps.password"),
         ("generalist", {"paths": ["https://me:word@host/a.jsonl"]}, "generalist.paths"),
         ("workdir", "s3://key:secret@bucket/run", "workdir"),
+        ("generalist", {"paths": ["https://ghp_x@host/a.jsonl"]}, "generalist.paths"),
+        ("generalist", {"paths": ["https://host/a.jsonl?sig=x&b=1"]}, "generalist.paths"),
+        ("generalist", {"paths": ["a"], "reader": {"dataset_options": {"token": "x"}}}, "generalist.reader.dataset_options.token"),
+        ("prepare", {"steps": [{"headers": {"Authorization": "Bearer x"}}]}, "prepare.steps.headers.Authorization"),
+        ("prepare", {"steps": [{"account_key": "x"}]}, "prepare.steps.account_key"),
+        ("prepare", {"steps": [{"openaiApiKey": "x"}]}, "prepare.steps.openaiApiKey"),
+        ("prepare", {"steps": [{"password": 12345}]}, "prepare.steps.password"),
+        ("prepare", {"steps": [{"aws_session_token": "x"}]}, "prepare.steps.aws_session_token"),
     ],
 )
 def test_a_secret_in_the_config_is_refused_by_name_and_not_shown(
@@ -44,7 +52,8 @@ def test_a_secret_in_the_config_is_refused_by_name_and_not_shown(
 
 def test_settings_that_only_sound_like_secrets_pass(topics: dict[str, Any]) -> None:
     endpoint = {"url": "http://127.0.0.1:1/v1", "api_key_env": "OPENAI_API_KEY"}
-    engine = {"max_num_batched_tokens": 4096, "tokenizer": "x", "hf_token": None}
+    engine = {"max_num_batched_tokens": 4096, "tokenizer": "x", "hf_token": None, "eos_token": "</s>", "image_token": 7}
+    topics["generalist"] |= {"text_key": "text", "paths": ["abfs://container@account.dfs.core.windows.net/a.jsonl", "s3://b/a?b=1"]}
     config = topics | {"rephrase": {"model": "m", "backend": "endpoint", "endpoint": endpoint, "engine": engine}}
     assert parse_config(config).rephrase
 

@@ -87,3 +87,5 @@ def test_damaged_json_is_as_good_as_none(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"half', encoding="utf-8")
     assert Folder(str(tmp_path)).read_json("manifest.json") is None
     assert Folder(str(tmp_path)).read_json("none.json") is None
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    assert Folder(str(tmp_path)).read_json("list.json") is None

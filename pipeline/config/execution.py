@@ -1,5 +1,7 @@
 """How the work is executed; nothing here changes the output."""
 
+import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -13,6 +15,19 @@ _PLACED = (
 )
 
 
+_WORD = r"[A-Za-z0-9](?:[\w.-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"(?:[a-z0-9.-]+/)?{_WORD}", re.ASCII)
+_SELECTOR = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))", re.ASCII)
+_OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
+
+
+def _suits(value: str | None, wanted: str) -> bool:
+    """Whether a label's value, None without the label, is as a selector of Ray's wants it."""
+    plain = wanted.removeprefix("!")
+    choices = re.split(", ?", plain[3:-1]) if plain.startswith("in(") else [plain]
+    return (value in choices) != wanted.startswith("!")
+
+
 class Placement(Section):
     """On which nodes the tasks of a stage run."""
 
@@ -22,6 +37,32 @@ class Placement(Section):
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, json_schema_extra=EXECUTION, description="custom resources that a task takes"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        for key, value in labels.items():
+            if not _LABEL_KEY.fullmatch(key):
+                raise ValueError(f"{key!r} cannot name a label: use letters and digits, with -, _ and . between them")
+            if not _SELECTOR.fullmatch(value):
+                raise ValueError(f"{key}: {value!r} is none of `value`, `!value`, `in(a,b)` and `!in(a,b)`")
+        return labels
+
+    @field_validator("resources")
+    @classmethod
+    def _resources(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name, amount in resources.items():
+            if name in _OF_RAY:
+                raise ValueError(f"{name!r} is no custom resource: each task takes one CPU, and engine.gpus_per_worker is of GPUs")
+            if amount > 1 and not amount.is_integer():
+                raise ValueError(f"{name}: a task takes part of one, or whole ones, got {amount:g}")
+        return resources
+
+    def suits(self, labels: Mapping[str, str], resources: Mapping[str, float]) -> bool:
+        """Whether tasks can run on a node that has these in all."""
+        return all(_suits(labels.get(key), wanted) for key, wanted in self.labels.items()) and all(
+            resources.get(name, 0.0) >= amount for name, amount in self.resources.items()
+        )
 
 
 class Prices(Section):

@@ -31,7 +31,7 @@ def read_sections(path: str | Path, example: str = "generalist") -> dict[str, An
         ConfigError: the file is missing, not YAML, or no sections.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strict)
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -41,15 +41,29 @@ def read_sections(path: str | Path, example: str = "generalist") -> dict[str, An
     return raw
 
 
+class _Strict(yaml.SafeLoader):
+    """Refuses a key that comes twice in a section, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, f"{key_node.value} is there twice", key_node.start_mark)
+            seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
 def parse_config(raw: dict[str, Any]) -> Config:
     """The config of a plain dictionary.
 
     Raises:
         ConfigError: as `load_config`.
     """
-    refuse_secrets(raw)
     try:
+        refuse_secrets(raw)
         return Config.model_validate(raw)
+    except RecursionError as error:
+        raise ConfigError("a setting holds itself: an alias (*name) is inside what it stands for") from error
     except ValidationError as error:
         raise ConfigError(explain_mistakes(error, Config)) from error
 

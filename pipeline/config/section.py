@@ -25,7 +25,9 @@ class Section(BaseModel):
 
 
 def whole_number(value: Any) -> Any:
-    """2e9 as well as 2_000_000_000: YAML takes the first for text."""
+    """2e9 as well as 2_000_000_000: YAML takes the first for text. True is none, though Python takes it for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"give a number, got {value}")  # noqa: TRY004 - pydantic's own kind
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:

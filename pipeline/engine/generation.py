@@ -208,7 +208,7 @@ def _hushed() -> Iterator[None]:
 
 
 def _read(table: pa.Table, work: _Work) -> pa.Table:
-    """The prompts of a block, one row each: number and size of the block, key, tokens, how to sample, error."""
+    """The prompts of a block, one row each: number and size of the block, key, tokens, most of an answer, error."""
     number = table["number"][0].as_py()
     try:
         requests = _in_task(work, work.read, pickle.loads(table["block"][0].as_py()))

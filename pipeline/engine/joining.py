@@ -1,8 +1,12 @@
 """A Ray cluster that is joined, or one that is started on this machine."""
 
 import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from loguru import logger
@@ -19,16 +23,22 @@ def join(ray: Any, address: str) -> None:
     """Join a cluster.
 
     Raises:
-        ConfigError: nothing answers there, or it refuses.
+        ConfigError: it is no address, nothing answers there, or it refuses.
     """
+    if address != "auto" and not address.startswith("ray://") and not _place(address):
+        raise ConfigError(
+            f"engine.address or RAY_ADDRESS {address!r} is no address of a Ray cluster: give host:port (`ray start` has 6379 "
+            "where it is told no other port), ray://host:port, auto, or local to do without one"
+        )
     if not _answers(address):
         raise ConfigError(
             f"nothing answers at {address}, where engine.address or RAY_ADDRESS has a Ray cluster: start it, mend the address, or "
             "set engine.address: local to do without it"
         )
     try:
-        ray.init(address=address, **_QUIET)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        with _same_end():
+            ray.init(address=address, **_QUIET)
+    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise ConfigError(
             f"the Ray cluster at {address} is there and cannot be joined ({str(error).splitlines()[0]}): set RAY_AUTH_MODE=token "
             "and the RAY_AUTH_TOKEN that it was started with (README, On a cluster), or set engine.address: local to do without it"
@@ -49,7 +59,8 @@ def start_here(ray: Any, num_cpus: int) -> None:
     started = time.monotonic()
     for attempt in range(_STARTS):
         try:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+            with _same_end():
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
             break
         except Exception as error:  # Ray raises plain ones for processes that do not come up
             said = one_line(error)
@@ -61,14 +72,31 @@ def start_here(ray: Any, num_cpus: int) -> None:
     logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
 
 
+@contextmanager
+def _same_end() -> Iterator[None]:
+    """What this process does of a SIGTERM stays as it was: with Ray's own handlers it aborts without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _place(address: str) -> str:
+    """The host:port of an address; empty where it has none."""
+    place = address.rpartition("://")[2]
+    host, _, port = place.rpartition(":")
+    return place if host and port.isdecimal() else ""
+
+
 def _answers(address: str) -> bool:
     """Whether something listens at an address, if it names a port: Ray itself tries for a quarter of an hour.
 
     For ten seconds, as a head that is just being started may not listen yet.
     """
-    place = address.rpartition("://")[2]
-    host, _, port = place.rpartition(":")
-    if not host or not port.isdecimal():
+    place = _place(address)
+    if not place:
         return True
     until = time.monotonic() + _ANSWER_S
     while not _listens(place, _ANSWER_S):

@@ -47,6 +47,7 @@ class Engine:
         self._ray: Any = None
         self._owned = False
         self._resources_until = 0.0
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +106,8 @@ class Engine:
         if not num_gpus:
             return self.num_workers
         held = self.num_gpus
+        if not held:
+            self._say_once("no node of the cluster has a GPU yet; tasks that are to have one (engine.gpus_per_worker) wait for it")
         if 0 < held < num_gpus:
             raise ConfigError(f"engine.gpus_per_worker {num_gpus:g} is more than the {held:g} GPUs of the cluster; set it lower")
         return max(1, int(held / num_gpus))
@@ -293,11 +296,16 @@ class Engine:
         placement = self.settings.placement.get(self.stage)
         if placement is None:
             return {}
-        plain = {key: value for key, value in placement.labels.items() if not value.startswith(("!", "in("))}
-        nodes = [node.get("Labels", {}) for node in self._start().nodes() if node["Alive"]]
-        if not any(plain.items() <= labels.items() for labels in nodes):
-            logger.warning(f"engine.placement.{self.stage}: no node has the labels {plain} yet; its tasks wait for one")
+        nodes = [node for node in self._start().nodes() if node["Alive"]]
+        if not any(placement.suits(node.get("Labels", {}), node["Resources"]) for node in nodes):
+            asked = " and ".join(str(wanted) for wanted in (placement.labels, placement.resources) if wanted)
+            self._say_once(f"engine.placement.{self.stage}: no node has {asked} yet; its tasks wait for one")
         return {"label_selector": placement.labels, "resources": placement.resources}
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            logger.warning(line)
 
     def _explain(self, error: BaseException, where: str) -> BaseException:
         """The error that a user should see for one that came out of a task."""

@@ -62,7 +62,7 @@ def _forget_peak() -> None:
 
 
 def _peak_private_bytes() -> int:
-    """The most memory resident since `_forget_peak`, without the mapped object store, which all workers of a node share."""
+    """The most memory resident since `_forget_peak`, less what is mapped of the object store by now: all workers share that."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in file if line.startswith(("VmHWM", "RssShmem"))}

@@ -234,8 +234,8 @@ def _check_bad(
         first = quarantine.read_table(f"{names[0]}.parquet").slice(0, 1).to_pylist()[0]
         raise InputError(
             f"{bad} of {rows} rows of {corpus} cannot be used ({listed}), more than max_bad_fraction = {max_bad_fraction}; "
-            f"the first is row {first['row']} (from 0) of {first['file']}: {shown(first['detail'])[:_DETAIL_CHARACTERS]}; all are "
-            f"in {quarantine.url}; mend the input or raise max_bad_fraction"
+            f"the first is row {first['row']} (from 0) of {first['file']}: {first['reason']}, "
+            f"{shown(first['detail'])[:_DETAIL_CHARACTERS]}; all are in {quarantine.url}; mend the input or raise max_bad_fraction"
         )
     return counts
 
