@@ -273,7 +273,7 @@ class Folder:
         after: dict[str, str] = {}
         with _named_failure("clean", self.path):
             while True:
-                page = call("list_multipart_uploads", Prefix=f"{prefix}/", **after)
+                page = call("list_multipart_uploads", Prefix=prefix and f"{prefix}/", **after)
                 for upload in page.get("Uploads", ()):
                     with suppress(FileNotFoundError):
                         call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
