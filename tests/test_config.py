@@ -37,6 +37,8 @@ BASE: dict[str, Any] = {
         ("rephrase", {"model": "m", "sampling": {"n": 2}}, "n cannot be set here: rephrase.variants"),
         ("embed", {"model": "lsi", "pool": "mean"}, "embed.pool: mean has no meaning for lsi"),
         ("sample.budget_tokens", True, "sample.budget_tokens: give a number, got True"),
+        ("cluster.branching", True, "cluster.branching: give a number, got True"),
+        ("engine", {"workers": True}, "engine.workers: give a number, got True"),
         (
             "engine",
             {"placement": {"embed": {"labels": {"kind": "in(gpu"}}}},

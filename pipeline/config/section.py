@@ -4,9 +4,9 @@ A field marked `EXECUTION` steers how a run is executed and changes no value of 
 Every other field is identity.
 """
 
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 
 EXECUTION: JsonDict = {"identity": False}
@@ -17,6 +17,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is no number, though Python takes it for 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError("give a number")
+        return value
+
     def identity(self) -> dict[str, Any]:
         """The fields that change a value of the output."""
         return {
@@ -25,9 +34,7 @@ class Section(BaseModel):
 
 
 def whole_number(value: Any) -> Any:
-    """2e9 as well as 2_000_000_000: YAML takes the first for text. True is none, though Python takes it for 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"give a number, got {value}")  # noqa: TRY004 - pydantic's own kind
+    """2e9 as well as 2_000_000_000: YAML takes the first for text."""
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:
