@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -113,8 +113,7 @@ def main() -> None:
 
 def measure(vectors: Vectors, stage: str, corpus: str, workdir: str, *, store_bytes: int = 0) -> dict[str, float]:
     """What one step took, in a process of its own."""
-    flags = {"rows": vectors.rows, **{name: getattr(vectors, name) for name in _SETTINGS}}
-    flags["store_bytes"] = store_bytes
+    flags = {**asdict(vectors), "store_bytes": store_bytes}
     options = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

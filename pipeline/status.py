@@ -166,9 +166,9 @@ def follow(watch: Watch) -> bool:
             said, said_at = step, time.monotonic()
         time.sleep(_POLL_S)
         status = watch.look() or status
-        for made in made_of(watch.workdir, [step for step in _ended(status) if step not in ended]):
+        before, ended = ended, _ended(status)
+        for made in made_of(watch.workdir, [step for step in ended if step not in before]):
             print(shown(made_line(made)), flush=True)
-        ended = _ended(status)
     for line in told(watch.workdir, status, width=console.width):
         console.print(line)
     return status.state == ENDED

@@ -92,8 +92,11 @@ class Folder:
 
     def holds(self, names: Iterable[str]) -> bool:
         """Whether all these files are there, also those that a listing does not show yet."""
-        missing = set(names) - set(self.files())
-        return all(self.exists(name) for name in sorted(missing))
+        return all(self.exists(name) for name in self._unlisted(names))
+
+    def _unlisted(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that a listing does not show: there is none, or it was just written."""
+        return sorted(set(names) - set(self.files()))
 
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the files here that end in `suffix`, temporary ones left out; empty if there is no folder."""
@@ -229,9 +232,9 @@ class Folder:
 
     def remove_all(self, known: Iterable[str] = ()) -> None:
         """Delete the folder and everything in it, if it is there; of `known` names also what a listing does not show yet."""
-        hidden = set() if self.is_local else set(known) - set(self.files())
-        for name in sorted(hidden):
-            self.remove(name)
+        if known and not self.is_local:
+            for name in self._unlisted(known):
+                self.remove(name)
         with _named_failure("remove", self.path), suppress(FileNotFoundError):
             self._steadily(lambda: self.fs.rm(self.path, recursive=True))
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.whole import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.mistakes import explain_mistakes, refuse_secrets
 
 
@@ -35,7 +35,7 @@ def read_sections(path: str | Path, example: str = "generalist") -> dict[str, An
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold sections such as `{example}:`, got {type(raw).__name__}")
     return raw
@@ -45,11 +45,11 @@ class _Strict(yaml.SafeLoader):
     """Refuses a key that comes twice in a section, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, f"{key_node.value} is there twice", key_node.start_mark)
-            seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node))
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

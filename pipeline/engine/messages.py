@@ -11,9 +11,8 @@ from loguru import logger
 
 _MOST = 300  # characters
 _DIED = re.compile(r"A worker died or was killed while executing a task.*?Worker IP address: (\S+).*?Worker PID: (\d+)", re.DOTALL)
-_RAYLET = re.compile(r"Raylet is terminated")
-_NODE = re.compile(r"The node with node id: \S+ and address: (\S+) and node name: \S+ has been marked dead", re.DOTALL)
-_AGAIN = re.compile(r"Task \S+ failed\. There are \d+ retries remaining")
+_NODE = re.compile(r"The node with node id: \S+ and address: (\S+) and node name: \S+ has been marked dead")
+_SAID_OTHERWISE = re.compile(r"Task \S+ failed\. There are \d+ retries remaining|Raylet is terminated")
 
 
 def log_messages() -> None:
@@ -35,7 +34,7 @@ def in_a_line(message: str) -> str:
         return f"a worker on {found[1]} died (process {found[2]}); what it did is done again"
     if found := _NODE.search(message):
         return f"the node {found[1]} is gone; what was done there is done again elsewhere"
-    if _AGAIN.search(message) or _RAYLET.search(message):  # of a raylet's end its node's is told
+    if _SAID_OTHERWISE.search(message):
         return ""
     line = " ".join(message.split())
     return f"Ray: {line[:_MOST]}{' …' if len(line) > _MOST else ''}" if line else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.storage import Folder
 
@@ -127,7 +127,7 @@ def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
         fast = Fast.from_file(path) if os.path.isfile(path) else Fast.from_pretrained(name)
     except Exception as error:  # tokenizers raises plain ones
         raise ConfigError(
-            f"--tokenizer {name}: no tokenizer.json of that name, nor a model on the hub ({' '.join(str(error).split())[:200]})"
+            f"--tokenizer {name}: no tokenizer.json of that name, nor a model on the hub ({one_line(error)})"
         ) from error
     fast.no_truncation()
     fast.no_padding()

@@ -17,6 +17,7 @@ from datatrove.pipeline.extractors.base import BaseExtractor, ExtractorSandbox
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 from datatrove.pipeline.formatters.pii import PIIReplacer
 
+from pipeline.errors import one_line
 from pipeline.hashing import uniform_of
 from pipeline.parts import SHOWN_CHARACTERS
 from pipeline.refining import Dropped, StepError
@@ -63,7 +64,7 @@ class Chain:
             try:
                 reason = through(trove)
             except Exception as error:
-                raise StepError(f"{self._names[number]}: {type(error).__name__} {' '.join(str(error).split())}".strip()) from error
+                raise StepError(f"{self._names[number]}: {type(error).__name__} {one_line(error)}".strip()) from error
             if reason is None and (not trove.text or trove.text.isspace()):
                 reason = _EMPTY
             if reason is not None:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.config import Section
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 
 BUILT_IN = os.path.join(os.path.dirname(__file__), "styles")
 
@@ -129,9 +129,7 @@ def _read(path: str, name: str) -> Style:
         with open(path, encoding="utf-8") as file:
             raw: Any = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"the style {path} is not YAML that can be read: {' '.join(str(error).split())}; mend it there"
-        ) from error
+        raise ConfigError(f"the style {path} is not YAML that can be read: {one_line(error)}; mend it there") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"the style {path} must hold settings such as `prompt:`, got {type(raw).__name__}")
     try:

@@ -21,7 +21,7 @@ from datatrove.io import DataFolder
 from datatrove.pipeline.readers import CSVReader, HuggingFaceDatasetReader, IpcReader, JsonlReader, ParquetReader, WarcReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.sources import EXCERPT_CHARACTERS, Bad, BadRowError, Document, Row, checked_id, checked_text
 from pipeline.sources.streams import ZstdStream
 
@@ -296,9 +296,7 @@ def _unbroken(records: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except (ArchiveLoadFailed, AttributeError, ValueError) as error:  # the second and third of headers that were cut
-            raise OSError(
-                f"the file ends within a record's headers, or is none of WARC ({' '.join(str(error).split())})"
-            ) from error
+            raise OSError(f"the file ends within a record's headers, or is none of WARC ({one_line(error)})") from error
         yield record
 
 
