@@ -156,6 +156,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
     evidence = load_evidence(config)
     from pipeline.evidence.steps import compare, own_steps, plan_evidence
     from pipeline.evidence.table import rendered, rows_of, saved
+    from pipeline.foresight import refuse_what_cannot_be
     from pipeline.run import cost
     from pipeline.terminal import console
 
@@ -171,6 +172,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
         for arm, run in comparison.runs.items():
             if said := cost(run):
                 console.print(f"{arm}: {said}")
+            refuse_what_cannot_be(run)
         return
     check()
     compare(comparison)
@@ -326,6 +328,7 @@ def _guarded(
 
 def _print_plan(plan: "Run", until: str) -> None:
     from pipeline.costs.told import told
+    from pipeline.foresight import refuse_what_cannot_be
     from pipeline.run import cost, describe, reaches
     from pipeline.terminal import console
 
@@ -339,3 +342,4 @@ def _print_plan(plan: "Run", until: str) -> None:
         console.print(line)
     if reaches(until, "rephrase") and (said := cost(plan)):
         console.print(said)
+    refuse_what_cannot_be(plan)

@@ -116,7 +116,7 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         rewrites = None if after else rephrased
         sampled.append(sample_step(phase, *of_generalist, clustered, *weighing, rewrites, after=after, prefixed_share=share))
     steps = (
-        *prepared.values(),
+        *(prepared[name] for name in (*config.specialists, GENERALIST)),  # what is wrong with a sample ends no long run at its end
         *([deduplicated] if deduplicated else []),
         *([held_out, *windows.values()] if held_out else []),
         *([fitted] if fitted else []),

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import orjson
 from loguru import logger
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from pipeline.alone import Alone
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine, Usage
 from pipeline.errors import ConfigError, StorageError
+from pipeline.foresight import refuse_what_cannot_be
 from pipeline.identity import differences
 from pipeline.made import made_line, made_of, made_table
 from pipeline.planning import OF_WINDOWS, Run, plan
@@ -20,12 +20,11 @@ from pipeline.progress import DONE, Progress
 from pipeline.stages.export import begin_output, export_step, hand_over, mixture_step
 from pipeline.stages.groups import groups_step
 from pipeline.stages.publish import publish, published
-from pipeline.step import USAGE, Step, hash_chosen, part_names
+from pipeline.step import USAGE, Step
 from pipeline.storage import MANIFEST, Folder
 from pipeline.summary import summary
 from pipeline.terminal import console
 
-_PARTS_FOR_FIELDS = 16
 # A job runs its stage and whatever is missing before it.
 STAGES = ("prepare", "embed", "cluster", "weights", "rephrase", "sample")
 
@@ -160,6 +159,7 @@ def _handed_over(run: Run, steps: Sequence[Step], output: str) -> Folder:
 
 def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:
     """Run those of some steps that are not done, one after the other; `explain` says what changed since an earlier run."""
+    refuse_what_cannot_be(run)
     first, there = engine.progress.add([(step.title, step.output) for step in steps]), 0
     for number, step in enumerate(steps, first):
         if step.done:
@@ -180,42 +180,9 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
             step.folder.write_json(USAGE, usage)
         logger.info(made_line(made_of(run.workdir, engine.progress.steps()[number : number + 1])[0]))
         if step is run.windows(GENERALIST):
-            _check_budget(run.config, step)
-            _check_conditioning(run.config, step)
+            refuse_what_cannot_be(run)
     if there:
         logger.info(_said_there(there, steps))
-
-
-def _check_budget(config: Config, prepared: Step) -> None:
-    """Refuse a budget that no mixture can meet before hours of embedding; the plan refuses the rest, once it knows the clusters."""
-    if config.rephrase and config.rephrase.mode == "deficit":
-        return  # rewrites fill what the text does not give
-    for number, phase in enumerate(config.phases):
-        most, asked = int(phase.weights.max_epochs * prepared.manifest["tokens"]), phase.sample.budget_tokens
-        if phase.weights.overflow == "spread" and asked > most:
-            where = " (the part of schedule.ending)" if number else ""
-            raise ConfigError(
-                f"sample.budget_tokens {asked:,}{where} is more than weights.max_epochs {phase.weights.max_epochs:g} allows: the "
-                f"generalist corpus holds {prepared.manifest['tokens']:,} tokens, so at most {most:,} can be had; lower the "
-                "budget, raise weights.max_epochs, set weights.overflow: leave, or add generalist text"
-            )
-
-
-def _check_conditioning(config: Config, prepared: Step) -> None:
-    """Refuse a field that no row has before hours of embedding, by some of the parts."""
-    conditioning = config.conditioning
-    if conditioning is None or conditioning.field == "source":
-        return
-    known: set[str] = set()
-    for name in hash_chosen(part_names(prepared), _PARTS_FOR_FIELDS, seed=config.seed, purpose="schedule.field"):
-        for row in prepared.folder.read_table(f"{name}.parquet", columns=["metadata"])["metadata"].to_pylist():
-            known |= orjson.loads(row).keys()
-    if conditioning.field not in known:
-        has = f"; there are {', '.join(sorted(known))}" if known else ""
-        raise ConfigError(
-            f"schedule.conditioning.field: no row has a {conditioning.field}: the columns of the input beside text and id are its "
-            f"metadata{has}; name one of them, or source"
-        )
 
 
 def _said_there(there: int, steps: Sequence[Step]) -> str:

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import secrets
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,8 +163,27 @@ def topic_run(folder: Path, documents: int) -> dict[str, Any]:
     }
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    process: "subprocess.Popen[bytes] | None" = None,
+    log: Path | None = None,
+    *,
+    every_s: float = 0.02,
+) -> None:
+    """Until it holds; a failure, with the log, if the process on which it depends ends before.
+
+    The limit is for what hangs, not for what is slow.
+    """
+    deadline = time.monotonic() + 600
     while not condition():
+        ended = process is not None and process.poll() is not None
+        assert not ended, log.read_text(errors="replace") if log else "the process ended"
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+        time.sleep(every_s)

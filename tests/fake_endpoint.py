@@ -119,7 +119,7 @@ class FakeEndpoint:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(30), "the fake endpoint does not start"
+        assert self._started.wait(300), "the fake endpoint does not start"
         return self
 
     def __exit__(self, *_: object) -> None:

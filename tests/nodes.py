@@ -232,8 +232,7 @@ class Growing:
         env = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_worker_niceness": "0"}
         with (self.folder / "head.log").open("ab") as log:
             self._head = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **env})
-        wait_until(lambda: self._started() or self._head.poll() is not None)
-        assert self._head.poll() is None, (self.folder / "head.log").read_text()
+        wait_until(self._started, self._head, self.folder / "head.log")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,6 +256,15 @@ def test_what_is_done_costs_nothing_more(tmp_path: Path, ray_session: Any) -> No
     run = run_prepare(config)
     lines = [str(line) for line in told(run, list(run.steps))]
     assert any(line.startswith("generalist: ") and "KB of text" in line and "about" not in line for line in lines)
+    # Nor does it help to see what a budget costs that cannot be had, which is known by now.
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(tmp_path / "run.yaml"), "--dry-run"]
+    command += ["--set", "sample.budget_tokens=10000000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.search(
+        r"^error: sample\.budget_tokens 10,000,000 is more than .* at most [\d,]+ can be had", done.stderr, re.MULTILINE
+    )
     curate(config)
     assert list(told(plan(config), list(run.steps))) == []
 

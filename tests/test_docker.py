@@ -6,15 +6,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import free_port, wait_until
 from dockerfile_parse import DockerfileParser
 
 ROOT = Path(__file__).parent.parent
@@ -256,20 +255,6 @@ def test_the_steps_of_the_image_make_an_environment_that_runs_the_demo_config(
 # the health check, against a real Ray
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process is None or process.poll() is None, f"Ray ended before {what}"
-        assert time.monotonic() < deadline, f"not in 90 s: {what}"
-        time.sleep(0.2)
-
-
 @pytest.fixture
 def node() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
     """Starts nodes with a token in a file: (process, port of the node's agent)."""
@@ -297,7 +282,7 @@ def node() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
         finally:
             for process in reversed(started):
                 process.send_signal(signal.SIGTERM)
-                process.wait(timeout=60)
+                process.wait(timeout=300)
 
 
 def health(agent: int) -> subprocess.CompletedProcess[str]:
@@ -307,7 +292,7 @@ def health(agent: int) -> subprocess.CompletedProcess[str]:
     assert program == "python"
     path = ROOT / Path(script).relative_to("/app")
     return subprocess.run(
-        [sys.executable, path], env={"RAY_AGENT_PORT": str(agent)}, capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, path], env={"RAY_AGENT_PORT": str(agent)}, capture_output=True, text=True, check=False, timeout=300
     )
 
 
@@ -319,19 +304,19 @@ def test_health_check_passes_a_living_node_and_fails_a_dead_worker_beside_a_livi
     gcs = free_port()
     assert health(free_port()).returncode != 0
     head, head_agent = node("--head", f"--port={gcs}", f"--dashboard-port={free_port()}", "--include-dashboard=false")
-    until(lambda: health(head_agent).returncode == 0, "the head is healthy", head)
+    wait_until(lambda: health(head_agent).returncode == 0, head)
     assert "gcs: success" in health(head_agent).stdout
     worker, worker_agent = node(f"--address=127.0.0.1:{gcs}")
-    until(lambda: health(worker_agent).returncode == 0, "the worker is healthy", worker)
+    wait_until(lambda: health(worker_agent).returncode == 0, worker)
 
     worker.send_signal(signal.SIGTERM)
-    worker.wait(timeout=60)
-    until(lambda: health(worker_agent).returncode != 0, "the worker's check fails")
+    worker.wait(timeout=300)
+    wait_until(lambda: health(worker_agent).returncode != 0)
     assert "unhealthy" in health(worker_agent).stderr
     assert health(head_agent).returncode == 0
     head.send_signal(signal.SIGTERM)
-    head.wait(timeout=60)
-    until(lambda: health(head_agent).returncode != 0, "the head's check fails")
+    head.wait(timeout=300)
+    wait_until(lambda: health(head_agent).returncode != 0)
 
 
 def test_every_file_says_how_it_is_used() -> None:

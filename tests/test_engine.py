@@ -6,13 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wait_until
 from loguru import logger
 
 from pipeline import config
@@ -95,10 +95,7 @@ def first_waits_for_second(item: int, folder: str) -> int:
     mark = Path(folder) / "second"
     if item == 1:
         mark.write_text("", encoding="utf-8")
-    deadline = time.monotonic() + 60
-    while not mark.exists() and time.monotonic() < deadline:
-        os.sched_yield()
-    assert mark.exists(), "the second item was not started"
+    wait_until(mark.exists)
     return item
 
 

@@ -6,13 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from conftest import wait_until
 from tiny_llama import make_tiny_llama
 
 from pipeline import config
@@ -48,10 +48,7 @@ def no_engine_left() -> Iterator[None]:
     """An engine's processes are gone soon after the call, however it ended; an orphan is a child of process 1."""
     before = set(vllm_processes(1))
     yield
-    deadline = time.monotonic() + 60
-    while (left := {*vllm_processes(), *vllm_processes(1)} - before) and time.monotonic() < deadline:
-        psutil.wait_procs(list(left), timeout=1)
-    assert not left
+    wait_until(lambda: not {*vllm_processes(), *vllm_processes(1)} - before, every_s=0.5)
 
 
 def vllm_processes(parent: int | None = None) -> list[psutil.Process]:

@@ -1,10 +1,10 @@
 """The watch on GPUs, with a stand-in for NVML, which this machine may not have."""
 
 import sys
-import time
 import types
 
 import pytest
+from conftest import wait_until
 
 from pipeline import config
 from pipeline.engine import Engine, Usage
@@ -20,9 +20,7 @@ def test_utilisation_is_the_mean_over_devices_and_samples(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     watcher = Watcher(every_s=0.001)
-    deadline = time.monotonic() + 10
-    while watcher.sums()[1] < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: watcher.sums()[1] >= 2)
     watcher._stop.set()
     total, count = watcher.sums()
     assert total / count == pytest.approx(0.5, abs=0.35)

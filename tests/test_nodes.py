@@ -147,7 +147,7 @@ def test_stages_run_on_the_nodes_that_they_are_placed_on(tmp_path: Path) -> None
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         (tmp_path / "there").mkdir()
         command = [sys.executable, "-c", PLACED, nodes.address, str(tmp_path / "there")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     placed = json.loads(done.stdout)
     assert placed["embed"] == [["gpu", False]]

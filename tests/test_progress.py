@@ -91,7 +91,7 @@ class Terminal:
         return self._shown
 
     def _read(self) -> bytes:
-        ready, _, _ = select.select([self._master], [], [], 120)
+        ready, _, _ = select.select([self._master], [], [], 600)
         assert ready, self._shown
         try:
             data = os.read(self._master, 1 << 16)

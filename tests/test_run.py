@@ -22,6 +22,7 @@ from conftest import TOPICS, shard_bytes, topic_documents, write_jsonl
 import pipeline
 from pipeline.errors import ConfigError, InputError
 from pipeline.manifest import ShardsManifest
+from pipeline.storage import Folder
 from pipeline.tables import SHARDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -142,7 +143,18 @@ def test_input_in_another_place_has_the_same_fingerprints(topics: dict[str, Any]
     assert [step.fingerprint for step in here.steps] == [step.fingerprint for step in there.steps]
     # The name is the source of documents that have none: with another name, the output is another.
     (tmp_path / "moved" / "0-cooking.jsonl").rename(tmp_path / "moved" / "0-kitchen.jsonl")
-    assert pipeline.plan(pipeline.parse_config(moved)).steps[0].fingerprint != here.steps[0].fingerprint
+    assert (
+        pipeline.plan(pipeline.parse_config(moved)).step("prepare", "generalist").fingerprint
+        != here.step("prepare", "generalist").fingerprint
+    )
+
+
+@pytest.mark.parametrize("entry", [["a list"], {"stamp": "1"}, "words", None])
+def test_what_was_noted_of_input_files_in_another_shape_is_of_no_account(topics: dict[str, Any], entry: Any) -> None:
+    expected = pipeline.plan(topics).step("prepare", "generalist").fingerprint
+    files = (Path(topics["workdir"]).parent / "input").iterdir()
+    Folder(topics["workdir"]).write_json("inputs.json", {str(path): entry for path in files})
+    assert pipeline.plan(topics).step("prepare", "generalist").fingerprint == expected
 
 
 IDENTITY_CHANGES = [
@@ -365,10 +377,11 @@ def test_ids_repeated_across_files_are_quarantined_in_the_order_of_files(topics:
     }
 
 
-def test_an_empty_specialist_is_one_clear_line(topics: dict[str, Any], tmp_path: Path) -> None:
+def test_an_empty_specialist_is_one_clear_line_before_the_generalist_corpus_is_read(topics: dict[str, Any], tmp_path: Path) -> None:
     topics["specialists"]["legal"]["paths"] = [write_jsonl(tmp_path / "empty.jsonl", [])]
     with pytest.raises(InputError, match="legal has no document that can be used: 0 rows read"):
         run(topics)
+    assert not pipeline.plan(topics).step("prepare", "generalist").folder.names()
 
 
 def test_no_file_that_matches_is_one_clear_line(topics: dict[str, Any]) -> None:
@@ -378,9 +391,17 @@ def test_no_file_that_matches_is_one_clear_line(topics: dict[str, Any]) -> None:
 
 
 def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topics: dict[str, Any]) -> None:
+    asked = topics["sample"]["budget_tokens"]
     topics["sample"]["budget_tokens"] = 10_000_000
-    with pytest.raises(ConfigError, match=r"sample\.budget_tokens 10,000,000 is more than weights\.max_epochs 4 allows.*at most"):
+    refused = r"sample\.budget_tokens 10,000,000 is more than weights\.max_epochs 4 allows.*at most"
+    with pytest.raises(ConfigError, match=refused):
         run(topics)
+    assert pipeline.plan(topics).windows("generalist").done
+    # And where the windows are there already, before anything else is done.
+    run({**topics, "sample": {**topics["sample"], "budget_tokens": asked}}, until="embed")
+    with pytest.raises(ConfigError, match=refused):
+        run(topics)
+    assert not pipeline.plan(topics).step("cluster").folder.names()
 
 
 def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any]) -> None:

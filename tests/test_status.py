@@ -238,7 +238,7 @@ def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str,
         return any(step["title"] == stage and step["state"] != "to do" for step in steps)
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as first:
-        wait_until(lambda: at("prepare legal"))
+        wait_until(lambda: at("embedder"), first)
         first.kill()
     code, out = asked(str(file))
     assert code == 0

@@ -124,8 +124,9 @@ def test_a_missing_setting_is_named_with_what_it_is(tmp_path: Path, missing: str
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("prompt: [", "is not YAML that can be read: while parsing"),
-        ("Say it again: {text} please: {", "is not YAML that can be read: "),
+        ("prompt: [", "is not YAML: while parsing"),
+        ("Say it again: {text} please: {", "is not YAML: "),
+        ("about: a\nprompt: '{text}'\nabout: b", "is not YAML: about is there twice"),
         ("just words", "must hold settings such as `prompt:`, got str"),
         ("", "must hold settings such as `prompt:`, got NoneType"),
     ],
@@ -133,13 +134,13 @@ def test_a_missing_setting_is_named_with_what_it_is(tmp_path: Path, missing: str
 def test_a_file_that_is_no_style_is_named(tmp_path: Path, content: str, expected: str) -> None:
     path = write(tmp_path, "mine", content)
     message = refusal(tmp_path, "mine")
-    assert message.startswith(f"the style {path} ")
+    assert message.startswith(f"{path} ")
     assert expected in message
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\xfa")
-    assert "mine.yaml is not YAML that can be read" in refusal(tmp_path, "mine")
+    assert "mine.yaml is not YAML" in refusal(tmp_path, "mine")
 
 
 def test_an_unknown_style_is_refused_with_those_there_are_and_how_to_add_one(tmp_path: Path) -> None:

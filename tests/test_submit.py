@@ -7,23 +7,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import free_port, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -45,28 +39,22 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             stderr=log,
         )
         try:
-            _wait_for(dashboard, process)
+            wait_until(lambda: listens(dashboard), process)
             yield f"http://127.0.0.1:{dashboard}", environment
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+            process.wait(timeout=300)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None, "the head ended"
-        assert time.monotonic() < deadline, "the head did not come up"
-        time.sleep(0.2)
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def submit(address: str, environment: dict[str, str], config: Path) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", "."]
     command += ["--", "python", "jobs/cluster.py", "--config", str(config)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_a_submitted_job_runs_with_the_token_and_not_without(

@@ -33,11 +33,11 @@ def read_sections(path: str | Path, example: str = "generalist") -> dict[str, An
     try:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strict)
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold sections such as `{example}:`, got {type(raw).__name__}")
+        raise ConfigError(f"{path} must hold settings such as `{example}:`, got {type(raw).__name__}")
     return raw
 
 

@@ -6,11 +6,10 @@ import os
 import re
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.config import Section
-from pipeline.errors import ConfigError, one_line
+from pipeline.config import Section, read_sections
+from pipeline.errors import ConfigError
 
 BUILT_IN = os.path.join(os.path.dirname(__file__), "styles")
 
@@ -125,13 +124,7 @@ def style_names(folder: str | None = None) -> list[str]:
 
 @functools.cache
 def _read(path: str, name: str) -> Style:
-    try:
-        with open(path, encoding="utf-8") as file:
-            raw: Any = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the style {path} is not YAML that can be read: {one_line(error)}; mend it there") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"the style {path} must hold settings such as `prompt:`, got {type(raw).__name__}")
+    raw = read_sections(path, "prompt")
     try:
         return Style.model_validate({**raw, "name": name})
     except ValidationError as error:

@@ -154,13 +154,13 @@ def _catalogue() -> Any:
 def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
     """The files of a corpus with their digests; and for `_remember`, what spares digesting them again."""
     listed = list_files(settings, setting=setting)
-    known: dict[str, Any] = workdir.read_json(_INPUTS) or {}
+    known = _remembered(workdir)
 
     def resolve(entry: tuple[str, str]) -> tuple[str, str, str]:
         url, kind = entry
         stamp = _stamp(url)
-        if stamp and known.get(url, {}).get("stamp") == stamp:
-            return url, stamp, str(known[url]["digest"])
+        if stamp and url in known and known[url]["stamp"] == stamp:
+            return url, stamp, known[url]["digest"]
         return url, stamp, digest(url, kind)
 
     with ThreadPoolExecutor(_DIGEST_READERS) as pool:
@@ -173,9 +173,15 @@ def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[lis
     return files, fresh
 
 
+def _remembered(workdir: Folder) -> dict[str, dict[str, str]]:
+    """What `_remember` noted; of another shape, it is noted anew."""
+    noted = workdir.read_json(_INPUTS) or {}
+    return {url: entry for url, entry in noted.items() if isinstance(entry, dict) and entry.keys() == {"stamp", "digest"}}
+
+
 def _remember(workdir: Folder, stamps: dict[str, Any]) -> None:
     """Note the digests of files by size and time of change."""
-    known: dict[str, Any] = workdir.read_json(_INPUTS) or {}
+    known = _remembered(workdir)
     if any(known.get(url) != stamp for url, stamp in stamps.items()):
         workdir.write_json(_INPUTS, {**known, **stamps})
 
