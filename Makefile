@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python jobs/curate.py --config configs/demo.yaml
 
 test: $(VENV)/.dev browser lint
-	CHROMIUM="$$(command -v $(CHROMIUM))" HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	CHROMIUM="$$(command -v $(CHROMIUM))" HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -28,6 +28,8 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
+STARTS = 3  # of a node of Ray's, which gives itself half a minute to come up: on a busy machine that may not do
+
 TOPICS = {
     "cooking": "flour butter sugar oven bake dough whisk cream salt pepper onion garlic simmer boil pan recipe vanilla yeast",
     "law": "court contract party clause liability plaintiff defendant statute appeal judge ruling tort evidence counsel breach",

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
-from conftest import topic_documents, topic_run, wait_until, write_jsonl
+from conftest import STARTS, topic_documents, topic_run, wait_until, write_jsonl
 
 from pipeline.alone import latest_run, record_of
 from pipeline.config import load_config
@@ -92,16 +92,16 @@ class Nodes:
         """One more node."""
         self._made += 1
         address = f"127.0.{self._made // 250}.{2 + self._made % 250}"  # all of these are this machine
-        self.nodes.append(
-            self._cluster.add_node(
-                wait=False,
-                num_cpus=self.cpus,
-                node_ip_address=address,
-                object_store_memory=128 << 20,
-                labels=labels or {},
-                **options,
-            )
-        )
+        settings = {"node_ip_address": address, "object_store_memory": 128 << 20, "labels": labels or {}, **options}
+        for left in reversed(range(STARTS)):
+            try:
+                node = self._cluster.add_node(wait=False, num_cpus=self.cpus, **settings)
+            except Exception as error:  # a plain one of Ray's
+                if not left or "timed out during startup" not in str(error):
+                    raise
+            else:
+                self.nodes.append(node)
+                return
 
     def start(self, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":
         """A job on this cluster."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import shard_bytes, topic_run, wait_until
+from conftest import STARTS, shard_bytes, topic_run, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
@@ -60,11 +60,15 @@ def network(hosts: int) -> Iterator[list[str]]:
 
 @contextmanager
 def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A node of Ray's, once it says that it is up."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    """A node of Ray's, once it says that it is up; one that gave up for want of time is started again, as a supervisor does."""
+    for _ in range(STARTS):
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        wait_until(lambda process=process: process.poll() is not None or "Ray runtime started" in log.read_text())
+        if process.poll() is None:
+            break
     try:
-        wait_until(lambda: "Ray runtime started" in log.read_text(), process, log)
+        assert process.poll() is None, log.read_text()
         yield process
     finally:
         everything = []
