@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,19 +50,41 @@ def test_three_nodes_give_the_bytes_of_one(clean: tuple[Path, Path, dict[str, by
     assert shard_bytes(workdir) == wanted
 
 
+SIDE_BY_SIDE = """
+import sys, time
+from pathlib import Path
+from pipeline import config
+from pipeline.engine import Engine
+
+def both(item):
+    # Each keeps its CPU until the other is at work too, for which there must be two nodes.
+    Path(item).touch()
+    while len(list(Path(item).parent.iterdir())) < 2:
+        time.sleep(0.01)
+
+with Engine(config.Engine(address=sys.argv[1])) as engine:
+    list(engine.map(both, [sys.argv[2] + "/" + str(number) for number in range(2)], title="both"))
+"""
+
+
 def test_an_autoscaler_brings_nodes_for_what_waits(clean: tuple[Path, Path, dict[str, bytes]], tmp_path: Path) -> None:
     file, workdir, wanted = clean
     shutil.rmtree(workdir)
+    (tmp_path / "there").mkdir()
     with Growing(tmp_path, most=2) as cluster:
         assert cluster.raylets == 1  # the head, which takes no tasks
-        job = start_job(cluster.address, file, tmp_path / "log")
-        most = 1
-        while job.poll() is None:
-            most = max(most, cluster.raylets)
-            time.sleep(0.5)
-        assert job.returncode == 0, (tmp_path / "log").read_text()
-    assert most == 3
+        wide = run_code(SIDE_BY_SIDE, cluster.address, str(tmp_path / "there"))
+        assert wide.returncode == 0, wide.stderr
+        assert cluster.raylets == 3
+        assert start_job(cluster.address, file, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
     assert shard_bytes(workdir) == wanted
+
+
+def run_code(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Python code that imports the pipeline, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_a_node_that_dies_in_the_middle_of_each_stage_changes_no_byte(
@@ -144,10 +165,8 @@ with Engine(config.Engine(address=sys.argv[1], placement=placement)) as engine:
 def test_stages_run_on_the_nodes_that_they_are_placed_on(tmp_path: Path) -> None:
     with Nodes(2, labels=[{"kind": "cpu"}, {"kind": "gpu"}]) as nodes:
         nodes.add({"kind": "cpu"}, resources={"slot": 2})
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         (tmp_path / "there").mkdir()
-        command = [sys.executable, "-c", PLACED, nodes.address, str(tmp_path / "there")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+        done = run_code(PLACED, nodes.address, str(tmp_path / "there"))
     assert done.returncode == 0, done.stderr
     placed = json.loads(done.stdout)
     assert placed["embed"] == [["gpu", False]]
