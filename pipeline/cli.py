@@ -154,9 +154,8 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.settings import load_evidence
 
     evidence = load_evidence(config)
-    from pipeline.evidence.steps import compare, own_steps, plan_evidence
+    from pipeline.evidence.steps import compare, own_steps, plan_evidence, refuse_arms
     from pipeline.evidence.table import rendered, rows_of, saved
-    from pipeline.foresight import refuse_what_cannot_be
     from pipeline.run import cost
     from pipeline.terminal import console
 
@@ -172,7 +171,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
         for arm, run in comparison.runs.items():
             if said := cost(run):
                 console.print(f"{arm}: {said}")
-            refuse_what_cannot_be(run)
+        refuse_arms(comparison)
         return
     check()
     compare(comparison)

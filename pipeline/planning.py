@@ -116,9 +116,12 @@ def plan(config: Config | Mapping[str, Any]) -> Run:
         rewrites = None if after else rephrased
         sampled.append(sample_step(phase, *of_generalist, clustered, *weighing, rewrites, after=after, prefixed_share=share))
     steps = (
-        *(prepared[name] for name in (*config.specialists, GENERALIST)),  # what is wrong with a sample ends no long run at its end
+        # What is wrong with a sample is found before hours of reading the generalist corpus.
+        *(prepared[name] for name in config.specialists),
+        *([held_out, *(windows[name] for name in config.specialists)] if held_out else []),
+        prepared[GENERALIST],
         *([deduplicated] if deduplicated else []),
-        *([held_out, *windows.values()] if held_out else []),
+        *([windows[GENERALIST]] if held_out else []),
         *([fitted] if fitted else []),
         *embedded.values(),
         clustered,

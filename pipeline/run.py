@@ -157,9 +157,14 @@ def _handed_over(run: Run, steps: Sequence[Step], output: str) -> Folder:
     return folder
 
 
-def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True) -> None:
-    """Run those of some steps that are not done, one after the other; `explain` says what changed since an earlier run."""
-    refuse_what_cannot_be(run)
+def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool = True, draws: bool = True) -> None:
+    """Run those of some steps that are not done, one after the other; `explain` says what changed since an earlier run.
+
+    Raises:
+        ConfigError: the run `draws`, and what it asks for cannot be.
+    """
+    if draws:
+        refuse_what_cannot_be(run)
     first, there = engine.progress.add([(step.title, step.output) for step in steps]), 0
     for number, step in enumerate(steps, first):
         if step.done:
@@ -179,7 +184,7 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
             usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(engine.usage)}
             step.folder.write_json(USAGE, usage)
         logger.info(made_line(made_of(run.workdir, engine.progress.steps()[number : number + 1])[0]))
-        if step is run.windows(GENERALIST):
+        if draws and step is run.windows(GENERALIST):
             refuse_what_cannot_be(run)
     if there:
         logger.info(_said_there(there, steps))

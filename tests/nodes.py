@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
-from conftest import STARTS, topic_documents, topic_run, wait_until, write_jsonl
+from conftest import STARTS, free_port, topic_documents, topic_run, wait_until, write_jsonl
 
 from pipeline.alone import latest_run, record_of
 from pipeline.config import load_config
@@ -97,11 +97,20 @@ class Nodes:
             try:
                 node = self._cluster.add_node(wait=False, num_cpus=self.cpus, **settings)
             except Exception as error:  # a plain one of Ray's
+                self._kill_at(address)  # else it may still come up, and nobody would know of it
                 if not left or "timed out during startup" not in str(error):
                     raise
             else:
                 self.nodes.append(node)
                 return
+
+    @staticmethod
+    def _kill_at(address: str) -> None:
+        """Kill the raylets with an address, and all that they started."""
+        for raylet in [one for one in psutil.process_iter() if f"--node_ip_address={address} " in _title(one)]:
+            with suppress(psutil.NoSuchProcess):
+                for process in [*raylet.children(recursive=True), raylet]:
+                    process.kill()
 
     def start(self, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":
         """A job on this cluster."""
@@ -199,11 +208,11 @@ class Growing:
     stops every Ray of the machine before and after.
     """
 
-    def __init__(self, folder: Path, *, most: int, port: int = 7379) -> None:
+    def __init__(self, folder: Path, *, most: int) -> None:
         from ray.util import get_node_ip_address
 
-        self.folder, self.most, self.port = folder, most, port
-        self.address = f"{get_node_ip_address()}:{port}"  # Ray takes no other of this machine for a head
+        self.folder, self.most, self.port = folder, most, free_port()
+        self.address = f"{get_node_ip_address()}:{self.port}"  # Ray takes no other of this machine for a head
 
     def __enter__(self) -> "Growing":
         os.environ.setdefault("RAY_AUTH_MODE", "token")

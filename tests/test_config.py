@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import Config, Placement, load_config, parse_config
+from pipeline.config import Config, Placement, load_config, parse_config, read_sections
 from pipeline.errors import ConfigError
 
 BASE: dict[str, Any] = {
@@ -123,6 +123,10 @@ def test_a_key_that_comes_twice_or_a_section_in_itself_is_refused(tmp_path: Path
     file.write_text("base: &base {budget_tokens: 5}\n" + text.replace("sample:", "sample:\n  <<: *base"), encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown setting base"):  # merged, it may be there again
         load_config(file)
+    # And in what is merged in turn, whatever is read first.
+    nested = "arms: {a: {weights: &light {k: 1}}, b: {weights: &heavy {<<: *light, k: 2}}}\nproxy: {<<: *heavy}\n"
+    file.write_text(nested, encoding="utf-8")
+    assert read_sections(file)["proxy"] == {"k": 2}
     file.write_text(text + "embed: &a {model: [*a]}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="a setting holds itself"):
         load_config(file)

@@ -142,6 +142,7 @@ def test_a_sample_that_holds_its_own_test_is_an_error_and_anothers_is_dropped(to
         match=r"specialists.legal: 1 documents of the sample hold text of its own test set held_out.secrets: leak \(row 1",
     ):
         run.prepare(config)
+    assert not run.plan(config).step("prepare", "generalist").folder.names()
     config["decontaminate"]["held_out"]["secrets"] |= {"of": None}
     made = run.prepare(config).windows("legal")
     assert made.manifest["dropped"] == 1

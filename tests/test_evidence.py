@@ -20,7 +20,7 @@ from pipeline.evidence.curves import Text, crossing, curves_of, plain_arms, read
 from pipeline.evidence.intervals import estimate
 from pipeline.evidence.plots import drawn
 from pipeline.evidence.settings import Evidence, load_evidence
-from pipeline.evidence.steps import Comparison, compare, plan_evidence
+from pipeline.evidence.steps import Comparison, compare, plan_evidence, refuse_arms
 from pipeline.evidence.table import rendered, rows_of, saved
 from pipeline.storage import Folder
 
@@ -167,6 +167,19 @@ def test_the_job_says_what_it_would_run(comparison: dict[str, Any], tmp_path: Pa
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "crisp" in said
     assert "2 to train" in said
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_an_arm_that_asks_for_what_cannot_be_ends_the_comparison_before_any_is_drawn(comparison: dict[str, Any]) -> None:
+    comparison["run"]["sample"]["budget_tokens"] = 100_000  # the text gives four times 50,000
+    alone = comparison | {"arms": {"specialist-only": {"weights": {"max_epochs": 1}}, "crisp": {}}}
+    refuse_arms(plan_evidence(Evidence.model_validate(alone)))  # nothing is there yet
+    raw = comparison | {"arms": {"crisp": {}, "once": {"weights": {"max_epochs": 1}}}}
+    with pytest.raises(ConfigError, match=r"^arm once: sample\.budget_tokens 100,000 is more than weights\.max_epochs 1 allows"):
+        made(raw)
+    assert not plan_evidence(Evidence.model_validate(raw)).runs["crisp"].step("cluster").folder.names()
+    refuse_arms(plan_evidence(Evidence.model_validate(alone)))  # who reads the sample alone draws nothing
 
 
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=5), st.floats(-1, 9))

@@ -61,25 +61,37 @@ def network(hosts: int) -> Iterator[list[str]]:
 @contextmanager
 def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A node of Ray's, once it says that it is up; one that gave up for want of time is started again, as a supervisor does."""
-    for _ in range(STARTS):
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-        wait_until(lambda process=process: process.poll() is not None or "Ray runtime started" in log.read_text())
-        if process.poll() is None:
-            break
-    try:
-        assert process.poll() is None, log.read_text()
+    with ExitStack() as stack:
+        for left in reversed(range(STARTS)):
+            with log.open("wb") as file:
+                process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+            stack.callback(stop, process)
+            wait_until(lambda process=process: process.poll() is not None or "Ray runtime started" in log.read_text())
+            if process.poll() is None:
+                break
+            said = log.read_text()
+            assert left, said
+            assert "timed out during startup" in said, said
         yield process
-    finally:
-        everything = []
-        if process.poll() is None:
-            everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            process.terminate()
-        _, alive = psutil.wait_procs(everything, timeout=10)
-        for left in alive:
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
-        process.wait()
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a session: what it leads, and what its leader left behind when it gave up."""
+    everything = [other for other in psutil.process_iter() if in_session(other.pid, process.pid)]
+    if process.poll() is None:
+        process.terminate()
+    _, alive = psutil.wait_procs(everything, timeout=10)
+    for left in alive:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+    process.wait()
+
+
+def in_session(pid: int, leader: int) -> bool:
+    try:
+        return os.getsid(pid) == leader
+    except ProcessLookupError:
+        return False
 
 
 def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_path: Path) -> None:
@@ -118,6 +130,7 @@ def test_hosts_of_a_network_of_which_one_is_cut_off_give_the_bytes_of_one(tmp_pa
         stack.callback(job.kill)
         wait_until(lambda: any((workdir / "embed").glob("*/*")), job, tmp_path / "job.log")
         ip("link", "set", f"{hosts[0]}o", "down")  # the host lives, and nobody hears of it
+        assert job.poll() is None, "it was to be cut off in the middle"
         assert job.wait(timeout=600) == 0, (tmp_path / "job.log").read_text()
         ip("link", "set", f"{hosts[0]}o", "up")  # so that its processes hear that they should end
     assert shard_bytes(workdir) == clean

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -175,9 +175,11 @@ def test_killed_while_it_asks_and_run_again_pays_for_nothing_twice_that_was_stor
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"RAY_ADDRESS": "local"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: len(stored_keys(short["workdir"])) >= 24, process)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(2.0)  # workers of the dead driver end, and with them what they were writing
+    _, alive = psutil.wait_procs(workers, timeout=300)
+    assert not alive, "workers of a dead driver end, and with them what they were writing"
     stored = stored_keys(short["workdir"])
     asked = sum(fake.asked.values())
     assert 24 <= len(stored) < asked_clean

@@ -31,7 +31,8 @@ def read_sections(path: str | Path, example: str = "generalist") -> dict[str, An
         ConfigError: the file is missing, not YAML, or no sections.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strict)
+        with open(path, encoding="utf-8") as file:
+            raw = yaml.load(file, Loader=_Strict)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -44,13 +45,20 @@ def read_sections(path: str | Path, example: str = "generalist") -> dict[str, An
 class _Strict(yaml.SafeLoader):
     """Refuses a key that comes twice in a section, of which YAML would keep the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._as_written: set[yaml.MappingNode] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Comes before all else, and puts what is merged (`<<`) into the node itself, where its own keys have precedence."""
+        if node not in self._as_written:
+            self._as_written.add(node)
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value)
+        super().flatten_mapping(node)
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

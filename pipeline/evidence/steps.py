@@ -14,6 +14,7 @@ from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, UserError
 from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, overlap_step, scored
 from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
+from pipeline.foresight import refuse_what_cannot_be
 from pipeline.hashing import keyed_uniform
 from pipeline.planning import Run, plan
 from pipeline.proxy.settings import ProxySettings
@@ -97,12 +98,15 @@ def compare(comparison: Comparison) -> None:
     """Run every arm, then train what is missing of all proxies side by side."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
     with at_work(base) as engine:
-        run_steps(base, list(comparison.held_out.values()), engine, explain=False)  # a mistake in it is found first
+        run_steps(base, list(comparison.held_out.values()), engine, explain=False, draws=False)  # a mistake in it is found first
+        first = base.steps.index(base.windows(GENERALIST)) + 1
+        run_steps(base, base.steps[:first], engine, explain=False, draws=False)
+        refuse_arms(comparison)
         for arm, own in own_steps(comparison).items():
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
-            run_steps(comparison.runs[arm], own, engine, explain=False)
+            run_steps(comparison.runs[arm], own, engine, explain=False, draws=arm != SPECIALIST_ONLY)
         windows = [step for step in comparison.overlap.inputs.values() if not step.done]  # of arms that read the sample alone
-        run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False)
+        run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False, draws=False)
         missing = [
             training
             for arm, step in comparison.proxies.items()
@@ -110,7 +114,21 @@ def compare(comparison: Comparison) -> None:
             for training in _missing(evidence, arm, _read_by(arm, comparison.runs[arm]), step.folder)
         ]
         _train_all(engine, missing, evidence, base.config.seed, comparison.held_out, comparison.tokenizer)
-        run_steps(base, list(comparison.proxies.values()), engine, explain=False)
+        run_steps(base, list(comparison.proxies.values()), engine, explain=False, draws=False)
+
+
+def refuse_arms(comparison: Comparison) -> None:
+    """As `refuse_what_cannot_be`, for each arm that draws.
+
+    Raises:
+        ConfigError: an arm asks for what cannot be.
+    """
+    for arm, run in comparison.runs.items():
+        try:
+            if arm != SPECIALIST_ONLY:
+                refuse_what_cannot_be(run)
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm}: {error}") from error
 
 
 def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
