@@ -173,9 +173,10 @@ def test_the_job_says_what_it_would_run(comparison: dict[str, Any], tmp_path: Pa
 @pytest.mark.usefixtures("ray_session")
 def test_an_arm_that_asks_for_what_cannot_be_ends_the_comparison_before_any_is_drawn(comparison: dict[str, Any]) -> None:
     comparison["run"]["sample"]["budget_tokens"] = 100_000  # the text gives four times 50,000
-    alone = comparison | {"arms": {"specialist-only": {"weights": {"max_epochs": 1}}, "crisp": {}}}
+    arms = {"specialist-only": {"weights": {"max_epochs": 1}}, "crisp": {}}
+    alone = comparison | {"arms": arms, "baseline": "crisp"}
     refuse_arms(plan_evidence(Evidence.model_validate(alone)))  # nothing is there yet
-    raw = comparison | {"arms": {"crisp": {}, "once": {"weights": {"max_epochs": 1}}}}
+    raw = comparison | {"arms": {"crisp": {}, "once": {"weights": {"max_epochs": 1}}}, "baseline": "crisp"}
     with pytest.raises(ConfigError, match=r"^arm once: sample\.budget_tokens 100,000 is more than weights\.max_epochs 1 allows"):
         made(raw)
     assert not plan_evidence(Evidence.model_validate(raw)).runs["crisp"].step("cluster").folder.names()
