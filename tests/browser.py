@@ -46,13 +46,14 @@ def opened(started: Any, path: Path, *, width: int = 1280, height: int = 900, da
     context = started.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", offline=True, reduced_motion="reduce"
     )
+    context.set_default_timeout(300_000)  # for what hangs, not for what is slow
     try:
         found = Opened(context.new_page())
         found.page.on("console", lambda message: found.said.append(f"{message.type}: {message.text}"))
         found.page.on("pageerror", lambda error: found.said.append(f"error: {error}"))
         found.page.on("request", lambda request: found.asked.append(request.url))
         found.page.goto(path.as_uri())
-        found.page.wait_for_selector("html[data-ready=true]", timeout=120_000)
+        found.page.wait_for_selector("html[data-ready=true]")
         yield found
     finally:
         context.close()

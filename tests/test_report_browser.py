@@ -144,11 +144,15 @@ def test_the_wheel_zooms_the_map(wide: Opened) -> None:
     page = wide.page
     page.wait_for_function("document.querySelectorAll('#list tbody tr').length > 1")
     disc = disc_of(wide, 0)
-    box = page.locator(f"{MAP} svg").bounding_box()
     before = disc.get_attribute("transform")
-    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
-    page.mouse.wheel(0, -400)
-    page.wait_for_function(f"document.querySelector('{MAP} .mark-symbol.marks path').getAttribute('transform') !== '{before}'")
+
+    def turned() -> bool:
+        box = page.locator(f"{MAP} svg").bounding_box()  # anew each time: what is drawn late may have moved it
+        page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
+        page.mouse.wheel(0, -200)
+        return disc.get_attribute("transform") != before
+
+    wait_until(turned, every_s=0.5)
 
 
 @pytest.mark.parametrize("dark", [False, True])
