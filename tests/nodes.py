@@ -108,9 +108,7 @@ class Nodes:
     def _kill_at(address: str) -> None:
         """Kill the raylets with an address, and all that they started."""
         for raylet in [one for one in psutil.process_iter() if f"--node_ip_address={address} " in _title(one)]:
-            with suppress(psutil.NoSuchProcess):
-                for process in [*raylet.children(recursive=True), raylet]:
-                    process.kill()
+            _kill_whole(raylet)
 
     def start(self, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":
         """A job on this cluster."""
@@ -132,10 +130,11 @@ class Nodes:
             return True
         self.nodes.remove(node)
         raylet = self._raylet(node)
-        doomed = [raylet] if kind == "raylet" else [*raylet.children(recursive=True), raylet]
-        for process in doomed:
+        if kind == "raylet":
             with suppress(psutil.NoSuchProcess):
-                process.kill()
+                raylet.kill()
+        else:
+            _kill_whole(raylet)
         self.killed_at = time.time()
         self._cluster.remove_node(node, allow_graceful=False)  # what is left of it
         self.add(self.labels[0])
@@ -192,6 +191,14 @@ class Nodes:
     def _raylet(node: Any) -> psutil.Process:
         (raylet,) = node.all_processes["raylet"]
         return psutil.Process(raylet.process.pid)
+
+
+def _kill_whole(raylet: psutil.Process) -> None:
+    """Kill a raylet and all that it started."""
+    with suppress(psutil.NoSuchProcess):
+        for process in [*raylet.children(recursive=True), raylet]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def start_job(address: str, config: Path, log: Path, job: str = "curate") -> "subprocess.Popen[bytes]":

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import topic_run, without_pictures
+from conftest import free_port, topic_run, without_pictures
 
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
@@ -218,9 +217,7 @@ print(json.dumps([row["id"] for row in data]))
 def test_mds_is_shared_by_ranks(mds: list[Path], rows: list[dict[str, Any]]) -> None:
     environment = without_pictures(MASTER_ADDR="127.0.0.1")
     for world_size in (2, 3):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", READ_MDS_AS_A_RANK, str(mds[1])],

@@ -83,11 +83,12 @@ def test_a_field_that_few_rows_have_is_there_and_one_in_none_of_some_parts_is_on
     assert line.startswith("schedule.conditioning.field: no row of 2 parts, of 8, has a url")
 
 
-@pytest.mark.parametrize("leaves", [True, False], ids=["as it is", "held-out text first"])
-def test_samples_come_before_the_generalist_corpus(prepared: dict[str, Any], leaves: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_samples_come_before_the_generalist_corpus(prepared: dict[str, Any], cleaned: bool, tmp_path: Path) -> None:
     test = write_jsonl(tmp_path / "test.jsonl", topic_documents("law", 3, seed=9))
-    more = {} if leaves else {"decontaminate": {"held_out": {"test": {"paths": [test]}}}, "dedup": {}}
-    titles = [step.title for step in pipeline.plan(prepared | more).steps]
+    more = {"decontaminate": {"held_out": {"test": {"paths": [test]}}}, "dedup": {}} if cleaned else {}
+    run = pipeline.plan(prepared | more)
+    titles = [step.title for step in run.steps]
     last = max(i for i, title in enumerate(titles) if title in ("prepare legal", "decontaminate legal"))
     assert last < titles.index("prepare generalist")
-    assert pipeline.plan(prepared | more).windows("generalist").title in (titles[last + 1 :])
+    assert run.windows("generalist").title in titles[last + 1 :]
