@@ -5,6 +5,7 @@ Cheap to import: datatrove comes in with the first file that is read.
 
 import csv
 import errno
+import importlib
 import zlib
 from collections.abc import Iterator
 from itertools import islice
@@ -21,6 +22,15 @@ from pipeline.storage import of_a_store, said
 
 __all__ = ["Bad", "Document", "InputFile", "Row", "digest", "list_files", "read_rows"]
 
+# Imported when a file of the kind is read: datatrove takes half a second.
+_READERS = {
+    "jsonl": "json_lines:StrictJsonlReader",
+    "parquet": "arrow_tables:StrictParquetReader",
+    "csv": "csv_files:StrictCsvReader",
+    "ipc": "arrow_tables:StrictIpcReader",
+    "warc": "warc:StrictWarcReader",
+    "dataset": "datasets:StrictDatasetReader",
+}
 _DAMAGE = (EOFError, zlib.error, csv.Error, pa.ArrowException, OSError)
 _USERS_MISTAKE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR)  # None: damage found by a decoder
 
@@ -57,8 +67,7 @@ def read_rows(file: InputFile, corpus: Corpus, *, first: int = 0, before: int = 
 def _rows(file: InputFile, corpus: Corpus, first: int) -> Iterator[Row]:
     if file.kind == "pydocs":
         return (row for row in pydocs.read_rows(file.url, sample=corpus.limit is not None) if row.row >= first)
-    from pipeline.sources import strict
-
+    reader = _reader(file.kind)
     settings = {name: value for name, value in (corpus.reader or {}).items() if name != "type"}
     what: dict[str, Any] = {
         "number": file.number,
@@ -67,7 +76,14 @@ def _rows(file: InputFile, corpus: Corpus, first: int) -> Iterator[Row]:
         "id_key": corpus.id_key,
     }
     if file.kind == "dataset":
-        return strict.StrictDatasetReader(file.url, **what, **settings).read(first)
+        dataset_rows: Iterator[Row] = reader(file.url, **what, **settings).read(first)
+        return dataset_rows
     folder, _, name = file.url.rpartition("/")
-    rows: Iterator[Row] = strict.BY_KIND[file.kind](folder or "/", **what, **settings).read_file(name, first)
+    rows: Iterator[Row] = reader(folder or "/", **what, **settings).read_file(name, first)
     return rows
+
+
+def _reader(kind: str) -> Any:
+    """The class that reads files of a kind."""
+    module, _, name = _READERS[kind].partition(":")
+    return getattr(importlib.import_module(f"pipeline.sources.{module}"), name)

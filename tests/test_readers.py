@@ -22,7 +22,7 @@ from fake_hub import FakeHub
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
 from pipeline.readers import InputFile, Row, digest, list_files, read_rows
-from pipeline.sources import REASONS, strict
+from pipeline.sources import REASONS, json_lines
 
 
 def corpus_of(*paths: object, **settings: Any) -> Corpus:
@@ -368,7 +368,7 @@ def test_importing_the_readers_imports_no_datatrove_ray_torch_or_tokenizers() ->
 def test_a_first_line_that_is_too_long_is_one_row_with_a_byte_order_mark_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strict, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 64)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"id": "0", "text": "x" * 99}).encode() + b'\n{"id": "1", "text": "short"}\n')
     rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])))

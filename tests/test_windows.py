@@ -26,7 +26,7 @@ from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
 from pipeline.readers import InputFile
-from pipeline.sources import strict
+from pipeline.sources import json_lines
 from pipeline.tables import WINDOWS
 from pipeline.windows import STRETCH_CHARACTERS, WindowCutter, stretches
 from pipeline.words import TokenIds, WordEncoding
@@ -255,7 +255,7 @@ def test_cutting_begins_at_the_chunks_that_are_asked_for(cutter: WindowCutter, k
     corpus = Corpus(paths=["x"], limit=data.draw(st.one_of(st.none(), st.integers(1, 24))))
     bom = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"]))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strict, "MAX_LINE_BYTES", data.draw(st.sampled_from([1 << 30, 100_000])))
+        patch.setattr(json_lines, "MAX_LINE_BYTES", data.draw(st.sampled_from([1 << 30, 100_000])))
         path = Path(folder) / f"a.{kind}"
         if kind == "parquet":
             table = pa.table({"id": [str(i) for i in range(len(rows))], "text": pa.array(rows, pa.string())})
@@ -336,7 +336,7 @@ from pipeline.windows import WindowCutter
 corpus, prepare, file = Corpus(paths=["x"]), Prepare(), InputFile(0, sys.argv[1], "jsonl", "")
 cutter = WindowCutter(sys.argv[2], 1024)
 cutter.cut(["warm"])
-import pipeline.sources.strict
+import pipeline.sources.json_lines
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 scan = scan_file(file, corpus, prepare)
 chars = sum(sum(len(text.as_py()) for text in table["text"]) for _, table in cut_chunks(file, corpus, prepare, cutter, {2}))

@@ -1,6 +1,7 @@
 """What comes in: the files, and the rows that a reader makes of them.
 
-Every input row leaves a reader once, as a good document or as a bad row with one of the fixed words of `REASONS`.
+Every input row leaves a reader once: as a good document, as a bad row with one of the fixed words of `REASONS`, or skipped, as
+something that is no row of text, with one of the fixed words of `SKIPPED`.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ REASONS = (
     "duplicate_id",
     "step_failed",
 )
+SKIPPED = ("blank_line", "other_record", "not_a_page")
 EXCERPT_CHARACTERS = 200
 
 
@@ -59,11 +61,12 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Row `row` of a file, from 0, as one of `document` and `bad`. Of JSON lines it is the line; blank ones count."""
+    """Row `row` of a file, from 0, as one of `document`, `bad` and `skipped`. Of JSON lines it is the line; blank ones count."""
 
     row: int
     document: Document | None
     bad: Bad | None
+    skipped: str | None = None  # why it is no row of text
 
 
 class BadRowError(Exception):

@@ -1,9 +1,16 @@
-"""What identifies the content of a dataset that `datasets` loads."""
+"""Datasets of the library `datasets`: what identifies their content, and their rows."""
 
 import hashlib
 import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from datatrove.pipeline.readers import HuggingFaceDatasetReader
 
 from pipeline.errors import InputError, one_line
+from pipeline.sources import Row
+from pipeline.sources.row_reader import RowReader, excerpt_of
 
 
 def digest(name: str) -> str:
@@ -31,3 +38,28 @@ def digest(name: str) -> str:
         raise InputError(
             f"no dataset {name}: no folder, and the hub does not give it ({one_line(error)}); check paths, and HF_TOKEN"
         ) from error
+
+
+class StrictDatasetReader(RowReader, HuggingFaceDatasetReader):  # type: ignore[misc]
+    """What `datasets.load_dataset` loads, or `load_from_disk`."""
+
+    def __init__(self, place: str, **settings: Any) -> None:
+        super().__init__(place, folder=False, **settings)
+
+    def read(self, first: int = 0) -> Iterator[Row]:
+        """Every row of the dataset from row `first` on."""
+        for row, data in enumerate(islice(_dataset(self), first, None), first):
+            yield self.row(dict(data), self.dataset, row, excerpt_of(data, self.text_key))
+
+
+def _dataset(reader: StrictDatasetReader) -> Any:
+    from datasets import load_dataset, load_from_disk
+
+    loaded = (
+        load_from_disk(reader.dataset)
+        if reader.load_from_disk
+        else load_dataset(reader.dataset, **reader.dataset_options, streaming=reader.streaming)
+    )
+    if isinstance(loaded, dict):
+        raise InputError(f"{reader.dataset} has the splits {', '.join(loaded)}; name one: reader.dataset_options: {{split: …}}")
+    return loaded

@@ -22,7 +22,7 @@ _ENDINGS: dict[str, Kind] = {
     **{f"{ending}{packed}": "warc" for ending in (".warc", ".wet") for packed in _COMPRESSIONS},
     **dict.fromkeys((".arrow", ".ipc", ".feather"), "ipc"),
 }
-# What `reader` may name; the strict readers of `sources.strict` are datatrove's of the same names.
+# What `reader` may name: ours are datatrove's of the same names, made strict.
 READERS: dict[str, Kind] = {
     "JsonlReader": "jsonl",
     "ParquetReader": "parquet",

@@ -1,14 +1,34 @@
-"""Decompression that notices a cut: bytes of a .zst file, with an error where the file ends too early.
+"""The bytes of input files, decompressed, with an error where a file ends too early.
 
 zstandard's own stream reader, which fsspec and so datatrove use, ends in silence after the first frame of a file of several
 (what `pzstd` or `cat` write), and in silence too where a frame was cut off.
 """
 
 import io
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from datatrove.io import DataFolder
 
 # Compressed bytes handed over at once. A frame may inflate each 4 of them to a block of 128 KiB, so this bounds memory.
 _READ_BYTES = 8 << 10
+MAX_LINE_BYTES = 1 << 30  # a longer line is skipped unread: an Arrow string ends at 2 GiB, and so does patience
+
+
+def open_bytes(folder: "DataFolder", filepath: str) -> BinaryIO:
+    """The file's bytes, decompressed, buffered.
+
+    Raises:
+        EOFError: it is compressed and has no bytes at all.
+    """
+    if filepath.endswith((".gz", ".zst")) and folder.size(filepath) == 0:
+        raise EOFError("the file is empty")
+    if filepath.endswith(".zst"):
+        return io.BufferedReader(ZstdStream(folder.open(filepath, "rb")), 1 << 18)
+    opened: BinaryIO = folder.open(filepath, "rb", compression="infer")
+    # Local plain files are buffered by fsspec; gzip's own line reading is in Python, and a store's file cannot bound a line.
+    buffered = folder.is_local() and not filepath.endswith(".gz")
+    return opened if buffered else io.BufferedReader(opened, 1 << 18)  # type: ignore[type-var]
 
 
 class ZstdStream(io.RawIOBase):
