@@ -6,9 +6,10 @@ A chunk is a run of rows of one input file and becomes one part. Where chunks en
 Shapes: N good rows of a file.
 """
 
+import math
 from array import array
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,13 +18,17 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from pipeline import exact_json
 from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
-from pipeline.readers import read_rows
+from pipeline.readers import columns_of, read_rows
 from pipeline.sources import Document, InputFile, Row
 from pipeline.tables import QUARANTINE, WINDOWS
 from pipeline.windows import WindowCutter, stretches
+
+QUARANTINE_PIECE = 4096  # bad rows of a file that are held, and written, at once
+_ROWS_WITHOUT_TEXT = 10_000  # so many at the beginning of a file, and text_key is wrong
 
 
 class Chunker:
@@ -46,13 +51,17 @@ class Chunker:
         """Up to the one at hand; where none was placed, those before the first."""
         return self._chunk + 1 if self._documents else self._chunk
 
-    def place(self, text: str) -> list[tuple[int, int, int]]:
-        """The chunks of the next document, and from which to which character it is in each; nearly always one."""
+    def place(self, text: str, beside: int = 0) -> list[tuple[int, int, int]]:
+        """The chunks of the next document, and from which to which character it is in each; nearly always one.
+
+        `beside` is how many bytes it has beside its text: id, source and metadata.
+        """
         num_bytes = _utf8_bytes(text)
-        full = self._documents == self._limits.part_documents or self._bytes + num_bytes > self._limits.part_bytes
+        full = self._documents == self._limits.part_documents or self._bytes + num_bytes + beside > self._limits.part_bytes
         if self._documents and full:
             self._open_next()
         self._documents += 1
+        self._bytes += beside
         if num_bytes <= self._limits.part_bytes or not self._split:
             self._bytes += num_bytes
             return [(self._chunk, 0, len(text))]
@@ -64,7 +73,7 @@ class Chunker:
                 placed.append((self._chunk, begin, end))
                 begin = end
                 self._open_next()
-                self._documents = 1
+                self._documents, self._bytes = 1, beside
             end += len(stretch)
             self._bytes += num_bytes
         return [*placed, (self._chunk, begin, end)]
@@ -90,13 +99,21 @@ _BEGINNING = Start(0, 0, 0)
 
 @dataclass(frozen=True)
 class Scan:
-    """What pass 1 learns of a file: `num_rows` = N good rows + the rows of `quarantine`.
+    """What pass 1 learns of a file: `num_rows` = N good rows + those of `reasons`; those of `skipped` come on top.
 
     `row_N`, `id_hash_N` (xxh3 of the id) and `chunk_N` (the first chunk that the document is in) are of the good rows, in order.
-    `num_bytes` is their text in UTF-8. `starts` has one entry for each chunk.
+    `num_bytes` is their text, id, source and metadata in UTF-8. `starts` has one entry for each chunk. `quarantine` has the
+    first 4,096 bad rows.
+    `absent` are columns of `prepare.metadata` that no good row has; `left_out` columns that cannot be metadata, and why.
+    `stopped`: bad rows were more than may be, and the rest of the file was not read.
     """
 
     num_rows: int
+    reasons: Mapping[str, int]
+    skipped: Mapping[str, int]
+    left_out: Mapping[str, str]
+    absent: Collection[str]
+    stopped: bool
     starts: Sequence[Start]
     num_bytes: int
     row_N: NDArray[np.int64]
@@ -109,42 +126,112 @@ class Scan:
         return len(self.starts)
 
 
-def scan_file(file: InputFile, corpus: Corpus, prepare: Prepare, *, split: bool = True) -> Scan:
+def scan_file(
+    file: InputFile,
+    corpus: Corpus,
+    prepare: Prepare,
+    *,
+    split: bool = True,
+    quarantine: Callable[[int, pa.Table], None] | None = None,
+    most_bad: float = math.inf,
+) -> Scan:
     """Pass 1: every row of the file checked, hashed and assigned to a chunk; no tokenizer.
 
-    `split` says whether a large document may be in several chunks.
+    Args:
+        split: whether a large document may be in several chunks.
+        quarantine: takes the bad rows, in numbered pieces of at most 4,096, so that no more are ever held.
+        most_bad: reading ends after so many bad rows; and, if it is finite, after 10,000 rows none of which has a text column.
 
     Raises:
         InputError: as `read_rows`.
     """
     chunker = Chunker(prepare, split=split)
+    columns = columns_of(prepare)
     rows, hashes, chunks = array("q"), array("Q"), array("i")
-    bad: list[dict[str, Any]] = []
+    skipped: Counter[str] = Counter()
+    left_out: dict[str, str] = {}
+    absent = set(columns.names or ())
+    bad = _Quarantine(file, quarantine)
     starts: list[Start] = []
     num_bytes = 0
-    for row in read_rows(file, corpus):
-        if row.document is None:
-            assert row.bad is not None
-            fields = {"id": row.bad.id, "reason": row.bad.reason, "detail": row.bad.detail, "excerpt": row.bad.excerpt}
-            bad.append({"file": file.url, "row": row.row, **fields})
+    stopped = False
+    for row in read_rows(file, corpus, columns=columns, left_out=left_out):
+        if row.skipped is not None:
+            skipped[row.skipped] += 1
             continue
-        placed = chunker.place(row.document.text)
+        if row.document is None:
+            bad.add(row)
+            if stopped := bad.count > most_bad or (not rows and bad.lacks_text and math.isfinite(most_bad)):
+                break
+            continue
+        beside = _bytes_beside(row.document)
+        placed = chunker.place(row.document.text, beside)
         first = placed[0][0]
         while len(starts) <= placed[-1][0]:
-            starts.append(Start(row.row, len(rows) + len(bad), first))
-        num_bytes += _utf8_bytes(row.document.text)
+            starts.append(Start(row.row, len(rows) + bad.count, first))
+        num_bytes += _utf8_bytes(row.document.text) + beside
         rows.append(row.row)
         hashes.append(xxhash.xxh3_64_intdigest(row.document.id.encode()))
         chunks.append(first)
+        if absent:
+            absent -= exact_json.load(row.document.metadata).keys()
     return Scan(
-        num_rows=len(rows) + len(bad),
+        num_rows=len(rows) + bad.count,
+        reasons=bad.reasons,
+        skipped=skipped,
+        left_out=left_out,
+        absent=absent,
+        stopped=stopped,
         starts=starts,
         num_bytes=num_bytes,
         row_N=np.frombuffer(rows, np.int64),
         id_hash_N=np.frombuffer(hashes, np.uint64),
         chunk_N=np.frombuffer(chunks, np.int32),
-        quarantine=pa.Table.from_pylist(bad, schema=QUARANTINE),
+        quarantine=bad.close(),
     )
+
+
+class _Quarantine:
+    """The bad rows of a file: counted by reason, handed on in pieces, and only the first piece kept."""
+
+    def __init__(self, file: InputFile, write: Callable[[int, pa.Table], None] | None) -> None:
+        self._file = file
+        self._write = write
+        self._rows: list[dict[str, Any]] = []
+        self._pieces = 0
+        self._first = QUARANTINE.empty_table()
+        self.reasons: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        return self.reasons.total()
+
+    @property
+    def lacks_text(self) -> bool:
+        """Whether many rows were read, and none has a column of the text."""
+        return self.reasons["missing_text"] == self.count >= _ROWS_WITHOUT_TEXT
+
+    def add(self, row: Row) -> None:
+        assert row.bad is not None
+        fields = {"id": row.bad.id, "reason": row.bad.reason, "detail": row.bad.detail, "excerpt": row.bad.excerpt}
+        self._rows.append({"file": self._file.url, "row": row.row, **fields})
+        self.reasons[row.bad.reason] += 1
+        if len(self._rows) == QUARANTINE_PIECE:
+            self._hand_on()
+
+    def close(self) -> pa.Table:
+        """The first piece."""
+        if self._rows or not self._pieces:
+            self._hand_on()
+        return self._first
+
+    def _hand_on(self) -> None:
+        piece = pa.Table.from_pylist(self._rows, schema=QUARANTINE)
+        if self._write is not None:
+            self._write(self._pieces, piece)
+        self._first = self._first if self._pieces else piece
+        self._pieces += 1
+        self._rows = []
 
 
 def cut_chunks(
@@ -178,10 +265,10 @@ def cut_chunks(
     chunker = Chunker(prepare, start.chunk, split=refine is None)
     wanted, last = frozenset(waiting), waiting[-1]
     columns = _Columns()
-    for row in read_rows(file, corpus, first=start.row, before=start.rows_before):
+    for row in read_rows(file, corpus, first=start.row, before=start.rows_before, columns=columns_of(prepare)):
         if row.document is None:
             continue
-        placed = chunker.place(row.document.text)
+        placed = chunker.place(row.document.text, _bytes_beside(row.document))
         if placed[0][0] > last:
             break
         last_wanted = max((chunk for chunk, *_ in placed if chunk in wanted), default=-1)
@@ -227,6 +314,11 @@ class _Columns:
     def table(self) -> pa.Table:
         key = window_keys(self.lists["doc_id"], self.lists["window"])
         return pa.table({"key": key, **self.lists}, schema=WINDOWS)
+
+
+def _bytes_beside(document: Document) -> int:
+    """Bytes of a document beside its text."""
+    return _utf8_bytes(document.id) + _utf8_bytes(document.source) + _utf8_bytes(document.metadata)
 
 
 def _utf8_bytes(text: str) -> int:

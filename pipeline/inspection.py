@@ -23,7 +23,7 @@ from pipeline.names import Name, names_of
 from pipeline.planning import Run
 from pipeline.stages.assign import read_tree
 from pipeline.stages.embed import loaded_embedder
-from pipeline.stages.prepare import QUARANTINED
+from pipeline.stages.scan import QUARANTINED
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import shard_name, shard_of
 from pipeline.step import Step, hash_chosen, part_names

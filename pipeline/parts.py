@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 SHOWN_CHARACTERS = 500  # of a document that is shown to a person as an example
+# What the windows of a document repeat is stored once, however long it is; hashing their text for that would be in vain.
+WRITE_OPTIONS = {"use_dictionary": ["doc_id", "source", "metadata"], "dictionary_pagesize_limit": 1 << 30}
 
 
 def counts(table: pa.Table) -> dict[str, int]:
@@ -16,7 +18,16 @@ def counts(table: pa.Table) -> dict[str, int]:
         "rows": len(table),
         "tokens": pc.sum(table["tokens"]).as_py() or 0,
         "text_bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        "all_bytes": sum(_num_bytes(table[name]) for name in ("doc_id", "text", "source", "metadata")),
     }
+
+
+def _num_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of the strings of a column, each as often as it is there."""
+    if not pa.types.is_dictionary(column.type):
+        return pc.sum(pc.binary_length(column)).as_py() or 0
+    lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(of_chunk).as_py() or 0 for of_chunk in lengths)
 
 
 def totals(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,11 +23,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
 from pipeline.errors import InputError
-from pipeline.sources import EXCERPT_CHARACTERS, Bad, BadRowError, Document, Row, checked_text
+from pipeline.sources import ALL_COLUMNS, EXCERPT_CHARACTERS, Bad, BadRowError, Columns, Document, Row, checked_text
 
 SCHEME = "pydocs://"
 STDLIB = "stdlib"
@@ -92,7 +93,7 @@ def source_bytes(url: str) -> int:
     return total
 
 
-def read_rows(url: str, *, sample: bool = False) -> Iterator[Row]:
+def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False) -> Iterator[Row]:
     """The docstrings of one distribution, file by file in sorted order, outer before inner.
 
     A document's id is its dotted name (`#2`, `#3` where a name comes again), its source the top-level package, its metadata
@@ -127,10 +128,10 @@ def read_rows(url: str, *, sample: bool = False) -> Iterator[Row]:
             uses[name] = uses.get(name, 0) + 1
             identifier = name if uses[name] == 1 else f"{name}#{uses[name]}"
             row += 1
-            yield _row(row, identifier, text, {"kind": kind, "file": file, "line": line})
+            yield _row(row, identifier, text, columns.kept({"kind": kind, "file": file, "line": line}))
 
 
-def _row(row: int, identifier: str, text: str, metadata: dict[str, str | int]) -> Row:
+def _row(row: int, identifier: str, text: str, metadata: dict[str, Any]) -> Row:
     try:
         checked_text({"text": text}, "text")
         text.encode()

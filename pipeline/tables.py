@@ -19,7 +19,12 @@ WINDOWS = pa.schema(
         pa.field(
             "near_copies", pa.int32(), nullable=False, metadata={"doc": "documents nearly like it, itself counted; 1: not sought"}
         ),
-        pa.field("metadata", pa.string(), nullable=False, metadata={"doc": "JSON object of the input's other columns"}),
+        pa.field(
+            "metadata",
+            pa.dictionary(pa.int32(), pa.string()),  # of a document of thousands of windows it is there once
+            nullable=False,
+            metadata={"doc": "JSON object of the input's other columns"},
+        ),
     ]
 )
 

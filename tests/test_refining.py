@@ -20,7 +20,8 @@ from pipeline.refining.account import EXAMPLES
 from pipeline.refining.catalogue import checked, checked_reader, offered
 from pipeline.refining.chain import Chain
 from pipeline.sources import Document
-from pipeline.stages.prepare import DROPPED_EXAMPLES, QUARANTINED
+from pipeline.stages.prepare import DROPPED_EXAMPLES
+from pipeline.stages.scan import QUARANTINED
 from pipeline.step import Step, part_names
 
 ENGLISH = "The boats that were moored to the quay have been out in the storm, and with the morning came silence."

@@ -307,7 +307,7 @@ def test_scan_of_a_file_with_good_and_bad_rows_accounts_for_all(tmp_path: Path) 
     lines: list[Any] = [b"{", b'{"id": "a", "text": ""}', b'{"id": "a", "text": "x"}', b'{"id": "a", "text": "y"}', b""]
     path.write_bytes(b"\n".join(lines))
     scan = scan_file(InputFile(0, str(path), "jsonl", ""), CORPUS, Prepare())
-    assert (scan.num_rows, scan.num_chunks, scan.num_bytes) == (4, 1, 2)
+    assert (scan.num_rows, scan.num_chunks, scan.num_bytes) == (4, 1, 2 + 8)
     assert scan.row_N.tolist() == [2, 3]
     assert scan.id_hash_N[0] == scan.id_hash_N[1]
     assert scan.quarantine.select(["file", "row", "id", "reason"]).to_pylist() == [

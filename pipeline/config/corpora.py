@@ -1,6 +1,6 @@
 """Where documents come from, and what becomes of them before any is embedded."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -38,7 +38,14 @@ class Specialist(Corpus):
 
 
 class Prepare(Section):
-    """How input is cut into parts, the unit of work, retry and resume."""
+    """What is kept of the input, and how it is cut into parts, the unit of work, retry and resume."""
+
+    metadata: Literal["all", "none"] | list[str] = Field(
+        "all", description="columns kept beside id, text and source: all, none, or a list of names; steps see no others"
+    )
+    metadata_bytes: int = Field(
+        64 << 10, ge=2, le=16 << 20, description="most bytes of these columns in a row, as JSON; a row with more is quarantined"
+    )
 
     steps: list[dict[str, Any]] = Field(
         default=[],
@@ -46,7 +53,9 @@ class Prepare(Section):
         description="datatrove extractors, formatters and filters, in order: {type: GopherQualityFilter, …settings}",
     )
     part_documents: int = Field(4096, ge=1, description="most documents in a part")
-    part_bytes: int = Field(16 << 20, ge=1 << 12, description="most bytes of text in a part (one stretch of a document more)")
+    part_bytes: int = Field(
+        16 << 20, ge=1 << 12, le=1 << 30, description="most bytes of documents in a part, metadata included (one stretch more)"
+    )
 
 
 class Dedup(Section):

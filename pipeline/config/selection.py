@@ -95,4 +95,6 @@ class Sample(Section):
     draw: Literal["rounded", "multinomial"] = Field(
         "rounded", description="rounded: floor or ceil of the expected copies; multinomial: with replacement, as in the paper"
     )
-    shard_bytes: int = Field(256 << 20, ge=1 << 12, description="about this much text in a shard")
+    shard_bytes: int = Field(
+        256 << 20, ge=1 << 12, le=1 << 30, description="about so many bytes of text, ids and metadata in a shard"
+    )

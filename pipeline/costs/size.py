@@ -1,25 +1,21 @@
 """How much text a corpus holds: as `prepare` counted it, or guessed from the beginnings of some of its files."""
 
-import gzip
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import Any
-
-import fsspec
 
 from pipeline import embedders, pydocs
 from pipeline.config import Config, Corpus
 from pipeline.errors import InputError
 from pipeline.readers import read_rows
 from pipeline.sources import InputFile, Kind
-from pipeline.sources.listing import list_files, reading
-from pipeline.sources.streams import ZstdStream
+from pipeline.sources.listing import file_system, list_files, reading
+from pipeline.sources.streams import compression_of, unpacked
 from pipeline.step import Step, hash_chosen
 from pipeline.windows import WindowCutter
 
@@ -28,7 +24,6 @@ _SMALL_FILES_READ, _SMALL_BYTES = 32, 8 << 20  # where files are small, more of 
 _HEAD_BYTES = 1 << 20
 _HEADS_BYTES = (_HEAD_BYTES, 8 * _HEAD_BYTES, 64 * _HEAD_BYTES)
 _BLOCK_BYTES, _UNPACKED_BYTES = 1 << 14, 128 << 20
-_OPENED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": ZstdStream}
 _ROWS = 200
 _SMALL_PARTS = 64  # small files share parts, but not in fewer
 _COUNTED: tuple[Kind, ...] = ("parquet", "ipc")  # say themselves how many rows they have
@@ -143,7 +138,7 @@ def _stored_bytes(url: str, kind: Kind) -> float:
     if kind == "pydocs":
         return float(pydocs.source_bytes(url))
     with reading(url):
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = file_system(url)
         return float(fs.size(path) or 0)
 
 
@@ -157,7 +152,7 @@ def _seen(url: str, kind: Kind, corpus: Corpus, stored_bytes: float) -> _Seen:
         texts = list(_texts(file, corpus, None))
         return _Seen.of(texts, 1.0)
     with reading(url):
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = file_system(url)
         texts, share = [], 1.0
         for head_bytes in _HEADS_BYTES:  # more, where a line is longer
             head: bytes = fs.cat_file(path, 0, head_bytes)
@@ -192,18 +187,18 @@ def _texts(file: InputFile, corpus: Corpus, most: int | None) -> Iterator[str]:
 def _counted_rows(url: str, kind: Kind) -> int:
     import pyarrow.dataset as ds
 
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = file_system(url)
     return int(ds.dataset(path, filesystem=fs, format=kind).count_rows())
 
 
 def _unpacked(head: bytes, name: str) -> tuple[bytes, int, str]:
     """Some of what the beginning of a packed file holds, of how many bytes, and the name without the packing's ending."""
-    stem, ending = os.path.splitext(name)
-    if ending not in _OPENED:
+    kind = compression_of(name)
+    if kind is None:
         return head, len(head), name
-    raw, unpacked = io.BytesIO(head), bytearray()
-    stream = _OPENED[ending](raw)
+    raw, found = io.BytesIO(head), bytearray()
+    stream = unpacked(raw, kind)
     with suppress(EOFError):  # its end is missing
-        while len(unpacked) < _UNPACKED_BYTES and (block := stream.read(_BLOCK_BYTES)):
-            unpacked += block
-    return bytes(unpacked), raw.tell(), stem
+        while len(found) < _UNPACKED_BYTES and (block := stream.read1(_BLOCK_BYTES)):
+            found += block
+    return bytes(found), raw.tell(), os.path.splitext(name)[0]

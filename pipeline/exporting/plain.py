@@ -116,4 +116,4 @@ class Mds(Format):
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "metadata": orjson.loads(row["metadata"])}
+    return {**row, "metadata": orjson.Fragment(row["metadata"])}

@@ -26,13 +26,18 @@ class Account:
         self._examples: dict[int, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
         self._failed: list[dict[str, Any]] = []
 
-    def refined(self, chain: "Chain", file: InputFile, row: Row) -> Document | None:
-        """The document of a good row as the chain leaves it; None, and noted, where it does not let it through."""
+    def refined(self, chain: "Chain", file: InputFile, row: Row, most_bytes: int) -> Document | None:
+        """The document of a good row as the chain leaves it; None, and noted, where it does not let it through.
+
+        `most_bytes` is the most metadata that a document may have after the steps.
+        """
         document = row.document
         assert document is not None
         place = {"file": file.url, "row": row.row, "id": document.id}
         try:
             outcome = chain.refine(document)
+            if isinstance(outcome, Document) and (num_bytes := len(outcome.metadata.encode())) > most_bytes:
+                raise StepError(f"the steps left {num_bytes:,} bytes of metadata, and prepare.metadata_bytes is {most_bytes:,}")
         except StepError as error:
             excerpt = document.text[:EXCERPT_CHARACTERS]
             self._failed.append({**place, "reason": _FAILED, "detail": str(error), "excerpt": excerpt})

@@ -17,6 +17,7 @@ from datatrove.pipeline.extractors.base import BaseExtractor, ExtractorSandbox
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 from datatrove.pipeline.formatters.pii import PIIReplacer
 
+from pipeline import exact_json
 from pipeline.errors import one_line
 from pipeline.hashing import uniform_of
 from pipeline.parts import SHOWN_CHARACTERS
@@ -58,7 +59,7 @@ class Chain:
         Raises:
             StepError: a step failed, or left what is no text.
         """
-        metadata = orjson.loads(document.metadata)
+        metadata = exact_json.load(document.metadata)
         trove = TroveDocument(text=document.text, id=document.id, metadata={"source": document.source, **metadata})
         for number, through in enumerate(self._passes):
             try:
@@ -74,7 +75,7 @@ class Chain:
         except BadRowError as bad:
             raise StepError(f"{self._names[-1]} left {bad.reason}: {bad.detail}") from bad
         source = trove.metadata.pop("source")
-        written = orjson.dumps(trove.metadata, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        written = exact_json.dump(trove.metadata, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
         return Document(document.id, text, str(source), written if trove.metadata != metadata else document.metadata)
 
     def _one(self, step: Any, number: int, settings: Mapping[str, Any]) -> Callable[[TroveDocument], str | None]:

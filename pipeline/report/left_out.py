@@ -7,7 +7,7 @@ from pipeline.amounts import percent
 from pipeline.errors import shown
 from pipeline.planning import Run
 from pipeline.report.atlas import excerpt_of
-from pipeline.stages.prepare import QUARANTINED
+from pipeline.stages.scan import QUARANTINED
 from pipeline.step import Step
 from pipeline.storage import Folder
 
@@ -26,6 +26,8 @@ def left_out(run: Run) -> list[dict[str, Any]]:
         if step.stage == "prepare":
             if manifest["reasons"]:
                 found.append(_group(step, "in quarantine", manifest["reasons"], _quarantined(step.folder.child(QUARANTINED))))
+            if manifest.get("skipped"):
+                found.append(_group(step, "no rows of text", manifest["skipped"], []))
             for number, one in enumerate(manifest.get("steps", [])):
                 if one["documents"]:
                     found.append(_group(step, f"dropped by {one['type']}", one["reasons"], _dropped(step.folder, number)))

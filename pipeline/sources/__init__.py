@@ -20,11 +20,17 @@ REASONS = (
     "missing_id",
     "id_not_string",
     "line_too_long",
+    "repeated_key",
+    "bad_value",
+    "metadata_too_large",
+    "id_too_long",
     "wrong_fields",
+    "broken_quotes",
     "not_python",
     "duplicate_id",
     "step_failed",
 )
+MAX_ID_BYTES = 4096  # of an id or a source, which every window of a document repeats
 SKIPPED = ("blank_line", "other_record", "not_a_page")
 EXCERPT_CHARACTERS = 200
 
@@ -37,6 +43,24 @@ class InputFile:
     url: str
     kind: Kind
     digest: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns beside id, text and source are kept as metadata, and the most bytes of them in a row (as JSON)."""
+
+    names: frozenset[str] | None = None  # None: all
+    most_bytes: int = 1 << 31
+
+    def keeps(self, name: str) -> bool:
+        return self.names is None or name in self.names
+
+    def kept(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Those of a row's columns that are kept, in their order."""
+        return metadata if self.names is None else {name: value for name, value in metadata.items() if name in self.names}
+
+
+ALL_COLUMNS = Columns()
 
 
 @dataclass(frozen=True, slots=True)

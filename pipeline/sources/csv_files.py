@@ -1,38 +1,201 @@
-"""CSV."""
+"""CSV. A broken quote loses no row in silence: lines from which rows cannot be told are bad rows, each by itself."""
 
 import csv
 import io
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from datatrove.pipeline.readers import CSVReader
 
+from pipeline.errors import InputError
 from pipeline.sources import EXCERPT_CHARACTERS, Row
 from pipeline.sources.row_reader import RowReader, bad_row
-from pipeline.sources.streams import MAX_LINE_BYTES, open_bytes
+from pipeline.sources.streams import check_encoding, open_bytes
 
-_REST = "\0"  # of fields beyond the named columns
+MAX_RECORD_CHARACTERS = 64 << 20  # a quote that is open for longer was not closed
+# After a broken quote, lines may be rows or the rest of a text. So many in a row that have the right number of fields are rows.
+_ROWS_TO_TRUST = 8
+# A record of several lines, of which at least so many, inside it, are rows by themselves, began with a quote that was not closed.
+_LINES_OF_A_MERGE = 2
 
 
 class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
-    """CSV with a line of column names, plain, .gz or .zst, in UTF-8."""
+    """CSV with a line of column names, in UTF-8. Fields are separated by commas, and quotes in quoted fields doubled (RFC 4180)."""
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
-        csv.field_size_limit(MAX_LINE_BYTES)
-        with open_bytes(self.data_folder, filepath) as raw:
+        csv.field_size_limit(MAX_RECORD_CHARACTERS)
+        with open_bytes(self.data_folder, filepath, self.compression) as raw:
+            buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 18)  # type: ignore[type-var]
+            check_encoding(buffered.peek(4)[:4])
             # Bytes that are not UTF-8 become surrogates, which no good text has.
-            rows = csv.DictReader(io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline=""), restkey=_REST)
-            for row, data in enumerate(rows):
+            records = _Records(io.TextIOWrapper(buffered, "utf-8-sig", "surrogateescape", newline=""))
+            names = self._names(records, filepath)
+            if names is None:
+                return
+            id_column = names.index(self.id_key) if self.id_key else None
+            for row, record in enumerate(_trusted(records, len(names), id_column)):
                 if row >= first:
-                    yield self._parse(data, filepath, row)
+                    yield self._parse(record, names, filepath, row)
 
-    def _parse(self, data: dict[str, Any], filepath: str, row: int) -> Row:
-        line = ",".join(value for value in data.values() if isinstance(value, str))
-        excerpt = line[:EXCERPT_CHARACTERS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        if _REST in data or None in data.values():
-            return bad_row(row, "wrong_fields", f"more or fewer fields than the {len(data) - (_REST in data)} columns", excerpt)
+    def _names(self, records: "_Records", filepath: str) -> list[str] | None:
+        """The column names; None where the file has no line.
+
+        Raises:
+            InputError: they are broken, not UTF-8, or not those that are needed.
+        """
+        header = next((record for record in records if record.fields != []), None)
+        if header is None:
+            return None
+        if header.fields is None:
+            raise InputError(f"{self.place(filepath)}: its first line holds no column names ({header.problem}); mend that line")
         try:
-            line.encode()
+            header.line.encode()
         except UnicodeEncodeError:
-            return bad_row(row, "invalid_utf8", "in one of the fields", excerpt)
+            raw = header.line.encode("utf-8", "surrogateescape")
+            raise InputError(
+                f"{self.place(filepath)}: its column names are not in UTF-8; as {_guessed_encoding(raw)} they are "
+                f"{raw.decode(_guessed_encoding(raw), 'replace').strip()[:EXCERPT_CHARACTERS]!r}. Convert the file to UTF-8, such "
+                f"as with iconv -f {_guessed_encoding(raw)} -t utf-8"
+            ) from None
+        self.check_columns(header.fields, filepath)
+        return header.fields
+
+    def _parse(self, record: "_Record", names: Sequence[str], filepath: str, row: int) -> Row:
+        excerpt = record.line[:EXCERPT_CHARACTERS].encode("utf-8", "surrogateescape").decode("utf-8", "replace").rstrip("\r\n")
+        where = f"line {record.number} of the file"
+        if record.fields == []:
+            return Row(row, None, None, "blank_line")
+        if record.fields is None:
+            return bad_row(row, "broken_quotes", f"{where}: {record.problem}", excerpt)
+        if len(record.fields) != len(names):
+            return bad_row(row, "wrong_fields", f"{where}: {len(record.fields)} fields for {len(names)} columns", excerpt)
+        try:
+            ",".join(record.fields).encode()
+        except UnicodeEncodeError:
+            return bad_row(row, "invalid_utf8", f"{where}: in one of the fields", excerpt)
+        data: dict[str, Any] = dict(zip(names, record.fields, strict=True))
         return self.row(data, filepath, row, excerpt)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record: its fields, or what is wrong with its quotes; its first line and the number of that; and the lines inside it."""
+
+    fields: list[str] | None
+    line: str
+    number: int  # from 1
+    problem: str = ""
+    inside: Sequence[str] = ()
+
+    def broken(self, problem: str) -> "_Record":
+        return _Record(None, self.line, self.number, problem)
+
+
+class _Records:
+    """The records of a file. Of one with broken quotes the first line is a record by itself, and the others are read again."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._again: deque[str] = deque()
+        self._taken: list[str] = []
+        self._number = 1
+        self._reader = self._new_reader()
+
+    def __iter__(self) -> Iterator[_Record]:
+        return self
+
+    def __next__(self) -> _Record:
+        self._taken = []
+        try:
+            fields = next(self._reader)
+        except csv.Error as error:
+            if not self._taken:
+                raise
+            return self._one_line(_explained(error, self._taken[0]))
+        record = _Record(fields, self._taken[0], self._number, inside=self._taken[1:-1])
+        self._number += len(self._taken)
+        return record
+
+    def retry(self, record: _Record, problem: str) -> _Record:
+        """The first line of the record at hand as a broken one; the others are read again."""
+        self._number = record.number
+        return self._one_line(problem)
+
+    def _one_line(self, problem: str) -> _Record:
+        record = _Record(None, self._taken[0], self._number, problem)
+        self._again.extendleft(reversed(self._taken[1:]))
+        self._number += 1
+        self._reader = self._new_reader()
+        return record
+
+    def _new_reader(self) -> Any:
+        return csv.reader(self._feed(), strict=True)
+
+    def _feed(self) -> Iterator[str]:
+        num_characters = 0
+        while (line := self._again.popleft() if self._again else next(self._lines, None)) is not None:
+            num_characters = num_characters + len(line) if self._taken else len(line)
+            self._taken.append(line)
+            if num_characters > MAX_RECORD_CHARACTERS:
+                raise csv.Error(f"a quote is open for more than {MAX_RECORD_CHARACTERS:,} characters")
+            yield line
+
+
+def _trusted(records: _Records, num_columns: int, id_column: int | None) -> Iterator[_Record]:
+    """The records; those near a broken quote that may be parts of a text are broken too."""
+    held: list[_Record] = []
+    distrust = False
+    for found in records:
+        record = found
+        if record.fields is not None and _is_merge(record, num_columns, id_column):
+            problem = f"a quote that opens here ends {len(record.inside) + 1} lines below, and the lines between are rows"
+            record = records.retry(record, problem)
+        if record.fields is None:
+            yield from (one.broken("it follows a broken quote") for one in held)
+            held, distrust = [], True
+            yield record
+        elif not distrust:
+            yield record
+        elif len(record.fields) == num_columns:
+            held.append(record)
+            if len(held) == _ROWS_TO_TRUST:
+                yield from held
+                held, distrust = [], False
+        else:
+            yield from (one.broken("it follows a broken quote") for one in held)
+            held = []
+            yield record if record.fields == [] else record.broken("it follows a broken quote")
+    yield from (one.broken("it follows a broken quote, and the file ends before rows can be told again") for one in held)
+
+
+def _is_merge(record: _Record, num_columns: int, id_column: int | None) -> bool:
+    """Whether the lines inside a record are rows themselves: the right number of fields, and an id without white space."""
+    if id_column is None or num_columns < 2 or len(record.inside) < _LINES_OF_A_MERGE:
+        return False
+    for line in record.inside:
+        try:
+            fields = next(csv.reader([line], strict=True), [])
+        except csv.Error:
+            return False
+        if len(fields) != num_columns or not fields[id_column] or any(map(str.isspace, fields[id_column])):
+            return False
+    return True
+
+
+def _explained(error: csv.Error, line: str) -> str:
+    if '\\"' in line:
+        return f'{error}; quotes are escaped as \\" here, and CSV doubles them: write the file with doubled quotes'
+    if "unexpected end" in str(error):
+        return "a quote that opens here is not closed"
+    return str(error)
+
+
+def _guessed_encoding(raw: bytes) -> str:
+    """Of bytes that are not UTF-8: what Windows writes in Western Europe, where that has all of them."""
+    try:
+        raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "cp1252"

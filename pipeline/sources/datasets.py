@@ -3,14 +3,16 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from datatrove.pipeline.readers import HuggingFaceDatasetReader
 
 from pipeline.errors import InputError, one_line
 from pipeline.sources import Row
-from pipeline.sources.row_reader import RowReader, excerpt_of
+from pipeline.sources.arrow_tables import rows_of_batch
+from pipeline.sources.row_reader import RowReader
+
+_BATCH_ROWS = 1024
 
 
 def digest(name: str) -> str:
@@ -46,20 +48,52 @@ class StrictDatasetReader(RowReader, HuggingFaceDatasetReader):  # type: ignore[
     def __init__(self, place: str, **settings: Any) -> None:
         super().__init__(place, folder=False, **settings)
 
-    def read(self, first: int = 0) -> Iterator[Row]:
-        """Every row of the dataset from row `first` on."""
-        for row, data in enumerate(islice(_dataset(self), first, None), first):
-            yield self.row(dict(data), self.dataset, row, excerpt_of(data, self.text_key))
+    def place(self, filepath: str) -> str:
+        return filepath
+
+    def read(self, first: int, left_out: dict[str, str]) -> Iterator[Row]:
+        """Every row of the dataset from row `first` on.
+
+        Columns of images, sound and video cannot be kept as metadata: `left_out` gets their names and kinds.
+        """
+        dataset = _dataset(self)
+        if features := dataset.features:
+            self.check_columns(features, self.dataset)
+            media = {name: kind for name, feature in features.items() if (kind := _media_of(feature))}
+            left_out |= {name: kind for name, kind in media.items() if self.columns.keeps(name)}
+            needed = (self.text_key, self.id_key, "source", "metadata")
+            kept = [name for name in features if name not in media and (name in needed or self.columns.keeps(name))]
+            dataset = dataset.select_columns(kept)
+        row = first
+        dataset = dataset.skip(first) if first else dataset
+        # As Arrow's values: those of `datasets` are decoded, and one that cannot be ends the iteration.
+        for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            for batch in table.to_batches():
+                yield from rows_of_batch(self, batch, self.dataset, row)
+                row += batch.num_rows
+
+
+def _media_of(feature: Any) -> str:
+    """The kind of media that a feature holds, at any depth; empty for none."""
+    if hasattr(feature, "decode"):  # what is stored as a path or encoded bytes
+        return type(feature).__name__
+    inner = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list | tuple) else ()
+    if hasattr(feature, "feature"):
+        inner = [feature.feature]
+    return next((kind for one in inner if (kind := _media_of(one))), "")
 
 
 def _dataset(reader: StrictDatasetReader) -> Any:
     from datasets import load_dataset, load_from_disk
 
-    loaded = (
-        load_from_disk(reader.dataset)
-        if reader.load_from_disk
-        else load_dataset(reader.dataset, **reader.dataset_options, streaming=reader.streaming)
-    )
+    try:
+        loaded = (
+            load_from_disk(reader.dataset)
+            if reader.load_from_disk
+            else load_dataset(reader.dataset, **(reader.dataset_options or {}), streaming=reader.streaming)
+        )
+    except (ValueError, TypeError, OSError) as error:  # no such configuration or split, or no dataset
+        raise InputError(f"cannot load the dataset {reader.dataset}: {one_line(error)}; check paths and reader") from error
     if isinstance(loaded, dict):
         raise InputError(f"{reader.dataset} has the splits {', '.join(loaded)}; name one: reader.dataset_options: {{split: …}}")
     return loaded

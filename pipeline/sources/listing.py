@@ -2,26 +2,38 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from pipeline import pydocs
 from pipeline.config import Corpus
-from pipeline.errors import CrispwrapError, InputError
+from pipeline.errors import CrispwrapError, InputError, shown
 from pipeline.sources import Kind
+from pipeline.sources.streams import COMPRESSIONS
 from pipeline.storage import S3_EXTRA, said
 
-_COMPRESSIONS = ("", ".gz", ".zst")
+_PACKED = ("", *COMPRESSIONS)
 _ENDINGS: dict[str, Kind] = {
-    **{f"{ending}{packed}": "jsonl" for ending in (".jsonl", ".ndjson", ".json") for packed in _COMPRESSIONS},
-    ".parquet": "parquet",
-    **{f".csv{packed}": "csv" for packed in _COMPRESSIONS},
-    **{f"{ending}{packed}": "warc" for ending in (".warc", ".wet") for packed in _COMPRESSIONS},
+    **{f"{ending}{packed}": "jsonl" for ending in (".jsonl", ".jsonlines", ".ndjson", ".json") for packed in _PACKED},
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **{f".csv{packed}": "csv" for packed in _PACKED},
+    **{f"{ending}{packed}": "warc" for ending in (".warc", ".wet") for packed in _PACKED},
     **dict.fromkeys((".arrow", ".ipc", ".feather"), "ipc"),
 }
+_KNOWN = (
+    f".jsonl, .jsonlines, .ndjson, .json, .csv, .warc and .wet, each also with {', '.join(COMPRESSIONS)}; "
+    ".parquet, .pq, .arrow, .ipc, .feather"
+)
+_NAMED_ENDINGS = 8  # of files that are left out, in a message
+# What `datasets` writes beside the data of `save_to_disk`.
+_SAVED = ("state.json", "dataset_dict.json")
 # What `reader` may name: ours are datatrove's of the same names, made strict.
 READERS: dict[str, Kind] = {
     "JsonlReader": "jsonl",
@@ -37,27 +49,60 @@ _CHECKSUMS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "
 _VERSIONS = ("generation", "versionid", "version_id", "mtime", "lastmodified", "last_modified", "updated", "created")
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files of a corpus, URL and kind of each; and of its folders how many files are no input, by their ending."""
+
+    files: Sequence[tuple[str, Kind]]
+    left_out: Mapping[str, int]
+
+    def describe_left_out(self, setting: str) -> str:
+        """One line for a person; empty where nothing is left out."""
+        if not self.left_out:
+            return ""
+        ranked = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{shown(ending) or '(none)'} {count:,}" for ending, count in ranked[:_NAMED_ENDINGS])
+        more = f" and {len(ranked) - _NAMED_ENDINGS} other endings" if len(ranked) > _NAMED_ENDINGS else ""
+        return f"{setting}: {sum(self.left_out.values()):,} files are no input by their endings ({listed}{more}); read are {_KNOWN}"
+
+
 def list_files(corpus: Corpus, *, setting: str = "paths") -> list[tuple[str, Kind]]:
+    """The files of `list_corpus`."""
+    return list(list_corpus(corpus, setting=setting).files)
+
+
+def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None = None) -> Listing:
     """The URL and kind of every file of the corpus: paths in the order given, the files of each path sorted.
 
     A path is a file, a glob, a folder (its files with a known ending, at any depth), any of these at an fsspec URL, or
-    `pydocs://` (see `pipeline.pydocs`). Local files come back as absolute paths.
+    `pydocs://` (see `pipeline.pydocs`). A folder that a glob without `**` matches counts as a folder. Links to folders are
+    followed, and a folder that is reached twice is read once. Local files come back as absolute paths.
 
     Args:
         setting: how messages call the setting, such as `generalist.paths`.
+        workdir: where the run writes; no input may lie in it, nor it in a folder of input.
 
     Raises:
-        InputError: nothing matches a path, an ending is unknown, a file comes twice, or a file system is not available.
+        InputError: nothing matches a path, an ending is unknown, a file comes twice, a file system is not available, a folder
+            holds a saved dataset, or input and workdir overlap.
     """
     found: dict[str, Kind] = {}
     origin: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     read_as = READERS[corpus.reader["type"]] if corpus.reader else None
     for path in corpus.paths:
-        for url, kind in [(path, read_as)] if read_as == "dataset" else _expand(path, setting, read_as):
+        listed = _Expanded([path], read_as) if read_as == "dataset" else _expand(path, setting, read_as, workdir)
+        left_out.update(listed.left_out)
+        for url in listed.files:
             if url in found:
                 raise InputError(f"{setting}: {url} comes twice, by {origin[url]!r} and {path!r}; leave one of them out")
-            found[url], origin[url] = kind, path
-    return list(found.items())
+            found[url], origin[url] = listed.kind_of(url), path
+    return Listing(list(found.items()), left_out)
+
+
+def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL, and the path in there. What has no scheme is a local path, whatever is in its name."""
+    return fsspec.core.url_to_fs(url) if "://" in url else (LocalFileSystem(), LocalFileSystem._strip_protocol(url))
 
 
 def digest(url: str, kind: str) -> str:
@@ -76,7 +121,7 @@ def digest(url: str, kind: str) -> str:
 
         return digest_dataset(url)
     with reading(url):
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = file_system(url)
         if not isinstance(fs, LocalFileSystem):
             info = {str(key).lower(): value for key, value in fs.info(path).items()}
             for key in (*_CHECKSUMS, *_VERSIONS):
@@ -111,39 +156,115 @@ def base_name(url: str) -> str:
     return name.removesuffix(ending) or name
 
 
-def _expand(path: str, setting: str, read_as: Kind | None) -> list[tuple[str, Kind]]:
+@dataclass(frozen=True)
+class _Expanded:
+    """The files of one path, and the endings of those of its folders that are no input."""
+
+    files: Sequence[str]
+    read_as: Kind | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def kind_of(self, url: str) -> Kind:
+        if url.startswith(pydocs.SCHEME):
+            return "pydocs"
+        return self.read_as or _ENDINGS[_ending(url)]
+
+
+def _expand(path: str, setting: str, read_as: Kind | None, workdir: str | None) -> _Expanded:
     if path.startswith(pydocs.SCHEME):
-        return [(url, "pydocs") for url in pydocs.expand(path, setting=setting)]
+        return _Expanded(list(pydocs.expand(path, setting=setting)), None)
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = file_system(path)
     except (ImportError, ValueError) as error:
         raise InputError(f"{setting}: {path!r} cannot be opened: {error} (s3://: {S3_EXTRA})") from error
+    is_local = isinstance(fs, LocalFileSystem)
     try:
-        matches, explicit = _matches(fs, inner, any_ending=read_as is not None)
+        named, folders = _matches(fs, inner)
+        in_folders = [file for folder in folders for file in (walk_files(folder) if is_local else fs.find(folder))]
     except Exception as error:  # clients of stores have errors of their own
         raise InputError(f"{setting}: {path!r} cannot be listed: {said(error)}") from error
-    if not matches:
-        where = f" (looked in {os.getcwd()})" if isinstance(fs, LocalFileSystem) and not os.path.isabs(path) else ""
-        raise InputError(f"{setting}: no file matches {path!r}{where}; known endings are {', '.join(_ENDINGS)}")
-    for match in matches:
-        if explicit and not _ending(match) and not read_as:
+    for match in named:
+        if not _ending(match) and not read_as:
             raise InputError(
-                f"{setting}: {match} has an unknown ending; known are {', '.join(_ENDINGS)}: rename it, narrow {path!r}, or name a "
-                "reader"
+                f"{setting}: {match} has an unknown ending; read are {_KNOWN}: rename it, narrow {path!r}, or name a reader"
             )
-    is_local = isinstance(fs, LocalFileSystem)
-    return [(match if is_local else fs.unstrip_protocol(match), read_as or _ENDINGS[_ending(match)]) for match in sorted(matches)]
+    _refuse_saved_datasets(in_folders, setting)
+    used = [file for file in in_folders if read_as or _ending(file)]
+    files = sorted({*named, *used})
+    if not files:
+        where = f" (looked in {os.getcwd()})" if is_local and not os.path.isabs(path) else ""
+        others = f", and none of the {len(in_folders):,} files in there has a known ending" if in_folders else ""
+        raise InputError(f"{setting}: no file matches {path!r}{where}{others}; read are {_KNOWN}")
+    urls = [match if is_local else fs.unstrip_protocol(match) for match in files]
+    roots = folders if is_local else [fs.unstrip_protocol(folder) for folder in folders]
+    if workdir is not None:
+        _refuse_overlap(path, roots, urls, setting, workdir)
+    endings = Counter(os.path.splitext(file)[1].lower() for file in set(in_folders) - set(used))
+    return _Expanded(urls, read_as, endings)
 
 
-def _matches(fs: fsspec.AbstractFileSystem, path: str, *, any_ending: bool) -> tuple[list[str], bool]:
-    """The files of a path, and whether it names them itself."""
+def walk_files(folder: str) -> Iterator[str]:
+    """The files below a local folder, links to folders followed; a folder that is reached twice is walked once."""
+    seen: set[str] = set()
+    for inside, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(inside)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # Folders themselves before links to them, so that a file has the name of its own place.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(inside, name)), name))
+        yield from (os.path.join(inside, file) for file in sorted(files))
+
+
+def _matches(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[str], list[str]]:
+    """The files and the folders that a path names."""
     if fs.isfile(path):  # first, as a file may have brackets in its name
-        return [path], True
+        return [path], []
     if fs.isdir(path):
-        return [match for match in fs.find(path) if any_ending or _ending(match)], False
-    return [match for match, info in fs.glob(path, detail=True).items() if info.get("type") != "directory"], True
+        return [], [path]
+    if isinstance(fs, LocalFileSystem) and "**" in path:
+        # fsspec does not follow links to folders here.
+        root = path[: path.index("**")].rpartition("/")[0] or "/"
+        wanted = re.compile(glob_translate(path))
+        roots = [root] if not any(character in root for character in "*?[") else [*fs.glob(root)]
+        return sorted({file for folder in roots for file in walk_files(folder) if wanted.match(file)}), []
+    kinds = {match: info.get("type") for match, info in fs.glob(path, detail=True).items()}
+    folders = [match for match, kind in kinds.items() if kind == "directory" or (kind == "link" and fs.isdir(match))]
+    return [match for match in kinds if match not in folders], [] if "**" in path else folders
+
+
+def _refuse_saved_datasets(files: Sequence[str], setting: str) -> None:
+    saved = next((file for file in files if file.rpartition("/")[2] in _SAVED), None)
+    if saved is not None:
+        folder = saved.rpartition("/")[0]
+        raise InputError(
+            f"{setting}: {folder} is a dataset that `save_to_disk` of the library datasets wrote; name it in paths with reader: "
+            "{type: HuggingFaceDatasetReader, load_from_disk: true}"
+        )
+
+
+def _refuse_overlap(path: str, folders: Sequence[str], files: Sequence[str], setting: str, workdir: str) -> None:
+    """Refuse input in the workdir, and a workdir in a folder of input: a second run would read what the first wrote."""
+    work = _real(workdir)
+    if holder := next((folder for folder in folders if _is_inside(work, _real(folder))), None):
+        raise InputError(f"{setting}: workdir {workdir} lies in {holder}, which {path!r} reads; choose a workdir outside of it")
+    if file := next((file for file in files if _is_inside(_real(file), work)), None):
+        raise InputError(f"{setting}: {file} lies in workdir {workdir}, where the run writes; choose another workdir")
+
+
+def _real(url: str) -> str:
+    fs, path = file_system(url)
+    return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path).rstrip("/")
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _ending(name: str) -> str:
     """The known ending of a name, longest first; empty where there is none."""
-    return next((ending for ending in sorted(_ENDINGS, key=len, reverse=True) if name.lower().endswith(ending)), "")
+    return next((ending for ending in _LONGEST_FIRST if name.lower().endswith(ending)), "")
+
+
+_LONGEST_FIRST = sorted(_ENDINGS, key=len, reverse=True)

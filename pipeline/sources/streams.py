@@ -4,6 +4,7 @@ zstandard's own stream reader, which fsspec and so datatrove use, ends in silenc
 (what `pzstd` or `cat` write), and in silence too where a frame was cut off.
 """
 
+import importlib
 import io
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,22 +14,76 @@ if TYPE_CHECKING:
 # Compressed bytes handed over at once. A frame may inflate each 4 of them to a block of 128 KiB, so this bounds memory.
 _READ_BYTES = 8 << 10
 MAX_LINE_BYTES = 1 << 30  # a longer line is skipped unread: an Arrow string ends at 2 GiB, and so does patience
+# The endings of compressed files; other spellings of the same formats are in use.
+COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bz2": b"BZh", "xz": b"\xfd7zXZ\0"}
+_WIDE_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
+_BUFFER_BYTES = 1 << 18
 
 
-def open_bytes(folder: "DataFolder", filepath: str) -> BinaryIO:
+def compression_of(name: str) -> str | None:
+    """The compression that a file's ending stands for."""
+    return next((kind for ending, kind in COMPRESSIONS.items() if name.lower().endswith(ending)), None)
+
+
+def open_bytes(folder: "DataFolder", filepath: str, compression: str | None = "infer") -> BinaryIO:
     """The file's bytes, decompressed, buffered.
+
+    Args:
+        compression: `infer` goes by the file's ending, None says that it has none.
 
     Raises:
         EOFError: it is compressed and has no bytes at all.
     """
-    if filepath.endswith((".gz", ".zst")) and folder.size(filepath) == 0:
+    kind = compression_of(filepath) if compression == "infer" else compression
+    opened: BinaryIO = folder.open(filepath, "rb")
+    if kind is None:
+        # Local files are buffered by fsspec; a store's file cannot bound a line.
+        return opened if folder.is_local() else io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
+    packed = io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
+    head = packed.peek(8)
+    if not head:
         raise EOFError("the file is empty")
-    if filepath.endswith(".zst"):
-        return io.BufferedReader(ZstdStream(folder.open(filepath, "rb")), 1 << 18)
-    opened: BinaryIO = folder.open(filepath, "rb", compression="infer")
-    # Local plain files are buffered by fsspec; gzip's own line reading is in Python, and a store's file cannot bound a line.
-    buffered = folder.is_local() and not filepath.endswith(".gz")
-    return opened if buffered else io.BufferedReader(opened, 1 << 18)  # type: ignore[type-var]
+    if _is_unpacked_by_the_client(folder.fs, head, kind):
+        return packed
+    return unpacked(packed, kind)
+
+
+def unpacked(packed: BinaryIO, kind: str) -> io.BufferedReader:
+    """The bytes of a compressed stream, decompressed; closing them closes it."""
+    if kind == "zstd":
+        return _Unpacked(ZstdStream(packed), packed)
+    module = importlib.import_module({"gzip": "gzip", "bz2": "bz2", "xz": "lzma"}[kind])
+    return _Unpacked(module.open(packed, "rb"), packed)
+
+
+class _Unpacked(io.BufferedReader):
+    """A decompressed stream, buffered, as reading lines of one is done in Python otherwise."""
+
+    def __init__(self, stream: Any, packed: BinaryIO) -> None:
+        super().__init__(stream, _BUFFER_BYTES)
+        self._packed = packed
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
+
+
+def _is_unpacked_by_the_client(fs: Any, head: bytes, kind: str) -> bool:
+    """Whether a web server called the compression of the file a Content-Encoding, which HTTP clients undo."""
+    protocols = fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)
+    return bool({"http", "https"} & set(protocols)) and not head.startswith(_MAGIC[kind])
+
+
+def check_encoding(head: bytes) -> None:
+    """Refuse text of two or four bytes a character by the mark that such files begin with.
+
+    Raises:
+        OSError: the file begins with one.
+    """
+    for mark in sorted(_WIDE_MARKS, key=len, reverse=True):
+        if head.startswith(mark):
+            raise OSError(f"it is text in {_WIDE_MARKS[mark]} and must be in UTF-8; convert it, such as with iconv")
 
 
 class ZstdStream(io.RawIOBase):

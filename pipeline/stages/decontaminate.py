@@ -17,7 +17,7 @@ from loguru import logger
 from pipeline.config import Config, Decontaminate, HeldOut
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.parts import SHOWN_CHARACTERS, counts, documents_of, totals
+from pipeline.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
 from pipeline.readers import InputFile
 from pipeline.refining.contamination import Index, readings
 from pipeline.stages.held_out import held_out_documents
@@ -190,5 +190,5 @@ def _clean(name: str, windows: Folder, held_out: Folder, output: Folder, length:
     }
     if report:
         output.child(REPORT).write_table(f"{name}.parquet", pa.Table.from_pylist(report, CONTAMINATED), CONTAMINATED)
-    output.write_table(f"{name}.parquet", table, WINDOWS, facts)
+    output.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
     return facts

@@ -21,7 +21,7 @@ from pipeline.config import GENERALIST, Config, Dedup
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.hashing import keyed_uniform
-from pipeline.parts import SHOWN_CHARACTERS, counts, documents_of, totals
+from pipeline.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
 from pipeline.step import Step, groups, map_parts, part_names, with_facts
 from pipeline.storage import Folder
 from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
@@ -227,7 +227,7 @@ def _keep(name: str, job: _Job) -> dict[str, Any]:
         "documents_before": len(lengths),
         "documents": int((~clusters.removed_D[mine]).sum()),
     }
-    job.output.write_table(f"{name}.parquet", table, WINDOWS, facts)
+    job.output.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
     return facts
 
 

@@ -3,16 +3,17 @@
 The hashes of all ids are regrouped by their range, so no process holds more than one range of them. Shapes: N ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import Corpus
+from pipeline.chunks import QUARANTINE_PIECE
+from pipeline.config import Corpus, Prepare
 from pipeline.engine import Engine
-from pipeline.readers import InputFile, read_rows
+from pipeline.readers import InputFile, columns_of, read_rows
 from pipeline.sources import EXCERPT_CHARACTERS
 from pipeline.step import mapper_groups
 from pipeline.storage import Folder
@@ -71,10 +72,13 @@ def repeats(hash_N: NDArray[np.uint64], file_N: NDArray[np.int32], row_N: NDArra
     return np.column_stack([file_N[repeated_N], row_N[repeated_N], file_N[first_N], row_N[first_N]]).astype(np.int64)
 
 
-def duplicates_table(file: InputFile, settings: Corpus, firsts: dict[int, tuple[int, int]], urls: Sequence[str]) -> pa.Table:
-    """The quarantine rows of the repeated documents of a file, read once more for their ids and text."""
-    rows = []
-    for row in read_rows(file, settings):
+def duplicates_tables(
+    file: InputFile, settings: Corpus, prepare: Prepare, firsts: dict[int, tuple[int, int]], urls: Sequence[str]
+) -> Iterator[pa.Table]:
+    """The quarantine rows of the repeated documents of a file, in pieces; it is read once more for their ids and text."""
+    rows: list[dict[str, Any]] = []
+    left = len(firsts)
+    for row in read_rows(file, settings, columns=columns_of(prepare)):
         if row.row in firsts and row.document is not None:
             first_file, first_row = firsts[row.row]
             rows.append(
@@ -87,6 +91,28 @@ def duplicates_table(file: InputFile, settings: Corpus, firsts: dict[int, tuple[
                     "excerpt": row.document.text[:EXCERPT_CHARACTERS],
                 }
             )
-            if len(rows) == len(firsts):
-                break
-    return pa.Table.from_pylist(rows, schema=QUARANTINE)
+            left -= 1
+            if len(rows) == QUARANTINE_PIECE or not left:
+                yield pa.Table.from_pylist(rows, schema=QUARANTINE)
+                rows = []
+            if not left:
+                return
+
+
+def quarantine_duplicates(
+    number: int,
+    duplicates: dict[int, dict[int, tuple[int, int]]],
+    files: Sequence[InputFile],
+    settings: Corpus,
+    prepare: Prepare,
+    quarantine: Folder,
+    too_many: bool,
+) -> int:
+    """Quarantine the repeated ids of a file; where they are too many for the run, the first of them. How many there are."""
+    pieces = duplicates_tables(files[number], settings, prepare, duplicates[number], [file.url for file in files])
+    for piece, table in enumerate(pieces):
+        name = f"duplicates-{number:05d}" + (f"-{piece:05d}" if piece else "")
+        quarantine.write_table(f"{name}.parquet", table, QUARANTINE)
+        if too_many:
+            break
+    return len(duplicates[number])

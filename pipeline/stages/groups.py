@@ -22,10 +22,12 @@ from pipeline.stages.assign import read_tree
 from pipeline.stages.shards import ORDER, WRITE_OPTIONS, Pool, identifiers, in_order, pools_of, split_by
 from pipeline.step import Step, fold_groups, mapper_groups
 from pipeline.storage import Folder
-from pipeline.tables import GROUPED
+from pipeline.tables import GROUPED, WINDOWS
 
 _MOST_FILES = 4096  # a piece of each is made of every part
-_PIECES = pa.schema([*GROUPED, pa.field(ORDER, pa.uint64())])
+_PIECES = pa.schema(
+    [*(WINDOWS.field("metadata") if field.name == "metadata" else field for field in GROUPED), pa.field(ORDER, pa.uint64())]
+)
 
 
 @dataclass(frozen=True)

@@ -22,24 +22,24 @@ import pyarrow as pa
 from loguru import logger
 
 from pipeline import embedders
-from pipeline.chunks import Start, cut_chunks, scan_file
+from pipeline.chunks import Start, cut_chunks
 from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
-from pipeline.errors import InputError, shown
-from pipeline.parts import counts, totals
-from pipeline.readers import InputFile, digest, list_files
+from pipeline.errors import InputError
+from pipeline.parts import WRITE_OPTIONS, counts, totals
+from pipeline.readers import InputFile, digest
 from pipeline.refining import account
 from pipeline.refining.account import Account
 from pipeline.sources import Document, Row
-from pipeline.sources.listing import base_name
-from pipeline.stages.duplicates import duplicates_table, find_duplicates, scan_name
+from pipeline.sources.listing import Listing, base_name, list_corpus
+from pipeline.stages.duplicates import find_duplicates, quarantine_duplicates, scan_name
+from pipeline.stages.scan import QUARANTINED, ScanJob, bad_rows, check_bad, left_out_columns, most_bad, scan_input, warn_of_columns
 from pipeline.step import Step, groups, map_parts, with_facts
 from pipeline.storage import Folder
-from pipeline.tables import DROPPED, QUARANTINE, SCANS, WINDOWS
+from pipeline.tables import DROPPED, QUARANTINE, WINDOWS
 from pipeline.windows import WindowCutter
 
-QUARANTINED = "quarantine"  # the folder of rows that were left out, beside the parts
 DROPPED_EXAMPLES = "dropped"  # the folder of examples of what the steps dropped
 
 # Each of them has to pass over what comes before its chunks, which of a compressed file means to decompress it.
@@ -49,7 +49,6 @@ _READERS_PER_FILE = 16
 _PACKED_SHARE = 64
 _LEAST_DOCUMENTS, _LEAST_BYTES = 16, 1 << 16
 _MERGED = "examples.parquet"
-_DETAIL_CHARACTERS = 200  # of what is wrong with a row
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
 
@@ -64,7 +63,8 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     name = setting or (corpus if corpus == GENERALIST else f"specialists.{corpus}")
     if settings.reader:
         _catalogue().checked_reader(settings.reader, f"{name}.reader")
-    files, stamps = input_files(settings, workdir, setting=f"{name}.paths")
+    listing = list_corpus(settings, setting=f"{name}.paths", workdir=workdir.url)
+    files, stamps = _digested(listing, workdir)
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
     steps, own = config.steps_of(settings)
     setting_of_steps = f"{name}.steps" if own else "prepare.steps"
@@ -73,28 +73,41 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         _remember(workdir, stamps)
+        if left_out := listing.describe_left_out(f"{name}.paths"):
+            logger.warning(left_out)
         if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _catalogue().extracts(steps):
             logger.warning(f"{corpus}: pages of WARC files are HTML, and no extractor is among {setting_of_steps}: add Trafilatura")
         names = [scan_name(file.number) for file in files]
-        shared: tuple[Any, ...] = (dict(zip(names, files, strict=True)), settings, config.prepare, folder, not steps)
+        job = ScanJob(
+            files=dict(zip(names, files, strict=True)),
+            corpus=settings,
+            prepare=config.prepare,
+            folder=folder,
+            split=not steps,
+            max_bad_fraction=config.max_bad_fraction,
+            most_bad=most_bad(files, settings, config.max_bad_fraction),
+        )
         scanned = folder.child("scans")
         scans = map_parts(
-            engine, scanned, names, _scan_file, title=f"scan {corpus}", unit="files", shared=shared, quarantined=_bad_rows
+            engine, scanned, names, scan_input, title=f"scan {corpus}", unit="files", shared=(job,), quarantined=bad_rows
         )
         rows = sum(scan["rows"] for scan in scans)
+        reasons = sum((Counter(scan["reasons"]) for scan in scans), Counter[str]())
+        warn_of_columns(scans, config.prepare, corpus)
 
         repeated = find_duplicates(engine, scanned, files, rows, title=f"ids {corpus}")
-        shared = (repeated, files, settings, folder)
+        reasons["duplicate_id"] += sum(len(of_file) for of_file in repeated.values())
+        quarantine = folder.child(QUARANTINED)
+        too_many = reasons.total() > config.max_bad_fraction * rows
+        shared: tuple[Any, ...] = (repeated, files, settings, config.prepare, quarantine, too_many)
         described = engine.map(
-            _describe_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared, quarantined=int
+            quarantine_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared, quarantined=int
         )
         for _ in described:
             pass
-        bad = sum(scan["bad"] for scan in scans) + sum(len(of_file) for of_file in repeated.values())
         quarantined = [name for name, scan in zip(names, scans, strict=True) if scan["bad"]]
         quarantined += [f"duplicates-{number:05d}" for number in sorted(repeated)]
-        quarantine = folder.child(QUARANTINED)
-        _check_bad(bad, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
+        check_bad(reasons, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
 
         drop = {number: set(of_file) for number, of_file in repeated.items()}
         shared = (settings, config.prepare, steps, setting_of_steps, cutter, drop, folder)
@@ -104,31 +117,38 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         if steps:
             of_parts = [f"{part['name']}.parquet" for part in parts if part["dropped"]]
             _merge_examples(folder.child(DROPPED_EXAMPLES), of_parts)
-            for line in account.said(dropped, rows - bad):
+            for line in account.said(dropped, rows - reasons.total()):
                 logger.info(line)
-        bad += sum(part["failed"] for part in parts)
+        reasons["step_failed"] += sum(part["failed"] for part in parts)
         quarantined += [f"steps-{part['name']}" for part in parts if part["failed"]]
-        reasons = _check_bad(bad, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
+        check_bad(reasons, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
+        bad = reasons.total()
         documents = rows - bad - sum(step["documents"] for step in dropped)
         held = totals(parts)
+        skipped = sum((Counter(scan["skipped"]) for scan in scans), Counter[str]())
         if not held["windows"]:
             why = f"{rows} rows read, {bad} quarantined, {rows - bad - documents} dropped by its steps; see its paths, text_key"
             raise InputError(f"{corpus} has no document that can be used: {why}{' and steps' if steps else ''}")
         return {
             "corpus": corpus,
             "input_files": [{"digest": file.digest, "rows": scan["rows"]} for file, scan in zip(files, scans, strict=True)],
+            "left_out_files": dict(sorted(listing.left_out.items())),
+            "left_out_columns": left_out_columns(scans),
+            # All that was read: documents + dropped + quarantined + skipped.
+            "rows_read": rows + skipped.total(),
             "documents": documents,
             "dropped": rows - bad - documents,
             "steps": dropped,
             "quarantined": bad,
-            "reasons": reasons,
+            "reasons": dict(sorted((+reasons).items())),
+            "skipped": dict(sorted(skipped.items())),
             **held,
         }
 
     return Step(
         stage="prepare",
         corpus=corpus,
-        version=3,
+        version=4,
         settings={
             "corpus": {name: value for name, value in settings.identity().items() if name not in ("share", "steps")},
             **({"steps": steps, "datatrove": version("datatrove")} if steps else {}),
@@ -152,8 +172,15 @@ def _catalogue() -> Any:
 
 
 def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
-    """The files of a corpus with their digests; and for `_remember`, what spares digesting them again."""
-    listed = list_files(settings, setting=setting)
+    """The files of a corpus with their digests; and for `_remember`, what spares digesting them again.
+
+    Raises:
+        InputError: as `list_corpus`.
+    """
+    return _digested(list_corpus(settings, setting=setting, workdir=workdir.url), workdir)
+
+
+def _digested(listing: Listing, workdir: Folder) -> tuple[list[InputFile], dict[str, Any]]:
     known = _remembered(workdir)
 
     def resolve(entry: tuple[str, str]) -> tuple[str, str, str]:
@@ -164,11 +191,11 @@ def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[lis
         return url, stamp, digest(url, kind)
 
     with ThreadPoolExecutor(_DIGEST_READERS) as pool:
-        resolved = list(pool.map(resolve, listed))
+        resolved = list(pool.map(resolve, listing.files))
     fresh = {url: {"stamp": stamp, "digest": value} for url, stamp, value in resolved if stamp}
     files = [
         InputFile(number=number, url=url, kind=kind, digest=value)
-        for number, ((_, kind), (url, _, value)) in enumerate(zip(listed, resolved, strict=True))
+        for number, ((_, kind), (url, _, value)) in enumerate(zip(listing.files, resolved, strict=True))
     ]
     return files, fresh
 
@@ -193,57 +220,6 @@ def _stamp(url: str) -> str:
     except (OSError, ValueError):
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def _scan_file(
-    name: str, files: dict[str, InputFile], settings: Corpus, prepare: PrepareConfig, folder: Folder, split: bool
-) -> dict[str, Any]:
-    scan = scan_file(files[name], settings, prepare, split=split)
-    facts = {"rows": scan.num_rows, "bad": len(scan.quarantine), "bytes": scan.num_bytes, "starts": scan.starts}
-    folder.child(QUARANTINED).write_table(f"{name}.parquet", scan.quarantine, QUARANTINE)
-    table = pa.table({"row": scan.row_N, "id_hash": scan.id_hash_N})
-    folder.child("scans").write_table(f"{name}.parquet", table, SCANS, facts)
-    return facts
-
-
-def _bad_rows(scan: Mapping[str, Any]) -> int:
-    return int(scan["bad"])
-
-
-def _describe_duplicates(
-    number: int,
-    duplicates: dict[int, dict[int, tuple[int, int]]],
-    files: Sequence[InputFile],
-    settings: Corpus,
-    folder: Folder,
-) -> int:
-    """Quarantine the repeated ids of a file; how many."""
-    table = duplicates_table(files[number], settings, duplicates[number], [file.url for file in files])
-    folder.child(QUARANTINED).write_table(f"duplicates-{number:05d}.parquet", table, QUARANTINE)
-    return len(table)
-
-
-def _check_bad(
-    bad: int, rows: int, max_bad_fraction: float, corpus: str, quarantine: Folder, names: Sequence[str]
-) -> dict[str, int]:
-    """How many rows each reason put into the named files of the quarantine.
-
-    Raises:
-        InputError: more of them than `max_bad_fraction` allows.
-    """
-    reasons: Counter[str] = Counter()
-    for name in names:
-        reasons.update(quarantine.read_table(f"{name}.parquet", columns=["reason"])["reason"].to_pylist())
-    counts = dict(sorted(reasons.items()))
-    if bad > max_bad_fraction * rows:
-        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-        first = quarantine.read_table(f"{names[0]}.parquet").slice(0, 1).to_pylist()[0]
-        raise InputError(
-            f"{bad} of {rows} rows of {corpus} cannot be used ({listed}), more than max_bad_fraction = {max_bad_fraction}; "
-            f"the first is row {first['row']} (from 0) of {first['file']}: {first['reason']}, "
-            f"{shown(first['detail'])[:_DETAIL_CHARACTERS]}; all are in {quarantine.url}; mend the input or raise max_bad_fraction"
-        )
-    return counts
 
 
 @dataclass(frozen=True)
@@ -335,7 +311,7 @@ def _cut_parts(
         for file in parts[0].files:
 
             def refine(row: Row, chunk: int, file: InputFile = file) -> Document | None:
-                return accounts[chunk].refined(chain, file, row)
+                return accounts[chunk].refined(chain, file, row, prepare.metadata_bytes)
 
             made = cut_chunks(
                 file, settings, prepare, cutter, set(names), drop.get(file.number, set()), parts[0].start, refine if steps else None
@@ -371,5 +347,5 @@ def _write(folder: Folder, name: str, table: pa.Table, account: Account) -> dict
         folder.child(QUARANTINED).write_table(f"steps-{name}.parquet", account.failed(), QUARANTINE)
     if account.facts["dropped"]:
         folder.child(DROPPED_EXAMPLES).write_table(f"{name}.parquet", account.examples(), DROPPED)
-    folder.write_table(f"{name}.parquet", table, WINDOWS, facts)
+    folder.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
     return facts

@@ -8,7 +8,7 @@ Shapes: L leaves, N windows of a part.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,7 +43,6 @@ from pipeline.tables import DRAWS, LANDED, PLAN
 from pipeline.tree import Tree
 
 _MOST_SOURCES = 256
-_ROW_BYTES = 200  # of a row on its way, beside its text
 _OTHER = "(other sources)"
 
 
@@ -94,10 +93,10 @@ def sample_step(
             drawn["rephrased"] = _draw(engine, rewrites, draw, tree, ServingFactors(rewrites.windows, used))
         parts = [part for of_pool in drawn.values() for part in of_pool]
 
-        bytes_per_token = prepared.manifest["text_bytes"] / max(1, prepared.manifest["tokens"])
-        text_bytes = bytes_per_token * sum(part["drawn_tokens"] for part in parts)
+        named = _drawn_parts(prepared, drawn)
+        drawn_bytes = sum(part.drawn_bytes for part in named)
         asked_by, claim_RL = asked_of_leaves(weighted.folder, config)
-        num_shards = max(1, round(text_bytes / settings.shard_bytes), _least_shards(prefixed_share))
+        num_shards = max(1, round(drawn_bytes / settings.shard_bytes), _least_shards(prefixed_share))
         work = Shuffle(
             pools=pools,
             output=folder,
@@ -113,12 +112,6 @@ def sample_step(
         present = set(folder.names(".parquet"))
         names = [f"{shard_name(work.first_shard + number)}.parquet" for number in range(num_shards)]
         missing = [number for number, name in enumerate(names) if name not in present]
-        named = [
-            DrawnPart(origin, part["name"], bytes_per_token * part["drawn_tokens"] + _ROW_BYTES * part["drawn_windows"])
-            for origin, of_pool in drawn.items()
-            for part in of_pool
-            if part["drawn_tokens"]
-        ]
         made = moved(engine, named, work, missing)
         facts = [made.get(number) or shard_facts(folder, name) for number, name in enumerate(names)]
         return {
@@ -150,7 +143,7 @@ def sample_step(
     return Step(
         stage="sample",
         corpus="ending" if after else "",
-        version=2,
+        version=3,
         settings={
             **({"conditioning": {**conditioning.identity(), "prefixed_share": prefixed_share}} if conditioning else {}),
             "sample": settings.identity(),
@@ -170,6 +163,19 @@ def sample_step(
         workdir=prepared.workdir,
         work=work,
     )
+
+
+def _drawn_parts(prepared: Step, drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[DrawnPart]:
+    """What is drawn of each part, by the bytes that a token of it takes; of rewrites, by those of the whole corpus."""
+    parts = prepared.manifest["parts"]
+    of_part = {part["name"]: part["all_bytes"] / max(1, part["tokens"]) for part in parts}
+    of_all = sum(part["all_bytes"] for part in parts) / max(1, sum(part["tokens"] for part in parts))
+    return [
+        DrawnPart(origin, part["name"], (of_part[part["name"]] if origin == "raw" else of_all) * part["drawn_tokens"])
+        for origin, of_pool in drawn.items()
+        for part in of_pool
+        if part["drawn_tokens"]
+    ]
 
 
 def _least_shards(share: float) -> int:

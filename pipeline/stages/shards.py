@@ -13,22 +13,25 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import exact_json
 from pipeline.config import Conditioning
 from pipeline.draws import attribute
 from pipeline.hashing import keyed_hash
 from pipeline.stages.strata import WindowStrata
 from pipeline.step import Step, part_names
 from pipeline.storage import Folder
-from pipeline.tables import SHARDS
+from pipeline.tables import SHARDS, WINDOWS
 
 # A column of the pieces on their way, dropped when a shard is written.
 ORDER = "order"
-PIECES = pa.schema([*SHARDS, pa.field(ORDER, pa.uint64())])
+# Metadata is expanded last: on its way it is there once for all windows of a document.
+PIECES = pa.schema(
+    [*(WINDOWS.field("metadata") if field.name == "metadata" else field for field in SHARDS), pa.field(ORDER, pa.uint64())]
+)
 # Loaders give row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
 WRITE_OPTIONS = {"row_group_size": 1024, "write_page_index": True, "use_content_defined_chunking": True}
 
@@ -153,7 +156,21 @@ def split_by(table: pa.Table, number_R: NDArray[Any], count: int) -> list[pa.Tab
     """The rows of each number from 0 to `count`, in their order."""
     sorted_R = np.argsort(number_R, kind="stable")
     bounds = np.searchsorted(number_R[sorted_R], np.arange(count + 1))
-    return [table.take(pa.array(sorted_R[a:b])) for a, b in itertools.pairwise(bounds)]
+    return [_compact(table.take(pa.array(sorted_R[a:b]))) for a, b in itertools.pairwise(bounds)]
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """The table with no more in its dictionaries than its rows use: each piece of a part would carry all of them."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            used = [_compacted(chunk) for chunk in table.column(index).chunks]
+            table = table.set_column(index, field, pa.chunked_array(used, field.type))
+    return table
+
+
+def _compacted(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    used, index = np.unique(column.indices.to_numpy(), return_inverse=True)
+    return pa.DictionaryArray.from_arrays(pa.array(index, column.indices.type), column.dictionary.take(pa.array(used)))
 
 
 def in_order(pieces: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
@@ -227,7 +244,7 @@ def _values(metadata: pa.ChunkedArray, field: str) -> list[str]:
     """A field of each row's metadata in one line; of a URL its host, as MeCo has it."""
     found = []
     for row in metadata.to_pylist():
-        value = orjson.loads(row).get(field)
+        value = exact_json.load(row).get(field)
         text = "" if value is None or isinstance(value, dict | list) else " ".join(str(value).split())
         found.append((_host(text) or text) if field == "url" else text)
     return found

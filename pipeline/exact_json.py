@@ -1,0 +1,155 @@
+"""JSON without silent loss: integers of any size, and objects in which a key comes twice.
+
+orjson is fast, but it turns integers beyond 64 bits into floats and keeps the last of two equal keys. These functions use it
+wherever neither can have happened, and the standard library's parser elsewhere.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+# More keys than this, and looking for each of them in the text takes longer than parsing it exactly.
+_MOST_KEYS = 32
+_MANY_DIGITS = re.compile(r"\d{19}")
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # a key may be spelled so
+_BEYOND_64_BITS = 2.0**63
+
+
+class RepeatedKeyError(ValueError):
+    """An object has a key twice."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class WithRepeatedKey(dict[str, Any]):
+    """An object in which, or below which, a key comes twice; `repeated` is the key."""
+
+    repeated = ""
+
+
+def parse(text: bytes) -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises:
+        orjson.JSONDecodeError: it is not JSON, or is nested deeper than a parser goes.
+        RepeatedKeyError: an object has a key twice.
+    """
+    value = orjson.loads(text)
+    if _may_have_lost(value, text):
+        value = parse_exactly(text)
+        if repeated := repeated_key(value):
+            raise RepeatedKeyError(repeated)
+    return value
+
+
+def parse_exactly(text: bytes) -> Any:
+    """The same by the standard library; an object with a repeated key is a `WithRepeatedKey`, and so is all that holds it.
+
+    Raises:
+        orjson.JSONDecodeError: as `parse`.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (RecursionError, ValueError) as error:
+        raise orjson.JSONDecodeError(str(error) or "nested too deeply", text.decode("utf-8", "replace"), 0) from error
+
+
+def repeated_key(value: Any) -> str | None:
+    """The key that comes twice in what `parse_exactly` returned; None where none does."""
+    if isinstance(value, WithRepeatedKey):
+        return value.repeated
+    if isinstance(value, list):
+        return next((key for item in value if (key := repeated_key(item))), None)
+    return None
+
+
+def load(text: str) -> Any:
+    """The value of JSON that `dump` wrote."""
+    return json.loads(text) if _MANY_DIGITS.search(text) else orjson.loads(text)
+
+
+def dump(value: Any, default: Callable[[Any], Any] | None = None, option: int = 0) -> str:
+    """Compact JSON, keys in order; NaN and infinity are null, times are left to `default`.
+
+    Raises:
+        TypeError: `default` refuses a value, or it is nested deeper than 254 levels.
+    """
+    option |= orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
+    try:
+        return orjson.dumps(value, default=default, option=option).decode()
+    except TypeError:
+        if not _has_large_integer(value):
+            raise
+    return json.dumps(_plain(value, default), ensure_ascii=False, separators=(",", ":"))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    repeated = next((key for value in found.values() if (key := repeated_key(value))), None)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    if repeated is None:
+        return found
+    marked = WithRepeatedKey(found)
+    marked.repeated = repeated
+    return marked
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _may_have_lost(value: Any, text: bytes) -> bool:
+    """Whether orjson may have dropped a key or rounded an integer. True for some texts where it has not."""
+    keys: list[str] = []
+    if _has_rounded(value, keys):
+        return True
+    if not keys:
+        return False
+    if len(keys) > _MOST_KEYS:
+        return True
+    if any(text.count(b'"' + key.encode() + b'"') != 1 for key in keys):
+        return True
+    return b"\\u00" in text and _ESCAPED_ASCII.search(text) is not None
+
+
+def _has_rounded(value: Any, keys: list[str]) -> bool:
+    """Whether a float may be a rounded integer; collects the keys of all objects."""
+    if isinstance(value, float):
+        return abs(value) >= _BEYOND_64_BITS
+    if isinstance(value, dict):
+        keys += value
+        return any(_has_rounded(item, keys) for item in value.values() if not isinstance(item, str))
+    if isinstance(value, list):
+        return any(_has_rounded(item, keys) for item in value if not isinstance(item, str))
+    return False
+
+
+def _has_large_integer(value: Any) -> bool:
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**64
+    if isinstance(value, dict):
+        return any(map(_has_large_integer, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_large_integer, value))
+
+
+def _plain(value: Any, default: Callable[[Any], Any] | None) -> Any:
+    """What the standard library writes as orjson would."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item, default) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, default) for item in value]
+    if default is None:
+        raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
+    return _plain(default(value), default)
