@@ -1,4 +1,4 @@
-"""What `shards/manifest.json` says. Deterministic: no time, no path, so equal runs have equal manifests.
+"""What `shards/_manifest.json` says. Deterministic: no time, no path, so equal runs have equal manifests.
 
 `schemas/manifest.schema.json` is rendered from these models.
 """

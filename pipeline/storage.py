@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError, StorageError, one_line
 from pipeline.tables import cast
 
 MANIFEST = "manifest.json"
+PUBLISHED_MANIFEST = "_manifest.json"  # beside data that other programs read: pandas and pyarrow skip names that begin with _
 _TMP = ".tmp-"
 _ABANDONED_S = 3600.0  # a file is written in seconds
 _FACTS = b"crispwrap"

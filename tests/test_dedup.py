@@ -98,7 +98,7 @@ def test_planted_near_duplicates(topics: dict[str, Any], tmp_path: Path) -> None
 def test_a_corpus_without_duplicates_and_a_whole_run(topics: dict[str, Any]) -> None:
     made = run.curate(topics | {"dedup": {}})
     assert made.windows("generalist").manifest["dropped"] == 0
-    shards = made.shards.read_json("manifest.json")["shards"]
+    shards = made.shards.read_json("_manifest.json")["shards"]
     table = made.shards.read_table(shards[0]["name"])
     assert set(table["near_copies"].to_pylist()) == {1}
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 import yaml
 from conftest import free_port, topic_run, without_pictures
+from table_readers import assert_same, by_folder, by_glob, of_nothing_else
 
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
 from pipeline.exporting.catalogue import FORMATS
 from pipeline.planning import plan
+from pipeline.stages.publish import publish, published
 from pipeline.step import Step
+from pipeline.storage import Folder
 
 # Trainers' libraries leave files open for the garbage collector.
 pytestmark = [
@@ -78,6 +82,86 @@ def collected() -> Iterator[None]:
     """What a test leaves open is collected while it runs."""
     yield
     gc.collect()
+
+
+def test_shards_are_read_by_what_reads_parquet(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    shards = Path(plan(made).shards.path)
+    assert_same(by_folder(shards, tmp_path), rows)
+    assert_same(by_glob(shards, tmp_path), rows)
+
+
+def test_a_parquet_export_is_read_by_what_reads_parquet(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    exported(made, "huggingface", tmp_path / "hf")
+    data, cache = tmp_path / "hf" / "data", tmp_path / "cache"
+    for readers in (by_folder, by_glob, of_nothing_else):
+        assert_same(readers(data, cache), rows)
+    # The card beside them is for `datasets`, and the hub.
+    assert_same({"datasets": by_folder(tmp_path / "hf", cache)["datasets"]}, rows)
+
+
+def test_shards_that_an_earlier_version_published_stay_and_their_manifest_gets_its_name(
+    made: dict[str, Any],
+) -> None:
+    planned = plan(made)
+    shards = Path(planned.shards.path)
+    before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in shards.iterdir() if path.suffix == ".parquet"}
+    manifest = (shards / "_manifest.json").read_bytes()
+    (shards / "_manifest.json").rename(shards / "manifest.json")
+    outputs = {path: path.stat().st_mtime_ns for step in planned.steps for path in Path(step.folder.path).rglob("*")}
+    run.curate(made)
+    assert {path: path.stat().st_mtime_ns for path in outputs} == outputs
+    assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in shards.glob("*.parquet")} == before
+    assert sorted(path.name for path in shards.iterdir()) == ["_manifest.json", *sorted(before)]
+    assert (shards / "_manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize("former", ["of this run", "of another"])
+def test_publishing_killed_anywhere_is_not_done_and_ends_the_same(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str
+) -> None:
+    """Killed before each of the writes, one after the other; what an earlier version published is there at first."""
+    corpus, shards = plan(made).corpus, tmp_path / "shards"
+    shutil.copytree(plan(made).shards.path, shards)
+    expected = {path.name: path.read_bytes() for path in shards.iterdir()}
+    manifest = json.loads(expected["_manifest.json"])
+    if former == "of another":
+        (shards / "shard-00000.parquet").write_bytes(b"of another")
+        manifest |= {"fingerprint": "0" * 16, "shards": [{**manifest["shards"][0], "name": "shard-99999.parquet"}]}
+        (shards / "shard-99999.parquet").write_bytes(b"of another")
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    (shards / "_manifest.json").unlink()
+    folder, calls = Folder(str(shards)), 0
+
+    class KillError(Exception):
+        pass
+
+    def counted(method: Any) -> Any:
+        def call(self: Folder, *arguments: Any) -> Any:
+            nonlocal calls
+            calls -= 1
+            if calls < 0:
+                raise KillError
+            return method(self, *arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("link", "remove", "write_json"):
+            patch.setattr(Folder, name, counted(getattr(Folder, name)))
+        for number in range(100):
+            calls = number
+            assert not published(corpus, folder)
+            try:
+                publish(corpus, folder)
+            except KillError:
+                for name in ("manifest.json", "_manifest.json"):  # one that is there names nothing that is not
+                    named = (folder.read_json(name) or {"shards": []})["shards"]
+                    assert all(folder.exists(shard["name"]) for shard in named)
+            else:
+                break
+    assert number >= 2
+    assert published(corpus, folder)
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == expected
 
 
 def test_huggingface_is_read_by_datasets(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -263,7 +347,11 @@ def test_a_folder_that_holds_something_else_is_left_alone(made: dict[str, Any], 
 def test_an_export_goes_on_where_it_was_when_it_was_handed_over(made: dict[str, Any], tmp_path: Path) -> None:
     step = exported(made, "jsonl", tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    (tmp_path / "out" / "manifest.json").unlink()
+    # As an earlier version left it, and as a kill leaves it.
+    (tmp_path / "out" / "_manifest.json").rename(tmp_path / "out" / "manifest.json")
+    exported(made, "jsonl", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "_manifest.json").unlink()
     (tmp_path / "out" / "shard-00001.jsonl.zst").unlink()
     (tmp_path / "out" / "_begun.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
     exported(made, "jsonl", tmp_path / "out")

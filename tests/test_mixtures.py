@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loguru import logger
 from scipy.stats import chisquare
+from table_readers import assert_same, by_folder, of_nothing_else
 from test_smoothing import grow
 
 from pipeline import run
@@ -176,6 +177,11 @@ def test_datasets_draws_as_the_probabilities_say(made: dict[str, Any], tmp_path:
     drawn = list(islice(names["data"], DRAWS))
     group_of = groups_by_id(tmp_path / "hf", told)
     as_weighted(Counter(group_of[row["id"]] for row in drawn), told)
+    # Whatever else reads Parquet reads a group's folder.
+    group = told["groups"][0]
+    rows = [row for file in group["files"] for row in Folder(str(tmp_path / "hf")).read_table(file).to_pylist()]
+    for readers in (by_folder, of_nothing_else):
+        assert_same(readers(tmp_path / "hf" / group["name"], tmp_path / "cache"), rows)
 
 
 DRAW_MDS = """
@@ -332,7 +338,7 @@ def test_each_level_has_a_place_and_what_is_left_out_is_said(made: dict[str, Any
     few |= {"workdir": f"{made['workdir']}-few"}
     folders = [run.mix(few, mixture="levanter", level=level)[1] for level in (1, 2)]
     assert [folder.url.rpartition("/")[2] for folder in folders] == ["levanter-level-1", "levanter-level-2"]
-    assert folders[1].read_json("manifest.json")["left_out_share"] > 0.01
+    assert folders[1].read_json("_manifest.json")["left_out_share"] > 0.01
     with pytest.raises(ConfigError, match="draws less than one document of each group"):
         run.mix(few | {"sample": made["sample"] | {"budget_tokens": 1}, "workdir": f"{made['workdir']}-none"}, mixture="levanter")
     logger.remove(sink)

@@ -67,7 +67,7 @@ def table_of(made: pipeline.Run, name: str) -> pa.Table:
 
 def test_deficits_are_filled_with_rewrites_and_everything_is_accounted_for(short: dict[str, Any], fake: FakeEndpoint) -> None:
     made = run(short)
-    manifest = made.shards.read_json("manifest.json")
+    manifest = made.shards.read_json("_manifest.json")
     facts = made.step("rephrase").manifest
     assert manifest["tokens"] == pytest.approx(20_000, rel=0.005)
     assert manifest["tokens_by_origin"]["rephrased"] == pytest.approx(facts["wanted_tokens"], rel=0.02)
@@ -123,7 +123,7 @@ def test_a_second_run_asks_nothing_and_a_further_style_only_for_itself(short: di
 def test_share_gives_raw_and_rewritten_tokens_in_the_ratio_asked(short: dict[str, Any]) -> None:
     short["rephrase"] |= {"mode": "share", "real_to_synthetic": 1.0}
     short["sample"]["budget_tokens"] = 8_000
-    found = run(short).shards.read_json("manifest.json")
+    found = run(short).shards.read_json("_manifest.json")
     assert found["tokens_by_origin"]["rephrased"] == pytest.approx(4000, rel=0.02)
     assert found["tokens_by_origin"]["raw"] == pytest.approx(4000, rel=0.02)
 
@@ -135,7 +135,7 @@ def test_a_share_that_cannot_be_met_is_said_and_the_budget_kept(
     short["weights"]["max_epochs"] = 4.0
     short["rephrase"] |= {"mode": "share", "real_to_synthetic": 0.1, "styles": ["wikipedia"]}
     made = run(short)
-    facts, found = made.step("rephrase").manifest, made.shards.read_json("manifest.json")
+    facts, found = made.step("rephrase").manifest, made.shards.read_json("_manifest.json")
     assert facts["ended"] == "exhausted"
     assert facts["outcomes"]["wikipedia"]["refusal"] == pytest.approx(facts["requests"] / 2, abs=1)
     assert found["tokens"] == pytest.approx(20_000, rel=0.005)
@@ -316,7 +316,7 @@ def test_no_deficit_means_nothing_is_asked(short: dict[str, Any], fake: FakeEndp
     short["weights"]["max_epochs"] = 9.0
     made = run(short)
     assert not fake.calls
-    assert made.shards.read_json("manifest.json")["tokens_by_origin"].keys() == {"raw"}
+    assert made.shards.read_json("_manifest.json")["tokens_by_origin"].keys() == {"raw"}
 
 
 def test_dry_run_says_what_it_will_cost(short: dict[str, Any], fake: FakeEndpoint, tmp_path: Path) -> None:

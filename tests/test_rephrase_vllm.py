@@ -53,7 +53,7 @@ def test_titles_and_rewrites_of_a_real_engine_fill_the_plan(topics: dict[str, An
     answers = list(Path(raw["workdir"]).glob("answers/*/titles/*.parquet"))
     assert sum(pq.read_metadata(path).num_rows for path in answers) == titled["clusters"]
 
-    facts, manifest = made.step("rephrase").manifest, made.shards.read_json("manifest.json")
+    facts, manifest = made.step("rephrase").manifest, made.shards.read_json("_manifest.json")
     passages = table_of(made, "passages")
     assert len(passages) == facts["requests"] == sum(facts["outcomes"]["first"].values())
     assert manifest["tokens"] == pytest.approx(20_000, rel=0.005)

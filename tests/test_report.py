@@ -270,7 +270,7 @@ def test_rewrites_are_shown_beside_their_source(made: Run, told: dict[str, Any])
 
 
 def test_verdict_says_what_the_manifest_does(made: Run, told: dict[str, Any]) -> None:
-    manifest = made.shards.read_json("manifest.json")
+    manifest = made.shards.read_json("_manifest.json")
     assert len(told["verdict"]["sentences"]) == 3
     assert len(told["verdict"]["numbers"]) == 6
     assert f"{manifest['tokens']:,} tokens" in told["verdict"]["sentences"][1]
@@ -405,7 +405,7 @@ def test_a_missing_package_leaves_the_run_done_and_says_what_to_install(
     made = run.curate(load_config(pair[0]))
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     (Path(made.workdir.path) / "report.html").unlink()
-    assert run.curate(load_config(pair[0])).shards.exists("manifest.json")
+    assert run.curate(load_config(pair[0])).shards.exists("_manifest.json")
     assert not (Path(made.workdir.path) / "report.html").exists()
     with pytest.raises(ConfigError, match=r"crispwrap\[report\]"):
         run.report(load_config(pair[0]))

@@ -59,7 +59,7 @@ def test_planted_mixture_comes_out_as_the_specialist_asks(topics: dict[str, Any]
 
 def test_shards_are_as_the_contract_says(topics: dict[str, Any]) -> None:
     made = run(topics)
-    manifest = ShardsManifest.model_validate(made.shards.read_json("manifest.json"))
+    manifest = ShardsManifest.model_validate(made.shards.read_json("_manifest.json"))
     assert manifest.fingerprint == made.step("sample").fingerprint
     assert set(manifest.upstream) == {step.title for step in made.steps} - {"sample"}
     table = rows_of(made)
@@ -255,7 +255,7 @@ def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: 
     }
     topics["weights"] = {"natural_share": 0.2}
     made = run(topics)
-    found = made.shards.read_json("manifest.json")["tokens_by_specialist"]
+    found = made.shards.read_json("_manifest.json")["tokens_by_specialist"]
     total = sum(found.values())
     assert found["natural"] / total == pytest.approx(0.2, abs=0.05)
     assert found["legal"] / total == pytest.approx(0.2, abs=0.05)
@@ -407,7 +407,7 @@ def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topic
 def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any]) -> None:
     topics["weights"] = {"overflow": "leave", "max_epochs": 1.0, "smoothing": "none"}
     made = run(topics)
-    manifest = made.shards.read_json("manifest.json")
+    manifest = made.shards.read_json("_manifest.json")
     assert manifest["tokens"] < 14_000
     assert manifest["deficit_tokens"] == pytest.approx(20_000 - manifest["tokens"], abs=200)
 
@@ -416,18 +416,19 @@ def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any])
 def test_small_budgets_are_met_to_one_window(topics: dict[str, Any], budget: int) -> None:
     topics["sample"]["budget_tokens"] = budget
     made = run(topics)
-    assert abs(made.shards.read_json("manifest.json")["tokens"] - budget) <= 64
+    assert abs(made.shards.read_json("_manifest.json")["tokens"] - budget) <= 64
 
 
-def test_the_readme_reads_the_shards_with_datasets_torch_and_pyarrow(topics: dict[str, Any]) -> None:
+def test_the_readme_reads_the_shards_with_each_library_that_it_names(topics: dict[str, Any]) -> None:
     made = run(topics)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("## Using the shards")[1].split("\n## ")[0]
     code = section.split("```python")[1].split("```")[0].replace("runs/demo/shards", made.shards.path)
     code = code.replace("world_size=8", "world_size=1").replace("    ...", "    texts += batch.num_rows")
-    code = f"texts = 0\n{code}\nprint(sum(len(b['id']) for b in loader), texts)"
+    counts = "sum(len(b['id']) for b in loader), texts, len(frame), len(lazy.collect()), sum(n for _, n in by_source.fetchall())"
+    code = f"texts = 0\n{code}\nprint({counts})"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(Path(topics["workdir"]) / "hf")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = made.shards.read_json("manifest.json")["rows"]
-    assert done.stdout.split() == [str(rows), str(rows)]
+    manifest = made.shards.read_json("_manifest.json")
+    assert done.stdout.split() == [str(number) for number in [manifest["rows"]] * 4 + [manifest["tokens"]]]

@@ -90,7 +90,7 @@ def test_all_but_the_last_shards_begin_with_where_they_are_from(scheduled: dict[
         for row in shard:
             assert row["prefix"] == (f"URL: {row['source']}.example\n\n" if number < split else "")
             assert row["text"] == row["prefix"] + before[row["id"]]
-    manifest = made.shards.read_json("manifest.json")
+    manifest = made.shards.read_json("_manifest.json")
     assert manifest["prefixed_rows"] == sum(len(shard) for shard in shards[:split])
     assert manifest["tokens"] == pytest.approx(20_000, rel=0.01)  # of the windows: what is put before them is not counted
     # A share that few shards cannot have makes more of them.
@@ -108,7 +108,7 @@ def test_the_end_is_drawn_by_its_own_weighting(scheduled: dict[str, Any]) -> Non
         "conditioning": {"plain_share": 0.15},
     }
     made = pipeline.curate(scheduled)
-    manifest = made.shards.read_json("manifest.json")
+    manifest = made.shards.read_json("_manifest.json")
     shards = shards_of(made)
     first, last = manifest["phases"]
     assert first["shards"] + last["shards"] == len(shards)
@@ -179,7 +179,7 @@ def test_the_end_has_limits_of_its_own(scheduled: dict[str, Any]) -> None:
     scheduled["weights"] = {"max_epochs": 1.0}
     scheduled["sample"]["budget_tokens"] = 50_000  # more than the corpus, but each part is less
     scheduled["schedule"] = {"ending": {"share": 0.5, "weights": {"natural_share": 0.2}}}
-    manifest = pipeline.curate(scheduled).shards.read_json("manifest.json")
+    manifest = pipeline.curate(scheduled).shards.read_json("_manifest.json")
     assert manifest["tokens"] == pytest.approx(50_000, rel=0.01)
     scheduled["schedule"]["ending"]["weights"]["max_epochs"] = 0.1
     with pytest.raises(ConfigError, match=r"25,000 \(the part of schedule.ending\) is more than weights.max_epochs 0.1 allows"):
@@ -235,4 +235,4 @@ def test_a_schedule_is_of_shards_and_not_of_a_mixture(scheduled: dict[str, Any])
     with pytest.raises(ConfigError, match="--mixture: schedule is of shards"):
         run.mix(scheduled, mixture="huggingface")
     step, _ = run.export(scheduled, to="jsonl")
-    assert step.manifest["rows"] == plan(scheduled).shards.read_json("manifest.json")["rows"]
+    assert step.manifest["rows"] == plan(scheduled).shards.read_json("_manifest.json")["rows"]

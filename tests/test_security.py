@@ -80,7 +80,7 @@ def test_a_manifest_with_a_name_that_leads_out_ends_the_run(topics: dict[str, An
     shard = manifest["shards"][0]
     relative = os.path.relpath(outside, sampled.folder.path)
     sampled.folder.write_json("manifest.json", manifest | {"shards": [shard | {"name": relative}]})
-    done.shards.remove("manifest.json")
+    done.shards.remove("_manifest.json")
     with pytest.raises(StorageError, match=r"mine.parquet' is no name of a file in .*; delete the manifest that has it"):
         curate(topics)
     assert outside.read_bytes() == b"mine"

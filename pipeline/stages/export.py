@@ -18,11 +18,12 @@ from pipeline.exporting.mixtures import Group
 from pipeline.exporting.tokens import read_tokenizer
 from pipeline.manifest import versions
 from pipeline.step import Step, map_parts
-from pipeline.storage import MANIFEST, Folder
+from pipeline.storage import MANIFEST, PUBLISHED_MANIFEST, Folder
 from pipeline.tables import EXPORTED
 
 _MUCH_LEFT_OUT = 0.01
 _BEGUN = "_begun.json"  # an export that is not whole yet, and which
+_FORMER_MANIFEST = MANIFEST  # the name that earlier versions gave an export's manifest
 _DONE = "exported"  # the folder of what is noted of each shard
 
 
@@ -223,8 +224,8 @@ def begin_output(step: Step, output: Folder) -> None:
     if os.path.isfile(output.url):
         raise InputError(f"--output {output.url} is a file; name a folder, which need not be there yet")
     try:
-        manifest, begun = output.read_json(MANIFEST), output.read_json(_BEGUN)
-        if step.fingerprint in [known.get("fingerprint") for known in (manifest, begun) if known]:
+        manifest = output.read_json(PUBLISHED_MANIFEST) or output.read_json(_FORMER_MANIFEST)
+        if step.fingerprint in [known.get("fingerprint") for known in (manifest, output.read_json(_BEGUN)) if known]:
             return
         names = [name for name in output.names() if name != _BEGUN]
         if not names:
@@ -241,12 +242,13 @@ def begin_output(step: Step, output: Folder) -> None:
 
 def hand_over(step: Step, output: Folder) -> None:
     """Put a finished export into the user's folder, its manifest last."""
-    if output.read_json(MANIFEST) is None or not output.holds(step.manifest["files"]):
+    if output.read_json(PUBLISHED_MANIFEST) is None or not output.holds(step.manifest["files"]):
         for name in step.manifest["files"]:
             below, _, file = name.rpartition("/")
             source, target = (folder.child(below) if below else folder for folder in (step.folder, output))
             if not target.exists(file):
                 source.link(file, target)
-        output.write_json(MANIFEST, step.manifest)
-    if output.exists(_BEGUN):
-        output.remove(_BEGUN)
+        output.write_json(PUBLISHED_MANIFEST, step.manifest)
+    for name in (_BEGUN, _FORMER_MANIFEST):
+        if output.exists(name):
+            output.remove(name)
