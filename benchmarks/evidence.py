@@ -29,8 +29,8 @@ ONE_IN = 25  # groups of documents are held out
 
 
 def crisp(leaves: int, **weights: Any) -> dict[str, Any]:
-    """CRISP on a flat clustering."""
-    return {"weights": {"estimator": "crisp", **weights}, "cluster": {"depth": 1, "branching": leaves}}
+    """CRISP on a flat clustering, without natural text unless it is given some."""
+    return {"weights": {"estimator": "crisp", "natural_share": 0.0, **weights}, "cluster": {"depth": 1, "branching": leaves}}
 
 
 def density(share: int) -> dict[str, Any]:
@@ -44,7 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "dsir": None,
         "crisp-64": crisp(64),
         "crisp-64-natural-25": crisp(64, natural_share=0.25),
-        "density": None,
+        "density": density(0),
         **{f"density-natural-{share}": density(share) for share in (10, 25, 50, 75)},
     },
     "curves": {
@@ -53,7 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "crisp-64": crisp(64),
         "crisp-64-natural-25": crisp(64, natural_share=0.25),
         "crisp-512": crisp(512),
-        "density": None,
+        "density": density(0),
         **{f"density-natural-{share}": density(share) for share in (10, 25, 50, 75, 90)},
     },
     "shape": {
@@ -62,7 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "crisp-shuffled": {"cluster": {"depth": 1, "branching": 64}},
         "crisp-top-cluster": {"cluster": {"depth": 1, "branching": 64}},
         **{f"crisp-{leaves}": crisp(leaves) for leaves in (8, 64, 512)},
-        "density": None,
+        "density": density(0),
     },
     "cap": {
         "natural": None,

@@ -66,7 +66,7 @@ def asked_shares(config: Config) -> dict[str, float]:
     """The share of the corpus that each specialist, and natural text, is to have, over all its phases."""
     asked = dict.fromkeys((*config.specialists, NATURAL), 0.0)
     for phase in config.phases:
-        part, natural = config.share_of(phase), phase.weights.natural_share
+        part, natural = config.share_of(phase), phase.natural_share
         shares = {name: specialist.share for name, specialist in phase.specialists.items()}
         for name, share in shares.items():
             asked[name] += part * (1 - natural) * share / sum(shares.values())

@@ -178,6 +178,42 @@ def test_a_sharp_ratio_goes_with_damped_repeats(weights: dict[str, Any], expecte
 
 
 @pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, 0.1),
+        ({"natural_share": None}, 0.1),
+        ({"overflow": "leave"}, 0.1),
+        ({"estimator": "crisp"}, 0.1),
+        ({"estimator": "dsir"}, 0.0),
+        ({"estimator": "classifier"}, 0.0),
+        ({"estimator": "nearest"}, 0.0),
+        ({"estimator": "natural"}, 0.0),
+        ({"estimator": "top-cluster"}, 0.0),
+        ({"estimator": "shuffled"}, 0.0),
+        ({"natural_share": 0}, 0.0),
+        ({"natural_share": 0.4}, 0.4),
+        ({"estimator": "dsir", "natural_share": 0.1}, 0.1),
+    ],
+)
+def test_a_tenth_is_natural_text_but_for_baselines_and_controls(weights: dict[str, Any], expected: float) -> None:
+    assert parse_config(BASE | {"weights": weights}).natural_share == expected
+    rewritten = parse_config(BASE | {"rephrase": {"model": "x"}, "weights": weights})
+    assert rewritten.natural_share == expected
+
+
+def test_the_natural_share_of_the_end_is_that_of_its_own_estimator() -> None:
+    def phases(weights: dict[str, Any], ending: dict[str, Any]) -> list[float]:
+        config = parse_config(BASE | {"weights": weights, "schedule": {"ending": {"weights": ending}}})
+        return [phase.natural_share for phase in config.phases]
+
+    assert phases({}, {"estimator": "dsir"}) == [0.1, 0.0]
+    assert phases({"estimator": "natural"}, {"estimator": "crisp"}) == [0.0, 0.1]
+    assert phases({"natural_share": 0.3}, {"estimator": "dsir"}) == [0.3, 0.3]
+    assert phases({"natural_share": 0.3}, {"natural_share": None}) == [0.3, 0.1]
+    assert phases({}, {"natural_share": 0}) == [0.1, 0.0]
+
+
+@pytest.mark.parametrize(
     ("weights", "said"),
     [
         ({"estimator": "crisp", "sharpness": 2}, "sharpness is of estimator density, and changes nothing of crisp"),

@@ -26,7 +26,8 @@ def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, share
     mixes = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
     shares = shares or dict.fromkeys(samples, 1.0)
     limits = Limits(budget_tokens=budget, max_epochs=chosen.max_epochs, overflow=chosen.overflow)
-    result = findings(tree, generalist, samples, mixes, chosen, limits, shares=shares, draw=draw, seed=seed)
+    more = {"shares": shares, "natural_share": chosen.natural_share or 0.0, "draw": draw, "seed": seed}
+    result = findings(tree, generalist, samples, mixes, chosen, limits, **more)
     facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
     return result, facts, mixes
 
@@ -130,7 +131,7 @@ def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(s
             tokens_C=generalist.tokens_L[leaf_C],
             claim_RC=claim_RL[:, leaf_C],
         )
-        more = {"shares": {"a": 1.0}, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
+        more = {"shares": {"a": 1.0}, "natural_share": 0.1, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
         limits = Limits(budget_tokens=budget, max_epochs=2.0, overflow="leave")
         result = findings(tree, generalist, samples, mixes, weights, limits, **more)
         facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}

@@ -88,7 +88,7 @@ def test_the_sample_alone_is_an_arm_and_shares_make_curves(comparison: dict[str,
     done = made(comparison)
     rows = {row.arm: row for row in rows_of(done)}
     assert list(rows) == ["natural", "specialist-only", "crisp", "crisp +50%"]
-    assert done.runs["crisp +50%"].config.weights.natural_share == 0.5
+    assert done.runs["crisp +50%"].config.natural_share == 0.5
     assert "prepare legal" in done.proxies["specialist-only"].inputs
     assert "sample" not in done.proxies["specialist-only"].inputs
     assert rows["specialist-only"].selection_s == 0
@@ -244,13 +244,34 @@ def test_arms_that_differ_in_the_natural_share_alone_are_a_curve(comparison: dic
     comparison["arms"] = {
         "natural": None,
         "late": {"weights": {"estimator": "crisp", "natural_share": 0.75}},
-        "crisp": None,
-        "early": {"weights": {"estimator": "crisp", "natural_share": 0.25}},
+        "crisp": None,  # a tenth
+        "none": {"weights": {"estimator": "crisp", "natural_share": 0}},
+        "early": {"weights": {"estimator": "crisp", "natural_share": 0.05}},
         "capped": {"weights": {"estimator": "crisp", "natural_share": 0.25, "max_epochs": 2}},
     }
     planned = plan_evidence(Evidence.model_validate(comparison))
-    assert curves_of(planned) == {"crisp": ["crisp", "early", "late", "natural"]}
-    assert plain_arms(planned) == ["natural", "crisp", "capped"]
+    assert curves_of(planned) == {"none": ["none", "early", "crisp", "late", "natural"]}
+    assert plain_arms(planned) == ["natural", "none", "capped"]
+
+
+def test_a_share_that_an_arm_has_anyway_is_no_point_of_its_own(comparison: dict[str, Any]) -> None:
+    comparison["arms"] = {
+        "natural": None,
+        "crisp": None,
+        "dsir": None,
+        "bare": {"weights": {"estimator": "crisp", "natural_share": 0}},
+    }
+    comparison["arms"]["half"] = {"weights": {"estimator": "crisp", "natural_share": 0.5, "max_epochs": 2}}
+    comparison["natural_shares"] = [0.1, 0.5]
+    with pytest.raises(ConfigError, match=r"arms\.bare \+10% is the same as arms\.crisp"):
+        plan_evidence(Evidence.model_validate(comparison))
+    del comparison["arms"]["bare"]
+    planned = plan_evidence(Evidence.model_validate(comparison))
+    assert list(planned.runs) == ["natural", "crisp", "crisp +50%", "dsir", "dsir +10%", "dsir +50%", "half", "half +10%"]
+    assert list(planned.proxies) == list(planned.runs)
+    assert {arm: run.config.natural_share for arm, run in planned.runs.items() if "+" not in arm} == {
+        "natural": 0.0, "crisp": 0.1, "dsir": 0.0, "half": 0.5
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 8])

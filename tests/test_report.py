@@ -397,6 +397,14 @@ def test_settings_that_differ_are_named_with_both_values(pair: tuple[Path, Path]
         "weights.natural_share": ("0.0", "0.9")
     }
     assert {row["setting"] for row in rows} == {"weights.natural_share", "workdir"}
+    # By what is meant by null: the same in other words is no difference.
+    silent, loud = (
+        load_config(pair[0], ["weights.natural_share=null", *more])
+        for more in ((), ("weights.natural_share=0.1", "weights.sharpness=2", "weights.repeat_exponent=0.25"))
+    )
+    assert differing(silent, loud) == []
+    (row,) = (row for row in differing(silent, load_config(pair[0])))
+    assert (row["setting"], row["here"], row["there"]) == ("weights.natural_share", "0.1", "0.0")
 
 
 def test_a_missing_package_leaves_the_run_done_and_says_what_to_install(

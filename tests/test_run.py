@@ -43,7 +43,7 @@ def other_workdir(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("estimator", ["density", "crisp", "dsir", "classifier", "nearest"])
 def test_planted_mixture_comes_out_as_the_specialist_asks(topics: dict[str, Any], estimator: str) -> None:
-    topics["weights"] = {"estimator": estimator}
+    topics["weights"] = {"estimator": estimator, "natural_share": 0}
     topics["window"]["tokens"] = 256  # whole documents: DSIR scores no fewer than 100 words
     budget = topics["sample"]["budget_tokens"] = 20_000 if estimator in ("density", "crisp") else 12_000  # the topic holds 12,633
     made = run(topics)
@@ -188,6 +188,12 @@ def test_every_identity_setting_changes_a_fingerprint_and_execution_settings_non
         fingerprint = last(changed)
         assert fingerprint not in seen, f"{path} is not in the identity"
         seen.add(fingerprint)
+    # What null means, given as numbers, is the same run; with other numbers it is another.
+    assert last(topics | {"weights": {"natural_share": 0.1, "sharpness": 2, "repeat_exponent": 0.25}}) == last(topics)
+    assert last(topics | {"weights": {"natural_share": 0}}) not in seen
+    for estimator in ("dsir", "classifier", "nearest", "natural", "top-cluster", "shuffled"):
+        none = {"weights": {"estimator": estimator, "natural_share": 0}}
+        assert last(topics | none) == last(topics | {"weights": {"estimator": estimator}})
     embeds = pipeline.plan(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}}))
     reseeded = pipeline.plan(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}, "seed": 5}))
     assert embeds.step("embed", "generalist").fingerprint == reseeded.step("embed", "generalist").fingerprint

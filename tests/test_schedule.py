@@ -217,7 +217,12 @@ def test_what_comes_one_after_the_other_is_not_blended(scheduled: dict[str, Any]
             {"ending": {"weights": {"natural_share": 2}}},
             "schedule.ending.weights: natural_share: input should be less than or equal to 1",
         ),
-        ({"ending": {"weights": {"natural_share": 0.0}}}, "schedule.ending: it is as what comes before"),
+        ({"ending": {"weights": {"max_epochs": 4}}}, "schedule.ending: it is as what comes before"),
+        # What null means, in numbers.
+        (
+            {"ending": {"weights": {"natural_share": 0.1, "sharpness": 2, "repeat_exponent": 0.25}}},
+            "schedule.ending: it is as what comes before",
+        ),
         ({"ending": {"specialists": {"law": 1}}}, "schedule.ending.specialists: 'law' is none of the specialists (legal)"),
         ({"ending": {"share": 1.5, "weights": {"natural_share": 0.1}}}, "schedule.ending.share: input should be less than 1"),
         ({"conditioning": {"template": "URL: "}}, "schedule.conditioning.template: it has no {value}"),

@@ -54,6 +54,8 @@ WindowEstimator = Literal["density", "dsir", "classifier", "nearest"]
 EstimatorName = Literal[LeafEstimator, WindowEstimator]
 WINDOW_ESTIMATORS: tuple[str, ...] = get_args(WindowEstimator)
 CLUSTER_WEIGHTED = ("density",)  # of these, those in which CRISP's weight of the cluster is a part
+# Those that a corpus is made by, rather than compared to, hold some natural text unless the config says otherwise.
+DEFAULT_NATURAL_SHARE = {"density": 0.1, "crisp": 0.1}
 
 
 class Weights(Section):
@@ -63,7 +65,9 @@ class Weights(Section):
     smoothing: Literal["auto", "none"] | Annotated[float, Field(ge=0)] = Field(
         "auto", description="pseudo-windows a level, shrinking towards the generalist's mix; auto: by leave-one-document-out"
     )
-    natural_share: float = Field(0.0, ge=0, le=1, description="part of the budget spread as the generalist is")
+    natural_share: float | None = Field(
+        None, ge=0, le=1, description="part of the budget spread as the generalist is; null: 0.1 for density and crisp, else 0"
+    )
     max_epochs: float = Field(4.0, gt=0, description="most often a text is drawn, on the mean of its cluster or stratum")
     sharpness: float | None = Field(
         None, gt=0, le=4, description="density: power of the ratio; null: 2 where repeats are damped, else 1"

@@ -9,7 +9,7 @@ from pipeline.config.execution import Engine
 from pipeline.config.rewriting import Rephrase
 from pipeline.config.schedule import Conditioning, Ending, Schedule
 from pipeline.config.section import EXECUTION, Section
-from pipeline.config.selection import Cluster, Embed, Sample, Weights, Window
+from pipeline.config.selection import DEFAULT_NATURAL_SHARE, Cluster, Embed, Sample, Weights, Window
 from pipeline.mistakes import explain_mistakes
 
 
@@ -65,6 +65,19 @@ class Config(Section):
         return self.weights.sharpness or (2.0 if self.weights.estimator == "density" and self.repeat_exponent < 1 else 1.0)
 
     @property
+    def natural_share(self) -> float:
+        """`weights.natural_share`, or what is meant by null (docs/decisions/0022)."""
+        if self.weights.natural_share is not None:
+            return self.weights.natural_share
+        return DEFAULT_NATURAL_SHARE.get(self.weights.estimator, 0.0)
+
+    @property
+    def full_weights(self) -> Weights:
+        """`weights` with what is meant by each null: equal for two configs that weigh alike."""
+        meant = {name: getattr(self, name) for name in ("natural_share", "sharpness", "repeat_exponent")}
+        return self.weights.model_copy(update=meant)
+
+    @property
     def conditioning(self) -> Conditioning | None:
         """`schedule.conditioning`, if there is one."""
         return self.schedule.conditioning if self.schedule else None
@@ -108,7 +121,7 @@ class Config(Section):
         except ValidationError as error:
             mistakes = explain_mistakes(error, Weights)
             raise ValueError(f"schedule.ending.weights: {mistakes}") from error
-        if (first.weights, first.specialists) == (last.weights, last.specialists):
+        if (first.full_weights, first.specialists) == (last.full_weights, last.specialists):
             raise ValueError("schedule.ending: it is as what comes before; give other weights or specialists, or leave it out")
         if last.sample.budget_tokens < 1 or first.sample.budget_tokens < 1:
             raise ValueError(f"schedule.ending.share: of {self.sample.budget_tokens} tokens it leaves one part none")

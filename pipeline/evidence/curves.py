@@ -41,11 +41,11 @@ def curves_of(comparison: Comparison) -> dict[str, list[str]]:
     natural = natural_arm(comparison)
     arms_of: dict[str, dict[float, str]] = {}
     for arm, run in runs.items():
-        weights = run.config.weights
+        weights = run.config.full_weights
         if weights.estimator == "natural" or arm == SPECIALIST_ONLY:
             continue
         like = run.config.model_copy(update={"weights": weights.model_copy(update={"natural_share": 0.0})})
-        arms_of.setdefault(like.model_dump_json(exclude={"engine"}), {})[weights.natural_share] = arm
+        arms_of.setdefault(like.model_dump_json(exclude={"engine"}), {})[run.config.natural_share] = arm
     curves = ([arms[share] for share in sorted(arms)] for arms in arms_of.values() if len(arms) > 1)
     return {along[0]: [*along, *([natural] if natural else [])] for along in curves}
 

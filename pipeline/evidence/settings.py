@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "repeat": {"weights": {"max_epochs": 1000, "repeat_exponent": 1.0}},  # as `rephrase`, where no repeats are damped
     "rephrase": {},
 }
+POINT = " +"  # in the name of a point of a curve, between the arm's name and the natural share
 # Where a natural share is no change, or a change of what the arm is for.
 _WITHOUT_CURVE = ("natural", SPECIALIST_ONLY)
 
@@ -42,7 +43,7 @@ class Evidence(Section):
         min_length=2, description="by name: sections that differ from the run's; null for an arm that its name describes"
     )
     natural_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        default=[], description="a curve: each arm also with these parts of its budget drawn as the generalist is"
+        default=[], description="a curve: each arm, beside its own natural share, also with these"
     )
     baseline: str = Field("natural", description="the arm that differences are taken to")
     held_out: dict[str, Corpus] = Field(min_length=1, description="by name: text that no corpus and no sample may hold")
@@ -64,8 +65,8 @@ class Evidence(Section):
                 raise ValueError(f"{arm} has a section without settings; leave it out, or say what it changes")
             if "workdir" in (given or {}):
                 raise ValueError(f"{arm}: all arms lie in the run's workdir; take it out")
-            if " +" in arm:
-                raise ValueError(f"{arm!r}: names with ' +' are those of the points of curves; choose another")
+            if POINT in arm:
+                raise ValueError(f"{arm!r}: names with '{POINT}' are those of the points of curves; choose another")
             if not arm or arm.startswith("_"):
                 raise ValueError(f"{arm!r}: pictures leave out names that begin with '_'; choose another")
             preset, changed = PRESETS.get(arm, {}).get("weights", {}), (given or {}).get("weights", {})
@@ -89,7 +90,7 @@ class Evidence(Section):
             ConfigError: its settings are wrong; the arm is named.
         """
         assert isinstance(self.run, dict)
-        name, changes = arm.partition(" +")[0], self.changes[arm]
+        name, changes = arm.partition(POINT)[0], self.changes[arm]
         settings = _merged(self.run, changes)
         if name != "rephrase" and "rephrase" not in changes:
             settings.pop("rephrase", None)
@@ -117,7 +118,7 @@ class Evidence(Section):
 
 def with_share(arm: str, share: float) -> str:
     """The name of a point of an arm's curve."""
-    return f"{arm} +{100 * share:g}%" if share else arm
+    return f"{arm}{POINT}{100 * share:g}%"
 
 
 def load_evidence(path: str | Path) -> Evidence:

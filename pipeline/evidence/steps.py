@@ -13,7 +13,7 @@ from pipeline.config import GENERALIST
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, UserError
 from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, overlap_step, scored
-from pipeline.evidence.settings import SPECIALIST_ONLY, Evidence
+from pipeline.evidence.settings import POINT, SPECIALIST_ONLY, Evidence
 from pipeline.foresight import refuse_what_cannot_be
 from pipeline.hashing import keyed_uniform
 from pipeline.planning import Run, plan
@@ -59,7 +59,8 @@ def plan_evidence(evidence: Evidence) -> Comparison:
     Raises:
         UserError: a mistake in the settings or the input that can be found without running.
     """
-    runs = {arm: _plan_arm(evidence, arm) for arm in evidence.changes}
+    planned = {arm: _plan_arm(evidence, arm) for arm in evidence.changes}
+    runs = {arm: run for arm, run in planned.items() if not _is_arm_itself(arm, planned)}
     base = runs[evidence.baseline]
     seed = base.config.seed
     held_out = {name: held_out_step(base.config, name, corpus, base.workdir) for name, corpus in evidence.held_out.items()}
@@ -74,6 +75,12 @@ def plan_evidence(evidence: Evidence) -> Comparison:
                 f"arms.{arm} is the same as arms.{same}: the same settings, or settings that change nothing; leave one out"
             )
     return Comparison(evidence, runs, held_out, overlap, tokenizer, proxies)
+
+
+def _is_arm_itself(arm: str, runs: Mapping[str, Run]) -> bool:
+    """Whether it is a point of a curve at the natural share that the curve's arm has anyway."""
+    name = arm.partition(POINT)[0]
+    return name != arm and runs[arm].config.natural_share == runs[name].config.natural_share
 
 
 def _plan_arm(evidence: Evidence, arm: str) -> Run:

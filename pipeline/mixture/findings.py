@@ -48,6 +48,7 @@ def findings(
     limits: Limits,
     *,
     shares: Mapping[str, float],
+    natural_share: float,
     sharpness: float = 1.0,
     draw: Draw,
     seed: int,
@@ -76,7 +77,7 @@ def findings(
         if strata is not None:
             return strata.claim_RC
         p_A_of = {name: mix.p_L for name, mix in mix_of.items()}
-        return claims(p_A_of, shares, settings.natural_share, atoms.histogram.p_L)[1]
+        return claims(p_A_of, shares, natural_share, atoms.histogram.p_L)[1]
 
     cells = _Cells.of(strata, atoms)
 
@@ -112,7 +113,7 @@ def findings(
     low_high_of = {name: _interval(p_BA, touched, generalist, mixes[name].p_L) for name, p_BA in p_BA_of.items()}
     return Findings(
         specialists=_specialists(specialists, mixes, low_high_of),
-        mixture=_mixture(generalist, mixes, shares, settings.natural_share),
+        mixture=_mixture(generalist, mixes, shares, natural_share),
         diagnostics=_diagnostics(values, drawn, sure),
     )
 

@@ -103,7 +103,7 @@ def specifications(comparison: Mapping[str, Any]) -> dict[str, Spec]:
 
 def differing(here: Config, there: Config) -> list[dict[str, str]]:
     """Settings that are not the same in both, with their dotted names."""
-    mine, theirs = _flat(here.model_dump(mode="json")), _flat(there.model_dump(mode="json"))
+    mine, theirs = (_flat({**one.model_dump(mode="json"), "weights": one.full_weights.model_dump()}) for one in (here, there))
     names = sorted(name for name in mine.keys() | theirs if mine.get(name) != theirs.get(name))
     return [{"setting": name, "here": _said(mine.get(name)), "there": _said(theirs.get(name))} for name in names]
 

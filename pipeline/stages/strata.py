@@ -82,7 +82,7 @@ def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], NDArray
         p_L_of[name] = np.zeros(len(p_generalist_L))
         p_L_of[name][rows["leaf"].to_numpy()] = rows["p"].to_numpy()
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
-    return claims(p_L_of, shares, config.weights.natural_share, p_generalist_L)
+    return claims(p_L_of, shares, config.natural_share, p_generalist_L)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fit_target(
     engine: Engine, config: Config, assigned: Step, scored: Step, generalist: LeafHistogram, clusters: Mapping[str, SpecialistMix]
 ) -> Target:
     """Scores into ratios: one or two folds over the scores."""
-    natural = config.weights.natural_share
+    natural = config.natural_share
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
     share_S = (1.0 - natural) * np.array([shares[name] for name in clusters]) / sum(shares.values())
     items = fold_groups(engine, part_names(scored))

@@ -88,6 +88,7 @@ def weights_step(
             settings,
             Limits.of(config),
             shares=shares,
+            natural_share=config.natural_share,
             sharpness=config.sharpness,
             draw=config.sample.draw,
             seed=config.seed,
@@ -110,7 +111,7 @@ def weights_step(
         version=3,
         # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
         settings={
-            "weights": {**settings.identity(), "sharpness": config.sharpness, "repeat_exponent": config.repeat_exponent},
+            "weights": config.full_weights.identity(),
             "shares": {name: share / sum(shares.values()) for name, share in shares.items()},
             "budget_tokens": config.sample.budget_tokens,
             "draw": config.sample.draw,
