@@ -59,7 +59,7 @@ def test_rewrites_fill_the_first_part_and_not_the_ending(prepared: dict[str, Any
     most = held(prepared)
     rewriting = {"rephrase": {"model": "x", "backend": "endpoint", "endpoint": {"url": "http://127.0.0.1:9/v1"}, "mode": mode}}
     check(prepared, 2 * most, **rewriting)
-    ending = {"schedule": {"ending": {"share": 0.5, "weights": {"sharpness": 1}}}}
+    ending = {"schedule": {"ending": {"share": 0.5, "weights": {"natural_share": 0.3}}}}
     check(prepared, 2 * most, **rewriting, **ending)
     with pytest.raises(ConfigError, match=r"\(the part of schedule\.ending\) is more than"):
         check(prepared, 2 * most + 4, **rewriting, **ending)

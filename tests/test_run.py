@@ -65,6 +65,9 @@ def test_shards_are_as_the_contract_says(topics: dict[str, Any]) -> None:
     table = rows_of(made)
     assert len(set(table["id"].to_pylist())) == len(table) == manifest.rows
     assert sum(table["tokens"].to_pylist()) == manifest.tokens == sum(manifest.tokens_by_specialist.values())
+    assert manifest.tokens_by_specialist["natural"] == pytest.approx(
+        0.1 * manifest.tokens, abs=64
+    )  # unless the config says otherwise
     assert manifest.windows == len(set(zip(table["doc_id"].to_pylist(), table["window"].to_pylist(), strict=True)))
     assert [shard.name for shard in manifest.shards] == made.shards.names(".parquet")
 
@@ -281,7 +284,7 @@ def test_a_cap_that_moves_shares_is_said(topics: dict[str, Any], tmp_path: Path,
     cooking = write_jsonl(tmp_path / "cooking.jsonl", topic_documents("cooking", 20, seed=2))
     topics["specialists"]["kitchen"] = {"paths": [cooking], "share": 9.0}
     # Without smoothing nothing of kitchen's is anywhere else.
-    topics["weights"] = {"max_epochs": 1.0, "estimator": "crisp", "smoothing": "none"}
+    topics["weights"] = {"max_epochs": 1.0, "estimator": "crisp", "smoothing": "none", "natural_share": 0}
     run(topics)
     said = " ".join(capsys.readouterr().out.split())
     assert "The limits on repeats (weights.max_epochs, weights.repeat_exponent) moved shares of the mixture" in said
@@ -411,7 +414,7 @@ def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topic
 
 
 def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any]) -> None:
-    topics["weights"] = {"overflow": "leave", "max_epochs": 1.0, "smoothing": "none"}
+    topics["weights"] = {"overflow": "leave", "max_epochs": 1.0, "smoothing": "none", "natural_share": 0}
     made = run(topics)
     manifest = made.shards.read_json("_manifest.json")
     assert manifest["tokens"] < 14_000
