@@ -6,6 +6,7 @@ Shapes: W words, G runs of `n` words (W - n + 1 of them, or none).
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,11 @@ _FIRST_UNSPACED = "\u0e00"
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_FACTOR, -1, 1 << 64)
 _IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
+_PIECE_CHARACTERS = 100_000  # their words take some 3 MB
+# After these nothing reaches across: no word, no number such as 3.14, no composed character, no capital sigma, whose small form
+# depends on its neighbours. Of the signs only those that datatrove's MinHash takes for spaces.
+_BREAKS = r"\s!?;(){}\[\]\"|*&/\\+#%$@~。、，！？；（）「」【】《》"
+_LAST_BREAK = regex.compile(rf"(?rV0)[{_BREAKS}]")
 
 
 def words(text: str) -> list[str]:
@@ -33,6 +39,20 @@ def words(text: str) -> list[str]:
     folded = unicodedata.normalize("NFKC", text).casefold()
     found: list[str] = (_SPACED_WORD if max(folded) < _FIRST_UNSPACED else _WORD).findall(folded)
     return found
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """The text in pieces of at most `size` characters, so that memory does not grow with it; their words are the text's.
+
+    A piece ends after white space or a sign; only where `size` characters pass without one, between any two.
+    """
+    begin = 0
+    while len(text) - begin > size:
+        last = _LAST_BREAK.search(text, begin, begin + size)
+        end = last.end() if last else begin + size
+        yield text[begin:end]
+        begin = end
+    yield text[begin:] if begin else text
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +110,18 @@ class Wording:
         np.add.at(step, begin, 1)
         np.add.at(step, begin + n, -1)
         return float((np.cumsum(step[:-1]) > 0).mean())
+
+
+def wordings(text: str, n: int, size: int = _PIECE_CHARACTERS) -> Iterator[Wording]:
+    """The wordings of a text's pieces, for a text of any length: each run of `n` words is in one of them, in order.
+
+    A piece's begins with the last n - 1 words before it.
+    """
+    before: list[str] = []
+    for piece in pieces(text, size):
+        found = Wording(before + words(piece))
+        yield found
+        before = found.words[max(0, len(found.words) - n + 1) :]
 
 
 @functools.lru_cache(maxsize=256)

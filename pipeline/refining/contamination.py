@@ -5,7 +5,8 @@ alone, which is enough to spoil it, whatever choices follow it and how they are 
 a run, what follows it in the usual layouts takes part, and the runs cross the border: the answer, the choices, the choices with
 letters. A document holds a row if it has at least a share of the different runs of one of its readings.
 
-Shapes: G different runs of all readings, P runs of readings (a run may be in several), R readings.
+Shapes: G different runs of all readings, P runs of readings (a run may be in several), R readings; T runs of a text, of which H are
+among the G, F readings that have one of these.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.wording import Wording, words
+from pipeline.wording import Wording, wordings
 
 _LETTERS = "ABCDEFGHIJ"
 
@@ -51,7 +52,7 @@ class Index:
         row_R: list[int] = []
         short = [0] * len(names)
         for name, row, readings in rows:
-            of_row = [found for text in readings if len(found := np.unique(Wording(words(text)).runs(length)))]
+            of_row = [found for text in readings if len(found := _different_runs(text, length))]
             short[name] += not of_row
             runs += of_row
             name_R += [name] * len(of_row)
@@ -73,24 +74,39 @@ class Index:
         run_G, start_G, size_R = self._runs
         if not len(run_G):
             return None
-        wording = Wording(words(text))
-        run_T = wording.runs(self.length)
-        place_T = np.minimum(np.searchsorted(run_G, run_T), len(run_G) - 1)
-        hit_T = np.flatnonzero(run_G[place_T] == run_T)
-        if not len(hit_T):
+        hits = [np.unique(self._hits(wording)[1]) for wording in wordings(text, self.length)]
+        hit_H = np.unique(np.concatenate(hits))
+        if not len(hit_H):
             return None
-        place = np.unique(place_T[hit_T])
-        reading = np.concatenate([self.reading_P[start_G[g] : start_G[g + 1]] for g in place.tolist()])
+        # Of each of the H runs, the readings that have it: those from `start_G` on.
+        times_H = start_G[hit_H + 1] - start_G[hit_H]
+        before_H = np.cumsum(times_H) - times_H
+        reading = self.reading_P[np.arange(times_H.sum()) + np.repeat(start_G[hit_H] - before_H, times_H)]
         reading_F, count_F = np.unique(reading, return_counts=True)
         share_F = count_F / size_R[reading_F]
         best = int(np.argmax(share_F))
         if share_F[best] < min_share:
             return None
         of_best = int(reading_F[best])
-        mine = self.run_P[self.reading_P == of_best]
-        first = next(int(at) for at in hit_T if run_T[at] in mine)
         name = self.names[self.name_R[of_best]]
-        return Found(name, int(self.row_R[of_best]), float(share_F[best]), wording.run(first, self.length))
+        first = self._first(text, np.flatnonzero(np.isin(run_G, self.run_P[self.reading_P == of_best])))
+        return Found(name, int(self.row_R[of_best]), float(share_F[best]), first)
+
+    def _hits(self, wording: Wording) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in a wording there are runs of the index, and which of the G they are."""
+        run_G, _, _ = self._runs
+        run_T = wording.runs(self.length)
+        place_T = np.minimum(np.searchsorted(run_G, run_T), len(run_G) - 1)
+        at = np.flatnonzero(run_G[place_T] == run_T)
+        return at, place_T[at]
+
+    def _first(self, text: str, of_reading: NDArray[np.int64]) -> str:
+        """The words of the first run of a text that is among some of the G."""
+        for wording in wordings(text, self.length):
+            at, place = self._hits(wording)
+            if len(mine := at[np.isin(place, of_reading)]):
+                return wording.run(int(mine[0]), self.length)
+        raise AssertionError("none of its runs was found twice")
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
         """As HELD_OUT_RUNS and HELD_OUT_ROWS."""
@@ -107,13 +123,17 @@ class Index:
         return cls(length, tuple(names), runs["run"].to_numpy(), runs["reading"].to_numpy(), name_R, rows["row"].to_numpy())
 
 
+def _different_runs(text: str, length: int) -> NDArray[np.uint64]:
+    return np.unique(np.concatenate([np.unique(wording.runs(length)) for wording in wordings(text, length)]))
+
+
 def readings(text: str, length: int, *, answer: Any = None, choices: Sequence[str] = ()) -> list[str]:
     """The readings of a row: a text, or a question with its answer and choices.
 
     `answer` is its text, or which of the choices it is: a number from 0, or a letter.
     """
     answered = _answer(answer, choices)
-    if len(words(text)) >= length or not (answered or choices):
+    if not (answered or choices) or any(len(wording.words) >= length for wording in wordings(text, length)):
         return [text]
     lettered = " ".join(f"{letter} {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
     following = [answered, f"answer {answered}" if answered else "", " ".join(choices), lettered]

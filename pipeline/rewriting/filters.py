@@ -15,7 +15,7 @@ from pipeline.rewriting import refusals, repetition
 from pipeline.rewriting.cleaning import clean, unfinished_thought
 from pipeline.rewriting.languages import detect
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.wording import Wording, foreign_share, wording, words
+from pipeline.wording import Wording, foreign_share, wording, wordings, words
 
 _OPENING_WORDS = 5
 
@@ -83,9 +83,12 @@ class HeldOut:
         """The runs of some texts."""
         found: list[NDArray[np.uint64]] = []
         for text in texts:
-            of_text = Wording(words(text))
-            if (length := min(_HELD_OUT_RUN, len(of_text.words))) >= _HELD_OUT_LEAST:
-                found.append(of_text.runs(length))
+            runs = []
+            for of_piece in wordings(text, _HELD_OUT_RUN):
+                runs.append(of_piece.runs(_HELD_OUT_RUN))
+            if not any(map(len, runs)) and len(of_piece.words) >= _HELD_OUT_LEAST:
+                runs = [of_piece.runs(len(of_piece.words))]  # all words: they are too few for a run, so each piece begins with them
+            found += runs
         return cls(np.unique(np.concatenate([np.empty(0, np.uint64), *found])))
 
     @classmethod

@@ -66,7 +66,7 @@ def dedup_step(config: Config, prepared: Step) -> Step:
     return Step(
         stage="dedup",
         corpus=GENERALIST,
-        version=1,
+        version=2,
         settings={"dedup": settings.identity(), "datatrove": version("datatrove"), "seed": config.seed},
         inputs={"windows": prepared},
         workdir=prepared.workdir,
@@ -123,9 +123,9 @@ def _minhash(settings: Dedup, seed: int) -> Any:
 def _sign(name: str, job: _Job) -> dict[str, Any]:
     """The signatures of the documents of a group of parts."""
     from datatrove.data import Document
-    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
     from pipeline.refining.folders import put_whole
+    from pipeline.refining.signatures import BoundedSignature
 
     number = int(name.rpartition("-")[2])
     signed: dict[str, int] = {}
@@ -140,7 +140,7 @@ def _sign(name: str, job: _Job) -> dict[str, Any]:
                 yield Document(text="".join(texts[rows]), id=identifier)
 
     with put_whole(job.scratch.child("signatures")) as place:
-        step = MinhashDedupSignature(place, config=_minhash(job.settings, job.seed), language=job.settings.language)
+        step = BoundedSignature(place, config=_minhash(job.settings, job.seed), language=job.settings.language)
         step.run(documents(), rank=number, world_size=len(job.runs))
     counted = pa.table({"part": list(signed), "documents": list(signed.values())}, schema=SIGNED)
     facts = {"documents": sum(signed.values())}
