@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import run
 from pipeline.errors import ConfigError, InputError
 from pipeline.planning import plan
-from pipeline.refining.contamination import Index, readings
+from pipeline.refining.contamination import Index, choices_of, readings
 from pipeline.stages.decontaminate import REPORT
 from pipeline.step import part_names
 
@@ -81,6 +81,59 @@ def test_a_question_is_found_whatever_choices_follow_it_and_a_short_one_only_wit
     assert Index.of([(0, 0, readings("Who?", 8, answer="me"))], ["quiz"], 8)[1] == [1]
 
 
+CHOICES = ["the north pier", "the Rhine", "3", "nobody"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "labels"),
+    [
+        (CHOICES, []),  # MMLU, HellaSwag
+        ({"text": CHOICES, "label": ["A", "B", "C", "D"]}, ["A", "B", "C", "D"]),  # ARC, CommonsenseQA
+        ({"label": [1, 2, 3, 4], "text": CHOICES}, ["1", "2", "3", "4"]),
+        ([{"text": text, "label": label} for text, label in zip(CHOICES, "1234", strict=True)], ["1", "2", "3", "4"]),
+        ([{"text": text} for text in CHOICES], []),
+        ([], []),
+    ],
+)
+def test_choices_in_the_shapes_of_the_usual_sets(choices: Any, labels: list[str]) -> None:
+    assert choices_of(choices) == (CHOICES if choices else [], labels)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [None, "A or B", 3, {"a": "x"}, {"text": "x"}, {"text": ["x", "y"], "label": ["A"]}, [["x"]], [{"a": "x"}], ["x", None]],
+)
+def test_what_is_no_list_of_choices_is_said(choices: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no list of choices|not as many labels"):
+        choices_of(choices)
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "meant"),
+    [
+        (1, [], "the Rhine"),
+        ("1", [], "the Rhine"),
+        ("3", [], "3"),  # the text of a choice before its number
+        ("b", [], "the Rhine"),
+        ("D", ["A", "B", "C", "D"], "nobody"),
+        ("1", ["1", "2", "3", "4"], "the north pier"),
+        (4, ["1", "2", "3", "4"], "nobody"),
+        ("C", ["1", "2", "3", "4"], "3"),
+        (0, ["A", "B", "C", "D"], "the north pier"),
+        ("nobody", [], "nobody"),
+        ("somebody else", [], "somebody else"),
+        (["A", "D"], [], "the north pier nobody"),
+        ({"text": ["in 1999"], "answer_start": [4]}, [], "in 1999"),
+        (7, [], "7"),
+        (True, [], "True"),
+    ],
+)
+def test_an_answer_is_the_choice_that_it_names(answer: Any, labels: list[str], meant: str) -> None:
+    asked = readings("Who?", 8, answer=answer, choices=CHOICES, labels=labels)
+    assert asked[:3] == [f"Who? {meant}", f"Who? answer {meant}", f"Who? {' '.join(CHOICES)}"]
+    assert f"Who? {' '.join(f'{label} {choice}' for label, choice in zip(labels or 'ABCD', CHOICES, strict=True))}" in asked
+
+
 def planted(topics: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """The run with secrets in some of its documents, and the ids of these."""
     folder = Path(topics["generalist"]["paths"][0]).parent
@@ -99,7 +152,8 @@ def planted(topics: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
             ids.add(row["id"])
         rows[0]["text"] += " " + " ".join(SECRETS[0].split()[:9])  # a turn of phrase, and no more
         write_jsonl(path, rows)
-    tests = write_jsonl(folder.parent / "tests.jsonl", [{"id": str(i), "text": secret} for i, secret in enumerate(SECRETS)])
+    rows = [{"id": str(i), "text": secret} for i, secret in enumerate(SECRETS)]
+    tests = write_jsonl(folder.parent / "tests.jsonl", [*rows, {"id": "blank", "text": " \n"}, {"id": "empty", "text": ""}])
     return topics | {"decontaminate": {"held_out": {"secrets": {"paths": [tests], "of": "legal"}}}}, ids
 
 
@@ -120,6 +174,8 @@ def test_planted_rows_are_found_and_reported_and_the_rest_is_kept(topics: dict[s
     assert {f"{topic}-0-0" for topic in ("cooking", "law", "space", "music")} <= kept
     assert made.manifest["held_out"] == {"secrets": len(rows)} == {"secrets": made.manifest["dropped"]}
     assert made.manifest["documents"] == len(kept)
+    index = made.inputs["held_out"].manifest
+    assert [index[name] for name in ("rows", "blank", "short")] == [{"secrets": 5}, {"secrets": 2}, {"secrets": 0}]
     for row in rows:
         assert row["held_out"] == "secrets"
         assert row["words"] in " ".join(re.findall(r"[a-z0-9]+", SECRETS[row["row"]].lower()))
@@ -153,7 +209,9 @@ def test_a_sample_that_holds_its_own_test_is_an_error_and_anothers_is_dropped(to
     ("held_out", "rows", "said"),
     [
         ({}, [{"id": "1", "text": "three short words"}], "none of its 1 rows has 8 words"),
-        ({}, [{"id": "1"}], "row 0 of decontaminate.held_out.secrets cannot be used (missing_text)"),
+        ({}, [{"id": "1", "text": ""}, {"id": "2"}], "row 1 of decontaminate.held_out.secrets cannot be used (missing_text)"),
+        ({}, [{"id": "1", "text": ""}], "none of its 1 rows has 8 words"),
+        ({"choices_key": "c"}, [{"id": "1", "text": "who?", "c": {"text": ["a", "b"], "label": ["A"]}}], "not as many labels"),
         ({"answer_key": "answer"}, [{"id": "1", "text": "who?"}], "has no 'answer'"),
         ({"choices_key": "c"}, [{"id": "1", "text": "who?", "c": "A or B"}], "is no list of choices"),
     ],

@@ -29,8 +29,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def comparison(topics: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    blank = [{"id": "b", "text": ""}, {"id": "c", "text": " \n"}]  # as the WikiText sets have between paragraphs
     held_out = {
-        topic: {"paths": [write_jsonl(tmp_path / f"{topic}-test.jsonl", topic_documents(topic, 12, seed=7))]}
+        topic: {"paths": [write_jsonl(tmp_path / f"{topic}-test.jsonl", [*blank, *topic_documents(topic, 12, seed=7)])]}
         for topic in ("law", "music")
     }
     return {
@@ -53,6 +54,7 @@ def made(raw: dict[str, Any]) -> Comparison:
 @pytest.mark.usefixtures("ray_session")
 def test_the_proxies_find_the_corpus_that_was_made_for_the_specialist(comparison: dict[str, Any]) -> None:
     done = made(comparison)
+    assert [step.manifest["reasons"] for step in done.held_out.values()] == [{"empty_text": 2}] * 2
     natural, crisp = rows_of(done)
     assert (natural.arm, crisp.arm) == ("natural", "crisp")
     assert crisp.figures["law"].difference.value < 0 < crisp.figures["music"].difference.value  # better on law, worse on the rest
@@ -298,7 +300,11 @@ def test_held_out_text_that_is_trained_on_is_refused(comparison: dict[str, Any])
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_few_held_out_windows_are_refused(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_few_held_out_windows_are_refused_and_rows_that_cannot_be_used(comparison: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"id": "x", "text": 3}, {"id": "y", "text": ""}, *topic_documents("law", 12, seed=8)]
+    bad = write_jsonl(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(InputError, match=r"1 of 14 rows of held_out\.law cannot be used \(text_not_string 1\)"):
+        made(comparison | {"held_out": {"law": {"paths": [bad]}}})
     few = write_jsonl(tmp_path / "few.jsonl", topic_documents("law", 3, seed=8))
     with pytest.raises(InputError, match=r"held_out\.law has \d windows, and a comparison needs 10; give more text"):
         made(comparison | {"held_out": {"law": {"paths": [few]}}})

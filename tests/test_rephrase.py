@@ -282,9 +282,10 @@ def test_a_server_that_dies_in_the_middle_ends_the_run_with_one_line_and_the_nex
 def test_rewrites_that_overlap_held_out_text_are_rejected(short: dict[str, Any], fake: FakeEndpoint, tmp_path: Path) -> None:
     secret = "the seventh amendment of this charter was read aloud by nine retired admirals upon a frozen lake in late november"
     fake.behave = lambda call: Reply(f"{rewriting(call).text} {secret}.") if call.number % 5 == 0 else rewriting(call)
-    held_out = write_jsonl(tmp_path / "test.jsonl", [{"id": "1", "text": f"Once {secret}, as is well known."}])
-    short["rephrase"]["held_out"] = {"paths": [held_out]}
+    rows = [{"id": "0", "text": "\n"}, {"id": "1", "text": f"Once {secret}, as is well known."}, {"id": "2", "text": ""}]
+    short["rephrase"]["held_out"] = {"paths": [write_jsonl(tmp_path / "test.jsonl", rows)]}
     made = run(short)
+    assert made.step("rephrase").manifest["held_out"] == {"rephrase.held_out": {"rows": 3, "blank": 2}}
     reasons = collections.Counter(table_of(made, "passages")["reason"].to_pylist())
     assert reasons["held_out"] == pytest.approx(made.step("rephrase").manifest["requests"] / 5, abs=1)
     assert not any("retired admirals" in text for text in shards_of(made)["text"].to_pylist())

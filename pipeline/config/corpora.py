@@ -72,8 +72,10 @@ class Dedup(Section):
 class HeldOut(Corpus):
     """Text that models will be tested on: plain, or questions (`text_key`) with answers."""
 
-    answer_key: str | None = Field(None, description="column of the answer: its text, or which choice it is (from 0, or a letter)")
-    choices_key: str | None = Field(None, description="column of the list of choices")
+    answer_key: str | None = Field(
+        None, description="column of the answer: its text, or which choice it is: label, letter, or number from 0"
+    )
+    choices_key: str | None = Field(None, description="column of the choices: a list, or an object of the lists text and label")
     of: str | None = Field(None, description="the specialist whose test set it is: that its sample overlaps it is an error")
 
 

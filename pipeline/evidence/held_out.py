@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from pipeline.config import Config, Corpus
 from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
-from pipeline.stages.prepare import prepare_step
+from pipeline.stages.held_out import log_blank
+from pipeline.stages.prepare import QUARANTINED, prepare_step
 from pipeline.step import Step, part_names
 from pipeline.storage import Folder
 
@@ -28,8 +29,25 @@ _EXCERPT = 60
 
 
 def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) -> Step:
-    """The step that cuts a held-out text into windows."""
-    return prepare_step(config, f"held-out {name}", corpus, workdir, setting=f"held_out.{name}")
+    """The step that cuts a held-out text into windows. Blank rows are counted, and of no account for `max_bad_fraction`."""
+    setting = f"held_out.{name}"
+    every_row = config.model_copy(update={"max_bad_fraction": 1.0})
+    step = prepare_step(every_row, f"held-out {name}", corpus, workdir, setting=setting)
+
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
+        manifest = step.work(engine, folder)
+        reasons = Counter(manifest["reasons"])
+        rows = manifest["documents"] + manifest["dropped"] + manifest["quarantined"]
+        log_blank(setting, rows, reasons.pop("empty_text", 0))
+        if reasons.total() > config.max_bad_fraction * rows:
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            raise InputError(
+                f"{reasons.total()} of {rows} rows of {setting} cannot be used ({listed}), more than max_bad_fraction = "
+                f"{config.max_bad_fraction}; all are in {folder.child(QUARANTINED).url}; mend the input or raise max_bad_fraction"
+            )
+        return manifest
+
+    return replace(step, work=work)
 
 
 def lowest_hashed(windows: Folder, names: Sequence[str], most: int, seed: int, purpose: str) -> list[str]:

@@ -9,6 +9,7 @@ Shapes: G different runs of all readings, P runs of readings (a run may be in se
 among the G, F readings that have one of these.
 """
 
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.wording import Wording, wordings
 
-_LETTERS = "ABCDEFGHIJ"
+_LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -127,24 +128,56 @@ def _different_runs(text: str, length: int) -> NDArray[np.uint64]:
     return np.unique(np.concatenate([np.unique(wording.runs(length)) for wording in wordings(text, length)]))
 
 
-def readings(text: str, length: int, *, answer: Any = None, choices: Sequence[str] = ()) -> list[str]:
+def choices_of(value: Any) -> tuple[list[str], list[str]]:
+    """The texts of a question's choices, and their labels, if they have any.
+
+    `value` is a list of texts, an object with the lists `text` and `label` (as in ARC), or a list of objects with these keys.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    labels: Any = []
+    if isinstance(value, dict):
+        value, labels = value.get("text"), value.get("label") or []
+    elif isinstance(value, list) and value and all(isinstance(choice, dict) for choice in value):
+        labels = [choice.get("label") for choice in value]
+        value = [choice.get("text") for choice in value]
+    if not isinstance(value, list) or any(isinstance(choice, dict | list) or choice is None for choice in value):
+        raise ValueError("is no list of choices, nor an object with the lists text and label")
+    if not isinstance(labels, list) or (any(label is not None for label in labels) and len(labels) != len(value)):
+        raise ValueError(f"has {len(value)} choices and not as many labels")
+    return [str(choice) for choice in value], [str(label) for label in labels if label is not None]
+
+
+def readings(text: str, length: int, *, answer: Any = None, choices: Sequence[str] = (), labels: Sequence[str] = ()) -> list[str]:
     """The readings of a row: a text, or a question with its answer and choices.
 
-    `answer` is its text, or which of the choices it is: a number from 0, or a letter.
+    `answer` is its text, or which of the choices it is: a label, a letter, or a number from 0.
     """
-    answered = _answer(answer, choices)
+    answered = _answer(answer, choices, labels)
     if not (answered or choices) or any(len(wording.words) >= length for wording in wordings(text, length)):
         return [text]
-    lettered = " ".join(f"{letter} {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
-    following = [answered, f"answer {answered}" if answered else "", " ".join(choices), lettered]
-    return [f"{text} {rest}" for rest in following if rest]
+    lettered = [" ".join(f"{name} {choice}" for name, choice in zip(names, choices, strict=False)) for names in (_LETTERS, labels)]
+    following = [answered, f"answer {answered}" if answered else "", " ".join(choices), *lettered]
+    return [f"{text} {rest}" for rest in dict.fromkeys(following) if rest]
 
 
-def _answer(answer: Any, choices: Sequence[str]) -> str:
-    if isinstance(answer, str) and len(answer) == 1 and answer.upper() in _LETTERS[: len(choices)]:
-        return choices[_LETTERS.index(answer.upper())]
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return choices[answer]
+def _answer(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> str:
+    """The text of an answer. Of several meanings that it could have the first: label, letter, text of a choice, number."""
+    if isinstance(answer, dict) and "text" in answer:  # as in SQuAD
+        answer = answer["text"]
     if isinstance(answer, list | tuple):
-        return " ".join(str(one) for one in answer)
-    return "" if answer is None else str(answer)
+        return " ".join(_answer(one, choices, labels) for one in answer)
+    if answer is None or isinstance(answer, bool):
+        return "" if answer is None else str(answer)
+    said = str(answer).strip()
+    if said in labels:
+        return choices[labels.index(said)]
+    if isinstance(answer, str):
+        if len(said) == 1 and said.upper() in _LETTERS[: len(choices)]:
+            return choices[_LETTERS.index(said.upper())]
+        if said in choices:
+            return said
+    if said.isascii() and said.isdigit() and int(said) < len(choices):
+        return choices[int(said)]
+    return said

@@ -19,8 +19,8 @@ from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
 from pipeline.readers import InputFile
-from pipeline.refining.contamination import Index, readings
-from pipeline.stages.held_out import held_out_documents
+from pipeline.refining.contamination import Index, choices_of, readings
+from pipeline.stages.held_out import held_out_documents, log_blank
 from pipeline.stages.prepare import input_files
 from pipeline.step import Step, map_parts, part_names
 from pipeline.storage import Folder
@@ -46,22 +46,24 @@ def index_step(config: Config, workdir: Folder) -> Step:
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         ((_, facts),) = engine.map(_index, [folder], title="held-out text", unit="indices", shared=(settings, files))
-        for name, (rows, short) in facts.items():
-            if short == rows:
+        for name, (rows, blank, short) in facts.items():
+            if blank + short == rows:
                 raise InputError(
                     f"decontaminate.held_out.{name}: none of its {rows} rows has {settings.ngram} words, so none can be found; set "
                     "decontaminate.ngram lower, or answer_key and choices_key for questions"
                 )
+            log_blank(f"decontaminate.held_out.{name}", rows, blank)
             if short:
                 logger.warning(f"decontaminate.held_out.{name}: {short} of {rows} rows have fewer than {settings.ngram} words")
         return {
-            "rows": {name: rows for name, (rows, _) in facts.items()},
-            "short": {name: short for name, (_, short) in facts.items()},
+            "rows": {name: rows for name, (rows, _, _) in facts.items()},
+            "blank": {name: blank for name, (_, blank, _) in facts.items()},
+            "short": {name: short for name, (_, _, short) in facts.items()},
         }
 
     return Step(
         stage="held-out",
-        version=1,
+        version=2,
         settings={
             "ngram": settings.ngram,
             "texts": {
@@ -130,36 +132,44 @@ def _refuse_own_test(settings: Decontaminate, corpus: str, report: Folder, repor
     )
 
 
-def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputFile]]) -> dict[str, tuple[int, int]]:
-    """Write the index; by name how many rows there are, and how many of them are too short."""
+def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputFile]]) -> dict[str, tuple[int, int, int]]:
+    """Write the index; by name how many rows there are, and how many of them are blank, and too short."""
     names = sorted(files)
-    read = dict.fromkeys(names, 0)
+    read, blank = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
 
     def rows() -> Iterator[tuple[int, int, Sequence[str]]]:
         for number, name in enumerate(names):
             for file in files[name]:
                 for found in _readings(file, settings.held_out[name], name, settings.ngram):
-                    yield number, read[name], found
+                    if found is None:
+                        blank[name] += 1
+                    else:
+                        yield number, read[name], found
                     read[name] += 1
 
     index, short = Index.of(rows(), names, settings.ngram)
     runs, of_rows = index.tables()
     folder.write_table(_RUNS, runs, HELD_OUT_RUNS)
     folder.write_table(_ROWS, of_rows, HELD_OUT_ROWS)
-    return {name: (read[name], short[number]) for number, name in enumerate(names)}
+    return {name: (read[name], blank[name], short[number]) for number, name in enumerate(names)}
 
 
-def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Iterator[Sequence[str]]:
+def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Iterator[Sequence[str] | None]:
+    """The readings of each row; None for a blank one."""
     for row, document in held_out_documents(file, corpus, f"decontaminate.held_out.{name}"):
+        if document is None:
+            yield None
+            continue
         others = orjson.loads(document.metadata)
         for key in (corpus.answer_key, corpus.choices_key):
             if key is not None and key not in others:
                 raise InputError(f"{file.url} row {row} has no {key!r}, which decontaminate.held_out.{name} names; mend either")
-        choices = others[corpus.choices_key] if corpus.choices_key else []
-        if not isinstance(choices, list):
-            raise InputError(f"{file.url} row {row}: {corpus.choices_key!r} is no list of choices; mend it")
+        try:
+            choices, labels = choices_of(others[corpus.choices_key] if corpus.choices_key else [])
+        except ValueError as error:
+            raise InputError(f"{file.url} row {row}: {corpus.choices_key!r} {error}; mend it") from error
         answer = others[corpus.answer_key] if corpus.answer_key else None
-        yield readings(document.text, length, answer=answer, choices=[str(choice) for choice in choices])
+        yield readings(document.text, length, answer=answer, choices=choices, labels=labels)
 
 
 @functools.lru_cache(maxsize=1)

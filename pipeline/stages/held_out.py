@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+from loguru import logger
 
 from pipeline.config import Config, Corpus
 from pipeline.engine import Engine
@@ -13,7 +14,8 @@ from pipeline.rewriting.filters import HeldOut
 from pipeline.stages.prepare import input_files
 from pipeline.storage import Folder
 
-_FILE = "held_out.parquet"
+HELD_OUT = "held_out.parquet"
+_COUNTS = "held_out.json"
 _BATCH = 1000
 
 
@@ -29,17 +31,25 @@ def held_out_identity(config: Config, workdir: Folder) -> dict[str, Any] | None:
     } or None
 
 
-def read_held_out(engine: Engine, config: Config, folder: Folder) -> Folder | None:
-    """The folder with the n-grams of the held-out text, or None where there is no such text."""
+def read_held_out(engine: Engine, config: Config, folder: Folder) -> tuple[Folder | None, dict[str, Any]]:
+    """The folder with the n-grams of the held-out text, None without such text; by setting its `rows`, and how many are `blank`."""
     found = _files(config, Folder(config.workdir))
     if not found:
-        return None
-    if not folder.exists(_FILE):
+        return None, {}
+    if not folder.exists(HELD_OUT):
         items = [(setting, corpus, file) for setting, (corpus, files) in found.items() for file in files]
-        parts = [part for _, part in engine.map(_ngrams, items, title="held-out text", unit="files")]
-        table = HeldOut.combine(parts).to_table()
-        folder.write_table(_FILE, table, pa.schema([pa.field("ngram", pa.uint64(), nullable=False)]))
-    return folder
+        parts: list[HeldOut] = []
+        counts = {setting: {"rows": 0, "blank": 0} for setting in found}
+        for number, (part, rows, blank) in engine.map(_ngrams, items, title="held-out text", unit="files"):
+            parts.append(part)
+            counts[items[number][0]]["rows"] += rows
+            counts[items[number][0]]["blank"] += blank
+        for setting, counted in counts.items():
+            log_blank(setting, **counted)
+        folder.write_json(_COUNTS, counts)
+        schema = pa.schema([pa.field("ngram", pa.uint64(), nullable=False)])
+        folder.write_table(HELD_OUT, HeldOut.combine(parts).to_table(), schema)
+    return folder, folder.read_json(_COUNTS) or {}
 
 
 def _files(config: Config, workdir: Folder) -> dict[str, tuple[Corpus, list[InputFile]]]:
@@ -53,26 +63,38 @@ def _files(config: Config, workdir: Folder) -> dict[str, tuple[Corpus, list[Inpu
     return {name: (corpus, input_files(corpus, workdir, setting=f"{name}.paths")[0]) for name, corpus in texts.items()}
 
 
-def held_out_documents(file: InputFile, corpus: Corpus, setting: str) -> Iterator[tuple[int, Document]]:
-    """Every row of a file of held-out text: its number and its document.
+def held_out_documents(file: InputFile, corpus: Corpus, setting: str) -> Iterator[tuple[int, Document | None]]:
+    """Every row of a file of held-out text: its number and its document, or None for a blank row, which cannot leak.
 
     Raises:
         InputError: one of them cannot be used. Held-out text that goes unread would leak in silence.
     """
     for row in read_rows(file, corpus):
-        if row.document is None:
-            assert row.bad
+        if row.bad and row.bad.reason != "empty_text":
             raise InputError(f"{file.url} row {row.row} of {setting} cannot be used ({row.bad.reason}): mend it, or take it out")
-        yield row.row, row.document
+        if not row.skipped:
+            yield row.row, row.document
 
 
-def _ngrams(item: tuple[str, Corpus, InputFile]) -> HeldOut:
+def log_blank(setting: str, rows: int, blank: int) -> None:
+    """One line where rows of a held-out text are blank."""
+    if blank:
+        logger.info(f"{setting}: {blank:,} of {rows:,} rows are blank and were skipped")
+
+
+def _ngrams(item: tuple[str, Corpus, InputFile]) -> tuple[HeldOut, int, int]:
+    """Of a file: its n-grams, its rows, and how many of these are blank."""
     setting, corpus, file = item
     parts: list[HeldOut] = []
     texts: list[str] = []
+    rows = blank = 0
     for _, document in held_out_documents(file, corpus, setting):
+        rows += 1
+        if document is None:
+            blank += 1
+            continue
         texts.append(document.text)
         if len(texts) == _BATCH:
             parts.append(HeldOut.of(texts))
             texts = []
-    return HeldOut.combine([*parts, HeldOut.of(texts)])
+    return HeldOut.combine([*parts, HeldOut.of(texts)]), rows, blank

@@ -19,6 +19,7 @@ from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
 from pipeline.rewriting.requests import Task, choose, requests_table
 from pipeline.stages.assign import assign_table
 from pipeline.stages.embed import embed_table, loaded_embedder
+from pipeline.stages.held_out import HELD_OUT
 from pipeline.step import groups
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, PASSAGES, REQUESTS, REWRITES, embeddings_schema
@@ -112,4 +113,4 @@ def judge_group(
 
 @functools.lru_cache(maxsize=1)
 def _loaded_held_out(url: str) -> HeldOut:
-    return HeldOut.from_table(Folder(url).read_table("held_out.parquet"))
+    return HeldOut.from_table(Folder(url).read_table(HELD_OUT))

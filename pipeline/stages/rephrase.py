@@ -117,7 +117,7 @@ def rephrase_step(
             steer_L=_steering(config, weighted, tree.num_leaves),
             seed=config.seed,
         )
-        held_out = read_held_out(engine, config, folder)
+        held_out, held_out_rows = read_held_out(engine, config, folder)
         read = functools.partial(read_requests, styles=styles)
         asking = Asking(
             engine, settings, model, read, folder.child("requests"), generalist.workdir.child(f"{FOLDER}/{task.generator}")
@@ -183,6 +183,7 @@ def rephrase_step(
             "mode": settings.mode,
             **{key: provenance[key] for key in ("model", "revision")},
             "sampling": settings.sampling,
+            "held_out": held_out_rows,
             "rounds": rounds,
             "ended": why,
             "wanted_tokens": float(tally.wanted_L.sum()),
