@@ -66,25 +66,26 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def warc(path: Path, *pages: tuple[str, bytes, str], cut: int = 0, wet: bool = False, identified: bool = True) -> Path:
-    """Records of (url, content, content type), after one of another kind; the last `cut` bytes are missing.
+def warc(path: Path, *pages: tuple[Any, ...], cut: int = 0, wet: bool = False, identified: bool = True) -> Path:
+    """Records of (url, content, content type, HTTP headers …), after one of another kind; the last `cut` bytes are missing.
 
     Only newer crawls say what kind they found (`identified`); of others the server's word is all there is.
     """
     records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 4\r\n\r\ninfo\r\n\r\n"]
-    for url, content, kind in pages:
-        body = content if wet else b"HTTP/1.1 200 OK\r\nContent-Type: " + kind.encode() + b"\r\n\r\n" + content
+    for url, content, kind, *lines in pages:
+        http = "\r\n".join(["HTTP/1.1 200 OK", f"Content-Type: {kind}", *lines])
+        body = content if wet else http.encode() + b"\r\n\r\n" + content
         head = {
             "WARC-Type": "conversion" if wet else "response",
             "WARC-Record-ID": f"<urn:uuid:{url}>",
             "WARC-Target-URI": url,
             "WARC-Date": "2026-11-20T00:00:00Z",
-            **({"WARC-Identified-Payload-Type": kind} if identified else {}),
+            **({"WARC-Identified-Payload-Type": kind.partition(";")[0]} if identified else {}),
             "Content-Type": kind if wet else "application/http; msgtype=response",
             "Content-Length": str(len(body)),
         }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-        records.append(b"WARC/1.0\r\n" + lines.encode() + b"\r\n" + body + b"\r\n\r\n")
+        named = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        records.append(b"WARC/1.0\r\n" + named.encode() + b"\r\n" + body + b"\r\n\r\n")
     data = b"".join(gzip.compress(record) if path.suffix == ".gz" else record for record in records)
     path.write_bytes(data[: len(data) - cut])
     return path

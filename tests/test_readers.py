@@ -1,6 +1,5 @@
 """Reading: every kind of bad input, with real files, and what must come through unchanged."""
 
-import contextlib
 import datetime
 import gzip
 import json
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import warc
 from fake_hub import FakeHub
 
 from pipeline.config import Corpus
@@ -373,81 +371,6 @@ def test_a_first_line_that_is_too_long_is_one_row_with_a_byte_order_mark_too(
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"id": "0", "text": "x" * 99}).encode() + b'\n{"id": "1", "text": "short"}\n')
     rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])))
     assert [(row.row, row.bad.reason if row.bad else "") for row in rows] == [(0, "line_too_long"), (1, "")]
-
-
-FRENCH = "L'été était très chaud à la forêt, où l'âne brûlé dînait. " * 8
-PAGES = [
-    ("http://a.org/1", "<p>Élan</p>".encode(), "text/html"),
-    (
-        "http://a.org/2",
-        f"<p>{FRENCH}</p>".encode("latin-1"),
-        "text/html",
-    ),
-    ("http://a.org/3", b"\x89PNG....", "image/png"),
-    ("http://a.org/4", "<p>три</p>".encode(), "text/html"),
-]
-
-
-@pytest.mark.parametrize("name", ["x.warc", "x.warc.gz"])
-def test_pages_of_a_warc_in_whatever_encoding(tmp_path: Path, name: str) -> None:
-    rows = rows_of(warc(tmp_path / name, *PAGES))
-    assert [row.row for row in rows] == [1, 2, 4]  # the records before, and the picture, are no rows
-    assert reasons_of(rows) == ["good"] * 3
-    texts = [row.document.text for row in rows if row.document]
-    assert texts[0] == "<p>Élan</p>"
-    assert "L'été était très chaud" in texts[1]
-    assert rows[0].document is not None
-    assert rows[0].document.id == "<urn:uuid:http://a.org/1>"
-    assert json.loads(rows[0].document.metadata)["url"] == "http://a.org/1"
-    [(url, kind)] = list_files(corpus_of(tmp_path / name))
-    later = list(read_rows(InputFile(0, url, kind, ""), corpus_of(tmp_path / name), first=2, before=1))
-    assert [row.row for row in later] == [2, 4]
-
-
-@pytest.mark.parametrize("name", ["x.warc", "x.warc.gz"])
-def test_a_warc_that_was_cut_anywhere_is_an_error_and_not_an_end(tmp_path: Path, name: str) -> None:
-    whole = warc(tmp_path / name, *PAGES).read_bytes()
-    read = []
-    for length in range(1, len(whole)):
-        (tmp_path / name).write_bytes(whole[:length])
-        with contextlib.suppress(InputError):
-            read.append((length, len(rows_of(tmp_path / name))))
-    # What is left is read where it ends between two records: after a member, or in the blank lines.
-    assert [rows for _, rows in read] == sorted(rows for _, rows in read)
-    if name.endswith(".gz"):
-        assert len(read) == len(PAGES)
-    for length, rows in read:
-        text = whole[:length] if name == "x.warc" else gzip.decompress(whole[:length])
-        assert text.rstrip(b"\r\n").endswith((b"info", *(content for _, content, _ in PAGES)))
-        assert rows == sum(content in text for _, content, kind in PAGES if kind == "text/html")
-
-
-def test_a_page_that_no_encoding_fits_is_a_bad_row(tmp_path: Path) -> None:
-    noise = bytes(range(128, 256)) * 3 + b"\x81\x8d\x8f\x90\x9d"
-    rows = rows_of(warc(tmp_path / "x.warc", ("http://a.org", noise, "text/html"), PAGES[0]))
-    assert reasons_of(rows)[-1] == "good"
-    assert reasons_of(rows)[0] in ("invalid_utf8", "good")  # what the detector takes noise for is its own affair
-    assert len(rows) == 2
-
-
-def test_pages_of_older_crawls_are_known_by_what_the_server_said(tmp_path: Path) -> None:
-    """One byte of Latin-1 in a page of ASCII: nobody can tell its encoding, and it must not vanish."""
-    page = b"<html><body><p>" + b"An ordinary sentence of plain words. " * 20 + b"caf\xe9</p></body></html>"
-    pages = [
-        ("http://a.org", page, "text/html; charset=x"),
-        ("http://b.org", b"", "text/html"),
-        ("http://c.org", page[-30:], "image/png"),
-    ]
-    whole = ("http://d.org", b"<!DOCTYPE html>" + page.replace(b"\xe9", b"e"), "text/html")
-    rows = rows_of(warc(tmp_path / "x.warc", *pages, whole, identified=False))
-    assert len(rows) == 2  # an answer without content is no page
-    assert reasons_of(rows)[1] == "good"
-    assert reasons_of(rows)[0] in ("invalid_utf8", "good")
-
-
-def test_text_of_a_wet_file(tmp_path: Path) -> None:
-    rows = rows_of(warc(tmp_path / "x.warc.wet.gz", ("http://a.org", b"plain words", "text/plain"), wet=True))
-    assert [row.document.text for row in rows if row.document] == ["plain words"]
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.csv.zst"])

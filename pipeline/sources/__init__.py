@@ -12,6 +12,7 @@ Kind = Literal["jsonl", "parquet", "csv", "ipc", "warc", "dataset", "pydocs"]
 REASONS = (
     "not_json",
     "invalid_utf8",
+    "undecodable",
     "not_an_object",
     "missing_text",
     "text_not_string",

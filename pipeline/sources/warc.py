@@ -3,79 +3,111 @@
 import io
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from datatrove.pipeline.readers import WarcReader
 
 from pipeline.errors import one_line
 from pipeline.sources import Row
+from pipeline.sources.charsets import charset_of, decoded_text
+from pipeline.sources.http_bodies import UndecodableError, decoded_body
 from pipeline.sources.row_reader import RowReader, bad_row, excerpt_of
 from pipeline.sources.streams import open_bytes
 
-_PAGES = ("text/html", "application/xhtml+xml", "text/plain")
+_HTML = ("text/html", "application/xhtml+xml")
+# What libmagic calls a page that it does not recognise: a fragment, XML, UTF-16. Then what the server said counts.
+_PERHAPS_HTML = ("text/", "application/xml", "application/octet-stream")
 
 
 class StrictWarcReader(RowReader, WarcReader):  # type: ignore[misc]
-    """WARC and WET files: the HTML of responses, the text of conversions. Other records are no rows.
+    """WARC and WET files: the HTML of responses, the text of conversions. Other records and what is no page are skipped.
 
-    warcio takes the end of a file that was cut for the end of the file; here it is an error.
+    The status of an answer does not count, as with datatrove: the page of an error is a page. warcio takes the end of a file that
+    was cut for the end of the file; here it is an error.
     """
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
-        from datatrove.pipeline.readers.warc import process_record
         from warcio.archiveiterator import ArchiveIterator
 
         with open_bytes(self.data_folder, filepath) as raw:
             stream, row = _Followed(raw), -1
             records = ArchiveIterator(stream)
             for row, record in enumerate(_unbroken(records)):
-                page = row >= first and record.rec_type in ("response", "conversion")
-                content = record.content_stream().read() if page else b""
-                data = process_record(_Held(record.rec_type, record.rec_headers, content)) if page else None
+                wanted = row >= first and record.rec_type in ("response", "conversion")
+                body = record.raw_stream.read() if wanted else b""
                 while record.raw_stream.read(1 << 20):
                     pass
                 if getattr(record.raw_stream, "limit", 0) or not (record.rec_headers.get("Content-Length") or "").isdigit():
                     raise OSError(f"the file ends within record {row}")
                 stream.passed = stream.tell() - records.reader.rem_length()
-                if not page:
-                    continue
-                if data is not None:
-                    yield self.row(data, filepath, row, excerpt_of(data, self.text_key))
-                elif _kind_of(record) in _PAGES and _undecodable(content):
-                    identifier = record.rec_headers.get("WARC-Record-ID")
-                    yield bad_row(row, "invalid_utf8", "no encoding fits the page", "", identifier)
+                if wanted:
+                    yield self._page(_Record(record, body), filepath, row)
+                elif row >= first:
+                    yield Row(row, None, None, skipped="other_record")
             if stream.rest.strip():
                 raise OSError(f"the file ends within the headers of record {row + 1}")
 
-
-@dataclass(frozen=True)
-class _Held:
-    """A record whose content was read."""
-
-    rec_type: str
-    rec_headers: Any
-    content: bytes
-
-    def content_stream(self) -> io.BytesIO:
-        return io.BytesIO(self.content)
+    def _page(self, record: "_Record", filepath: str, row: int) -> Row:
+        try:
+            data = record.read()
+        except UndecodableError as error:
+            return bad_row(row, "undecodable", str(error), "", record.header("WARC-Record-ID"))
+        if data is None:
+            return Row(row, None, None, skipped="not_a_page")
+        return self.row(data, filepath, row, excerpt_of(data, self.text_key))
 
 
-def _kind_of(record: Any) -> str:
-    """What a record says that its content is: as the crawler found, or as the server said."""
-    identified = record.rec_headers.get("WARC-Identified-Payload-Type")
-    if identified is None and record.http_headers is not None:
-        identified = record.http_headers.get_header("Content-Type", "")
-    return str(identified or "").partition(";")[0].strip().lower()
+class _Record:
+    """A response or a conversion whose body was read."""
+
+    def __init__(self, record: Any, body: bytes) -> None:
+        self._headers, self._http, self._body = record.rec_headers, record.http_headers, body
+        self._pages = (*_HTML, "text/plain") if record.rec_type == "conversion" else _HTML
+        self._is_cut = bool(self.header("WARC-Truncated"))
+
+    def header(self, name: str) -> str | None:
+        value: str | None = self._headers.get(name)
+        return value
+
+    def read(self) -> dict[str, Any] | None:
+        """The page as columns; None of what is no page.
+
+        Raises:
+            UndecodableError: it is a page, and cannot be read.
+        """
+        identified = self.header("WARC-Identified-Payload-Type")
+        if identified is not None and _kind(identified) not in self._pages:
+            return None
+        said = ", ".join(self._sent("Content-Type")) if self._http else self.header("Content-Type") or ""
+        try:
+            content = decoded_body(self._body, self._sent("Transfer-Encoding"), self._sent("Content-Encoding"), cut=self._is_cut)
+        except UndecodableError:
+            if identified is None and _kind(said) not in self._pages:
+                return None
+            raise
+        if identified is None and not self._looks_like_a_page(content, _kind(said)):
+            return None
+        headers = dict(self._headers.headers)
+        return {
+            "text": decoded_text(content, charset_of(said), markup=self._http is not None, cut=self._is_cut),
+            "id": self.header("WARC-Record-ID"),
+            "url": self.header("WARC-Target-URI") or headers.get("uri"),  # the latter of older formats
+            "date": self.header("WARC-Date") or headers.get("archive-date"),
+        }
+
+    def _sent(self, name: str) -> list[str]:
+        """The values of a header of the answer, which may come several times."""
+        return [value for key, value in self._http.headers if key.lower() == name.lower()] if self._http else []
+
+    def _looks_like_a_page(self, content: bytes, said: str) -> bool:
+        import magic
+
+        found = magic.from_buffer(content, mime=True)
+        return found in self._pages or (said in self._pages and found.startswith(_PERHAPS_HTML))
 
 
-def _undecodable(content: bytes) -> bool:
-    """Whether something that should be a page is text in an encoding that nobody knows, and no picture or program."""
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return b"\0" not in content
-    return False
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _unbroken(records: Iterator[Any]) -> Iterator[Any]:

@@ -1,0 +1,181 @@
+"""The text of a page: by its byte order mark, what it is said to be in, or what its bytes look like; never by a guess that garbles.
+
+datatrove takes UTF-8, else the first guess of a detector, and drops what that cannot decode. Here a charset counts only if it
+decodes every byte, to characters that exist.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+
+import regex
+
+from pipeline.sources.http_bodies import UndecodableError
+
+_BOMS = (  # longest first: that of UTF-32 begins as that of UTF-16 does
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# By Python's name: what such text often is in fact, a superset of it; tried where the charset itself does not fit.
+_SUPERSETS = {
+    "ascii": ("cp1252",),
+    "iso8859-1": ("cp1252",),
+    "iso8859-7": ("cp1253",),
+    "iso8859-8": ("cp1255",),
+    "iso8859-9": ("cp1254",),
+    "iso8859-11": ("cp874",),
+    "tis-620": ("cp874",),
+    "iso8859-13": ("cp1257",),
+    "gb2312": ("gb18030",),
+    "gbk": ("gb18030",),
+    "big5": ("cp950", "big5hkscs"),
+    "shift_jis": ("cp932", "shift_jis_2004"),
+    "euc_jp": ("euc_jis_2004",),
+    "iso2022_jp": ("iso2022_jp_ext", "iso2022_jp_2004"),
+    "euc_kr": ("cp949",),
+}
+_SEVEN_BIT = ("iso2022", "hz", "utf-7")  # beginnings of the names of charsets whose bytes are ASCII, and whose text is not
+_WIDE = ("utf-16", "utf-32")
+_MULTIBYTE = ("gb", "big5", "cp9", "shift_jis", "euc_", "johab")
+_NO_CHARSETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "unicode_escape", "raw_unicode_escape"}
+_META = re.compile(
+    rb"""<meta\b[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)|<\?xml\b[^>]*?\bencoding\s*=\s*["']([\w.:-]+)""", re.IGNORECASE
+)
+_META_BYTES = 8192
+_PARAMETER = re.compile(r"""\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_IMPOSSIBLE = regex.compile(r"[\p{Cn}\x80-\x9f\0]")  # unassigned, or a control character that nobody writes
+_STRAY = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")
+_STRAY_SHARE = 0.01
+_SURE = 0.5  # of the detector, which is at 0.6 and more for a sentence
+_FEW = 4  # characters that two bytes of another charset may be by chance
+_MOSTLY = 4  # times as many characters of UTF-8 as bytes that are none
+
+
+def charset_of(content_type: str | None) -> str | None:
+    """The charset that a Content-Type header names."""
+    found = _PARAMETER.search(content_type or "")
+    return found[1] if found else None
+
+
+def decoded_text(content: bytes, declared: str | None, *, markup: bool = True, cut: bool = False) -> str:
+    """The text of a page. `declared` is the charset of its Content-Type; with `markup` its `<meta>` is asked as well.
+
+    UTF-8 that is valid wins over another charset that is declared, for that is hardly ever chance; UTF-7 must be declared. Where
+    header and page name two charsets that fit, the detector decides, or else the header. `cut` says that the page may end within a
+    character, which is then left out.
+
+    Raises:
+        UndecodableError: no charset fits.
+    """
+    for mark, name in _BOMS:
+        if content.startswith(mark):
+            marked = _decoded(content[len(mark) :], name, cut=cut)
+            if marked is None:
+                raise UndecodableError(f"charset {name}, by its byte order mark, does not fit")
+            return marked
+    said = [label for label in (declared, *(_metas(content) if markup else ())) if label]
+    names = list(dict.fromkeys(codec for label in said if (codec := _codec(label))))
+    utf8 = _decoded(content, "utf-8", cut=cut) if b"\0" not in content else None
+    if utf8 is not None and utf8.isascii():
+        return _seven_bit(content, names, cut=cut) or utf8
+    if utf8 is not None:
+        others = [name for name in names if name.startswith(_MULTIBYTE)]
+        few = sum(not character.isascii() for character in utf8) < _FEW and "utf-8" not in names
+        return (_first(content, others, cut=cut) if few else None) or utf8
+    if b"\0" not in content and (bad := _damaged_utf8(content, declared="utf-8" in names)):
+        raise UndecodableError(f"charset utf-8: {bad} places are damaged")
+    narrow = [name for name in names if not name.startswith(_WIDE)]
+    detected = _detected(content)
+    if len(narrow) > 1:
+        narrow.sort(key=lambda name: name not in detected)
+    text = _first(content, [*_wide(content, names), *narrow, *detected], cut=cut)
+    if text is None and b"\0" in content:
+        text = _decoded(content, "utf-8", cut=cut)  # with its NULs, for which the row is quarantined
+    if text is None:
+        raise UndecodableError(f"no charset fits (said to be in {', '.join(said)[:100] or 'none'})")
+    return text
+
+
+def _metas(content: bytes) -> Iterator[str]:
+    """What the page itself says. It cannot be in UTF-16 where that can be read."""
+    for found in _META.finditer(content[:_META_BYTES]):
+        label = (found[1] or found[2]).decode("ascii", "replace")
+        if not label.lower().startswith(_WIDE):
+            yield label
+
+
+def _codec(label: str) -> str | None:
+    """Python's name of a charset; None of what is none."""
+    label = label.strip().lower()
+    plain = re.sub(r"^(?:x-)?(?:windows-|cp-?)(?=\d)", "cp", label)
+    for name in (label, plain, label.removeprefix("x-"), re.sub(r"-[ie]$", "", label)):
+        try:
+            found = codecs.lookup(name)
+        except (LookupError, ValueError):
+            continue
+        return found.name if found._is_text_encoding and found.name not in _NO_CHARSETS else None
+    return None
+
+
+def _decoded(content: bytes, name: str, *, cut: bool) -> str | None:
+    decoder = codecs.getincrementaldecoder(name)("strict")
+    try:
+        return decoder.decode(content, final=not cut)
+    except (UnicodeError, ValueError):
+        return None
+
+
+def _first(content: bytes, names: Sequence[str], *, cut: bool) -> str | None:
+    """The text by the first of the charsets that fits, each before its supersets."""
+    for name in names:
+        for codec in (name, *_SUPERSETS.get(name, ())):
+            text = _decoded(content, codec, cut=cut)
+            if text is not None and _is_possible(text):
+                return text
+    return None
+
+
+def _is_possible(text: str) -> bool:
+    return not _IMPOSSIBLE.search(text) and len(_STRAY.findall(text)) <= _STRAY_SHARE * len(text)
+
+
+def _seven_bit(content: bytes, names: Sequence[str], *, cut: bool) -> str | None:
+    """The text of ASCII bytes that stand for other characters, if they do."""
+    candidates = [name for name in names if name.startswith(_SEVEN_BIT)]
+    if not candidates and (b"\x1b" in content or b"\x0e" in content or b"~{" in content):
+        candidates = [name for name in _detected(content) if name.startswith(("iso2022", "hz"))]
+    return _first(content, candidates, cut=cut)
+
+
+def _damaged_utf8(content: bytes, *, declared: bool) -> int:
+    """In how many places a page is damaged that should be UTF-8 by most of its bytes; 0 of what may be in another charset."""
+    text = content.decode("utf-8", "replace")
+    bad = text.count("\ufffd")
+    good = sum(not character.isascii() for character in text) - bad
+    ends_within = _decoded(content, "utf-8", cut=True) is not None
+    return bad if good > _MOSTLY * bad or (declared and (good > bad or ends_within)) else 0
+
+
+def _wide(content: bytes, names: Sequence[str]) -> list[str]:
+    """UTF-16 or UTF-32 in the byte order that the bytes show: the high bytes of characters have fewer values than the low ones."""
+    wanted = [name for name in names if name.startswith(_WIDE)]
+    nuls = content.count(b"\0")
+    if not wanted and nuls * 20 < len(content):
+        return []
+    if any(name.startswith("utf-32") for name in wanted) or nuls * 2 > len(content) + 2:
+        return ["utf-32-le", "utf-32-be"]
+    little = len(set(content[1::2])) <= len(set(content[0::2]))
+    return ["utf-16-le" if little else "utf-16-be"]
+
+
+def _detected(content: bytes) -> list[str]:
+    import cchardet
+
+    found = cchardet.detect(content)
+    if not found["encoding"] or (found["confidence"] or 0.0) < _SURE:
+        return []
+    name = _codec(found["encoding"])
+    return [] if name is None or name in ("ascii", "utf-8", "utf-7") else [name]

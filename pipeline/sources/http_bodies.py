@@ -1,0 +1,152 @@
+"""The body of an HTTP answer as it was before it was sent: transfer and content encodings undone, or an error that names them.
+
+warcio undoes gzip and deflate, passes on what it does not know, and ends in silence where compressed data is cut or damaged.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import InputError, one_line
+from pipeline.sources.streams import MAX_LINE_BYTES, ZstdStream
+
+_CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_LOOKED_AT = 1024  # bytes, among which are control characters where they are compressed
+
+
+class UndecodableError(Exception):
+    """Raised with what is wrong with a body, and turned into a bad row by the reader."""
+
+
+def decoded_body(body: bytes, transfer: Sequence[str], content: Sequence[str], *, cut: bool = False) -> bytes:
+    """The body without the encodings of these headers, each in the order of the headers.
+
+    A body that is plain although a header says otherwise is taken as it is: many crawlers undo an encoding and keep its header.
+    `cut` says that the crawler stopped before the end, which a chunked body may show.
+
+    Raises:
+        UndecodableError: an encoding is unknown, or the body is damaged, cut or too large.
+        InputError: a package that an encoding needs is missing.
+    """
+    for name in reversed(_names(transfer)):
+        body = _dechunked(body, cut=cut) if name == "chunked" else _decoded(body, name)
+    for name in reversed(_names(content)):
+        body = _decoded(body, name)
+    return body
+
+
+def _names(headers: Sequence[str]) -> list[str]:
+    names = [name.strip().lower() for header in headers for name in header.split(",")]
+    return [name for name in names if name not in ("", "identity", "none")]
+
+
+def _decoded(body: bytes, name: str) -> bytes:
+    if not body:
+        return body
+    decoder = _DECODERS.get(name)
+    try:
+        if decoder is not None:
+            return decoder(body)
+        why = "unknown"
+    except (zlib.error, EOFError, OSError, ValueError) as error:
+        why = one_line(error)
+    if is_plain(body):
+        return body
+    raise UndecodableError(f"Content-Encoding {name[:40]}: {why}")
+
+
+def is_plain(body: bytes) -> bool:
+    """Whether bytes are a page in a charset that extends ASCII, and nothing compressed, also not the beginning of it."""
+    start = body[:_LOOKED_AT]
+    if _CONTROL.search(start):
+        return False
+    return len(start) == _LOOKED_AT or start.lstrip().startswith(b"<") or (b"<" in start and _is_utf8(start))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _dechunked(body: bytes, *, cut: bool) -> bytes:
+    if not _CHUNK.match(body):
+        return body  # it was undone, and the header kept
+    chunks: list[bytes] = []
+    at = 0
+    while found := _CHUNK.match(body, at):
+        size = int(found[1], 16)
+        if not size:
+            return b"".join(chunks)
+        at = found.end() + size
+        chunks.append(body[found.end() : at])
+        if at > len(body):
+            break
+        at += 2 if body.startswith(b"\r\n", at) else body.startswith(b"\n", at)
+    if cut:
+        return b"".join(chunks)
+    raise UndecodableError(f"Transfer-Encoding chunked: {'a chunk is cut' if at >= len(body) else 'no chunk begins'} at byte {at}")
+
+
+def _checked(out: bytes) -> bytes:
+    if len(out) > MAX_LINE_BYTES:
+        raise ValueError(f"more than {MAX_LINE_BYTES} bytes")
+    return out
+
+
+def _inflated(body: bytes, window: int) -> tuple[bytes, bytes]:
+    """A stream of zlib's, and what follows it."""
+    decompressor = zlib.decompressobj(window)
+    out = _checked(decompressor.decompress(body, MAX_LINE_BYTES + 1))
+    if not decompressor.eof:
+        raise EOFError("the data ends early")
+    return out, decompressor.unused_data
+
+
+def _from_gzip(body: bytes) -> bytes:
+    out, rest = _inflated(body, 16 + zlib.MAX_WBITS)
+    members = [out]
+    while rest.startswith(_GZIP):  # what else follows is padding
+        out, rest = _inflated(rest, 16 + zlib.MAX_WBITS)
+        members.append(out)
+    return _checked(b"".join(members))
+
+
+def _from_deflate(body: bytes) -> bytes:
+    try:
+        return _inflated(body, zlib.MAX_WBITS)[0]
+    except zlib.error:
+        return _inflated(body, -zlib.MAX_WBITS)[0]  # without zlib's header, as some servers send it
+
+
+def _from_brotli(body: bytes) -> bytes:
+    try:
+        import brotli
+    except ImportError as error:
+        raise InputError('pages in brotli need a package: pip install "crispwrap[filters]"') from error
+    decompressor = brotli.Decompressor()
+    try:
+        out: bytes = _checked(decompressor.process(body, output_buffer_limit=MAX_LINE_BYTES + 1))
+    except brotli.error as error:
+        raise ValueError(error) from error
+    if not decompressor.is_finished():
+        raise EOFError("the data ends early")
+    return out
+
+
+def _from_zstd(body: bytes) -> bytes:
+    return _checked(io.BufferedReader(ZstdStream(io.BytesIO(body))).read(MAX_LINE_BYTES + 1))
+
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": _from_gzip,
+    "x-gzip": _from_gzip,
+    "deflate": _from_deflate,
+    "br": _from_brotli,
+    "zstd": _from_zstd,
+}
