@@ -17,7 +17,8 @@ from loguru import logger
 from rich.table import Table
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, CrispwrapError, shown
+from pipeline.errors import ConfigError, CrispwrapError, RunError, shown
+from pipeline.terminal import Captured, console, messages, use_utf8
 
 if TYPE_CHECKING:
     from pipeline.planning import Run
@@ -144,6 +145,7 @@ def evidence_job() -> None:
 
 
 def _run_as_program(main: Callable[..., None]) -> None:
+    use_utf8()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app()
@@ -157,7 +159,6 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.steps import compare, own_steps, plan_evidence, refuse_arms
     from pipeline.evidence.table import rendered, rows_of, saved
     from pipeline.run import cost
-    from pipeline.terminal import console
 
     comparison = plan_evidence(evidence)
     if dry_run:
@@ -176,10 +177,10 @@ def _compare(config: str, *, dry_run: bool) -> None:
     check()
     compare(comparison)
     rows = rows_of(comparison)
-    print(text := rendered(comparison, rows))
+    console.print(text := rendered(comparison, rows), soft_wrap=True)
     folder = comparison.runs[evidence.baseline].workdir.child(f"evidence/{Path(config).stem}")
     for path in (*saved(comparison, rows, text, folder), *drawn(comparison, rows, folder)):
-        console.print(path)
+        console.print(path, soft_wrap=True)
 
 
 def _export(
@@ -201,11 +202,11 @@ def _export(
 
     if to is not None:
         made, folder = run.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
-        print(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {folder.url}")
+        _print_result(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {folder.url}")
     elif mixture is not None:
         level = 1 if level is None else level
         made, folder = run.mix(settings, mixture=mixture, level=level, tokenizer=tokenizer, eos_token=eos, output=output)
-        print(f"{made.manifest['rows']:,} documents in {len(made.manifest['groups'])} groups, {mixture}: {folder.url}")
+        _print_result(f"{made.manifest['rows']:,} documents in {len(made.manifest['groups'])} groups, {mixture}: {folder.url}")
 
 
 def _report(config: str, overrides: list[str], against: str | None) -> None:
@@ -213,7 +214,7 @@ def _report(config: str, overrides: list[str], against: str | None) -> None:
     other = load_config(against) if against else None
     from pipeline import run
 
-    print(run.report(settings, against=other))
+    _print_result(run.report(settings, against=other))
 
 
 def _look(
@@ -231,7 +232,6 @@ def _look(
     settings = load_config(config, overrides)
     from pipeline.inspection import Inspection
     from pipeline.planning import plan
-    from pipeline.terminal import console
 
     inspection = Inspection(plan(settings))
     if cluster is not None:
@@ -256,7 +256,6 @@ def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
     from pipeline import status
     from pipeline.planning import refuse_workdir
     from pipeline.storage import Folder
-    from pipeline.terminal import console
 
     refuse_workdir(settings.workdir)
     watch = status.Watch(Folder(settings.workdir))
@@ -288,48 +287,71 @@ def _make_shown(record: Any) -> None:
     record["message"] = shown(record["message"])
 
 
-def _log_above_the_line() -> None:
+def _log_to_the_terminal() -> None:
     """Lines of the log go where the line that is alive knows of them: else each would leave a broken copy of it behind."""
     import datatrove.utils.logging  # noqa: F401  makes the logger anew when it is imported, so it has to be by now
 
     from pipeline.progress import written
 
-    logger.configure(handlers=[{"sink": written, "colorize": "NO_COLOR" not in os.environ}])
+    colorize = messages.file.isatty() and "NO_COLOR" not in os.environ
+    logger.configure(handlers=[{"sink": written, "colorize": colorize}], patcher=_make_shown)
 
 
 def _guarded(
     work: Callable[[], None], interrupted: str = "interrupted: finished parts are kept; run the same command to go on"
 ) -> int:
     """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure, 130 and 143 interrupted by SIGINT and SIGTERM."""
-    logger.configure(patcher=_make_shown)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
-    if sys.stderr.isatty():
-        _log_above_the_line()
     try:
-        work()
-    except CrispwrapError as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 128 + signal.SIGINT
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
-            raise
-        print(interrupted, file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except Exception:
-        traceback.print_exc()
-        print("error: this is a fault of crispwrap, not of your input; please report it with the lines above", file=sys.stderr)
-        return 1
-    return 0
+        captured = Captured()
+    except OSError as error:
+        print(f"error: no folder takes temporary files ({error}); set TMPDIR to one that is there and writable", file=sys.stderr)
+        return ConfigError.exit_code
+    with captured:
+        _log_to_the_terminal()
+        try:
+            work()
+        except CrispwrapError as error:
+            _print_error(f"error: {shown(str(error))}")
+            if error.exit_code == RunError.exit_code:
+                _print_logs(error, captured)
+            return error.exit_code
+        except KeyboardInterrupt:
+            _print_error(interrupted)
+            return 128 + signal.SIGINT
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:
+                raise
+            _print_error(interrupted)
+            return 128 + signal.SIGTERM
+        except Exception as error:
+            _print_error(traceback.format_exc().rstrip())
+            _print_logs(error, captured)
+            _print_error("error: this is a fault of crispwrap, not of your input; please report it with the lines above")
+            return 1
+        return 0
+
+
+def _print_result(line: str) -> None:
+    console.print(line, soft_wrap=True)
+
+
+def _print_error(lines: str) -> None:
+    print(lines, file=messages.file)
+
+
+def _print_logs(error: BaseException, captured: Captured) -> None:
+    """Where the words of Ray and other libraries lie."""
+    printed = captured.keep()
+    places = [*getattr(error, "__notes__", ()), *([f"what libraries printed here: {printed}"] if printed else ())]
+    if places:
+        _print_error(f"logs: {'; '.join(places)}")
 
 
 def _print_plan(plan: "Run", until: str) -> None:
     from pipeline.costs.told import told
     from pipeline.foresight import refuse_what_cannot_be
     from pipeline.run import cost, describe, reaches
-    from pipeline.terminal import console
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
     states = describe(plan, until)

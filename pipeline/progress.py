@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loguru import logger
-from rich.console import Console, RenderableType
+from rich.console import OverflowMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.amounts import rate_said, time_said
+from pipeline.terminal import messages
 
 TO_DO, AT_WORK, DONE, WAS_THERE, FAILED = "to do", "at work", "done", "was there", "failed"
 
@@ -32,8 +33,6 @@ _BAR_WIDTH = 20
 _WIDE = 90  # columns of a terminal that has room for the bar
 # The rate is that of the last minute or two: of all the time, it would say for hours that the first workers took long to come up.
 _MARK_EVERY_S, _MARKS = 5.0, 25
-
-_terminal = Console(stderr=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -177,12 +176,16 @@ class Progress:
     @contextmanager
     def _line(self) -> Iterator[None]:
         """A line that is alive, on a terminal; one within another is the same."""
-        if self._live or not sys.stderr.isatty() or _terminal.is_dumb_terminal:
+        if self._live or not messages.file.isatty() or messages.is_dumb_terminal:
             yield
             return
-        # What is printed to standard output is a result, and may go to a file.
         self._live = Live(
-            get_renderable=self._drawn, console=_terminal, refresh_per_second=_DRAWN_PER_S, transient=True, redirect_stdout=False
+            get_renderable=self._drawn,
+            console=messages,
+            refresh_per_second=_DRAWN_PER_S,
+            transient=True,
+            redirect_stdout=False,  # what is printed there is a result, and may go to a file
+            redirect_stderr=messages.file is sys.stderr,
         )
         try:
             with self._live:
@@ -194,15 +197,21 @@ class Progress:
         count, step = self._count(), self._step
         if count is None:
             waited = time.monotonic() - self._step_started
-            return Text(f"{step.title if step else ''}  {time_said(waited)}", no_wrap=True, overflow="ellipsis")
+            title = messages.fits(step.title) if step else ""
+            return Text(f"{title}  {time_said(waited)}", no_wrap=True, overflow=_overflow())
         line = Table.grid(padding=(0, 2))
-        for _ in range(3 if _terminal.width >= _WIDE else 2):
-            line.add_column(no_wrap=True, overflow="ellipsis")
-        bar = [ProgressBar(total=max(1, count.total), completed=count.done, width=_BAR_WIDTH)] if _terminal.width >= _WIDE else []
-        line.add_row(count.title, *bar, count.said())
+        for _ in range(3 if messages.width >= _WIDE else 2):
+            line.add_column(no_wrap=True, overflow=_overflow())
+        bar = [ProgressBar(total=max(1, count.total), completed=count.done, width=_BAR_WIDTH)] if messages.width >= _WIDE else []
+        line.add_row(messages.fits(count.title), *bar, count.said())
         return line
+
+
+def _overflow() -> OverflowMethod:
+    """What becomes of a line that is too long: no more columns may be written than were measured."""
+    return "crop" if messages.options.ascii_only else "ellipsis"
 
 
 def written(message: str) -> None:
     """Write a line of the log to the terminal, above the line that is alive; a sink of loguru's."""
-    _terminal.print(Text.from_ansi(message.rstrip("\n")), soft_wrap=True)
+    messages.print(Text.from_ansi(message.rstrip("\n")), soft_wrap=True)

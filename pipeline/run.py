@@ -177,9 +177,9 @@ def run_steps(run: Run, steps: Sequence[Step], engine: Engine, *, explain: bool 
         if explain:
             _explain_new(step)
         engine.start()
-        engine.usage, engine.stage = Usage(), step.stage
+        engine.usage = Usage()
         started = time.monotonic()
-        with engine.progress.step(number):
+        with engine.progress.step(number), engine.placed(step.stage):
             step.run(engine)
             usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(engine.usage)}
             step.folder.write_json(USAGE, usage)

@@ -4,7 +4,6 @@ Read from the record that a run keeps of itself (`pipeline/alone.py`) and from w
 record that changes is of a run that lives: no clocks are compared, as those of two machines differ.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -149,8 +148,8 @@ def _ended(status: Status) -> list[dict[str, str]]:
 def follow(watch: Watch) -> bool:
     """Show the status until the run is over, on a terminal in place, else in lines now and then; whether it ended well."""
     status = listened(watch)
-    if sys.stdout.isatty() and not console.is_dumb_terminal:
-        with Live(console=console, auto_refresh=False) as live:
+    if console.file.isatty() and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
             while True:
                 live.update(Group(*told(watch.workdir, status, width=console.width)), refresh=True)
                 if status.state != AT_WORK:
@@ -162,13 +161,13 @@ def follow(watch: Watch) -> bool:
     while status.state == AT_WORK:
         step = next((step["title"] for step in status.steps if step["state"] == AT_WORK), "")
         if step != said or time.monotonic() - said_at > _LOG_EVERY_S:
-            print(at_work(status) or _sentence(status), flush=True)
+            console.print(at_work(status) or _sentence(status), soft_wrap=True)
             said, said_at = step, time.monotonic()
         time.sleep(_POLL_S)
         status = watch.look() or status
         before, ended = ended, _ended(status)
         for made in made_of(watch.workdir, [step for step in ended if step not in before]):
-            print(shown(made_line(made)), flush=True)
+            console.print(shown(made_line(made)), soft_wrap=True)
     for line in told(watch.workdir, status, width=console.width):
         console.print(line)
     return status.state == ENDED

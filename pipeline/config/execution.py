@@ -8,10 +8,10 @@ from pydantic import Field, field_validator
 
 from pipeline.config.section import EXECUTION, Section
 
-# Those that have tasks of their own on a cluster.
-_PLACED = (
-    *("prepare", "dedup", "decontaminate", "embedder", "embed", "cluster", "assign", "score", "weights"),
-    *("titles", "rephrase", "sample", "groups", "export", "mixture"),
+STAGES_WITH_TASKS = (
+    *("prepare", "dedup", "held-out", "decontaminate", "embedder", "embed", "cluster", "assign", "score", "weights"),
+    *("titles", "rephrase", "sample", "report", "groups", "export", "mixture"),
+    *("overlap", "tokenizer", "proxy"),  # of a comparison
 )
 
 
@@ -94,6 +94,6 @@ class Engine(Section):
     @field_validator("placement")
     @classmethod
     def _stages_exist(cls, value: dict[str, Placement]) -> dict[str, Placement]:
-        for name in value.keys() - set(_PLACED):
-            raise ValueError(f"{name!r} is no stage with tasks; those are {', '.join(_PLACED)}")
+        for name in value.keys() - set(STAGES_WITH_TASKS):
+            raise ValueError(f"{name!r} is no stage with tasks; those are {', '.join(STAGES_WITH_TASKS)}")
         return value

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from loguru import logger
 from pipeline.errors import ConfigError, WorkerError, one_line
 
 _STARTS = 2  # Ray gives its processes half a minute, for which a busy machine may be too slow
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a socket
 _ANSWER_S = 10.0  # for a head that is just being started
 # Ray's own log lines say nothing to a user of ours; failures come back as exceptions.
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -54,8 +56,10 @@ def start_here(ray: Any, num_cpus: int) -> None:
     """Start a Ray on this machine.
 
     Raises:
+        ConfigError: the folder for temporary files is of no use for it.
         WorkerError: its processes do not come up.
     """
+    _check_temporary_folder(ray)
     started = time.monotonic()
     for attempt in range(_STARTS):
         try:
@@ -66,10 +70,29 @@ def start_here(ray: Any, num_cpus: int) -> None:
             said = one_line(error)
             if attempt == _STARTS - 1:
                 raise WorkerError(
-                    f"Ray could not be started here ({said}); run again once the machine is less busy, or /tmp less full"
+                    f"Ray could not be started here ({said}); run again once the machine is less busy, or the folder for temporary "
+                    "files less full"
                 ) from error
             logger.warning(f"Ray did not start here ({said}); once more")
     logger.info(f"started Ray here, {num_cpus} workers, in {time.monotonic() - started:.0f} s")
+
+
+def _check_temporary_folder(ray: Any) -> None:
+    """Raises:
+    ConfigError: Ray's sockets cannot lie in the folder for temporary files, where it puts them (Ray 2.60: `Node._init_temp`).
+    """
+    folder = ray._common.utils.get_default_system_temp_dir()
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
+    said = f"{variable} {folder!r}, where Ray is to keep its sockets,"
+    mend = "set RAY_TMPDIR to a folder with a short absolute path, such as /tmp"
+    if not (os.path.isabs(folder) and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise ConfigError(f"{said} is no absolute path of a folder that is there and writable: {mend}")
+    session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
+    path = os.path.join(ray._common.utils.get_default_ray_temp_dir(), session, "sockets", "plasma_store")
+    excess = len(os.fsencode(path)) - _SOCKET_BYTES
+    if excess > 0:
+        length = len(os.fsencode(folder))
+        raise ConfigError(f"{said} has a path of {length} bytes, and the system allows {length - excess} at most: {mend}")
 
 
 @contextmanager
@@ -81,6 +104,12 @@ def _same_end() -> Iterator[None]:
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def session_logs(ray: Any) -> str | None:
+    """Where Ray and its workers log, on each node of the cluster; None of one that is joined as a client."""
+    node = ray._private.worker.global_worker.node
+    return str(node.get_logs_dir_path()) if node else None
 
 
 def _place(address: str) -> str:
@@ -116,12 +145,12 @@ def _listens(place: str, timeout_s: float) -> bool:
         return False
 
 
-def recorded_cluster() -> str | None:
+def recorded_cluster(ray: Any) -> str | None:
     """The address that `ray start` noted on this machine, if something answers there.
 
     `ray.init(address="auto")` reads the same file, but tries a head that is long gone for minutes.
     """
-    record = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    record = ray._common.utils.get_ray_address_file(None)
     try:
         with open(record, encoding="utf-8") as file:
             address = file.read().strip()

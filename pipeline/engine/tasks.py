@@ -19,7 +19,8 @@ from typing import Any, Self
 from loguru import logger
 
 from pipeline import config
-from pipeline.engine.joining import join, recorded_cluster, start_here
+from pipeline.config.execution import STAGES_WITH_TASKS
+from pipeline.engine.joining import join, recorded_cluster, session_logs, start_here
 from pipeline.engine.messages import log_messages
 from pipeline.engine.usage import Usage, measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
@@ -42,7 +43,7 @@ class Engine:
         self.settings = settings
         self.check = check
         self.progress = Progress()
-        self.stage = ""  # whose tasks they are, for `engine.placement`
+        self._stage = ""  # whose tasks they are, for `engine.placement`; those of none run anywhere
         self.usage = Usage()
         self._ray: Any = None
         self._owned = False
@@ -53,9 +54,20 @@ class Engine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._ray is not None and error is not None and (logs := session_logs(self._ray)):
+            error.add_note(f"those of Ray and its workers: {logs}{'' if self._owned else ' on each node'}")
         if self._owned:
             self._ray.shutdown()
             self._ray, self._owned = None, False
+
+    @contextmanager
+    def placed(self, stage: str) -> Iterator[None]:
+        """While tasks are those of a stage, and go where its `engine.placement` has them."""
+        before, self._stage = self._stage, stage
+        try:
+            yield
+        finally:
+            self._stage = before
 
     def start(self) -> None:
         """Join or start Ray now, so that no step is charged for it."""
@@ -293,13 +305,14 @@ class Engine:
 
     def _placed(self) -> dict[str, Any]:
         """Ray's options for where tasks of the stage run."""
-        placement = self.settings.placement.get(self.stage)
+        assert self._stage in ("", *STAGES_WITH_TASKS), f"{self._stage} has tasks"
+        placement = self.settings.placement.get(self._stage)
         if placement is None:
             return {}
         nodes = [node for node in self._start().nodes() if node["Alive"]]
         if not any(placement.suits(node.get("Labels", {}), node["Resources"]) for node in nodes):
             asked = " and ".join(str(wanted) for wanted in (placement.labels, placement.resources) if wanted)
-            self._say_once(f"engine.placement.{self.stage}: no node has {asked} yet; its tasks wait for one")
+            self._say_once(f"engine.placement.{self._stage}: no node has {asked} yet; its tasks wait for one")
         return {"label_selector": placement.labels, "resources": placement.resources}
 
     def _say_once(self, line: str) -> None:
@@ -329,7 +342,7 @@ class Engine:
 
         if not ray.is_initialized():
             log_messages()
-            address = self.settings.address or os.environ.get("RAY_ADDRESS") or recorded_cluster()
+            address = self.settings.address or os.environ.get("RAY_ADDRESS") or recorded_cluster(ray)
             if address and address != "local":
                 join(ray, address)
             else:

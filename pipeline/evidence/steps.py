@@ -235,8 +235,9 @@ def _train_all(
         return  # and start no Ray to count its GPUs
     which = scored(held_out, evidence.held_out_windows, seed)
     shared = (tokenizer.folder, which, evidence.proxy, evidence.threads, seed)
-    for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
-        pass
+    with engine.placed("proxy"):  # where no step is at work yet, as the proxies of all arms are trained side by side
+        for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
+            pass
 
 
 def _train(

@@ -31,7 +31,8 @@ def written(run: Run, engine: Engine, *, against: Run | None = None, anew: bool 
         return place
     run_steps(run, [step], engine, explain=False)
     material = Material.of(run, step, drawn=drawn)
-    beside = comparing.comparison(engine, material, against) if against else None
+    with engine.placed(step.stage):
+        beside = comparing.comparison(engine, material, against) if against else None
     html = page.render(facts(material), fingerprint=step.fingerprint, comparison=beside)
     run.workdir.write_bytes(PAGE, html.encode())
     return place
