@@ -314,7 +314,7 @@ def _guarded(
         except CrispwrapError as error:
             _print_error(f"error: {shown(str(error))}")
             if error.exit_code == RunError.exit_code:
-                _print_logs(error, captured)
+                _print_error(_logs(error, captured))
             return error.exit_code
         except KeyboardInterrupt:
             _print_error(interrupted)
@@ -325,8 +325,9 @@ def _guarded(
             _print_error(interrupted)
             return 128 + signal.SIGTERM
         except Exception as error:
+            logs = _logs(error, captured)
             _print_error(traceback.format_exc().rstrip())
-            _print_logs(error, captured)
+            _print_error(logs)
             _print_error("error: this is a fault of crispwrap, not of your input; please report it with the lines above")
             return 1
         return 0
@@ -337,15 +338,16 @@ def _print_result(line: str) -> None:
 
 
 def _print_error(lines: str) -> None:
-    print(lines, file=messages.file)
+    if lines:
+        print(lines, file=messages.file)
 
 
-def _print_logs(error: BaseException, captured: Captured) -> None:
-    """Where the words of Ray and other libraries lie."""
+def _logs(error: BaseException, captured: Captured) -> str:
+    """Where the words of Ray and other libraries lie, in a line; empty where there are none."""
     printed = captured.keep()
-    places = [*getattr(error, "__notes__", ()), *([f"what libraries printed here: {printed}"] if printed else ())]
-    if places:
-        _print_error(f"logs: {'; '.join(places)}")
+    # The notes of an error are the engine's. They are taken from it, lest a traceback has them once more.
+    places = [*vars(error).pop("__notes__", ()), *([f"what libraries printed here: {printed}"] if printed else ())]
+    return f"logs: {'; '.join(places)}" if places else ""
 
 
 def _print_plan(plan: "Run", until: str) -> None:

@@ -63,6 +63,11 @@ def nearest(name: str, among: Iterable[str], cutoff: float = 0.5) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def is_utf8(path: str) -> bool:
+    """Whether a path is text: Python has a lone surrogate for each byte that is not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
+
+
 def shown(text: str) -> str:
     """Text that may come from a corpus, for a terminal: control characters, which could move its cursor or hide words, are `�`."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)

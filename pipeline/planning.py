@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import embedders
 from pipeline.config import GENERALIST, WINDOW_ESTIMATORS, Config, parse_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, is_utf8
 from pipeline.stages.assign import assign_step
 from pipeline.stages.cluster import cluster_step
 from pipeline.stages.decontaminate import decontaminate_step, index_step
@@ -181,7 +181,9 @@ def _rephrase_step(config: Config, *steps: Any) -> Step:
 
 
 def refuse_workdir(workdir: str) -> None:
-    """Under `ray job submit` the working directory is a copy that Ray deletes; and a file is no folder."""
+    """Under `ray job submit` the working directory is a copy that Ray deletes; a file is no folder; manifests have its name."""
+    if "://" not in workdir and not is_utf8(os.path.abspath(workdir)):
+        raise ConfigError(f"workdir {os.path.abspath(workdir)!r} has a name that is not UTF-8; give it another")
     if "://" not in workdir and os.path.exists(workdir) and not os.path.isdir(workdir):
         raise ConfigError(f"workdir {workdir} is a file; name a folder, which need not be there yet")
     if "://" not in workdir and not os.path.isabs(workdir) and "working_dir_files" in os.getcwd():

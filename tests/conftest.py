@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import secrets
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from pipeline.config.execution import STAGES_WITH_TASKS
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -164,6 +167,17 @@ def topic_run(folder: Path, documents: int) -> dict[str, Any]:
         "cluster": {"branching": 4, "depth": 1, "min_windows": 16},
         "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
     }
+
+
+def lines_of_others(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """What of the output of a job with nothing to warn of is neither of our log, in our words, nor of the tables at the end."""
+    line = re.compile(
+        r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray here,|\d+ of \d+ steps? w|run \d+ |"
+        rf"({'|'.join(STAGES_WITH_TASKS)}|schedule)[ ,:])"
+    )
+    heading, *_ = [*filter(str.strip, done.stdout.splitlines()), ""]
+    tables = [] if heading.split()[:2] == ["step", "holds"] else done.stdout.splitlines()
+    return [one for one in done.stderr.splitlines() if not line.match(one)] + tables
 
 
 def free_port() -> int:

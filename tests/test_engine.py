@@ -242,11 +242,12 @@ TERMINATED = """
 import sys, time
 from pipeline import cli, config
 from pipeline.engine import Engine
+from pipeline.terminal import console
 
 def work():
     with Engine(config.Engine(address=sys.argv[1])) as engine:
         engine.start()
-        print("there", flush=True)
+        console.print("there")
         time.sleep(300)
 
 sys.exit(cli._guarded(work))
@@ -269,9 +270,9 @@ def test_a_placement_that_no_node_has_is_said_once(engine: Engine) -> None:
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
     engine.settings = config.Engine(placement={"embed": config.Placement(labels={"kind": "in(a,b)"}, resources={"slot": 1})})
-    engine.stage = "embed"
     for _ in range(2):
-        assert engine._placed()["resources"] == {"slot": 1.0}
+        with engine.placed("embed"):
+            assert engine._placed()["resources"] == {"slot": 1.0}
     logger.remove(sink)
     (line,) = lines
     assert line == "engine.placement.embed: no node has {'kind': 'in(a,b)'} and {'slot': 1.0} yet; its tasks wait for one"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import yaml
 from conftest import topic_documents, write_jsonl
 from fake_endpoint import FakeEndpoint
@@ -150,15 +151,26 @@ def test_the_sample_alone_can_be_the_baseline_of_arms_with_other_windows(compari
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_a_seed_that_is_there_is_not_trained_again(comparison: dict[str, Any]) -> None:
+def test_a_seed_that_is_there_is_not_trained_again_and_others_go_where_proxies_are_placed(
+    comparison: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = made(comparison)
     step = done.proxies["crisp"]
     kept = step.folder.read_bytes("seed-0.json")
     step.folder.remove("manifest.json")
     step.folder.remove("seed-1.json")
     step.folder.write_bytes("seed-0.json", kept.replace(b'"seed": 0', b'"seed": 77'))
+    # The steps before have another placement; any node suits all.
+    placement = {stage: {"labels": {"for": f"!{stage}"}} for stage in ("overlap", "tokenizer", "proxy")}
+    comparison["run"]["engine"] = {"placement": placement}
+    for before in (done.overlap, done.tokenizer):
+        before.folder.remove("manifest.json")
+    asked: list[dict[str, Any]] = []
+    remote = ray.remote
+    monkeypatch.setattr(ray, "remote", lambda **options: asked.append(options) or remote(**options))
     again = made(comparison)
     assert [seed["seed"] for seed in again.proxies["crisp"].manifest["seeds"]] == [77, 1]
+    assert [options.get("label_selector") for options in asked] == [placement[stage]["labels"] for stage in placement]
 
 
 def test_the_job_says_what_it_would_run(comparison: dict[str, Any], tmp_path: Path) -> None:

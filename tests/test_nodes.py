@@ -152,11 +152,12 @@ def three_nodes(item):
 placement = {"embed": {"labels": {"kind": "gpu"}}, "prepare": {"labels": {"kind": "!gpu"}}, "sample": {"resources": {"slot": 1}}}
 with Engine(config.Engine(address=sys.argv[1], placement=placement)) as engine:
     found = {}
-    for engine.stage in ("embed", "prepare", "sample"):
-        found[engine.stage] = sorted({where for _, where in engine.map(node, range(12), title="nodes")})
-    engine.stage = "weights"
+    for stage in placement:
+        with engine.placed(stage):
+            found[stage] = sorted({where for _, where in engine.map(node, range(12), title="nodes")})
+    # Of none of them, and after all of them.
     items = [sys.argv[2] + "/" + str(number) for number in range(3)]
-    found["weights"] = sorted({where for _, where in engine.map(three_nodes, items, title="nodes")})
+    found[""] = sorted({where for _, where in engine.map(three_nodes, items, title="nodes")})
     kinds = {one["NodeID"]: [one["Labels"].get("kind"), "slot" in one["Resources"]] for one in ray.nodes()}
     print(json.dumps({stage: [kinds[one] for one in nodes] for stage, nodes in found.items()}))
 """
@@ -172,7 +173,7 @@ def test_stages_run_on_the_nodes_that_they_are_placed_on(tmp_path: Path) -> None
     assert placed["embed"] == [["gpu", False]]
     assert {kind for kind, _ in placed["prepare"]} == {"cpu"}
     assert placed["sample"] == [["cpu", True]]
-    assert sorted(placed["weights"]) == [["cpu", False], ["cpu", True], ["gpu", False]]
+    assert sorted(placed[""]) == [["cpu", False], ["cpu", True], ["gpu", False]]
 
 
 WAITING = """

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import TOPICS, shard_bytes, topic_documents, write_jsonl
+from conftest import TOPICS, lines_of_others, shard_bytes, topic_documents, write_jsonl
 
 import pipeline
 from pipeline.errors import ConfigError, InputError
@@ -255,6 +255,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_bytes_of_a_clean_run(t
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert shard_bytes(topics["workdir"]) == shard_bytes(clean["workdir"])
+    assert not lines_of_others(done)
 
 
 def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: Path) -> None:

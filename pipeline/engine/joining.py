@@ -86,7 +86,7 @@ def _check_temporary_folder(ray: Any) -> None:
     said = f"{variable} {folder!r}, where Ray is to keep its sockets,"
     mend = "set RAY_TMPDIR to a folder with a short absolute path, such as /tmp"
     if not (os.path.isabs(folder) and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        raise ConfigError(f"{said} is no absolute path of a folder that is there and writable: {mend}")
+        raise ConfigError(f"{said} is no absolute path of a folder that is there and can be written to: {mend}")
     session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
     path = os.path.join(ray._common.utils.get_default_ray_temp_dir(), session, "sockets", "plasma_store")
     excess = len(os.fsencode(path)) - _SOCKET_BYTES

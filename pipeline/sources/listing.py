@@ -14,7 +14,7 @@ from fsspec.utils import glob_translate
 
 from pipeline import pydocs
 from pipeline.config import Corpus
-from pipeline.errors import CrispwrapError, InputError, shown
+from pipeline.errors import CrispwrapError, InputError, is_utf8, shown
 from pipeline.sources import Kind
 from pipeline.sources.streams import COMPRESSIONS
 from pipeline.storage import S3_EXTRA, said
@@ -83,6 +83,8 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
         workdir: where the run writes; no input may lie in it, nor it in a folder of input.
 
     Raises:
+            if not is_utf8(url):  # it goes into manifests and tables, as the source of its rows too
+                raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
         InputError: nothing matches a path, an ending is unknown, a file comes twice, a file system is not available, a folder
             holds a saved dataset, or input and workdir overlap.
     """
@@ -96,6 +98,8 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
         for url in listed.files:
             if url in found:
                 raise InputError(f"{setting}: {url} comes twice, by {origin[url]!r} and {path!r}; leave one of them out")
+            if not is_utf8(url):  # it goes into manifests and tables, as the source of its rows too
+                raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
             found[url], origin[url] = listed.kind_of(url), path
     return Listing(list(found.items()), left_out)
 
@@ -103,6 +107,12 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
 def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL, and the path in there. What has no scheme is a local path, whatever is in its name."""
     return fsspec.core.url_to_fs(url) if "://" in url else (LocalFileSystem(), LocalFileSystem._strip_protocol(url))
+=======
+            if not is_utf8(url):  # it goes into manifests and tables, as the source of its rows too
+                raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
+            found[url], origin[url] = kind, path
+    return list(found.items())
+>>>>>>> 8cc231f (engine: tasks of a comparison go where proxies are placed; a folder that Ray's sockets do not fit is named)
 
 
 def digest(url: str, kind: str) -> str:
