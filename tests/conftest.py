@@ -175,9 +175,9 @@ def lines_of_others(done: "subprocess.CompletedProcess[str]") -> list[str]:
         r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray here,|\d+ of \d+ steps? w|run \d+ |"
         rf"({'|'.join(STAGES_WITH_TASKS)}|schedule)[ ,:])"
     )
-    heading, *_ = [*filter(str.strip, done.stdout.splitlines()), ""]
-    tables = [] if heading.split()[:2] == ["step", "holds"] else done.stdout.splitlines()
-    return [one for one in done.stderr.splitlines() if not line.match(one)] + tables
+    logged = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|FATAL)\b|\.(py|cc|cpp):\d")
+    others = [one for one in done.stderr.splitlines() if not line.match(one)]
+    return others + [one for one in done.stdout.splitlines() if logged.search(one)]
 
 
 def free_port() -> int:

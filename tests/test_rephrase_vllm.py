@@ -1,16 +1,24 @@
 """The stage that rewrites, whole, with a real vLLM engine on the CPU."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_rephrase import run, shards_of, table_of
+import yaml
+from conftest import lines_of_others
+from test_rephrase import shards_of, table_of
 from tiny_llama import make_tiny_llama
 
+import pipeline
+
+ROOT = Path(__file__).parent.parent
 pytestmark = [
-    *(pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("ray_session")),
+    *(pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow),
     pytest.mark.filterwarnings("ignore"),  # what is imported with vLLM warns of itself
 ]
 
@@ -45,7 +53,16 @@ def test_titles_and_rewrites_of_a_real_engine_fill_the_plan(topics: dict[str, An
             "rounds": 1,  # each starts an engine, as titles do
         },
     }
-    made = run(raw)
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    # A job with a Ray of its own, as a user has it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "RAY_worker_niceness": "0"}
+    command = [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(config)]
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr
+    assert not lines_of_others(job)
+    made = pipeline.plan(raw)
     # Titles are asked for as rewrites are; those of random weights are counted by what is wrong with them.
     titled = made.step("titles").manifest
     assert titled["clusters"] == titled["titles"] + sum(titled["untitled"].values()) > 0

@@ -17,6 +17,7 @@ from conftest import free_port, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BIN = Path(sys.executable).parent
 
 
@@ -27,6 +28,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     gcs, dashboard, agent = free_port(), free_port(), free_port()
+    environment["RAY_AGENT_PORT"] = str(agent)
     # Not below tmp_path: Ray puts sockets there, and their paths may have 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="ray") as folder, open(f"{folder}/head.log", "w+", encoding="utf-8") as log:
         process = subprocess.Popen(
@@ -40,6 +42,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         )
         try:
             wait_until(lambda: listens(dashboard), process)
+            wait = next(line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("until "))
+            subprocess.run(["bash", "-c", wait], cwd=ROOT, env=environment, stdout=log, stderr=log, check=True, timeout=600)
             yield f"http://127.0.0.1:{dashboard}", environment
         finally:
             process.send_signal(signal.SIGTERM)
