@@ -1,7 +1,6 @@
 """Formats that hold token ids: Megatron's `.bin` and `.idx`, nanotron's `.ds` (both written by datatrove), OLMo-core's `.npy`."""
 
 import os
-import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -11,7 +10,10 @@ import numpy as np
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.exporting import Format, Shard, Tokenizer
+from pipeline.exporting.encoding import TextEncoder
 from pipeline.storage import Folder
+
+_UNKNOWN = "\U0010fffd"  # a character for private use, in no vocabulary but by its bytes
 
 
 class _Tokenized(Format):
@@ -25,21 +27,17 @@ class _Tokenized(Format):
         from pipeline.refining.folders import put_whole
 
         texts = shard.table(["text"])["text"].to_pylist()
-        with tempfile.TemporaryDirectory() as local, put_whole(folder) as place:
-            path = os.path.join(local, "tokenizer.json")
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(tokenizer.json)
-            step = self.step(place, path, tokenizer.eos_token)
-            step.tokenizer  # noqa: B018 read it while the file is there, and under its path
-            step.tokenizer_name_or_path = tokenizer.name
+        with put_whole(folder) as place:
+            step = self.step(place, tokenizer.name)
+            step.tokenizer = TextEncoder(tokenizer)  # its own would take text for special tokens
             step.run(_documents(texts), rank=shard.number, world_size=shard.of)
         name = self.file(shard.number)
         tokens = int(step.stats["tokens"].total) if texts else 0
         return {"rows": len(texts), "tokens": tokens, "files": [f"{name}{ending}" for ending in self.endings]}
 
     @abstractmethod
-    def step(self, place: str, path: str, eos_token: str | None) -> Any:
-        """datatrove's writer to a folder of this machine, with the tokenizer at a path."""
+    def step(self, place: str, tokenizer_name: str) -> Any:
+        """datatrove's writer to a folder of this machine; the name is only noted beside the files."""
 
     @abstractmethod
     def file(self, number: int) -> str:
@@ -52,10 +50,10 @@ class Megatron(_Tokenized):
     name = "megatron"
     endings = (".bin", ".idx")
 
-    def step(self, place: str, path: str, eos_token: str | None) -> Any:
+    def step(self, place: str, tokenizer_name: str) -> Any:
         from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
 
-        return MegatronDocumentTokenizer(place, tokenizer_name_or_path=path, eos_token=eos_token)
+        return MegatronDocumentTokenizer(place, tokenizer_name_or_path=tokenizer_name)
 
     def file(self, number: int) -> str:
         return f"{number:05d}_tokens"
@@ -80,10 +78,10 @@ class Nanotron(_Tokenized):
     name = "nanotron"
     endings = (".ds", ".ds.index", ".ds.metadata")
 
-    def step(self, place: str, path: str, eos_token: str | None) -> Any:
+    def step(self, place: str, tokenizer_name: str) -> Any:
         from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
 
-        return DocumentTokenizer(place, path, eos_token=eos_token, shuffle_documents=False)
+        return DocumentTokenizer(place, tokenizer_name, shuffle_documents=False)
 
     def file(self, number: int) -> str:
         return f"{number:05d}_unshuffled"
@@ -97,17 +95,12 @@ class OlmoCore(Format):
     needs_eos = True
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
-        from tokenizers import Tokenizer as Fast
-
         assert tokenizer is not None
-        assert tokenizer.eos_token is not None
-        fast = Fast.from_str(tokenizer.json)
-        eos = fast.token_to_id(tokenizer.eos_token)
+        encoder = TextEncoder(tokenizer)
         texts = shard.table(["text"])["text"].to_pylist()
-        encoded = fast.encode_batch(texts, add_special_tokens=False)
-        ids = np.concatenate([np.array([*one.ids, eos], np.int64) for one in encoded] or [np.empty(0, np.int64)])
+        ids = np.concatenate([np.array(one.ids, np.int64) for one in encoder.encode_batch(texts)] or [np.empty(0, np.int64)])
         name = f"{shard.number:05d}.npy"  # the name that OLMo-core gives them, though without NumPy's header
-        folder.write_bytes(name, ids.astype(np.min_scalar_type(fast.get_vocab_size() - 1)).tobytes())
+        folder.write_bytes(name, ids.astype(np.min_scalar_type(encoder.get_vocab_size() - 1)).tobytes())
         return {"rows": len(texts), "tokens": len(ids), "files": [name]}
 
 
@@ -135,11 +128,25 @@ def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
         raise ConfigError(f"--eos {eos_token!r} is no token of {name}; give one of its own, such as {_some_special(fast)}")
     text = fast.to_str()
     settings = orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)
-    return Tokenizer(name, text, eos_token, hashlib.sha256(settings).hexdigest())
+    found = Tokenizer(name, text, eos_token, hashlib.sha256(settings).hexdigest())
+    if eos_token is not None:
+        _check_end(found, fast)
+    return found
 
 
-def _some_special(fast: Any) -> str:
-    special = [token.content for token in fast.get_added_tokens_decoder().values() if token.special]
+def _check_end(tokenizer: Tokenizer, fast: Any) -> None:
+    """Raise where the end of texts cannot be told from what stands in them."""
+    for text, why in ((str(tokenizer.eos_token), "is how its texts write it"), (_UNKNOWN, "stands for what it cannot write")):
+        (encoded,) = TextEncoder(tokenizer).encode_batch([text])
+        if encoded.ids[-1] in encoded.ids[:-1]:
+            raise ConfigError(
+                f"--eos {tokenizer.eos_token!r} {why} with {tokenizer.name}, so a trainer would end texts there; "
+                f"give one of its special tokens, such as {_some_special(fast, tokenizer.eos_token)}"
+            )
+
+
+def _some_special(fast: Any, but: str | None = None) -> str:
+    special = [token.content for token in fast.get_added_tokens_decoder().values() if token.special and token.content != but]
     return ", ".join(special[:5]) or "none: it has no special tokens"
 
 

@@ -61,7 +61,7 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
     return Step(
         stage="export",
         corpus=to,
-        version=1,
+        version=2,
         settings={"to": to, **_identity(tokenizer)},
         inputs={"shards": sampled},
         workdir=sampled.workdir,
@@ -131,7 +131,7 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
     return Step(
         stage="mixture",
         corpus=name,
-        version=1,
+        version=2,
         settings={"mixture": name, **_identity(tokenizer)},
         inputs={"groups": grouped},
         workdir=grouped.workdir,
