@@ -4,8 +4,11 @@ Both in tasks of ours, for any model: as `vllm.LLM.chat` does it, which is what 
 """
 
 import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from pipeline import config
@@ -30,7 +33,7 @@ class Chat:
         """That of a model, a folder or a name on the hub.
 
         Raises:
-            ConfigError: its tokenizer cannot be loaded, or has no chat template.
+            ConfigError: its tokenizer cannot be loaded, has no chat template, or cannot tell text from control tokens.
         """
         tokenizer = (model, revision, bool(settings.engine.get("trust_remote_code", False)))
         try:
@@ -39,6 +42,12 @@ class Chat:
             raise ConfigError(f"rephrase.model: the tokenizer of {model} cannot be loaded ({one_line(error)})") from error
         if not getattr(loaded, "chat_template", None):
             raise ConfigError(f"rephrase.model: {model} has no chat template; take an instruct model")
+        if "sanitize_control_tokens" not in inspect.signature(loaded.apply_chat_template).parameters:
+            raise ConfigError(
+                f"rephrase.model: {type(loaded).__name__} of {model} (transformers {version('transformers')}) takes text that "
+                "spells a control token for one, so a passage could end its prompt; install transformers>=5.23, or take a model "
+                "whose tokenizer needs no code of its own"
+            )
         fast = getattr(loaded, "backend_tokenizer", None)
         return cls(
             tokenizer=tokenizer,
@@ -60,18 +69,24 @@ class Chat:
         return {**self.sampling, "detokenize": self.by_text, "output_kind": _Whole()}
 
     def prompt(self, request: Request) -> list[int]:
-        """The tokens of a request.
+        """The tokens of a request, whose control tokens are those that the template writes.
+
+        A passage that spells some ("</s>", "<|im_end|>", an added token that is part of the template) has them as the letters they
+        are; all other text has the tokens that it always has. Markers that are no tokens of the model's, such as the [INST] of
+        Llama 2, are text wherever they stand (docs/decisions/0021).
 
         Raises:
             Exception: a template raises what it likes, of what it does not like in a message.
         """
         ready = request.messages[-1]["role"] == "user"
+        spelled = any(_added_tokens(*self.tokenizer).search(message.get("content", "")) for message in request.messages)
         tokens: list[int] = _tokenizer(*self.tokenizer).apply_chat_template(
             request.messages,
             tokenize=True,
             return_dict=False,
             add_generation_prompt=ready,
             continue_final_message=not ready,
+            sanitize_control_tokens=spelled,  # only then: with thousands of added tokens it takes a fifth of a second
             **self.template,
         )
         return tokens
@@ -134,6 +149,14 @@ def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@functools.cache
+def _added_tokens(model: str, revision: str | None, trust_remote_code: bool) -> re.Pattern[str]:
+    """Any added token of the model's that a text could spell; runs of blanks are no control tokens, unless they are special."""
+    added = _tokenizer(model, revision, trust_remote_code).added_tokens_decoder.values()
+    spelled = sorted(re.escape(token.content) for token in added if token.special or not token.content.isspace())
+    return re.compile("|".join(spelled) or r"(?!)")
 
 
 @functools.lru_cache(maxsize=1)
