@@ -15,7 +15,8 @@ from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.stages.held_out import log_blank
-from pipeline.stages.prepare import QUARANTINED, prepare_step
+from pipeline.stages.prepare import prepare_step
+from pipeline.stages.scan import QUARANTINED
 from pipeline.step import Step, part_names
 from pipeline.storage import Folder
 

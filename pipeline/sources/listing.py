@@ -107,12 +107,6 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
 def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL, and the path in there. What has no scheme is a local path, whatever is in its name."""
     return fsspec.core.url_to_fs(url) if "://" in url else (LocalFileSystem(), LocalFileSystem._strip_protocol(url))
-=======
-            if not is_utf8(url):  # it goes into manifests and tables, as the source of its rows too
-                raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
-            found[url], origin[url] = kind, path
-    return list(found.items())
->>>>>>> 8cc231f (engine: tasks of a comparison go where proxies are placed; a folder that Ray's sockets do not fit is named)
 
 
 def digest(url: str, kind: str) -> str:

@@ -29,7 +29,7 @@ class StrictWarcReader(RowReader, WarcReader):  # type: ignore[misc]
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         from warcio.archiveiterator import ArchiveIterator
 
-        with open_bytes(self.data_folder, filepath) as raw:
+        with open_bytes(self.data_folder, filepath, self.compression) as raw:
             stream, row = _Followed(raw), -1
             records = ArchiveIterator(stream)
             for row, record in enumerate(_unbroken(records)):
