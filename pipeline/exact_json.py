@@ -14,6 +14,7 @@ import orjson
 
 # More keys than this, and looking for each of them in the text takes longer than parsing it exactly.
 _MOST_KEYS = 32
+_MOST_LEVELS = 254  # that orjson writes; a fixed number, as Python's own limit depends on who calls
 _MANY_DIGITS = re.compile(r"\d{19}")
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # a key may be spelled so
 _BEYOND_64_BITS = 2.0**63
@@ -41,10 +42,12 @@ def parse(text: bytes) -> Any:
         RepeatedKeyError: an object has a key twice.
     """
     value = orjson.loads(text)
-    if _may_have_lost(value, text):
-        value = parse_exactly(text)
-        if repeated := repeated_key(value):
-            raise RepeatedKeyError(repeated)
+    if not _may_have_lost(value, text):
+        return value
+    value = parse_exactly(text)
+    repeated = repeated_key(value)
+    if repeated is not None:
+        raise RepeatedKeyError(repeated)
     return value
 
 
@@ -62,10 +65,13 @@ def parse_exactly(text: bytes) -> Any:
 
 def repeated_key(value: Any) -> str | None:
     """The key that comes twice in what `parse_exactly` returned; None where none does."""
-    if isinstance(value, WithRepeatedKey):
-        return value.repeated
-    if isinstance(value, list):
-        return next((key for item in value if (key := repeated_key(item))), None)
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, WithRepeatedKey):
+            return one.repeated
+        if isinstance(one, list):
+            left += [item for item in one if isinstance(item, list | dict)]
     return None
 
 
@@ -86,12 +92,12 @@ def dump(value: Any, default: Callable[[Any], Any] | None = None, option: int = 
     except TypeError:
         if not _has_large_integer(value):
             raise
-    return json.dumps(_plain(value, default), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(_plain(value, default, _MOST_LEVELS), ensure_ascii=False, separators=(",", ":"))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    repeated = next((key for value in found.values() if (key := repeated_key(value))), None)
+    repeated = next((key for value in found.values() if (key := repeated_key(value)) is not None), None)
     if len(found) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
@@ -117,39 +123,51 @@ def _may_have_lost(value: Any, text: bytes) -> bool:
         return True
     if any(text.count(b'"' + key.encode() + b'"') != 1 for key in keys):
         return True
-    return b"\\u00" in text and _ESCAPED_ASCII.search(text) is not None
+    if b"\\u" not in text:
+        return False
+    return not all(map(str.isascii, keys)) or _ESCAPED_ASCII.search(text) is not None
 
 
 def _has_rounded(value: Any, keys: list[str]) -> bool:
     """Whether a float may be a rounded integer; collects the keys of all objects."""
-    if isinstance(value, float):
-        return abs(value) >= _BEYOND_64_BITS
-    if isinstance(value, dict):
-        keys += value
-        return any(_has_rounded(item, keys) for item in value.values() if not isinstance(item, str))
-    if isinstance(value, list):
-        return any(_has_rounded(item, keys) for item in value if not isinstance(item, str))
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, float) and abs(one) >= _BEYOND_64_BITS:
+            return True
+        if isinstance(one, dict):
+            keys += one
+            left += [item for item in one.values() if isinstance(item, float | dict | list)]
+        elif isinstance(one, list):
+            left += [item for item in one if isinstance(item, float | dict | list)]
     return False
 
 
 def _has_large_integer(value: Any) -> bool:
-    if isinstance(value, int):
-        return not -(2**63) <= value < 2**64
-    if isinstance(value, dict):
-        return any(map(_has_large_integer, value.values()))
-    return isinstance(value, list | tuple) and any(map(_has_large_integer, value))
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, int) and not -(2**63) <= one < 2**64:
+            return True
+        if isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+    return False
 
 
-def _plain(value: Any, default: Callable[[Any], Any] | None) -> Any:
-    """What the standard library writes as orjson would."""
+def _plain(value: Any, default: Callable[[Any], Any] | None, levels: int) -> Any:
+    """What the standard library writes as orjson would, of so many levels at most."""
+    if not levels:
+        raise TypeError("nested too deeply")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, dict):
-        return {str(key): _plain(item, default) for key, item in value.items()}
+        return {str(key): _plain(item, default, levels - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, default) for item in value]
+        return [_plain(item, default, levels - 1) for item in value]
     if default is None:
         raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
-    return _plain(default(value), default)
+    return _plain(default(value), default, levels - 1)

@@ -250,6 +250,7 @@ def test_a_plain_page_under_a_wrong_header_is_read(tmp_path: Path, encoding: str
         (b"\xef\xbb\xbf<p>caf\xe9", [], "byte order mark"),
         ("<p>été, été, é".encode() + b"\xe9 \xff", [], "utf-8: 2 places are damaged"),
     ],
+    ids=["compress", "gzip-twice", "not-br", "not-said", "cut-chunk", "no-chunk", "mark", "damaged"],  # gzip's bytes have the time
 )
 def test_a_page_that_cannot_be_read_says_why(tmp_path: Path, body: bytes, lines: list[str], said: str) -> None:
     (row,) = rows_of(warc(tmp_path / "x.warc", ("http://a.org", body, "text/html; charset=utf-8", *lines)))[1:]

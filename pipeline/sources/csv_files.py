@@ -35,7 +35,8 @@ class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
             if names is None:
                 return
             id_column = names.index(self.id_key) if self.id_key else None
-            for row, record in enumerate(_trusted(records, len(names), id_column)):
+            trusted = _trusted(records, len(names), id_column)
+            for row, record in enumerate(_without_escapes(trusted, len(names))):
                 if row >= first:
                     yield self._parse(record, names, filepath, row)
 
@@ -88,6 +89,7 @@ class _Record:
     number: int  # from 1
     problem: str = ""
     inside: Sequence[str] = ()
+    has_escapes: bool = False  # a backslash before a quote
 
     def broken(self, problem: str) -> "_Record":
         return _Record(None, self.line, self.number, problem)
@@ -114,7 +116,8 @@ class _Records:
             if not self._taken:
                 raise
             return self._one_line(_explained(error, self._taken[0]))
-        record = _Record(fields, self._taken[0], self._number, inside=self._taken[1:-1])
+        has_escapes = any('\\"' in line for line in self._taken)
+        record = _Record(fields, self._taken[0], self._number, inside=self._taken[1:-1], has_escapes=has_escapes)
         self._number += len(self._taken)
         return record
 
@@ -168,6 +171,20 @@ def _trusted(records: _Records, num_columns: int, id_column: int | None) -> Iter
             held = []
             yield record if record.fields == [] else record.broken("it follows a broken quote")
     yield from (one.broken("it follows a broken quote, and the file ends before rows can be told again") for one in held)
+
+
+def _without_escapes(records: Iterable[_Record], num_columns: int) -> Iterator[_Record]:
+    """The records; one in which a backslash stands before a quote is broken if what follows it is: the quote closed nothing."""
+    held: _Record | None = None
+    for record in records:
+        if held is not None:
+            is_row = record.fields == [] or (record.fields is not None and len(record.fields) == num_columns)
+            yield held if is_row else held.broken('quotes are escaped as \\" here, and CSV doubles them')
+        held = record if record.fields and record.has_escapes else None
+        if held is None:
+            yield record
+    if held is not None:
+        yield held
 
 
 def _is_merge(record: _Record, num_columns: int, id_column: int | None) -> bool:

@@ -69,7 +69,7 @@ class StrictJsonlReader(RowReader, JsonlReader):  # type: ignore[misc]
     def _of_value(self, value: Any, filepath: str, row: int, excerpt: str) -> Row:
         if not isinstance(value, dict):
             return bad_row(row, "not_an_object", f"it is a {type(value).__name__}, not an object", excerpt)
-        if repeated := exact_json.repeated_key(value):
+        if (repeated := exact_json.repeated_key(value)) is not None:
             return bad_row(row, "repeated_key", f"the key {repeated!r} comes twice", excerpt)
         return self.row(value, filepath, row, excerpt)
 
@@ -83,6 +83,8 @@ class StrictJsonlReader(RowReader, JsonlReader):  # type: ignore[misc]
         with self._open(filepath) as lines:
             line = lines.readline(MAX_ARRAY_BYTES)
             check_encoding(line[:4])
+            while not line.removeprefix(_BOM).strip() and (following := lines.readline(MAX_ARRAY_BYTES)):
+                line = following
             if not line.removeprefix(_BOM).lstrip().startswith(b"["):
                 return None
             rest = lines.read(MAX_ARRAY_BYTES + 1 - len(line))
