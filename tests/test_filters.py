@@ -118,6 +118,24 @@ def test_rules_apply_in_their_order_and_a_skipped_one_not_at_all() -> None:
     assert reasons == ["cut", "copy"]
 
 
+@pytest.mark.parametrize("character", ["\0", "\x08", "\x1b", "\x92", "\ufffd", "\uffff"])
+def test_an_answer_with_a_character_that_no_text_has_is_rejected_though_its_source_has_it(character: str) -> None:
+    source = f"The mill at Ash ground corn{character} for nine parishes until the river was dammed in 1911."
+    said = verdict(
+        {"answer": f"Until 1911, when the river was dammed, Ash{character} had a mill.", "source": source, "finish_reason": "stop"}
+    )
+    assert (said.reason, said.detail) == ("broken_text", f"has U+{ord(character):04X} at character 42")
+
+
+def test_controls_that_are_no_part_of_a_word_are_taken_out_and_named() -> None:
+    source = "The mill at Ash ground corn for nine parishes until the river was dammed in 1911."
+    answer = "\x1b[32mSure!\x1b[0m\n\nUntil 1911, when the river\x1cwas dammed,\x07 Ash had a mill for nine parishes."
+    said = verdict({"answer": answer, "source": source, "finish_reason": "stop"})
+    assert said == Verdict(
+        "Until 1911, when the river was dammed, Ash had a mill for nine parishes.", ("control", "preamble"), "", ""
+    )
+
+
 def test_details_tell_the_numbers() -> None:
     said = verdict({"answer": "Corn was ground.", "source": "corn " * 100, "finish_reason": "stop"})
     assert (said.reason, said.detail) == ("length_ratio", "4 tokens for 100: 0.04, not in [0.4, 2]")
@@ -242,7 +260,7 @@ def test_too_few_letters_have_no_language(text: str) -> None:
 
 def test_half_a_character_is_no_obstacle() -> None:
     assert detect("The keeper wound the clock \ud800 every evening and slept.")[0] == "en"
-    assert judged("The keeper \ud800 slept.", "The keeper wound the clock \ud800 every evening.") == ""
+    assert judged("The keeper \ud800 slept.", "The keeper wound the clock \ud800 every evening.") == "broken_text"
 
 
 def test_scripts_that_the_source_does_not_use_are_foreign() -> None:

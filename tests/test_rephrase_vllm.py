@@ -33,7 +33,7 @@ prompt: |
 max_output: 0.5
 length_ratio: [0.0, 9.0]
 expected_ratio: 0.5
-skip_filters: [empty, cut, refusal, prompt_leak, length_ratio, repetition, language, copy, similarity]
+skip_filters: [empty, broken_text, cut, refusal, prompt_leak, length_ratio, repetition, language, copy, similarity]
 """
 
 

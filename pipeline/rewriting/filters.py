@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.rewriting import refusals, repetition
+from pipeline.rewriting.characters import broken, without_controls
 from pipeline.rewriting.cleaning import clean, unfinished_thought
 from pipeline.rewriting.languages import detect
 from pipeline.rewriting.styles import RULES, Style
@@ -132,12 +133,15 @@ def judge(
     count: Callable[[str], int],
     held_out: HeldOut | None = None,
 ) -> Verdict:
-    """The answer cleaned, and the first of the style's rules that it fails, in the order of `RULES`.
+    """The answer cleaned (`characters`, `cleaning`), and the first of the style's rules that it fails, in the order of `RULES`.
 
     `instructions` is the prompt without passage and examples. `similarity` is judged elsewhere: it needs a model. A run of words of
     the held-out text counts though the source has it too, for rewrites of held-out text are what it is there to catch.
     """
-    text, removed = clean(answer, source)
+    answer = answer.strip()
+    plain = without_controls(answer)
+    text, removed = clean(plain, source)
+    removed = (("control",) if plain != answer else ()) + removed
     case = _Case(text, source, source_tokens, finish_reason, style, instructions, examples, count, held_out)
     for rule in RULES:
         if rule in _CHECKS and style.applies(rule) and (detail := _CHECKS[rule](case)):
@@ -184,6 +188,11 @@ class _Case:
 
 def _empty(case: _Case) -> str:
     return "" if case.answered.words else "no word in it"
+
+
+def _broken_text(case: _Case) -> str:
+    found = broken(case.text)
+    return f"has {found}" if found else ""
 
 
 def _unfinished_thought(case: _Case) -> str:
@@ -275,6 +284,7 @@ def _held_out(case: _Case) -> str:
 
 _CHECKS: dict[str, Callable[[_Case], str]] = {
     "empty": _empty,
+    "broken_text": _broken_text,
     "unfinished_thought": _unfinished_thought,
     "cut": _cut,
     "refusal": _refusal,

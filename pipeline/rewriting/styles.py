@@ -18,6 +18,7 @@ PLACEHOLDERS = ("text", "specialist")  # in braces, in a prompt
 # In the order in which they are tried; the first that fails gives the reason. The last two need a model or other text.
 RULES = (
     "empty",
+    "broken_text",
     "unfinished_thought",
     "cut",
     "refusal",

@@ -197,7 +197,7 @@ def rephrase_step(
 
     return Step(
         stage="rephrase",
-        version=1,
+        version=2,
         settings={
             "rephrase": models.identity(settings, model),
             "wording": {name: fingerprint(style.model_dump(mode="json", exclude={"about"})) for name, style in styles.items()},
