@@ -78,6 +78,8 @@ class Reply:
     finish_reason: str | None = "stop"
     usage: bool = True
     status: int = 200  # others send an error in OpenAI's form, with `text` as its message
+    param: str | None = None  # that the error is about
+    code: str | None = None  # of the error; None: the status
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     body: bytes | None = None  # sent instead of a completion
@@ -86,12 +88,20 @@ class Reply:
 
 
 def rewriting(call: Call) -> Reply:
-    """The default behaviour: the passage, rewritten, and cut if it has more words than `max_tokens`."""
+    """The default behaviour: the passage, rewritten, and cut if it has more words than the most tokens of an answer."""
     text = rewrite(passage(call.prompt))
-    limit = call.body.get("max_tokens") or 1 << 30
+    limit = call.body.get("max_tokens") or call.body.get("max_completion_tokens") or 1 << 30
     if len(text.split()) > limit:
         return Reply(" ".join(text.split()[:limit]), finish_reason="length")
     return Reply(text)
+
+
+def newest(call: Call) -> Reply:
+    """As a provider does for its newer models: `max_tokens` is refused, and `max_completion_tokens` is taken."""
+    if "max_tokens" not in call.body:
+        return rewriting(call)
+    text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    return Reply(text, status=400, param="max_tokens", code="unsupported_parameter")
 
 
 class FakeEndpoint:
@@ -174,8 +184,9 @@ class FakeEndpoint:
         while reply.wait is not None and not reply.wait.is_set():
             await asyncio.sleep(0.002)
         if reply.status != 200:
-            error = {"message": reply.text, "type": "error", "param": None, "code": reply.status}
-            return web.json_response({"error": error}, status=reply.status, headers=reply.headers)
+            error = {"message": reply.text, "type": "error", "param": reply.param, "code": reply.code or reply.status}
+            told = json.dumps({"error": error}).encode() if reply.body is None else reply.body
+            return web.Response(body=told, content_type="application/json", status=reply.status, headers=reply.headers)
         data = json.dumps(_completion(call, reply)).encode() if reply.body is None else reply.body
         whole = reply.body is None and not reply.drop
         with self._lock:

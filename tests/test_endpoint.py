@@ -170,7 +170,6 @@ def test_a_reply_without_usage_counts_no_tokens(usage: bytes) -> None:
         b'{"choices": [{"message": null}]}',
         b'{"choices": [{"message": "x"}]}',
         b'{"choices": [{"message": {"content": ["x"]}}]}',
-        b'{"choices": [{"message": {"content": "\\ud800"}}]}',
         b'{"choices": [{"message": {"content": "x"}}], "usage": 3}',
         b"\xff\xfe\x00",
     ],
@@ -180,6 +179,17 @@ def test_a_malformed_reply_is_a_failure_of_the_backend(body: bytes) -> None:
         [outcome] = ask_all(fake.url, requests(1))
     assert outcome.kind == "backend"
     assert "no chat completion" in outcome.error
+
+
+@pytest.mark.parametrize("content", [b"\\ud83d", b"\xf0\x9f", b"\\ud83d \xff \\ud83d\\ude42"])
+def test_half_a_character_in_a_reply_is_an_answer_that_can_be_stored(content: bytes) -> None:
+    body = b'{"choices": [{"message": {"content": "a %s b"}, "finish_reason": "stop"}]}' % content
+    with FakeEndpoint(lambda _: Reply(body=body)) as fake:
+        [outcome] = ask_all(fake.url, requests(1))
+    assert len(fake.calls) == 1
+    assert outcome.text.startswith("a \ufffd")
+    assert outcome.text.endswith(" b")
+    assert outcome.text.encode()
 
 
 def test_a_full_server_is_asked_again_when_it_says(waits: list[float]) -> None:

@@ -15,6 +15,11 @@ class Endpoint(Section):
     api_key_env: str | None = Field(None, description="environment variable that holds the key", json_schema_extra=EXECUTION)
     concurrency: int = Field(64, ge=1, description="requests in flight, of all workers together", json_schema_extra=EXECUTION)
     timeout_s: float = Field(300.0, gt=0, description="of one request", json_schema_extra=EXECUTION)
+    token_limit: Literal["auto", "max_tokens", "max_completion_tokens"] = Field(
+        "auto",
+        description="parameter for the most tokens of an answer; auto: max_tokens, or the other where the server refuses that",
+        json_schema_extra=EXECUTION,
+    )
     retries: int = Field(4, ge=0, description="after a 429, a 5xx or a lost connection", json_schema_extra=EXECUTION)
 
 

@@ -6,6 +6,7 @@ caller is busy with what came, and a caller may have an event loop running.
 
 import asyncio
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ import orjson
 
 from pipeline.config import Endpoint
 from pipeline.errors import ConfigError
+from pipeline.rewriting.characters import without_surrogates
 from pipeline.rewriting.exchange import Answer, Failure, Request
+from pipeline.rewriting.parameters import MAX_TOKENS, TOKEN_LIMITS, refused_parameter
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -25,13 +28,21 @@ if TYPE_CHECKING:
 # Of sampling: what the protocol knows. The rest goes along in the body, where vLLM and SGLang read it.
 _KNOWN = frozenset({"temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"})
 _ALL_WOULD_FAIL = frozenset({401, 403, 404})
-_PROMPT_AT_FAULT = frozenset({400, 413, 422})
+_PROMPT_AT_FAULT = frozenset({400, 413, 422})  # unless a parameter is, which is the same in all requests
+_PARAMETER_AT_FAULT = frozenset({400, 422})
 _CONNECT_S = 10.0  # a host that is not there is known to be gone long before an answer is late
+_HEAD_START_S = (
+    1.0  # of the first request to a server: a parameter is refused in less, and then in one request, not in all in flight
+)
 _NO_KEY = "no-key"  # the client wants one; a server without keys ignores it
 _ERROR_CHARACTERS = 300
+_LONG_CHARACTERS = 500
 _SAID_CHARACTERS = 120  # of what the server said, where we have something to say ourselves
 
 Outcome = Answer | Failure
+
+# By URL and model, for this process: the parameter that limits the tokens of an answer and was not refused.
+_limit_taken: dict[tuple[str, str], str] = {}
 
 
 def check(endpoint: Endpoint) -> None:
@@ -58,7 +69,8 @@ def ask(
     content filter), else of kind `backend`: what is left after the retries, and replies that are no chat completion.
 
     Raises:
-        ConfigError: a setting that cannot be used, or one that the server refuses for every request (HTTP 401, 403, 404).
+        ConfigError: a setting that cannot be used, or one that the server refuses for every request (HTTP 401, 403, 404, and 400 or
+            422 for a parameter). Of the two that limit the tokens of an answer it is first given the other.
     """
     try:
         import openai  # noqa: F401  here rather than in the thread, whose first request should not wait for it
@@ -106,28 +118,33 @@ async def _ask_all(
         timeout=openai.Timeout(endpoint.timeout_s, connect=min(_CONNECT_S, endpoint.timeout_s)),
     )
 
+    answered = asyncio.Event()
+
     async def work() -> None:
         for request in waiting:
-            put(await _ask_one(client, request, body))
+            put(await _ask_one(client, endpoint, request, body))
+            answered.set()
 
     try:
         async with client, asyncio.TaskGroup() as workers:
-            for _ in range(min(endpoint.concurrency, len(requests))):
+            for number in range(min(endpoint.concurrency, len(requests))):
+                if number == 1 and endpoint.token_limit == "auto" and (endpoint.url, body["model"]) not in _limit_taken:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_HEAD_START_S):  # `wait_for` may swallow that we are cancelled
+                            await answered.wait()
                 workers.create_task(work())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None  # the first ends them all
 
 
-async def _ask_one(client: "AsyncOpenAI", request: Request, body: Mapping[str, Any]) -> Outcome:
+async def _ask_one(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Outcome:
     import openai
 
     def failure(error: str, kind: Any = "backend") -> Failure:
         return Failure(request.key, _line(error, client.api_key), kind)
 
     try:
-        # Raw: the client builds its types without looking, so a reply that is something else would surface as an AttributeError.
-        prompt: dict[str, Any] = {"messages": request.messages, "max_tokens": request.max_tokens}
-        reply = await client.chat.completions.with_raw_response.create(**prompt, **body)
+        reply = await _send(client, endpoint, request, body)
     except openai.APIStatusError as error:
         if error.status_code in _ALL_WOULD_FAIL:
             raise ConfigError(_line(_refusal(error, client, body["model"]), client.api_key)) from None
@@ -147,16 +164,72 @@ async def _ask_one(client: "AsyncOpenAI", request: Request, body: Mapping[str, A
     return answer
 
 
+async def _send(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Any:
+    """The raw reply. Where the server refuses the parameter that limits the answer, this request and all later ones have the other.
+
+    Raw: the client builds its types without looking, so a reply that is something else would surface as an AttributeError.
+
+    Raises:
+        ConfigError: the server refuses a parameter that is the same in all requests.
+        openai.OpenAIError: anything else.
+    """
+    import openai
+
+    server = (endpoint.url, body["model"])
+    refused: set[str] = set()
+    while True:
+        limit = _limit_taken.get(server, MAX_TOKENS) if endpoint.token_limit == "auto" else endpoint.token_limit
+        prompt: dict[str, Any] = {"messages": request.messages, limit: request.max_tokens}
+        try:
+            reply = await client.chat.completions.with_raw_response.create(**prompt, **body)
+        except openai.APIStatusError as error:
+            sent = {limit, *body, *body.get("extra_body", {})} - {"extra_body"}
+            name = refused_parameter(error.body, _said(error), sent) if error.status_code in _PARAMETER_AT_FAULT else None
+            if name is None:
+                raise
+            refused.add(name)
+            other = TOKEN_LIMITS.get(name)
+            if other is None or other in refused or endpoint.token_limit != "auto":
+                raise ConfigError(_line(_unwanted(error, client, name, body), client.api_key, _LONG_CHARACTERS)) from None
+            _limit_taken[server] = other
+        else:
+            _limit_taken.setdefault(server, limit)
+            return reply
+
+
+def _unwanted(error: "APIStatusError", client: "AsyncOpenAI", name: str, body: Mapping[str, Any]) -> str:
+    """The message for a parameter that a server refuses in every request."""
+    answered = f"{client.base_url} answered HTTP {error.status_code} ({_line(_said(error), client.api_key, _SAID_CHARACTERS)})"
+    if name in TOKEN_LIMITS:
+        return f"rephrase.endpoint.token_limit: to {name} {answered}; set it to auto or {TOKEN_LIMITS[name]}"
+    if name in ("model", "chat_template_kwargs"):
+        return f"rephrase.{name}: {answered}; set one that this server takes"
+    sampling = {**{key: value for key, value in body.items() if key in _KNOWN}, **body.get("extra_body", {})}
+    sampling.pop("chat_template_kwargs", None)
+    value = sampling.pop(name)
+    return (
+        f"rephrase.sampling.{name} is {value!r}, and {answered}; set a value that {body['model']} takes, or leave it out "
+        f"(rephrase.sampling: {json.dumps(sampling)})"
+    )
+
+
 def _read(key: int, content: bytes) -> Answer:
-    """The answer in a reply, what it leaves out counted as nothing; where there is none, whatever error looking for it makes."""
-    reply = orjson.loads(content)
+    """The answer in a reply, what it leaves out counted as nothing; where there is none, whatever error looking for it makes.
+
+    A reply that is JSON, but for bytes that are no UTF-8 or halves of surrogate pairs, is an answer with U+FFFD there: it was paid
+    for, and is rejected for what it is (`characters`).
+    """
+    try:
+        reply = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        reply = json.loads(content.decode("utf-8", "replace"))
     choice, usage = reply["choices"][0], reply.get("usage") or {}
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
         raise TypeError("content in parts")
     return Answer(
         key=key,
-        text=text,
+        text=without_surrogates(text),
         finish_reason=str(choice.get("finish_reason") or ""),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         output_tokens=int(usage.get("completion_tokens") or 0),
