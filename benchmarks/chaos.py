@@ -38,7 +38,7 @@ def main() -> None:
         file, workdir = folder / "run.yaml", Path(config["workdir"])
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         if nodes.start(file, folder / "clean.log").wait():
-            sys.exit((folder / "clean.log").read_text())
+            sys.exit((folder / "clean.log").read_text(encoding="utf-8", errors="replace"))
         clean = shard_bytes(workdir)
         while len(killed) < args.kills:
             shutil.rmtree(workdir)

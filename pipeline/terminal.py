@@ -54,16 +54,18 @@ messages = _Console(stderr=True)
 
 
 def use_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode where its locale has another encoding, or none.
+    """Be in Python's UTF-8 mode, for which this process is started again where its locale has another encoding, or none.
 
     File names and the defaults of libraries would otherwise depend on the locale, and with them what a run reads and writes. The
-    terminal keeps its encoding.
+    terminal keeps its encoding, and gets an escape for what that cannot show.
     """
-    if sys.getfilesystemencoding() == _UTF8:
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if sys.getfilesystemencoding() != _UTF8:
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(errors=_ERRORS)
 
 
 class Captured:
