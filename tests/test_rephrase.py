@@ -40,7 +40,7 @@ def fake() -> Iterator[FakeEndpoint]:
 def short(topics: dict[str, Any], fake: FakeEndpoint) -> dict[str, Any]:
     """A run whose budget is half as much again as its topic holds."""
     return topics | {
-        "weights": {"max_epochs": 1.0, "bootstrap": 10},
+        "weights": {"natural_share": 0, "max_epochs": 1.0, "bootstrap": 10},
         "rephrase": {
             "model": "fake",
             "backend": "endpoint",
