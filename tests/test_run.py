@@ -65,9 +65,8 @@ def test_shards_are_as_the_contract_says(topics: dict[str, Any]) -> None:
     table = rows_of(made)
     assert len(set(table["id"].to_pylist())) == len(table) == manifest.rows
     assert sum(table["tokens"].to_pylist()) == manifest.tokens == sum(manifest.tokens_by_specialist.values())
-    assert manifest.tokens_by_specialist["natural"] == pytest.approx(
-        0.1 * manifest.tokens, abs=64
-    )  # unless the config says otherwise
+    # A tenth is natural unless the config says otherwise; of some 300 windows that are drawn, by chance.
+    assert 0.05 < manifest.tokens_by_specialist["natural"] / manifest.tokens < 0.15
     assert manifest.windows == len(set(zip(table["doc_id"].to_pylist(), table["window"].to_pylist(), strict=True)))
     assert [shard.name for shard in manifest.shards] == made.shards.names(".parquet")
 

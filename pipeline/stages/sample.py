@@ -96,7 +96,7 @@ def sample_step(
         named = _drawn_parts(prepared, drawn)
         drawn_bytes = sum(part.drawn_bytes for part in named)
         asked_by, claim_RL = asked_of_leaves(weighted.folder, config)
-        num_shards = max(1, round(drawn_bytes / settings.shard_bytes), _least_shards(prefixed_share))
+        num_shards = _num_shards(drawn_bytes / settings.shard_bytes, prefixed_share)
         work = Shuffle(
             pools=pools,
             output=folder,
@@ -176,6 +176,13 @@ def _drawn_parts(prepared: Step, drawn: Mapping[str, Sequence[Mapping[str, Any]]
         for part in of_pool
         if part["drawn_tokens"]
     ]
+
+
+def _num_shards(wanted: float, share: float) -> int:
+    """About so many shards, of which a whole number makes up this share as nearly as can be."""
+    least = _least_shards(share)
+    first = max(1, round(wanted), least)
+    return min(range(first, first + least), key=lambda number: (abs(round(share * number) / number - share), number))
 
 
 def _least_shards(share: float) -> int:
