@@ -286,7 +286,7 @@ def all_stages(folder: Path, url: str) -> dict[str, Any]:
         "dedup": {"buckets": 3, "hashes": 8},
         "decontaminate": {"held_out": {"space": {"paths": [held_out]}}},
         "rephrase": endpoint,
-        "schedule": {"ending": {"share": 0.2, "weights": {"sharpness": 1.0}}},
+        "schedule": {"ending": {"share": 0.2, "weights": {"natural_share": 0.3}}},
     }
 
 
