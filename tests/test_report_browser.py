@@ -147,7 +147,8 @@ def test_the_wheel_zooms_the_map(wide: Opened) -> None:
     before = disc.get_attribute("transform")
 
     def turned() -> bool:
-        box = page.locator(f"{MAP} svg").bounding_box()  # anew each time: what is drawn late may have moved it
+        page.locator(f"{MAP} svg").scroll_into_view_if_needed()  # what is drawn late may have moved it, and the wheel the page
+        box = page.locator(f"{MAP} svg").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
         page.mouse.wheel(0, -200)
         return disc.get_attribute("transform") != before
