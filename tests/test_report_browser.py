@@ -147,8 +147,9 @@ def test_the_wheel_zooms_the_map(wide: Opened) -> None:
     before = disc.get_attribute("transform")
 
     def turned() -> bool:
-        page.locator(f"{MAP} svg").scroll_into_view_if_needed()  # what is drawn late may have moved it, and the wheel the page
-        box = page.locator(f"{MAP} svg").bounding_box()
+        # The figure, which stays while Vega draws its svg anew: what is drawn late may have moved it, and the wheel the page.
+        page.locator(MAP).evaluate("one => one.scrollIntoView({block: 'center'})")
+        box = page.locator(MAP).bounding_box()
         page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
         page.mouse.wheel(0, -200)
         return disc.get_attribute("transform") != before
