@@ -13,8 +13,8 @@ from corpus import interleaved, print_head, print_row
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.kmeans import KMeansFit
-from pipeline.tree import Tree
+from pipeline.clustering.kmeans import KMeansFit
+from pipeline.clustering.tree import Tree
 
 
 def unit_rows(rng: np.random.Generator, num: int, dim: int) -> NDArray[np.float32]:

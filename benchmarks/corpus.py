@@ -17,7 +17,7 @@ import orjson
 import zstandard
 
 if TYPE_CHECKING:
-    from pipeline.planning import Run
+    from pipeline.execution.pipeline_graph import PipelineGraph
 
 GENERALIST = "generalist.jsonl.zst"
 LABELS = "generalist.labels.jsonl.zst"
@@ -48,7 +48,7 @@ def read_rows(name: str) -> Iterator[dict[str, Any]]:
 
 def read_windows(tokenizer_file: str, num_windows: int, tokens: int) -> list[str]:
     """The first windows of the generalist corpus, cut as `prepare` cuts."""
-    from pipeline.windows import WindowCutter
+    from pipeline.text.windows import WindowCutter
 
     cutter = WindowCutter(tokenizer_file, tokens)
     windows = (window for text in read_texts() for window, _ in cutter.cut([text])[0])
@@ -85,7 +85,7 @@ def own_ray(*, store_bytes: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def stage_seconds(run: "Run", stage: str) -> float:
+def stage_seconds(run: "PipelineGraph", stage: str) -> float:
     return float(sum(step.folder.read_json("usage.json")["seconds"] for step in run.steps if step.stage == stage))
 
 

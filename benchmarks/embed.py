@@ -16,7 +16,7 @@ from corpus import interleaved, print_head, print_row, read_windows
 
 from pipeline import embedders
 from pipeline.config import Embed
-from pipeline.embedders.vectors import processor_has_bf16
+from pipeline.execution.processor import processor_has_bf16
 from pipeline.storage import Folder
 
 

@@ -21,9 +21,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
+from pipeline.clustering.kmeans import fit_kmeans
+from pipeline.clustering.tree import fit_tree
 from pipeline.config import Cluster
-from pipeline.kmeans import fit_kmeans
-from pipeline.tree import fit_tree
 
 CHARACTERS = 1500  # of a run of text; shorter rests are left out
 

@@ -32,9 +32,9 @@ from corpus import own_ray
 from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
+from pipeline.execution.step import Step
+from pipeline.graph.graph import build_graph
 from pipeline.hashing import keyed_hash
-from pipeline.planning import plan
-from pipeline.step import Step
 from pipeline.tables import WINDOWS, embeddings_schema
 
 MEASURED = ("cluster", "assign", "sample")
@@ -124,9 +124,9 @@ def run_step(vectors: Vectors, stage: str, corpus: str, workdir: str, store_byte
     """Run one step in this process; its peaks in MB."""
     config = settings(vectors, workdir)
     if stage in ("weights", "sample"):
-        tokens = plan(config).step("prepare", "generalist").manifest["tokens"]
+        tokens = build_graph(config).step("prepare", "generalist").manifest["tokens"]
         config = settings(vectors, workdir, budget_tokens=tokens)
-    step = plan(config).step(stage, corpus)
+    step = build_graph(config).step(stage, corpus)
     with own_ray(store_bytes=store_bytes or None), Engine(config.engine) as engine, sampled_workers() as peak:
         engine.start()
         started = time.monotonic()
@@ -195,7 +195,7 @@ def settings(vectors: Vectors, workdir: str, *, budget_tokens: int = 1) -> Confi
 
 def write_corpora(vectors: Vectors, config: Config) -> None:
     """What prepare and embed would have left of both corpora."""
-    run = plan(config)
+    run = build_graph(config)
     rng = np.random.default_rng(0)
     topic_TD = rng.standard_normal((_TOPICS, vectors.dim), dtype=np.float32)
     # Random letters of a small alphabet: zstd takes about half off, as of text.

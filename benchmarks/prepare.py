@@ -20,7 +20,7 @@ import orjson
 import zstandard
 from corpus import GENERALIST, own_ray, print_head, print_row, read_rows, stage_seconds, timed
 
-from pipeline import run
+from pipeline.graph import runner
 from pipeline.refining.catalogue import build
 
 STEPS: list[dict[str, Any]] = [
@@ -83,7 +83,7 @@ def our_seconds(root: Path, repeat: int) -> float:
     sample = root / "sample.jsonl"
     sample.write_bytes(orjson.dumps({"id": "1", "text": "a sample of one sentence"}))
     with own_ray():
-        made = run.prepare(
+        made = runner.prepare(
             {
                 "workdir": str(root / f"ours-{repeat}"),
                 "generalist": {"paths": [str(root / "corpus")]},

@@ -25,7 +25,7 @@ from corpus import own_ray, print_head, print_row, read_texts
 
 from pipeline import config
 from pipeline.engine import Engine
-from pipeline.rewriting.exchange import Answer, Failure, Request
+from pipeline.engine.exchange import Answer, Failure, Request
 
 TESTS = str(Path(__file__).parent.parent / "tests")
 ENGINE: dict[str, Any] = {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "disable_log_stats": True}

@@ -1,4 +1,4 @@
-"""The sha256 of every shard and mixture file at two commits, for every estimator and both draws: what a restructuring must not change.
+"""The sha256 of every shard at two commits, for every estimator and both draws: what a restructuring must not change.
 
     CRISPWRAP_CORPORA=../shared/corpora python benchmarks/same_shards.py BASE [--config FILE]...
 
@@ -42,8 +42,13 @@ def main() -> None:
     parser.add_argument("--config", action="append", help="config to run; repeat for several")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        configs = [Path(path).resolve() for path in args.config or []] or [Path("configs/demo.yaml").resolve(), write_corpora(scratch)]
-        digests = [digest_shards(commit, configs, Path(scratch) / name) for name, commit in (("base", args.base), ("head", args.head))]
+        configs = [Path(path).resolve() for path in args.config or []] or [
+            Path("configs/demo.yaml").resolve(),
+            write_corpora(scratch),
+        ]
+        digests = [
+            digest_shards(commit, configs, Path(scratch) / name) for name, commit in (("base", args.base), ("head", args.head))
+        ]
     base, head = digests
     different = sorted(name for name in base.keys() | head.keys() if base.get(name) != head.get(name))
     for name in different:
@@ -92,7 +97,9 @@ def run_and_digest(checkout: Path, config: Path, workdir: Path, estimator: str, 
     )
     if done.returncode:
         sys.exit(f"{config.name}, {estimator}, {draw} in {checkout}: exit status {done.returncode}\n{done.stderr}")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((workdir / "shards").glob("shard-*.parquet"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((workdir / "shards").glob("shard-*.parquet"))
+    }
 
 
 if __name__ == "__main__":

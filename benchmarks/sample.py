@@ -21,7 +21,8 @@ from corpus import SPECIALIST, corpus_file, own_ray, print_head, print_row, time
 
 from pipeline.config import Config, parse_config
 from pipeline.engine import Engine
-from pipeline.planning import Run, plan
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.graph.graph import build_graph
 from pipeline.stages.shards import WRITE_OPTIONS
 
 
@@ -57,16 +58,16 @@ def main() -> None:
         workdir = args.keep or temporary
         config = settings(args, workdir, budget_tokens=1)
         with Engine(config.engine) as engine:
-            prepared = plan(config).step("prepare", "generalist")
+            prepared = build_graph(config).step("prepare", "generalist")
             if not prepared.done:
                 prepared.run(engine)
             config = settings(args, workdir, budget_tokens=prepared.manifest["tokens"])
-            for step in plan(config).steps[:-1]:
+            for step in build_graph(config).steps[:-1]:
                 if not step.done:
                     step.run(engine)
         stage_s, rival_s, parts_s = [], [], []
         for _ in range(args.repeats):
-            run = plan(config)
+            run = build_graph(config)
             with TimedEngine(config) as engine:
                 stage_s.append(timed(sample_again, run, engine)[0])
                 parts_s.append(engine.seconds)
@@ -97,13 +98,13 @@ def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int) -> C
     )
 
 
-def sample_again(run: Run, engine: Engine) -> None:
+def sample_again(run: PipelineGraph, engine: Engine) -> None:
     step = run.step("sample")
     shutil.rmtree(step.folder.path, ignore_errors=True)
     step.run(engine)
 
 
-def shard_files(run: Run) -> list[str]:
+def shard_files(run: PipelineGraph) -> list[str]:
     step = run.step("sample")
     return [step.folder.file(shard["name"]) for shard in step.manifest["shards"]]
 

@@ -30,15 +30,16 @@ from corpus import GENERALIST, HELD_OUT, SPECIALIST, corpus_file, own_ray, read_
 from loguru import logger
 from scipy.optimize import nnls
 
-from pipeline import pydocs
 from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
 from pipeline.costs.model import Machines, Shape, read_rates, shape, stage_cost
 from pipeline.costs.size import Size, size_of
 from pipeline.engine import Engine
-from pipeline.planning import Run, plan
-from pipeline.run import curate
-from pipeline.terminal import console
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.graph.graph import build_graph
+from pipeline.graph.runner import curate
+from pipeline.sources import pydocs
+from pipeline.terminal.output import console
 
 RATES = Path(__file__).parent.parent / "pipeline" / "costs" / "rates.json"
 _FILE_DOCUMENTS = 500
@@ -185,7 +186,7 @@ def measured(files: Sequence[str], trial: Trial, workdir: str) -> Iterator[Measu
             )
 
 
-def dim_of(run: Run) -> int:
+def dim_of(run: PipelineGraph) -> int:
     return int(run.step("embed", "generalist").manifest["dim"])
 
 
@@ -295,7 +296,7 @@ def print_tests(files: Sequence[str], folder: str) -> None:
         config = config_of(files, trial, f"{folder}/told-{number}")
         steps = list(measured(files, trial, f"{folder}/told-{number}"))
         machines = Machines(trial.workers, trial.workers)
-        dim = dim_of(plan(config))
+        dim = dim_of(build_graph(config))
         costs = [stage_cost(config, step.stage, step.size, machines, dim, step.corpus) for step in steps]
         times = [cost.wall_s if cost else 0.0 for cost in costs]
         refined = ", refined" if trial.extra else ""
@@ -317,7 +318,7 @@ def measured_vectors(trial: memory.Vectors, folder: str) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
         config = memory.settings(trial, workdir)
         memory.write_corpora(trial, config)
-        size = size_of(config, "generalist", plan(config).step("prepare", "generalist"))
+        size = size_of(config, "generalist", build_graph(config).step("prepare", "generalist"))
         machines = Machines(os.cpu_count() or 1, os.cpu_count() or 1)
         for stage, corpus in (("cluster", ""), ("assign", "generalist")):
             took = memory.measure(trial, stage, corpus, workdir)
@@ -334,7 +335,7 @@ def measured_vectors(trial: memory.Vectors, folder: str) -> Iterator[Measured]:
                 core_s=took["busy_s"],
                 alone_s=max(0.0, took["seconds"] - took["mapping_s"]),
                 driver_s=took["driver_s"],
-                stored_mb=held_bytes(plan(config).step(stage, corpus).folder.path) / 1e6,
+                stored_mb=held_bytes(build_graph(config).step(stage, corpus).folder.path) / 1e6,
                 told=cost.wall_s if cost else 0.0,
             )
 

@@ -25,8 +25,8 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import Config
 from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
-from pipeline.planning import plan
-from pipeline.step import Step
+from pipeline.execution.step import Step
+from pipeline.graph.graph import build_graph
 
 _PRODUCTS = 60
 
@@ -49,20 +49,22 @@ def main() -> None:
         text = argparse.Namespace(model="bundled:all-MiniLM-L6-v2", documents=args.documents, tokens=256, parts=16)
         config = embed_settings(text, f"{workdir}/text")
         with Engine(config.engine) as engine:
-            plan(config).step("prepare", "generalist").run(engine)
-        report(f"embed, {plan(config).step('prepare', 'generalist').manifest['windows']:,} windows", config, "embed", bare, args)
+            build_graph(config).step("prepare", "generalist").run(engine)
+        report(
+            f"embed, {build_graph(config).step('prepare', 'generalist').manifest['windows']:,} windows", config, "embed", bare, args
+        )
 
         vectors = Vectors(args.rows, dim=args.dim, text_bytes=16)
         os.mkdir(f"{workdir}/vectors")
         config = synthetic_settings(vectors, f"{workdir}/vectors")
         write_corpora(vectors, config)
         with Engine(config.engine) as engine:
-            plan(config).step("cluster").run(engine)
+            build_graph(config).step("cluster").run(engine)
         report(f"assign, {args.rows:,} vectors of {args.dim}", config, "assign", bare, args)
 
 
 def report(what: str, config: Config, stage: str, bare: tuple[Callable[[], Any], ...], args: argparse.Namespace) -> None:
-    step = plan(config).step(stage, "generalist")
+    step = build_graph(config).step(stage, "generalist")
     seconds: list[list[float]] = [[], [], [], []]
     for _ in range(args.repeats):
         for workers in (1, 2):

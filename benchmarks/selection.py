@@ -1,7 +1,7 @@
 """Selecting from a corpus, files to files, against the package of DSIR's authors (`data-selection`), with as many processes.
 
 Ours is `curate()`: windows, static embeddings, the tree, scores, draws and shards. A static model is distilled once on a machine
-(`pipeline.cache`), so ours runs once without and then with what the first run left behind, each in a workdir of its own.
+(`pipeline.execution.cache`), so ours runs once without and then with what the first run left behind, each in a workdir of its own.
 Theirs fits its n-gram model, weighs each document and writes the chosen ones; it reads plain JSON lines (knows no other), and ours
 reads the same. They take turns.
 
@@ -22,8 +22,8 @@ from pathlib import Path
 from corpus import SPECIALIST, own_ray, print_head, print_row, read_texts, stage_seconds, timed
 
 from pipeline.config import Config, parse_config
-from pipeline.planning import Run
-from pipeline.run import curate
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.graph.runner import curate
 
 CORES = os.cpu_count() or 1
 BUDGET = 1_500_000  # tokens
@@ -69,7 +69,7 @@ def main() -> None:
             print(f"  {stage:<12}{stage_seconds(run, stage):7.1f} s")
 
 
-def select(config: Config) -> tuple[float, Run]:
+def select(config: Config) -> tuple[float, PipelineGraph]:
     """Seconds of a run alone, in a Ray that is started for it."""
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         return timed(curate, config)

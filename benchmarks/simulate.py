@@ -8,10 +8,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.amounts import bytes_said, time_said
 from pipeline.config import Config, parse_config
 from pipeline.costs.model import Machines, StageCost, stage_cost
 from pipeline.costs.size import Size
+from pipeline.terminal.formatting import bytes_said, time_said
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 _BEGIN, _END = "<!-- simulated -->", "<!-- /simulated -->"

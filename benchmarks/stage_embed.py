@@ -16,8 +16,9 @@ from embed import sentence_transformer
 
 from pipeline.config import Config, parse_config
 from pipeline.engine import Engine
-from pipeline.planning import Run, plan
-from pipeline.step import part_names
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import part_names
+from pipeline.graph.graph import build_graph
 
 CORES = os.cpu_count() or 1
 
@@ -42,11 +43,11 @@ def main() -> None:
         )
         started = time.perf_counter()
         with own_ray(), Engine(config.engine) as engine:
-            for run in (plan(small), plan(config)):
+            for run in (build_graph(small), build_graph(config)):
                 run.step("prepare", "generalist").run(engine)
             prepare_s = time.perf_counter() - started
-            load_s, _ = timed(plan(small).step("embed", "generalist").run, engine)
-            run = plan(config)
+            load_s, _ = timed(build_graph(small).step("embed", "generalist").run, engine)
+            run = build_graph(config)
             windows = read_prepared(run)
             rival = sentence_transformer(config.embed, "fp32", CORES)
             rival(windows[:32])
@@ -71,14 +72,14 @@ def settings(args: argparse.Namespace, workdir: str) -> Config:
     )
 
 
-def read_prepared(run: Run) -> list[str]:
+def read_prepared(run: PipelineGraph) -> list[str]:
     """The windows of all parts, in order."""
     step = run.step("prepare", "generalist")
     tables = (step.folder.read_table(f"{name}.parquet", columns=["text"]) for name in part_names(step))
     return [text for table in tables for text in table["text"].to_pylist()]
 
 
-def embed_again(run: Run, engine: Engine) -> None:
+def embed_again(run: PipelineGraph, engine: Engine) -> None:
     step = run.step("embed", "generalist")
     shutil.rmtree(step.folder.path, ignore_errors=True)
     step.run(engine)

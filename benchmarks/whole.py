@@ -25,12 +25,12 @@ from embed import sentence_transformer
 from sample import rewrite, shard_files
 
 from pipeline import embedders
+from pipeline.clustering.tree import fit_tree
 from pipeline.config import Config, parse_config
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.graph.runner import curate
 from pipeline.hashing import window_keys
-from pipeline.planning import Run
-from pipeline.run import curate
 from pipeline.storage import Folder
-from pipeline.tree import fit_tree
 
 CORES = os.cpu_count() or 1
 _TEXTS_AT_ONCE = 256  # documents tokenised together
@@ -85,7 +85,7 @@ def settings(args: argparse.Namespace, workdir: str) -> Config:
     )
 
 
-def curate_alone(config: Config) -> Run:
+def curate_alone(config: Config) -> PipelineGraph:
     """The run, without the report that it prints."""
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         return curate(config)
@@ -102,7 +102,7 @@ def second_run(config: Config) -> tuple[float, bool]:
     return seconds, done.stdout.splitlines()[-1] == "True"
 
 
-def bare_kernels(config: Config, run: Run) -> dict[str, float]:
+def bare_kernels(config: Config, run: PipelineGraph) -> dict[str, float]:
     """Seconds of each kernel, by the stage that does its work."""
     seconds = {}
     corpora = (config.generalist, *config.specialists.values())

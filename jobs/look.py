@@ -1,5 +1,5 @@
 """Look into a run: `python jobs/look.py --config FILE`, and one of `--cluster`, `--document`, `--window`, `--find`, `--like`."""
 
-from pipeline.cli import look_job
+from pipeline.cli.commands import look_job
 
 look_job()

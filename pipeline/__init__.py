@@ -12,25 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config, parse_config
-    from pipeline.planning import Run, plan
-    from pipeline.run import cluster, curate, embed, prepare, rephrase, sample, weights
+    from pipeline.execution.pipeline_graph import PipelineGraph
+    from pipeline.graph.graph import build_graph
+    from pipeline.graph.runner import cluster, curate, embed, prepare, rephrase, sample, weights
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_MODULE_OF = {
     **dict.fromkeys(("Config", "load_config", "parse_config"), "pipeline.config"),
-    **dict.fromkeys(("Run", "plan"), "pipeline.planning"),
-    **dict.fromkeys(("curate", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.run"),
+    **dict.fromkeys(("PipelineGraph",), "pipeline.execution.pipeline_graph"),
+    "build_graph": "pipeline.graph.graph",
+    **dict.fromkeys(("curate", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.graph.runner"),
 }
 __all__ = [
     "Config",
-    "Run",
+    "PipelineGraph",
+    "build_graph",
     "cluster",
     "curate",
     "embed",
     "load_config",
     "parse_config",
-    "plan",
     "prepare",
     "rephrase",
     "sample",
@@ -40,8 +42,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # On demand (PEP 562), so that a worker which imports one module of the package does not pay for all.
-    if name not in _ROOMS:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_ROOMS[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

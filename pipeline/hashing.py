@@ -13,6 +13,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64
+
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -41,9 +43,7 @@ def keyed_hash(key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int 
     return _fmix(_fmix(np.asarray(key_N, dtype=np.uint64) ^ salt) + copy_N)
 
 
-def keyed_uniform(
-    key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0
-) -> NDArray[np.float64]:
+def keyed_uniform(key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0) -> F64:
     """(N,) uniforms in the open interval (0, 1): never 0, so that a logarithm of them is finite."""
     bits_N = keyed_hash(key_N, seed=seed, purpose=purpose, copy=copy) >> np.uint64(11)
     return (bits_N.astype(np.float64) + 0.5) * 2.0**-53

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import fsspec
@@ -337,3 +338,16 @@ def _named_failure(verb: str, path: str) -> Iterator[None]:
             ) from error
         mend = "is workdir a folder that you may write to?" if verb == "write" else "run again, what is missing will be made anew"
         raise StorageError(f"cannot {verb} {path}: {said(error)}; {mend}") from error
+
+
+@contextmanager
+def put_whole(folder: Folder) -> Iterator[str]:
+    """A place on this machine; what lies in it at the end goes into the folder, each file at once."""
+    with TemporaryDirectory(prefix="crispwrap-") as place:
+        yield place
+        for root, _, names in os.walk(place):
+            below = os.path.relpath(root, place)
+            target = folder if below == "." else folder.child(below)
+            for name in sorted(names):
+                with open(os.path.join(root, name), "rb") as file:
+                    target.write_bytes(name, file.read())

@@ -21,11 +21,11 @@ from typing import Any
 import psutil
 from conftest import STARTS, free_port, topic_documents, topic_run, wait_until, write_jsonl
 
-from pipeline.alone import latest_run, record_of
 from pipeline.config import load_config
-from pipeline.planning import plan
-from pipeline.progress import AT_WORK, TO_DO
+from pipeline.execution.lock import latest_run, record_of
+from pipeline.graph.graph import build_graph
 from pipeline.storage import Folder
+from pipeline.terminal.progress import AT_WORK, TO_DO
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("driver", "worker", "raylet", "node")
@@ -156,7 +156,7 @@ class Nodes:
         killed: list[Kill] = []
         gave_up = 0
         left = list(kinds)
-        run = plan(load_config(str(config)))
+        run = build_graph(load_config(str(config)))
         workdir = Path(run.config.workdir)
         moments = sorted(self.random.uniform(0, len(run.steps) + 1) for _ in left)  # in steps, of which the report is the last
         job, before = self.start(config, log), 0

@@ -26,12 +26,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import exact_json
-from pipeline.chunks import QUARANTINE_PIECE, scan_file
 from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
-from pipeline.readers import InputFile, Row, columns_of, digest, list_files, read_rows
-from pipeline.sources import REASONS, SKIPPED
-from pipeline.sources.listing import list_corpus
+from pipeline.sources import REASONS, SKIPPED, InputFile, Row
+from pipeline.sources.chunks import QUARANTINE_PIECE, scan_file
+from pipeline.sources.input_files import digest
+from pipeline.sources.listing import list_corpus, list_files
+from pipeline.sources.readers import columns_of, read_rows
 
 
 def rows_of(path: object, prepare: Prepare | None = None, **options: Any) -> list[Row]:
@@ -545,13 +546,13 @@ def test_bad_rows_are_handed_on_in_pieces_and_end_the_scan_once_they_are_too_man
 
 _HEAVY = """
 import json, resource, sys
-from pipeline.chunks import cut_chunks, scan_file
+from pipeline.sources.chunks import cut_chunks, scan_file
 from pipeline.config import Corpus, Prepare
-from pipeline.parts import WRITE_OPTIONS, counts
-from pipeline.readers import InputFile
+from pipeline.sources.parts import WRITE_OPTIONS, counts
+from pipeline.sources import InputFile
 from pipeline.storage import Folder
 from pipeline.tables import WINDOWS
-from pipeline.windows import WindowCutter
+from pipeline.text.windows import WindowCutter
 file, corpus, prepare = InputFile(0, sys.argv[1], "jsonl", ""), Corpus(paths=["x"]), Prepare(metadata_bytes=2 << 20)
 cutter = WindowCutter(sys.argv[2], 64)
 scan = scan_file(file, corpus, prepare)

@@ -12,14 +12,14 @@ from typing import IO
 import pytest
 from conftest import wait_until
 
-from pipeline import alone
-from pipeline.alone import Alone, is_here, latest_run, record_of
 from pipeline.errors import ConfigError, RunError
+from pipeline.execution import lock
+from pipeline.execution.lock import Alone, is_here, latest_run, record_of
 from pipeline.storage import Folder
 
 HOLD = """
 import sys
-from pipeline.alone import Alone, is_here, latest_run, record_of
+from pipeline.execution.lock import Alone, is_here, latest_run, record_of
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 sys.stdin.readline()
@@ -50,7 +50,7 @@ def tell(process: "subprocess.Popen[str]") -> IO[str]:
 @pytest.fixture
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be told of other processes, as if they were on other machines."""
-    monkeypatch.setattr(alone, "_is_gone", lambda _process: False)
+    monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
 
 
 def test_of_many_that_ask_at_once_one_has_the_workdir(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.engine.exchange import Answer
 from pipeline.rewriting import answers
 from pipeline.rewriting.answers import AnswerIndex, merge_files, read_keys, small_files, write_answers
-from pipeline.rewriting.exchange import Answer
 from pipeline.storage import Folder
 
 

@@ -12,8 +12,8 @@ from tiny_llama import CHAT_TEMPLATE, docstrings
 from pipeline import config
 from pipeline.engine import Engine
 from pipeline.engine.chat import Chat
+from pipeline.engine.exchange import Request
 from pipeline.errors import ConfigError
-from pipeline.rewriting.exchange import Request
 
 pytest.importorskip("transformers")
 

@@ -23,15 +23,15 @@ from conftest import topic_run, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import pydocs
 from pipeline.config import parse_config
+from pipeline.costs.estimate import costs_of, told
 from pipeline.costs.model import Machines, read_rates, shape, speedup, stage_cost
 from pipeline.costs.size import Size, size_of
-from pipeline.costs.told import costs_of, told
 from pipeline.errors import InputError
-from pipeline.planning import plan
-from pipeline.run import curate
-from pipeline.run import prepare as run_prepare
+from pipeline.graph.graph import build_graph
+from pipeline.graph.runner import curate
+from pipeline.graph.runner import prepare as run_prepare
+from pipeline.sources import pydocs
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("prepare", "dedup", "decontaminate", "embedder", "embed", "cluster", "assign", "score", "weights", "sample")
@@ -68,7 +68,7 @@ def write_as(kind: str, rows: list[dict[str, Any]], folder: Path) -> None:
 def test_a_guess_from_the_beginnings_of_files_is_near_what_prepare_counts(kind: str, tmp_path: Path, ray_session: Any) -> None:
     write_as(kind, documents(1500), tmp_path)
     config = topic_run(tmp_path, 20) | {"generalist": {"paths": [str(tmp_path / f"a.{kind}")]}}
-    run = plan(config)
+    run = build_graph(config)
     guessed = size_of(run.config, "generalist", run.step("prepare", "generalist"))
     assert guessed
     assert guessed.rows_read is not None
@@ -84,11 +84,11 @@ def test_a_guess_from_the_beginnings_of_files_is_near_what_prepare_counts(kind: 
 
 def test_a_guess_keeps_to_the_limit_and_small_files_are_read_whole(tmp_path: Path) -> None:
     config = topic_run(tmp_path, 30)
-    run = plan(config)
+    run = build_graph(config)
     found = size_of(run.config, "generalist", run.step("prepare", "generalist"))
     assert found
     assert (found.files, round(found.documents)) == (4, 120)
-    limited = plan(config | {"generalist": config["generalist"] | {"limit": 5}})
+    limited = build_graph(config | {"generalist": config["generalist"] | {"limit": 5}})
     found = size_of(limited.config, "generalist", limited.step("prepare", "generalist"))
     assert found
     assert round(found.documents) == 20
@@ -206,7 +206,7 @@ def test_docstrings_cost_the_parsing_of_their_packages() -> None:
     def size(limit: int | None) -> Size:
         raw = {"workdir": "unused", "embed": {"model": "lsi"}, "sample": {"budget_tokens": 1000}}
         raw |= {"generalist": {"paths": paths, "limit": limit}, "specialists": {"a": {"paths": ["pydocs://click"]}}}
-        run = plan(parse_config(raw))
+        run = build_graph(parse_config(raw))
         found = size_of(run.config, "generalist", run.step("prepare", "generalist"))
         assert found
         cost = stage_cost(run.config, "prepare", found, Machines(2, 2), 64)
@@ -266,7 +266,7 @@ def test_what_is_done_costs_nothing_more(tmp_path: Path, ray_session: Any) -> No
         r"^error: sample\.budget_tokens 10,000,000 is more than .* at most [\d,]+ can be had", done.stderr, re.MULTILINE
     )
     curate(config)
-    assert list(told(plan(config), list(run.steps))) == []
+    assert list(told(build_graph(config), list(run.steps))) == []
 
 
 def test_a_dataset_is_not_fetched_to_be_sized(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_dataset_is_not_fetched_to_be_sized(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "train.parquet").rename(tmp_path / "set" / "train.parquet")
     reader = {"type": "HuggingFaceDatasetReader", "dataset_options": {"split": "train"}}
-    run = plan(config | {"generalist": {"paths": [str(tmp_path / "set")], "reader": reader}})
+    run = build_graph(config | {"generalist": {"paths": [str(tmp_path / "set")], "reader": reader}})
     assert size_of(run.config, "generalist", run.step("prepare", "generalist")) is None
     (line,) = told(run, list(run.steps))
     assert "known once prepare is done" in str(line)
@@ -284,12 +284,12 @@ def test_a_dataset_is_not_fetched_to_be_sized(tmp_path: Path) -> None:
 def test_many_parts_make_the_driver_the_limit_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A billion windows in small parts, with many workers."""
     size = Size(files=1000, documents=1e9, text_bytes=2e12, tokens=5e11, windows=1e9, parts=1e6)
-    monkeypatch.setattr("pipeline.costs.told.size_of", lambda *_: size)
+    monkeypatch.setattr("pipeline.costs.estimate.size_of", lambda *_: size)
     settings = topic_run(tmp_path, 5) | {
         "engine": {"workers": 400},
         "schedule": {"ending": {"share": 0.1, "weights": {"sharpness": 1}}},
     }
-    run = plan(settings)
+    run = build_graph(settings)
     lines = [str(line) for line in told(run, list(run.steps))]
     assert any("with 25,600 workers the driver is busy" in line and "prepare.part_documents" in line for line in lines)
     assert any(line.startswith("not in it: schedule") for line in lines)
@@ -339,7 +339,7 @@ def damaged(pack: Callable[[bytes], bytes]) -> bytes:
 )
 def test_what_cannot_be_read_is_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    run = plan(topic_run(tmp_path, 5) | {"generalist": {"paths": [str(tmp_path / name)]}})
+    run = build_graph(topic_run(tmp_path, 5) | {"generalist": {"paths": [str(tmp_path / name)]}})
     with pytest.raises(InputError, match=message) as caught:
         list(told(run, list(run.steps)))
     assert name in str(caught.value)
@@ -348,7 +348,7 @@ def test_what_cannot_be_read_is_one_line(name: str, content: bytes, message: str
 def test_a_line_longer_than_a_megabyte_is_read_beyond_it(tmp_path: Path) -> None:
     rows = [{"id": "long", "text": "a long line " * 200_000}, *documents(800)]
     file = write_jsonl(tmp_path / "long.jsonl", rows)
-    run = plan(topic_run(tmp_path, 5) | {"generalist": {"paths": [file]}})
+    run = build_graph(topic_run(tmp_path, 5) | {"generalist": {"paths": [file]}})
     found = size_of(run.config, "generalist", run.step("prepare", "generalist"))
     assert found
     assert found.text_bytes == pytest.approx(sum(len(row["text"]) for row in rows), rel=0.2)

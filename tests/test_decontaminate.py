@@ -12,12 +12,12 @@ from conftest import topic_documents, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import run
 from pipeline.errors import ConfigError, InputError
-from pipeline.planning import plan
+from pipeline.execution.step import part_names
+from pipeline.graph import runner
+from pipeline.graph.graph import build_graph
 from pipeline.refining.contamination import Index, choices_of, readings
 from pipeline.stages.decontaminate import REPORT
-from pipeline.step import part_names
 
 SECRETS = [
     "The lighthouse keeper of Saint Malo counted eleven grey herons on the morning when the old ferry sank without any warning.",
@@ -162,7 +162,7 @@ def planted(topics: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
 def test_planted_rows_are_found_and_reported_and_the_rest_is_kept(topics: dict[str, Any]) -> None:
     config, ids = planted(topics)
     assert len(ids) == 20
-    made = run.prepare(config | {"dedup": {}}).windows("generalist")
+    made = runner.prepare(config | {"dedup": {}}).windows("generalist")
     assert made.stage == "decontaminate"
     kept = {row["doc_id"] for name in part_names(made) for row in made.folder.read_table(f"{name}.parquet").to_pylist()}
     report = made.folder.child(REPORT)
@@ -183,7 +183,7 @@ def test_planted_rows_are_found_and_reported_and_the_rest_is_kept(topics: dict[s
     files = {name: made.folder.read_bytes(name) for name in made.folder.files() if name != "usage.json"}
     for name in ("manifest.json", f"{part_names(made)[0]}.parquet"):
         made.folder.remove(name)
-    again = run.prepare(config | {"dedup": {}, "engine": {"workers": 1}}).windows("generalist")
+    again = runner.prepare(config | {"dedup": {}, "engine": {"workers": 1}}).windows("generalist")
     assert {name: again.folder.read_bytes(name) for name in again.folder.files() if name != "usage.json"} == files
 
 
@@ -197,10 +197,10 @@ def test_a_sample_that_holds_its_own_test_is_an_error_and_anothers_is_dropped(to
         InputError,
         match=r"specialists.legal: 1 documents of the sample hold text of its own test set held_out.secrets: leak \(row 1",
     ):
-        run.prepare(config)
-    assert not run.plan(config).step("prepare", "generalist").folder.names()
+        runner.prepare(config)
+    assert not build_graph(config).step("prepare", "generalist").folder.names()
     config["decontaminate"]["held_out"]["secrets"] |= {"of": None}
-    made = run.prepare(config).windows("legal")
+    made = runner.prepare(config).windows("legal")
     assert made.manifest["dropped"] == 1
     assert made.manifest["documents"] == 20
 
@@ -223,14 +223,14 @@ def test_held_out_text_that_cannot_be_looked_for(
 ) -> None:
     path = write_jsonl(tmp_path / "held.jsonl", rows)
     with pytest.raises(InputError, match=re.escape(said)):
-        run.prepare(topics | {"decontaminate": {"held_out": {"secrets": {"paths": [path], **held_out}}}})
+        runner.prepare(topics | {"decontaminate": {"held_out": {"secrets": {"paths": [path], **held_out}}}})
 
 
 def test_mistakes_in_the_section(topics: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"decontaminate.held_out.x.of: 'lega' is none of the specialists \(legal\)"):
-        plan(topics | {"decontaminate": {"held_out": {"x": {"paths": ["a.jsonl"], "of": "lega"}}}})
+        build_graph(topics | {"decontaminate": {"held_out": {"x": {"paths": ["a.jsonl"], "of": "lega"}}}})
     with pytest.raises(InputError, match=r"decontaminate.held_out.x.paths: no file matches"):
-        plan(topics | {"decontaminate": {"held_out": {"x": {"paths": ["/nowhere/a.jsonl"]}}}})
+        build_graph(topics | {"decontaminate": {"held_out": {"x": {"paths": ["/nowhere/a.jsonl"]}}}})
 
 
 def test_chance_overlaps_are_rare() -> None:

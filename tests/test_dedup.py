@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from conftest import write_jsonl
 
-from pipeline import run
 from pipeline.errors import ConfigError
-from pipeline.planning import plan
-from pipeline.step import part_names
+from pipeline.execution.step import part_names
+from pipeline.graph import runner
+from pipeline.graph.graph import build_graph
 
 _WORDS = [
     f"{a}{b}{c}" for a in ("ka", "lo", "mi", "ne", "ru", "sa", "to") for b in ("ba", "di", "fu", "ge", "ho") for c in "aeioulrst"
@@ -62,7 +62,7 @@ def test_planted_near_duplicates(topics: dict[str, Any], tmp_path: Path) -> None
     folder.mkdir()
     planted = corpus(folder, pairs=300)
     config = topics | {"generalist": {"paths": [str(folder)]}, "dedup": {}, "prepare": {"part_documents": 100}}
-    made = run.prepare(config).windows("generalist")
+    made = runner.prepare(config).windows("generalist")
     assert made.stage == "dedup"
     rows = [row for name in part_names(made) for row in made.folder.read_table(f"{name}.parquet").to_pylist()]
     copies = {row["doc_id"]: row["near_copies"] for row in rows}
@@ -89,14 +89,14 @@ def test_planted_near_duplicates(topics: dict[str, Any], tmp_path: Path) -> None
     files = {name: made.folder.read_bytes(name) for name in made.folder.files() if name != "usage.json"}
     for name in ("manifest.json", f"{part_names(made)[1]}.parquet"):
         made.folder.remove(name)
-    again = run.prepare(config | {"engine": {"workers": 1}}).windows("generalist")
+    again = runner.prepare(config | {"engine": {"workers": 1}}).windows("generalist")
     assert {name: again.folder.read_bytes(name) for name in again.folder.files() if name != "usage.json"} == files
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_corpus_without_duplicates_and_a_whole_run(topics: dict[str, Any]) -> None:
-    made = run.curate(topics | {"dedup": {}})
+    made = runner.curate(topics | {"dedup": {}})
     assert made.windows("generalist").manifest["dropped"] == 0
     shards = made.shards.read_json("_manifest.json")["shards"]
     table = made.shards.read_table(shards[0]["name"])
@@ -105,4 +105,4 @@ def test_a_corpus_without_duplicates_and_a_whole_run(topics: dict[str, Any]) -> 
 
 def test_an_unknown_language_is_found_before_anything_runs(topics: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"dedup\.language 'klingon': datatrove has no words for it"):
-        plan(topics | {"dedup": {"language": "klingon"}})
+        build_graph(topics | {"dedup": {"language": "klingon"}})

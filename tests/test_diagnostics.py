@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_smoothing import counted, generalist_on, grow, sample_on, two_levels
 
 from pipeline.config import Weights
+from pipeline.mixture.allocation import Limits, capped_plan
 from pipeline.mixture.diagnostics import MEANINGS, meaning
 from pipeline.mixture.estimators import ESTIMATORS, claims
 from pipeline.mixture.findings import findings
 from pipeline.mixture.histograms import LeafHistogram
-from pipeline.mixture.plan import Limits, capped_plan
 from pipeline.mixture.strata import Strata
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
 

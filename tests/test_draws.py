@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_smoothing import below, grow, two_levels
 
-from pipeline.draws import Candidates, DrawPlan, Settled, attribute, candidates, copies, first_band, settle
 from pipeline.hashing import keyed_hash
+from pipeline.mixture.draws import Candidates, DrawPlan, Settled, attribute, candidates, copies, first_band, settle
 from pipeline.mixture.rounding import balanced
 from pipeline.tables import DRAWS
 

@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline import embedders, words
+from pipeline import embedders
 from pipeline.config import Embed
 from pipeline.embedders import sentence, static
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError, StorageError
-from pipeline.identity import canonical_json
+from pipeline.execution.fingerprint import canonical_json
 from pipeline.storage import Folder
+from pipeline.text import token_cache
 
 ROOT = Path(__file__).parent.parent
 MINILM = "bundled:all-MiniLM-L6-v2"
@@ -452,11 +453,11 @@ def test_token_ids_by_word_are_those_of_the_tokenizer(texts: list[str]) -> None:
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in TOKEN_IDS(texts)] == expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "_MAX_WORDS", 4)  # words are forgotten again and again
+        patch.setattr(token_cache, "_MAX_WORDS", 4)  # words are forgotten again and again
         assert [ids.tolist() for text in texts for ids in FORGETFUL([text])] == expected
 
 
-TOKEN_IDS, FORGETFUL = (words.TokenIds(Path(embedders.tokenizer_file(Embed(model=MINILM))).read_text()) for _ in range(2))
+TOKEN_IDS, FORGETFUL = (token_cache.TokenIds(Path(embedders.tokenizer_file(Embed(model=MINILM))).read_text()) for _ in range(2))
 
 
 def test_token_ids_of_other_tokenizers_are_the_tokenizers_own() -> None:
@@ -464,7 +465,7 @@ def test_token_ids_of_other_tokenizers_are_the_tokenizers_own() -> None:
 
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert [ids.tolist() for ids in words.TokenIds(tokenizer.to_str())(["a b", "", "b c"])] == [[0, 1], [], [1, 2]]
+    assert [ids.tolist() for ids in token_cache.TokenIds(tokenizer.to_str())(["a b", "", "b c"])] == [[0, 1], [], [1, 2]]
 
 
 def test_lsi_equals_scikit_learns_pipeline_and_survives_the_folder(tmp_path: Path) -> None:

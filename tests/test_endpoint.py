@@ -11,10 +11,10 @@ import pytest
 from fake_endpoint import Call, FakeEndpoint, Reply, passage, rewrite, rewriting
 
 from pipeline.config import Endpoint
+from pipeline.engine.exchange import Answer, Failure, Request
 from pipeline.errors import ConfigError
 from pipeline.rewriting import endpoint as backend
 from pipeline.rewriting import prompts
-from pipeline.rewriting.exchange import Answer, Failure, Request
 from pipeline.rewriting.styles import load_style
 
 pytest.importorskip("openai")

@@ -196,12 +196,13 @@ def test_a_message_of_rays_is_a_line(message: str, line: str) -> None:
 DIE_ONCE = """
 import sys
 from conftest import wait_until
-from pipeline import cli, config
+from pipeline import config
+from pipeline.cli import commands
 from pipeline.engine import Engine
 from test_engine import die_once
 
 lines = []
-cli.logger.add(lambda message: lines.append(message.record["message"]))
+commands.logger.add(lambda message: lines.append(message.record["message"]))
 with Engine(config.Engine(address=sys.argv[1])) as engine:
     assert dict(engine.map(die_once, [0, 1, 2], title="t", shared=(sys.argv[2],))) == {0: 0, 1: 1, 2: 2}
     wait_until(lambda: any("died" in line for line in lines))
@@ -240,9 +241,10 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 TERMINATED = """
 import sys, time
-from pipeline import cli, config
+from pipeline import config
+from pipeline.cli import commands
 from pipeline.engine import Engine
-from pipeline.terminal import console
+from pipeline.terminal.output import console
 
 def work():
     with Engine(config.Engine(address=sys.argv[1])) as engine:
@@ -250,7 +252,7 @@ def work():
         console.print("there")
         time.sleep(300)
 
-sys.exit(cli._guarded(work))
+sys.exit(commands._guarded(work))
 """
 
 

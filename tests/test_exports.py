@@ -15,12 +15,12 @@ import yaml
 from conftest import free_port, topic_run, without_pictures
 from table_readers import assert_same, by_folder, by_glob, of_nothing_else
 
-from pipeline import run
 from pipeline.errors import ConfigError, InputError
+from pipeline.execution.step import Step
 from pipeline.exporting.catalogue import FORMATS
-from pipeline.planning import plan
+from pipeline.graph import runner
+from pipeline.graph.graph import build_graph
 from pipeline.stages.publish import publish, published
-from pipeline.step import Step
 from pipeline.storage import Folder
 
 # Trainers' libraries leave files open for the garbage collector.
@@ -39,13 +39,13 @@ EOS = "[SEP]"
 def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
     """The config of a run that is done, with several shards."""
     config = topic_run(tmp_path_factory.mktemp("exports"), 80)
-    run.curate(config)
+    runner.curate(config)
     return config
 
 
 @pytest.fixture(scope="module")
 def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
-    shards = plan(made).shards
+    shards = build_graph(made).shards
     found = [row for name in shards.names(".parquet") for row in shards.read_table(name).to_pylist()]
     assert len(shards.names(".parquet")) >= 4
     assert len({row["id"] for row in found}) == len(found) > 200
@@ -64,7 +64,7 @@ def token_ids(tokenizer: str, texts: list[str]) -> list[tuple[int, ...]]:
 
 
 def exported(config: dict[str, Any], to: str, output: Path, **settings: Any) -> Step:
-    step, folder = run.export(config, to=to, output=str(output), **settings)
+    step, folder = runner.export(config, to=to, output=str(output), **settings)
     assert folder.url == str(output)
     return step
 
@@ -85,7 +85,7 @@ def collected() -> Iterator[None]:
 
 
 def test_shards_are_read_by_what_reads_parquet(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    shards = Path(plan(made).shards.path)
+    shards = Path(build_graph(made).shards.path)
     assert_same(by_folder(shards, tmp_path), rows)
     assert_same(by_glob(shards, tmp_path), rows)
 
@@ -102,13 +102,13 @@ def test_a_parquet_export_is_read_by_what_reads_parquet(made: dict[str, Any], ro
 def test_shards_that_an_earlier_version_published_stay_and_their_manifest_gets_its_name(
     made: dict[str, Any],
 ) -> None:
-    planned = plan(made)
+    planned = build_graph(made)
     shards = Path(planned.shards.path)
     before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in shards.iterdir() if path.suffix == ".parquet"}
     manifest = (shards / "_manifest.json").read_bytes()
     (shards / "_manifest.json").rename(shards / "manifest.json")
     outputs = {path: path.stat().st_mtime_ns for step in planned.steps for path in Path(step.folder.path).rglob("*")}
-    run.curate(made)
+    runner.curate(made)
     assert {path: path.stat().st_mtime_ns for path in outputs} == outputs
     assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in shards.glob("*.parquet")} == before
     assert sorted(path.name for path in shards.iterdir()) == ["_manifest.json", *sorted(before)]
@@ -120,8 +120,8 @@ def test_publishing_killed_anywhere_is_not_done_and_ends_the_same(
     made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str
 ) -> None:
     """Killed before each of the writes, one after the other; what an earlier version published is there at first."""
-    corpus, shards = plan(made).corpus, tmp_path / "shards"
-    shutil.copytree(plan(made).shards.path, shards)
+    corpus, shards = build_graph(made).corpus, tmp_path / "shards"
+    shutil.copytree(build_graph(made).shards.path, shards)
     expected = {path.name: path.read_bytes() for path in shards.iterdir()}
     manifest = json.loads(expected["_manifest.json"])
     if former == "of another":
@@ -276,7 +276,7 @@ def mds(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[
         job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(folder / str(workers))]
         done = subprocess.run(job, cwd=ROOT, env=without_pictures(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        step = plan(made).workdir.child("export")
+        step = build_graph(made).workdir.child("export")
         for name in step.names():
             step.child(name).remove_all()
     return [folder / "1", folder / "2"]
@@ -362,7 +362,7 @@ def test_a_place_that_cannot_be_written_is_found_first(topics: dict[str, Any], t
     (tmp_path / "file").write_text("x")
     for place, said in ((tmp_path / "file", "is a file; name a folder"), (tmp_path / "file" / "below", "cannot be written")):
         with pytest.raises(InputError, match=f"--output {place} {said}"):
-            run.export(topics, to="jsonl", output=str(place))
+            runner.export(topics, to="jsonl", output=str(place))
     assert not Path(topics["workdir"]).exists()
 
 
@@ -377,16 +377,16 @@ def test_a_place_that_cannot_be_written_is_found_first(topics: dict[str, Any], t
 )
 def test_mistakes_in_an_export_are_found_before_anything_runs(topics: dict[str, Any], settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        run.export(topics, **settings)
+        runner.export(topics, **settings)
     assert said in str(raised.value)
 
 
 def test_an_unknown_token_and_a_missing_library(topics: dict[str, Any], tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--eos '<eos>' is no token of .*; give one of its own, such as \[PAD\]"):
-        run.export(topics, to="megatron", tokenizer=tokenizer, eos_token="<eos>")
+        runner.export(topics, to="megatron", tokenizer=tokenizer, eos_token="<eos>")
     monkeypatch.setitem(sys.modules, "streaming", None)
     with pytest.raises(ConfigError, match=r'pip install "crispwrap\[mds\]"'):
-        run.export(topics, to="mds")
+        runner.export(topics, to="mds")
 
 
 def test_the_job(made: dict[str, Any], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.rewriting.filters import HeldOut, Verdict, collapse, judge, openings
 from pipeline.rewriting.languages import detect
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.wording import foreign_share, wording, words
+from pipeline.text.ngrams import foreign_share, wording, words
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()

@@ -8,9 +8,9 @@ from conftest import TOPICS, topic_documents, write_jsonl
 from loguru import logger
 
 import pipeline
-from pipeline import foresight
 from pipeline.errors import ConfigError
-from pipeline.foresight import refuse_what_cannot_be
+from pipeline.graph import preflight
+from pipeline.graph.preflight import refuse_what_cannot_be
 
 TOO_MUCH = r"sample\.budget_tokens ([\d,]+)(.*) is more than weights\.max_epochs (\S+) allows: .* at most ([\d,]+) can be had"
 
@@ -36,11 +36,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict
 
 
 def held(prepared: dict[str, Any]) -> int:
-    return int(pipeline.plan(prepared).windows("generalist").manifest["tokens"])
+    return int(pipeline.build_graph(prepared).windows("generalist").manifest["tokens"])
 
 
 def check(prepared: dict[str, Any], budget: int, **sections: Any) -> None:
-    refuse_what_cannot_be(pipeline.plan(prepared | {"sample": {"budget_tokens": budget}} | sections))
+    refuse_what_cannot_be(pipeline.build_graph(prepared | {"sample": {"budget_tokens": budget}} | sections))
 
 
 def test_a_budget_is_refused_from_the_first_token_that_cannot_be_had(prepared: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def test_a_field_that_few_rows_have_is_there_and_one_in_none_of_some_parts_is_on
         check(prepared, 1000, seed=seed, schedule={"conditioning": {"field": "link"}})
     with pytest.raises(ConfigError, match=r"no row has a url: .*; there are link; name one of them"):
         check(prepared, 1000, schedule={"conditioning": {"field": "url"}})
-    monkeypatch.setattr(foresight, "_PARTS_FOR_FIELDS", 2)
+    monkeypatch.setattr(preflight, "_PARTS_FOR_FIELDS", 2)
     said: list[str] = []
     number = logger.add(lambda message: said.append(message.record["message"]))
     check(prepared, 1000, schedule={"conditioning": {"field": "url"}})
@@ -87,7 +87,7 @@ def test_a_field_that_few_rows_have_is_there_and_one_in_none_of_some_parts_is_on
 def test_samples_come_before_the_generalist_corpus(prepared: dict[str, Any], cleaned: bool, tmp_path: Path) -> None:
     test = write_jsonl(tmp_path / "test.jsonl", topic_documents("law", 3, seed=9))
     more = {"decontaminate": {"held_out": {"test": {"paths": [test]}}}, "dedup": {}} if cleaned else {}
-    run = pipeline.plan(prepared | more)
+    run = pipeline.build_graph(prepared | more)
     titles = [step.title for step in run.steps]
     last = max(i for i, title in enumerate(titles) if title in ("prepare legal", "decontaminate legal"))
     assert last < titles.index("prepare generalist")

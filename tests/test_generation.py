@@ -18,9 +18,9 @@ from tiny_llama import make_tiny_llama
 from pipeline import config
 from pipeline.engine import Engine, generation, pool
 from pipeline.engine.chat import Chat
+from pipeline.engine.exchange import Answer, Failure, Request
 from pipeline.engine.generation import generate
 from pipeline.errors import ConfigError, InputError, WorkerError
-from pipeline.rewriting.exchange import Answer, Failure, Request
 
 pytestmark = [
     *(pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow),

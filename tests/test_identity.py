@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.identity import canonical_json, differences, fingerprint
+from pipeline.execution.fingerprint import canonical_json, differences, fingerprint
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
     identity = {"stage": "x", "settings": {"b": 1.5, "a": [1, None, True, "é"]}}
-    code = f"from pipeline.identity import fingerprint; print(fingerprint({identity!r}))"
+    code = f"from pipeline.execution.fingerprint import fingerprint; print(fingerprint({identity!r}))"
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     assert other == fingerprint(identity)
 

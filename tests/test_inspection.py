@@ -12,11 +12,11 @@ import yaml
 from conftest import topic_documents, topic_run, write_jsonl
 from rich.console import Console
 
-from pipeline import run
 from pipeline.errors import ConfigError
-from pipeline.inspection import Inspection
-from pipeline.planning import plan
-from pipeline.step import part_names
+from pipeline.execution.step import part_names
+from pipeline.graph import runner
+from pipeline.graph.graph import build_graph
+from pipeline.results.inspection import Inspection
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.ray
@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[s
         "decontaminate": {"held_out": {"test": {"paths": [test], "id_key": None}}},
         "max_bad_fraction": 0.1,
     }
-    run.curate(settings)
+    runner.curate(settings)
     return settings
 
 
@@ -56,7 +56,7 @@ def said(lines: Any) -> str:
 
 @pytest.fixture(scope="module")
 def inspection(config: dict[str, Any]) -> Inspection:
-    return Inspection(plan(config))
+    return Inspection(build_graph(config))
 
 
 def test_a_drawn_document_is_in_the_shards_that_are_named(inspection: Inspection) -> None:
@@ -116,7 +116,7 @@ def test_clusters_are_found_by_words_and_by_text(inspection: Inspection, monkeyp
     like = said(inspection.like("The telescope saw a comet in lunar orbit, and a rocket launch to the planet.", 1))
     assert like.startswith(f"cluster {best}:")
     assert "0 of" in said(inspection.find("xylophonist"))
-    monkeypatch.setattr("pipeline.inspection._PARTS", 1)
+    monkeypatch.setattr("pipeline.results.inspection._PARTS", 1)
     assert re.match(r"[\d,]+ of [\d,]+ windows of 1 parts out of \d+ have: orbit", said(inspection.find("orbit")))
     with pytest.raises(ConfigError, match="no vector for this text"):
         said(inspection.like("…", 1))

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from pipeline import kmeans
-from pipeline.kmeans import _balanced, fit_kmeans
-from pipeline.nearest import nearest, widen
+from pipeline.clustering import kmeans
+from pipeline.clustering.assignment import nearest, widen
+from pipeline.clustering.kmeans import _balanced, fit_kmeans
 
 
 def blobs(num: int, dim: int, centres: int, seed: int = 0, spread: float = 0.3) -> np.ndarray:

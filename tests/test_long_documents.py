@@ -12,12 +12,12 @@ from datatrove.utils.text import PUNCTUATION
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import wording
 from pipeline.refining import signatures
 from pipeline.refining.contamination import Index
 from pipeline.refining.signatures import PIECE_CHARACTERS, BoundedSignature
 from pipeline.rewriting.filters import HeldOut
-from pipeline.wording import pieces, wordings, words
+from pipeline.text import ngrams
+from pipeline.text.ngrams import pieces, wordings, words
 
 SIZE = 12
 # Where a cut could do harm: a sigma that ends a word, separators of numbers, marks that compose or move, scripts without spaces.
@@ -42,7 +42,7 @@ def test_each_run_of_words_is_in_one_piece(text: str, n: int) -> None:
 
 
 def test_pieces_end_where_datatrove_sees_spaces_too() -> None:
-    signs = [sign for sign in map(chr, range(0x10000)) if not sign.isspace() and wording._LAST_BREAK.match(sign)]
+    signs = [sign for sign in map(chr, range(0x10000)) if not sign.isspace() and ngrams._LAST_BREAK.match(sign)]
     assert len(signs) > 20
     assert set(signs) <= set(PUNCTUATION)
     assert not set(signs) & set(".,'’:·^`")

@@ -22,12 +22,12 @@ from scipy.stats import chisquare
 from table_readers import assert_same, by_folder, of_nothing_else
 from test_smoothing import grow
 
-from pipeline import run
 from pipeline.errors import ConfigError
 from pipeline.exporting.mixtures import MIXTURES
+from pipeline.graph import runner
+from pipeline.graph.graph import build_graph
 from pipeline.mixture.groups import GroupCounts, bands, group_keys, node_and_band, nodes_at
-from pipeline.mixture.shape import leaf_nodes
-from pipeline.planning import plan
+from pipeline.mixture.tree_shape import leaf_nodes
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED
 
@@ -93,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str
     config["cluster"]["depth"] = 2
     config["weights"] = {"natural_share": 0.4}
     config["sample"]["budget_tokens"] = 60_000
-    run.curate(config)
+    runner.curate(config)
     return config
 
 
@@ -106,7 +106,7 @@ def collected() -> Iterator[None]:
 
 def mixed(config: dict[str, Any], mixture: str, output: Path, **more: Any) -> dict[str, Any]:
     """The mixture, as `mixture.json` tells it."""
-    _, folder = run.mix(config, mixture=mixture, output=str(output), **more)
+    _, folder = runner.mix(config, mixture=mixture, output=str(output), **more)
     assert folder.url == str(output)
     told: dict[str, Any] = json.loads((output / "mixture.json").read_text(encoding="utf-8"))
     assert sum(group["weight"] for group in told["groups"]) == pytest.approx(1)
@@ -137,9 +137,9 @@ def as_weighted(drawn: Counter[str], told: dict[str, Any]) -> None:
 def test_groups_hold_each_window_once_in_proportion_to_what_the_plan_draws(
     made: dict[str, Any], tmp_path: Path, level: int
 ) -> None:
-    step, _ = run.mix(made, mixture="huggingface", level=level, output=str(tmp_path / "out"))
+    step, _ = runner.mix(made, mixture="huggingface", level=level, output=str(tmp_path / "out"))
     grouped = step.inputs["groups"]
-    sampled = plan(made).step("sample").folder
+    sampled = build_graph(made).step("sample").folder
     draws, of_leaves = sampled.child("draws"), sampled.read_table("plan.parquet")
     expected = {
         key: e
@@ -300,7 +300,7 @@ def test_a_mixture_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, 
         if name == "mds":
             continue  # in processes of its own
         more = {"tokenizer": tokenizer, "eos_token": EOS} if mixture.form.tokenized else {}
-        step, _ = run.mix(made, mixture=name, output=str(tmp_path / name), **more)
+        step, _ = runner.mix(made, mixture=name, output=str(tmp_path / name), **more)
         steps = (step, step.inputs["groups"])
         before = [{file: one.folder.read_bytes(file) for file in one.folder.files() if file != "usage.json"} for one in steps]
         for gone in steps:  # as if killed while the second file was written
@@ -310,7 +310,7 @@ def test_a_mixture_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, 
         for group in step.manifest["groups"]:
             if step.folder.child(group["name"]).exists(file):
                 step.folder.child(group["name"]).remove(file)
-        again, _ = run.mix(made | {"engine": {"workers": 1}}, mixture=name, output=str(tmp_path / name), **more)
+        again, _ = runner.mix(made | {"engine": {"workers": 1}}, mixture=name, output=str(tmp_path / name), **more)
         steps = (again, again.inputs["groups"])
         assert [
             {file: one.folder.read_bytes(file) for file in one.folder.files() if file != "usage.json"} for one in steps
@@ -322,12 +322,12 @@ def test_rewrites_are_groups_of_their_own(topics: dict[str, Any], tmp_path: Path
         topics["weights"] = {"max_epochs": 1.0, "bootstrap": 10}
         endpoint = {"url": fake.url, "retries": 0}
         topics["rephrase"] = {"model": "fake", "backend": "endpoint", "endpoint": endpoint, "batch": 16, "titles": False}
-        step, _ = run.mix(topics, mixture="huggingface", output=str(tmp_path / "out"))
+        step, _ = runner.mix(topics, mixture="huggingface", output=str(tmp_path / "out"))
     groups = step.inputs["groups"].manifest["groups"]
     rewritten = [group for group in groups if group["origin"] == "rephrased"]
     assert rewritten
     assert all(group["name"].endswith("-rephrased") for group in rewritten)
-    planned = plan(topics).step("sample").manifest
+    planned = build_graph(topics).step("sample").manifest
     assert sum(group["wanted_tokens"] for group in rewritten) == pytest.approx(planned["tokens_by_origin"]["rephrased"], rel=0.05)
 
 
@@ -336,11 +336,13 @@ def test_each_level_has_a_place_and_what_is_left_out_is_said(made: dict[str, Any
     sink = logger.add(said.append, level="WARNING")
     few = made | {"sample": made["sample"] | {"budget_tokens": 600}}
     few |= {"workdir": f"{made['workdir']}-few"}
-    folders = [run.mix(few, mixture="levanter", level=level)[1] for level in (1, 2)]
+    folders = [runner.mix(few, mixture="levanter", level=level)[1] for level in (1, 2)]
     assert [folder.url.rpartition("/")[2] for folder in folders] == ["levanter-level-1", "levanter-level-2"]
     assert folders[1].read_json("_manifest.json")["left_out_share"] > 0.01
     with pytest.raises(ConfigError, match="draws less than one document of each group"):
-        run.mix(few | {"sample": made["sample"] | {"budget_tokens": 1}, "workdir": f"{made['workdir']}-none"}, mixture="levanter")
+        runner.mix(
+            few | {"sample": made["sample"] | {"budget_tokens": 1}, "workdir": f"{made['workdir']}-none"}, mixture="levanter"
+        )
     logger.remove(sink)
     assert any("of the plan lies in groups of which it draws less than one document" in line for line in said)
 
@@ -356,7 +358,7 @@ def test_each_level_has_a_place_and_what_is_left_out_is_said(made: dict[str, Any
 )
 def test_mistakes_in_a_mixture_are_found_before_anything_runs(topics: dict[str, Any], more: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        run.mix(topics, **more)
+        runner.mix(topics, **more)
     assert said in str(raised.value)
 
 

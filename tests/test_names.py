@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.names import cluster_terms, language
+from pipeline.text.terms import cluster_terms, language
 
 FRENCH = [
     "Le jeune homme regardait la mer et pensait à sa mère qui était dans la maison.",

@@ -178,11 +178,12 @@ def test_stages_run_on_the_nodes_that_they_are_placed_on(tmp_path: Path) -> None
 
 WAITING = """
 import sys
-from pipeline import cli, config
+from pipeline import config
+from pipeline.cli import commands
 from pipeline.engine import Engine, tasks
 
 tasks._LOOK_S = 0.5
-cli.logger.add(lambda message: print(message.record["message"], flush=True))
+commands.logger.add(lambda message: print(message.record["message"], flush=True))
 with Engine(config.Engine(address=sys.argv[1])) as engine:
     print(dict(engine.map(len, ["abc"], title="t")))
 """

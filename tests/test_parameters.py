@@ -10,9 +10,9 @@ from fake_endpoint import Call, FakeEndpoint, Reply, newest, rewriting
 from test_endpoint import ask, ask_all, requests
 
 import pipeline
+from pipeline.engine.exchange import Answer, Failure
 from pipeline.errors import ConfigError
 from pipeline.rewriting import endpoint as backend
-from pipeline.rewriting.exchange import Answer, Failure
 from pipeline.rewriting.parameters import refused_parameter
 
 pytest.importorskip("openai")
@@ -216,5 +216,5 @@ def test_a_run_on_a_newer_model_rewrites_and_one_refused_setting_ends_it_as_a_mi
     assert 1 <= limits(fake.calls[refused:]).count("max_tokens") <= 64
     # It is no part of what an answer depends on.
     endpoint = {"endpoint": {"url": fake.url, "token_limit": "max_completion_tokens"}}
-    planned = pipeline.plan(config | {"rephrase": config["rephrase"] | endpoint})
+    planned = pipeline.build_graph(config | {"rephrase": config["rephrase"] | endpoint})
     assert planned.step("rephrase").fingerprint == step.fingerprint

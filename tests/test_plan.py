@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.mixture.plan import Limits, capped_plan, plan, shared_plan
+from pipeline.mixture.allocation import Limits, capped_plan, plan, shared_plan
 from pipeline.tables import PLAN
 
 seeds = st.integers(0, 10**6)

@@ -14,15 +14,15 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
-from pipeline import progress
-from pipeline.amounts import bytes_said, rate_said, time_said
 from pipeline.config import Engine as Settings
 from pipeline.engine import Engine
-from pipeline.made import Made, made_line, made_table
-from pipeline.progress import Count, Progress
-from pipeline.step import map_parts
+from pipeline.execution.step import map_parts
+from pipeline.results.step_table import Made, made_line, made_table
 from pipeline.storage import Folder
 from pipeline.tables import NAMES
+from pipeline.terminal import progress
+from pipeline.terminal.formatting import bytes_said, rate_said, time_said
+from pipeline.terminal.progress import Count, Progress
 
 ROOT = Path(__file__).parent.parent
 ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
@@ -32,8 +32,8 @@ ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
 AT_WORK = """
 import os
 import sys
-from pipeline import cli
-from pipeline.progress import Progress
+from pipeline.cli import commands
+from pipeline.terminal.progress import Progress
 from loguru import logger
 
 def work():
@@ -54,7 +54,7 @@ def work():
             sys.stdin.readline()
     logger.info("the line of the stage")
 
-sys.exit(cli._guarded(work))
+sys.exit(commands._guarded(work))
 """
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import pydocs
 from pipeline.config import Corpus
 from pipeline.errors import InputError
-from pipeline.readers import InputFile, Row, digest, list_files, read_rows
+from pipeline.sources import InputFile, Row, pydocs
+from pipeline.sources.input_files import digest
+from pipeline.sources.listing import list_files
+from pipeline.sources.readers import read_rows
 
 DOC = "A sentence that fills the docstring until it is long enough to be kept. " * 4
 
@@ -54,7 +56,7 @@ def test_the_standard_library_is_found_with_its_docstrings(stdlib: list[Row]) ->
 def test_nothing_is_imported_in_order_to_be_read() -> None:
     code = """
 import sys
-from pipeline import pydocs
+from pipeline.sources import pydocs
 ids = {row.document.id for row in pydocs.read_rows("pydocs://networkx") if row.document}
 assert "networkx.classes.graph.Graph" in ids
 print([name for name in sys.modules if name.startswith("networkx")])

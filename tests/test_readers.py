@@ -19,8 +19,10 @@ from fake_hub import FakeHub
 
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
-from pipeline.readers import InputFile, Row, digest, list_files, read_rows
-from pipeline.sources import REASONS, json_lines
+from pipeline.sources import REASONS, InputFile, Row, json_lines
+from pipeline.sources.input_files import digest
+from pipeline.sources.listing import list_files
+from pipeline.sources.readers import read_rows
 
 
 def corpus_of(*paths: object, **settings: Any) -> Corpus:
@@ -284,7 +286,10 @@ def test_remote_files_are_read_and_identified_by_what_the_store_says(tmp_path: P
 HUB = """
 import json, sys
 from pipeline.config import Corpus
-from pipeline.readers import InputFile, digest, list_files, read_rows
+from pipeline.sources import InputFile
+from pipeline.sources.input_files import digest
+from pipeline.sources.listing import list_files
+from pipeline.sources.readers import read_rows
 corpus = Corpus(paths=sys.argv[1:])
 rows = [
     [row.document.id, row.document.text, row.document.source]
@@ -358,7 +363,8 @@ def test_paths_that_match_nothing_twice_or_the_unknown_are_one_clear_line(tmp_pa
 
 
 def test_importing_the_readers_imports_no_datatrove_ray_torch_or_tokenizers() -> None:
-    code = "import sys, pipeline.readers, pipeline.windows; print({'datatrove', 'ray', 'torch', 'tokenizers'} & set(sys.modules))"
+    code = "import sys, pipeline.sources.readers, pipeline.text.windows\n"
+    code += "print({'datatrove', 'ray', 'torch', 'tokenizers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

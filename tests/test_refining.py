@@ -13,8 +13,9 @@ from datatrove.pipeline.formatters import FTFYFormatter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import run
 from pipeline.errors import ConfigError, InputError
+from pipeline.execution.step import Step, part_names
+from pipeline.graph import runner
 from pipeline.refining import Dropped, StepError
 from pipeline.refining.account import EXAMPLES
 from pipeline.refining.catalogue import checked, checked_reader, offered
@@ -22,7 +23,6 @@ from pipeline.refining.chain import Chain
 from pipeline.sources import Document
 from pipeline.stages.prepare import DROPPED_EXAMPLES
 from pipeline.stages.scan import QUARANTINED
-from pipeline.step import Step, part_names
 
 ENGLISH = "The boats that were moored to the quay have been out in the storm, and with the morning came silence."
 
@@ -188,7 +188,7 @@ def refined(topics: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_what_steps_drop_is_counted_shown_and_the_same_after_a_kill(refined: dict[str, Any]) -> None:
-    made = run.prepare(refined).step("prepare", "generalist")
+    made = runner.prepare(refined).step("prepare", "generalist")
     regex, sampler, url = made.manifest["steps"]
     assert regex["type"] == "RegexFilter"
     assert url["documents"] == 0
@@ -218,7 +218,7 @@ def test_what_steps_drop_is_counted_shown_and_the_same_after_a_kill(refined: dic
     files = {name: made.folder.read_bytes(name) for name in made.folder.files() if name != "usage.json"}
     for name in ["manifest.json", *[f"{part['name']}.parquet" for part in made.manifest["parts"][::2]]]:
         made.folder.remove(name)
-    again = run.prepare(refined | {"engine": {"workers": 1}}).step("prepare", "generalist")
+    again = runner.prepare(refined | {"engine": {"workers": 1}}).step("prepare", "generalist")
     assert {name: again.folder.read_bytes(name) for name in again.folder.files() if name != "usage.json"} == files
 
 
@@ -230,7 +230,7 @@ def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: 
     for number, row in enumerate(topic_documents("law", 120)):
         write_jsonl(many / f"{number:04d}.jsonl", [row])
     topics = topics | {"generalist": {"paths": [str(many)]}, "prepare": {"part_documents": 50}}
-    made = run.prepare(topics).step("prepare", "generalist")
+    made = runner.prepare(topics).step("prepare", "generalist")
     assert [part["name"] for part in made.manifest["parts"]] == [f"part-{number:05d}-00000" for number in range(0, 120, 16)]
     ids = [
         row["doc_id"] for part in made.manifest["parts"] for row in made.folder.read_table(f"{part['name']}.parquet").to_pylist()
@@ -238,12 +238,12 @@ def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: 
     assert list(dict.fromkeys(ids)) == [f"law-0-{number}" for number in range(120)]
     # The sample has no steps of its own, so it is there.
     with pytest.raises(InputError, match="generalist has no document that can be used: 120 rows read, 0 quarantined, 120 dropped"):
-        run.prepare(topics | {"prepare": {"steps": [{"type": "RegexFilter", "regex_exp": "."}]}})
+        runner.prepare(topics | {"prepare": {"steps": [{"type": "RegexFilter", "regex_exp": "."}]}})
     own = topics | {
         "specialists": {"legal": topics["specialists"]["legal"] | {"steps": [{"type": "RegexFilter", "regex_exp": "."}]}}
     }
     with pytest.raises(InputError, match="legal has no document"):
-        run.prepare(own)
+        runner.prepare(own)
 
 
 @pytest.mark.ray
@@ -255,7 +255,7 @@ def test_pages_of_a_crawl_become_text(topics: dict[str, Any], tmp_path: Path) ->
     crawl = warc(tmp_path / "crawl.warc.gz", *pages, ("picture", b"\x89PNG", "image/png"))
     steps = [{"type": "Trafilatura"}, {"type": "SamplerFilter", "rate": 1.0}]
     changes = {"generalist": {"paths": [str(crawl)]}, "prepare": {"steps": steps}, "sample": {"budget_tokens": 1000}}
-    made = run.prepare(topics | changes).step("prepare", "generalist")
+    made = runner.prepare(topics | changes).step("prepare", "generalist")
     assert made.manifest["documents"] == 24
     texts = ["".join(row["text"] for row in rows) for rows in by_document(made).values()]
     assert all(row["text"] in text for row, text in zip(documents, texts, strict=True))

@@ -52,15 +52,15 @@ def short(topics: dict[str, Any], fake: FakeEndpoint) -> dict[str, Any]:
     }
 
 
-def run(raw: dict[str, Any], until: str = "sample") -> pipeline.Run:
+def run(raw: dict[str, Any], until: str = "sample") -> pipeline.PipelineGraph:
     return pipeline.curate(pipeline.parse_config(copy.deepcopy(raw)), until=until)
 
 
-def shards_of(made: pipeline.Run) -> pa.Table:
+def shards_of(made: pipeline.PipelineGraph) -> pa.Table:
     return pa.concat_tables(pq.read_table(made.shards.file(name)) for name in made.shards.names(".parquet"))
 
 
-def table_of(made: pipeline.Run, name: str) -> pa.Table:
+def table_of(made: pipeline.PipelineGraph, name: str) -> pa.Table:
     folder = made.step("rephrase").folder.child(name)
     return pa.concat_tables(folder.read_table(file) for file in folder.names(".parquet"))
 
@@ -248,7 +248,7 @@ def test_how_held_out_text_is_read_is_part_of_the_identity(short: dict[str, Any]
     seen = set()
     for extra in ({}, {"limit": 1}, {"text_key": "body"}, {"id_key": None}):
         short["rephrase"]["held_out"] = {"paths": [held_out], **extra}
-        seen.add(pipeline.plan(pipeline.parse_config(short)).step("rephrase").fingerprint)
+        seen.add(pipeline.build_graph(pipeline.parse_config(short)).step("rephrase").fingerprint)
     assert len(seen) == 4
 
 
@@ -354,7 +354,7 @@ def test_dry_run_says_what_it_will_cost(short: dict[str, Any], fake: FakeEndpoin
 def test_mistakes_are_one_line_before_anything_runs(short: dict[str, Any], change: dict[str, Any], message: str) -> None:
     short["rephrase"] |= change
     with pytest.raises(CrispwrapError, match=message) as raised:
-        pipeline.plan(pipeline.parse_config(short))
+        pipeline.build_graph(pipeline.parse_config(short))
     assert raised.value.exit_code == 2
     assert "\n" not in str(raised.value)
 

@@ -62,7 +62,7 @@ def test_titles_and_rewrites_of_a_real_engine_fill_the_plan(topics: dict[str, An
     job = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert job.returncode == 0, job.stderr
     assert not lines_of_others(job)
-    made = pipeline.plan(raw)
+    made = pipeline.build_graph(raw)
     # Titles are asked for as rewrites are; those of random weights are counted by what is wrong with them.
     titled = made.step("titles").manifest
     assert titled["clusters"] == titled["titles"] + sum(titled["untitled"].values()) > 0

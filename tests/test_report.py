@@ -22,20 +22,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reported import HOSTILE, everything, many_clusters
 
-from pipeline import run
+from pipeline.clustering.projection import places
+from pipeline.clustering.tree import Tree, fit_tree
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.graph import runner
+from pipeline.graph.graph import build_report_step
 from pipeline.hashing import keyed_uniform
-from pipeline.names import Name
-from pipeline.planning import Run
-from pipeline.projection import places
 from pipeline.report import atlas, page
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
 from pipeline.report.comparison import differing
 from pipeline.report.facts import facts, training
 from pipeline.report.material import Material
+from pipeline.results.cluster_names import Name
 from pipeline.stages.report import OF_DRAWN, mapped
-from pipeline.tree import Tree, fit_tree
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,18 +53,18 @@ def tree() -> Tree:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Run:
+def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> PipelineGraph:
     """A run with everything in it, and its page."""
     with FakeEndpoint() as fake:
-        return run.curate(copy.deepcopy(everything(tmp_path_factory.mktemp("everything"), fake)))
+        return runner.curate(copy.deepcopy(everything(tmp_path_factory.mktemp("everything"), fake)))
 
 
 @pytest.fixture(scope="module")
-def told(made: Run) -> dict[str, Any]:
-    return facts(Material.of(made, made.report(drawn=True), drawn=True))
+def told(made: PipelineGraph) -> dict[str, Any]:
+    return facts(Material.of(made, build_report_step(made, drawn=True), drawn=True))
 
 
-def shards_of(made: Run) -> pa.Table:
+def shards_of(made: PipelineGraph) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted(Path(made.shards.path).glob("*.parquet")))
 
 
@@ -139,7 +140,7 @@ def test_excerpts_of_any_number_stay_within_the_page(nodes: int, kinds: int, let
         assert all(len(text) >= 100 for of in kept.values() for texts in of.values() for text, *_ in texts)
 
 
-def test_what_is_called_a_sample_is_the_sample_and_not_what_is_asked_for(made: Run, told: dict[str, Any]) -> None:
+def test_what_is_called_a_sample_is_the_sample_and_not_what_is_asked_for(made: PipelineGraph, told: dict[str, Any]) -> None:
     nodes, held, drawn = told["nodes"], {}, Counter[int]()
     for number, name in enumerate(told["specialists"]):
         tokens: Counter[int] = Counter()
@@ -164,7 +165,7 @@ def test_what_is_called_a_sample_is_the_sample_and_not_what_is_asked_for(made: R
         assert told["certainty"][name]["kl_before"] == pytest.approx(kl, rel=1e-3)
 
 
-def test_the_most_copies_of_a_window_are_those_of_the_shards(made: Run, told: dict[str, Any]) -> None:
+def test_the_most_copies_of_a_window_are_those_of_the_shards(made: PipelineGraph, told: dict[str, Any]) -> None:
     copies = Counter((row["doc_id"], row["window"], row["parent"], row["style"]) for row in shards_of(made).to_pylist())
     assert told["repetition"]["most_copies"] >= 1
     assert told["repetition"]["most_copies"] <= max(copies.values())
@@ -175,7 +176,7 @@ def test_a_source_that_only_a_sample_has_is_not_compared(told: dict[str, Any]) -
     assert {key for row in told["sources"] for key in row} == {"source", "before", "after", "sample0", "sample1"}
 
 
-def test_drawn_tokens_of_each_cluster_are_those_of_the_shards(made: Run, told: dict[str, Any]) -> None:
+def test_drawn_tokens_of_each_cluster_are_those_of_the_shards(made: PipelineGraph, told: dict[str, Any]) -> None:
     held: Counter[int] = Counter()
     fresh: Counter[int] = Counter()
     rewritten: Counter[int] = Counter()
@@ -206,7 +207,7 @@ def test_a_group_of_clusters_is_the_sum_of_them(told: dict[str, Any]) -> None:
             assert nodes["low0"][row] is None
 
 
-def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: Run, told: dict[str, Any]) -> None:
+def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: PipelineGraph, told: dict[str, Any]) -> None:
     assigned, windows = made.step("assign", "generalist"), made.windows("generalist")
     leaf_of: dict[tuple[str, int], int] = {}
     text_of: dict[tuple[str, int], str] = {}
@@ -215,7 +216,7 @@ def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: Run, told: di
         for leaf, row in zip(leaves, windows.folder.read_table(f"{part['name']}.parquet").to_pylist(), strict=True):
             leaf_of[row["doc_id"], row["window"]] = leaf
             text_of[row["doc_id"], row["window"]] = row["text"]
-    table = made.report(drawn=True).folder.read_table("excerpts.parquet").to_pylist()
+    table = build_report_step(made, drawn=True).folder.read_table("excerpts.parquet").to_pylist()
     tree = Tree.from_table(made.step("cluster").folder.read_table("tree.parquet"))
     copies: Counter[tuple[str, int]] = Counter()
     for row in shards_of(made).to_pylist():
@@ -236,7 +237,7 @@ def test_excerpts_are_of_the_cluster_that_they_are_shown_for(made: Run, told: di
     assert shown == {int(tree.leaf_nodes[leaf]): min(3, number) for leaf, number in held.items()}
 
 
-def test_what_was_left_out_is_counted_with_examples(made: Run, told: dict[str, Any]) -> None:
+def test_what_was_left_out_is_counted_with_examples(made: PipelineGraph, told: dict[str, Any]) -> None:
     groups = {group["what"]: group for group in told["left_out"]}
     assert groups["in quarantine"]["count"] == 1
     assert groups["dropped by RegexFilter"]["count"] == 3
@@ -248,7 +249,7 @@ def test_what_was_left_out_is_counted_with_examples(made: Run, told: dict[str, A
         assert group["count"] == sum(number for _, number in group["reasons"])
 
 
-def test_rewrites_are_shown_beside_their_source(made: Run, told: dict[str, Any]) -> None:
+def test_rewrites_are_shown_beside_their_source(made: PipelineGraph, told: dict[str, Any]) -> None:
     rephrased = made.step("rephrase").folder
     passages = pa.concat_tables(
         rephrased.child("passages").read_table(name) for name in rephrased.child("passages").names(".parquet")
@@ -258,7 +259,7 @@ def test_rewrites_are_shown_beside_their_source(made: Run, told: dict[str, Any])
     )
     source_of = dict(zip(requests["key"].to_pylist(), requests["text"].to_pylist(), strict=True))
     known = {(row["style"], source_of[row["key"]], row["text"]) for row in passages.to_pylist()}
-    pairs = made.report(drawn=True).folder.read_table("pairs.parquet").to_pylist()
+    pairs = build_report_step(made, drawn=True).folder.read_table("pairs.parquet").to_pylist()
     assert {pair["style"] for pair in pairs} == {"wikipedia", "qa"}
     for pair in pairs:
         assert any(
@@ -269,7 +270,7 @@ def test_rewrites_are_shown_beside_their_source(made: Run, told: dict[str, Any])
         assert sum(style["outcomes"].values()) == style["prompts"]
 
 
-def test_verdict_says_what_the_manifest_does(made: Run, told: dict[str, Any]) -> None:
+def test_verdict_says_what_the_manifest_does(made: PipelineGraph, told: dict[str, Any]) -> None:
     manifest = made.shards.read_json("_manifest.json")
     assert len(told["verdict"]["sentences"]) == 3
     assert len(told["verdict"]["numbers"]) == 6
@@ -279,7 +280,7 @@ def test_verdict_says_what_the_manifest_does(made: Run, told: dict[str, Any]) ->
     assert told["verdict"]["numbers"][1]["value"] == f"{100 * first / manifest['tokens']:.1f}%"
 
 
-def test_nothing_of_a_hostile_text_is_markup_in_the_page(made: Run) -> None:
+def test_nothing_of_a_hostile_text_is_markup_in_the_page(made: PipelineGraph) -> None:
     html = (Path(made.workdir.path) / "report.html").read_text(encoding="utf-8")
     visible, _, rest = html.partition('<script type="application/json" id="data">')
     data, _, scripts = rest.partition("</script>")
@@ -310,13 +311,13 @@ class Attributes(HTMLParser):
         self.seen += [(name, value or "") for name, value in attrs]
 
 
-def test_a_page_that_is_there_is_not_made_again_and_one_that_was_deleted_is_made_of_what_was_drawn(made: Run) -> None:
+def test_a_page_that_is_there_is_not_made_again_and_one_that_was_deleted_is_made_of_what_was_drawn(made: PipelineGraph) -> None:
     path = Path(made.workdir.path) / "report.html"
     before = path.stat().st_mtime_ns
-    run.curate(made.config)
+    runner.curate(made.config)
     assert path.stat().st_mtime_ns == before
     path.unlink()
-    run.weights(made.config)  # goes no further than the weights, and yet the page is of what was drawn
+    runner.weights(made.config)  # goes no further than the weights, and yet the page is of what was drawn
     assert "nothing is drawn yet" not in path.read_text(encoding="utf-8")
 
 
@@ -344,7 +345,7 @@ def test_report_before_anything_is_drawn_is_of_what_is_asked_for(pair: tuple[Pat
     early = job("report", "--config", str(one))
     assert early.returncode == 2
     assert "jobs/weights.py" in early.stderr
-    made = run.weights(load_config(one))
+    made = runner.weights(load_config(one))
     html = (Path(made.workdir.path) / "report.html").read_text(encoding="utf-8")
     assert "nothing is drawn yet" in html
     alone = job("report", "--config", str(one), "--against", str(other))
@@ -354,7 +355,7 @@ def test_report_before_anything_is_drawn_is_of_what_is_asked_for(pair: tuple[Pat
 
 @pytest.mark.ray
 def test_two_runs_are_compared_window_by_window(pair: tuple[Path, Path]) -> None:
-    one, other = (run.curate(load_config(path)) for path in pair)
+    one, other = (runner.curate(load_config(path)) for path in pair)
     done = job("report", "--config", str(pair[0]), "--against", str(pair[1]))
     assert done.returncode == 0, done.stderr
     html = Path(done.stdout.strip()).read_text(encoding="utf-8")
@@ -381,7 +382,7 @@ def test_two_runs_are_compared_window_by_window(pair: tuple[Path, Path]) -> None
 
 @pytest.mark.ray
 def test_a_run_of_which_parts_were_deleted_is_not_reported_but_said(pair: tuple[Path, Path]) -> None:
-    made = run.curate(load_config(pair[0]))
+    made = runner.curate(load_config(pair[0]))
     manifest = Path(made.step("prepare", "generalist").folder.path) / "manifest.json"
     kept = manifest.read_bytes()
     manifest.unlink()
@@ -410,13 +411,13 @@ def test_settings_that_differ_are_named_with_both_values(pair: tuple[Path, Path]
 def test_a_missing_package_leaves_the_run_done_and_says_what_to_install(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, ray_session: Any
 ) -> None:
-    made = run.curate(load_config(pair[0]))
+    made = runner.curate(load_config(pair[0]))
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     (Path(made.workdir.path) / "report.html").unlink()
-    assert run.curate(load_config(pair[0])).shards.exists("_manifest.json")
+    assert runner.curate(load_config(pair[0])).shards.exists("_manifest.json")
     assert not (Path(made.workdir.path) / "report.html").exists()
     with pytest.raises(ConfigError, match=r"crispwrap\[report\]"):
-        run.report(load_config(pair[0]))
+        runner.report(load_config(pair[0]))
 
 
 def test_a_title_stands_before_the_words_of_a_cluster_and_no_title_beside_them() -> None:

@@ -13,7 +13,7 @@ from conftest import wait_until
 from fake_endpoint import FakeEndpoint
 from reported import HOSTILE, everything, many_clusters
 
-from pipeline import run
+from pipeline.graph import runner
 from pipeline.report import page as pages
 
 # greenlet and pipes of the driver's: not ours to close sooner.
@@ -25,7 +25,7 @@ MAP = 'figure[data-chart="map"]'
 def report(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Path:
     """The page of a run with everything in it, hostile text too."""
     with FakeEndpoint() as fake:
-        made = run.curate(copy.deepcopy(everything(tmp_path_factory.mktemp("everything"), fake)))
+        made = runner.curate(copy.deepcopy(everything(tmp_path_factory.mktemp("everything"), fake)))
     return Path(made.workdir.path) / "report.html"
 
 

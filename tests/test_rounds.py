@@ -10,13 +10,13 @@ from conftest import shard_bytes, topic_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import run
 from pipeline.engine import Engine
 from pipeline.errors import WorkerError
-from pipeline.planning import Run
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import MOST_PARTITIONS, mapper_tasks, runs_within
+from pipeline.graph import runner
 from pipeline.stages import sample
 from pipeline.stages.rounds import DrawnPart, buckets_of, moved
-from pipeline.step import MOST_PARTITIONS, mapper_tasks, runs_within
 
 
 @given(st.integers(1, 100_000))
@@ -67,7 +67,7 @@ def config(tmp_path: Path, ray_session: Any) -> dict[str, Any]:
 
 @pytest.mark.ray
 def test_two_rounds_leave_the_shards_of_one(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run.curate(config)
+    runner.curate(config)
     wanted = shard_bytes(config["workdir"])
     assert len(wanted) > 12
     for stage in ("sample", "schedule", "shards"):
@@ -76,7 +76,7 @@ def test_two_rounds_leave_the_shards_of_one(config: dict[str, Any], monkeypatch:
     monkeypatch.setattr(sample, "moved", functools.partial(moved, most=0))
     titles: list[str] = []
     monkeypatch.setattr(Engine, "shuffle", counting(titles, Engine.shuffle))
-    again = run.curate(config)
+    again = runner.curate(config)
     assert shard_bytes(config["workdir"]) == wanted
     assert {title.split()[0] for title in titles} == {"buckets", "shards"}
     assert sum(title.startswith("buckets of run 2 of") for title in titles) >= 1
@@ -90,26 +90,26 @@ def test_stopped_in_either_round_it_goes_on_from_what_is_there(
     after: int, config: dict[str, Any], two_rounds: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     del config["schedule"]
-    run.weights(config)
+    runner.weights(config)
     shuffle = Engine.shuffle
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "shuffle", stopping(after, shuffle))
         with pytest.raises(WorkerError, match="stopped"):
-            run.curate(config)
+            runner.curate(config)
     made: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "shuffle", counting(made, shuffle))
-        went_on = shard_bytes_of(run.curate(config))
+        went_on = shard_bytes_of(runner.curate(config))
     made_at_once: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "shuffle", counting(made_at_once, shuffle))
-        assert shard_bytes_of(run.curate(config | {"workdir": str(tmp_path / "other")})) == went_on
+        assert shard_bytes_of(runner.curate(config | {"workdir": str(tmp_path / "other")})) == went_on
     of_rounds = [title for title in made_at_once if title.startswith(("buckets", "shards"))]
     assert len(of_rounds) > after
     assert len(made) <= len(of_rounds) - after  # tasks that were out when it stopped may have ended
 
 
-def shard_bytes_of(done: Run) -> dict[str, bytes]:
+def shard_bytes_of(done: PipelineGraph) -> dict[str, bytes]:
     return shard_bytes(done.workdir.path)
 
 

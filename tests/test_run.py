@@ -29,11 +29,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ROOT = Path(__file__).parent.parent
 
 
-def run(raw: dict[str, Any], until: str = "sample") -> pipeline.Run:
+def run(raw: dict[str, Any], until: str = "sample") -> pipeline.PipelineGraph:
     return pipeline.curate(pipeline.parse_config(raw), until=until)
 
 
-def rows_of(made: pipeline.Run) -> pa.Table:
+def rows_of(made: pipeline.PipelineGraph) -> pa.Table:
     return pa.concat_tables(pq.read_table(made.shards.file(name)) for name in made.shards.names(".parquet"))
 
 
@@ -141,22 +141,22 @@ def test_input_in_another_place_has_the_same_fingerprints(topics: dict[str, Any]
     for path in (tmp_path / "input").iterdir():
         (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
     moved = other_workdir(topics, "moved") | {"generalist": {"paths": [str(tmp_path / "moved")]}}
-    here, there = (pipeline.plan(pipeline.parse_config(raw)) for raw in (topics, moved))
+    here, there = (pipeline.build_graph(pipeline.parse_config(raw)) for raw in (topics, moved))
     assert [step.fingerprint for step in here.steps] == [step.fingerprint for step in there.steps]
     # The name is the source of documents that have none: with another name, the output is another.
     (tmp_path / "moved" / "0-cooking.jsonl").rename(tmp_path / "moved" / "0-kitchen.jsonl")
     assert (
-        pipeline.plan(pipeline.parse_config(moved)).step("prepare", "generalist").fingerprint
+        pipeline.build_graph(pipeline.parse_config(moved)).step("prepare", "generalist").fingerprint
         != here.step("prepare", "generalist").fingerprint
     )
 
 
 @pytest.mark.parametrize("entry", [["a list"], {"stamp": "1"}, "words", None])
 def test_what_was_noted_of_input_files_in_another_shape_is_of_no_account(topics: dict[str, Any], entry: Any) -> None:
-    expected = pipeline.plan(topics).step("prepare", "generalist").fingerprint
+    expected = pipeline.build_graph(topics).step("prepare", "generalist").fingerprint
     files = (Path(topics["workdir"]).parent / "input").iterdir()
     Folder(topics["workdir"]).write_json("inputs.json", {str(path): entry for path in files})
-    assert pipeline.plan(topics).step("prepare", "generalist").fingerprint == expected
+    assert pipeline.build_graph(topics).step("prepare", "generalist").fingerprint == expected
 
 
 IDENTITY_CHANGES = [
@@ -177,7 +177,7 @@ IDENTITY_CHANGES = [
 
 def test_every_identity_setting_changes_a_fingerprint_and_execution_settings_none(topics: dict[str, Any]) -> None:
     def last(raw: dict[str, Any]) -> str:
-        return pipeline.plan(pipeline.parse_config(raw)).steps[-1].fingerprint
+        return pipeline.build_graph(pipeline.parse_config(raw)).steps[-1].fingerprint
 
     seen = {last(topics)}
     for path, value in IDENTITY_CHANGES:
@@ -196,8 +196,10 @@ def test_every_identity_setting_changes_a_fingerprint_and_execution_settings_non
     for estimator in ("dsir", "classifier", "nearest", "natural", "top-cluster", "shuffled"):
         none = {"weights": {"estimator": estimator, "natural_share": 0}}
         assert last(topics | none) == last(topics | {"weights": {"estimator": estimator}})
-    embeds = pipeline.plan(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}}))
-    reseeded = pipeline.plan(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}, "seed": 5}))
+    embeds = pipeline.build_graph(pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}}))
+    reseeded = pipeline.build_graph(
+        pipeline.parse_config(topics | {"embed": {"model": "static:bundled:all-MiniLM-L6-v2"}, "seed": 5})
+    )
     assert embeds.step("embed", "generalist").fingerprint == reseeded.step("embed", "generalist").fingerprint
     for execution in ({"engine": {"workers": 7, "attempts": 9}}, {"max_bad_fraction": 0.5}, {"workdir": topics["workdir"] + "x"}):
         assert last(copy.deepcopy(topics) | execution) in seen
@@ -390,13 +392,13 @@ def test_an_empty_specialist_is_one_clear_line_before_the_generalist_corpus_is_r
     topics["specialists"]["legal"]["paths"] = [write_jsonl(tmp_path / "empty.jsonl", [])]
     with pytest.raises(InputError, match="legal has no document that can be used: 0 rows read"):
         run(topics)
-    assert not pipeline.plan(topics).step("prepare", "generalist").folder.names()
+    assert not pipeline.build_graph(topics).step("prepare", "generalist").folder.names()
 
 
 def test_no_file_that_matches_is_one_clear_line(topics: dict[str, Any]) -> None:
     topics["specialists"]["legal"]["paths"] = ["/nowhere/*.jsonl"]
     with pytest.raises(InputError, match=r"specialists\.legal\.paths"):
-        pipeline.plan(pipeline.parse_config(topics))
+        pipeline.build_graph(pipeline.parse_config(topics))
 
 
 def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topics: dict[str, Any]) -> None:
@@ -405,12 +407,12 @@ def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topic
     refused = r"sample\.budget_tokens 10,000,000 is more than weights\.max_epochs 4 allows.*at most"
     with pytest.raises(ConfigError, match=refused):
         run(topics)
-    assert pipeline.plan(topics).windows("generalist").done
+    assert pipeline.build_graph(topics).windows("generalist").done
     # And where the windows are there already, before anything else is done.
     run({**topics, "sample": {**topics["sample"], "budget_tokens": asked}}, until="embed")
     with pytest.raises(ConfigError, match=refused):
         run(topics)
-    assert not pipeline.plan(topics).step("cluster").folder.names()
+    assert not pipeline.build_graph(topics).step("cluster").folder.names()
 
 
 def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any]) -> None:

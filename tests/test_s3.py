@@ -16,10 +16,12 @@ import yaml
 from conftest import topic_run, wait_until
 from faulty_s3 import FAULTS, FaultyS3
 
-from pipeline import alone, embedders, run
-from pipeline.alone import Alone
+from pipeline import embedders
 from pipeline.config import Embed
 from pipeline.errors import ConfigError, StorageError
+from pipeline.execution import lock
+from pipeline.execution.lock import Alone
+from pipeline.graph import runner
 from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +92,7 @@ def test_names_that_are_known_are_found_and_removed_though_listings_lag(s3: Faul
 
 
 def test_one_run_has_a_workdir_on_a_store(s3: FaultyS3, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alone, "_is_gone", lambda _process: False)
+    monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
     s3.lag_s = 1e6  # so that each has to look beyond the listing
     workdir = Folder("s3://bucket/alone")
     for number in range(3):
@@ -99,7 +101,7 @@ def test_one_run_has_a_workdir_on_a_store(s3: FaultyS3, faulty: FaultyS3, monkey
             with pytest.raises(ConfigError, match=rf"another run is at work in s3://bucket/alone .* process {os.getpid()}"):
                 Alone(workdir).__enter__()
             monkeypatch.undo()
-            monkeypatch.setattr(alone, "_is_gone", lambda _process: False)
+            monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
         assert workdir.child("runs").read_json(f"{number + 1:06d}.json")["state"] == "ended"
 
 
@@ -148,8 +150,8 @@ def test_a_run_on_a_store_with_faults_is_that_on_a_disk(s3: FaultyS3, tmp_path: 
     config = topic_run(tmp_path, 120) | {"prepare": {"part_documents": 60}, "dedup": {"buckets": 3, "hashes": 8}}
     config["engine"] = {"workers": 2}
     tokenizer = embedders.tokenizer_file(Embed(model="bundled:all-MiniLM-L6-v2"))
-    run.export(config, to="jsonl")
-    run.mix(config, mixture="megatron", tokenizer=tokenizer, eos_token="[SEP]")
+    runner.export(config, to="jsonl")
+    runner.mix(config, mixture="megatron", tokenizer=tokenizer, eos_token="[SEP]")
     wanted = _contents(Folder(config["workdir"]))
 
     store = Folder("s3://bucket/in")

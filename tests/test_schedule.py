@@ -10,10 +10,10 @@ import pytest
 from conftest import TOPICS, topic_documents, write_jsonl
 
 import pipeline
-from pipeline import run
 from pipeline.config import Conditioning
 from pipeline.errors import ConfigError
-from pipeline.planning import _prefixed_shares, plan
+from pipeline.graph import runner
+from pipeline.graph.graph import _prefixed_shares, build_graph
 from pipeline.stages.sample import _least_shards
 from pipeline.stages.shards import prefixed
 from pipeline.tables import SHARDS
@@ -36,11 +36,11 @@ def scheduled(topics: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def shards_of(made: pipeline.Run) -> list[list[dict[str, Any]]]:
+def shards_of(made: pipeline.PipelineGraph) -> list[list[dict[str, Any]]]:
     return [made.shards.read_table(name).to_pylist() for name in made.shards.names(".parquet")]
 
 
-def texts_of(made: pipeline.Run) -> dict[str, str]:
+def texts_of(made: pipeline.PipelineGraph) -> dict[str, str]:
     """The text of each window of the generalist corpus."""
     folder = made.windows("generalist").folder
     rows = pa.concat_tables(folder.read_table(name) for name in folder.names(".parquet")).to_pylist()
@@ -151,7 +151,7 @@ def test_a_schedule_is_the_same_for_any_workers_and_after_a_kill(scheduled: dict
     once = everything(scheduled)
     again = everything(scheduled | {"workdir": str(tmp_path / "other"), "engine": {"workers": 1}})
     assert once == again
-    planned = pipeline.plan(pipeline.parse_config(scheduled))
+    planned = pipeline.build_graph(pipeline.parse_config(scheduled))
     for step in (planned.corpus, planned.step("sample", "ending")):  # as if killed while the end was written
         step.folder.remove("manifest.json")
     planned.step("sample", "ending").folder.remove(planned.corpus.folder.names(".parquet")[-1])
@@ -197,7 +197,7 @@ def test_rewrites_change_nothing_else_of_the_end(topics: dict[str, Any]) -> None
 
 def test_what_comes_one_after_the_other_is_not_blended(scheduled: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
     scheduled["schedule"] = {"conditioning": {"field": "source", "plain_share": 0.25}}
-    step, folder = run.export(scheduled, to="megatron", tokenizer=tokenizer, output=str(tmp_path / "out"))
+    step, folder = runner.export(scheduled, to="megatron", tokenizer=tokenizer, output=str(tmp_path / "out"))
     paths = [(tmp_path / "out" / f"data_path-{number}.txt").read_text().split()[1::2] for number in (1, 2)]
     assert len(paths[0]) == round(0.75 * len(step.manifest["shards"]))
     assert sorted(paths[0] + paths[1]) == paths[0] + paths[1] != []
@@ -238,6 +238,6 @@ def test_mistakes_in_a_schedule_are_found_before_anything_runs(topics: dict[str,
 def test_a_schedule_is_of_shards_and_not_of_a_mixture(scheduled: dict[str, Any]) -> None:
     scheduled["schedule"] = {"conditioning": {"field": "source"}}
     with pytest.raises(ConfigError, match="--mixture: schedule is of shards"):
-        run.mix(scheduled, mixture="huggingface")
-    step, _ = run.export(scheduled, to="jsonl")
-    assert step.manifest["rows"] == plan(scheduled).shards.read_json("_manifest.json")["rows"]
+        runner.mix(scheduled, mixture="huggingface")
+    step, _ = runner.export(scheduled, to="jsonl")
+    assert step.manifest["rows"] == build_graph(scheduled).shards.read_json("_manifest.json")["rows"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.hashing import keyed_uniform, window_keys
 from pipeline.scoring import Rows, dsir, features, scorer
 from pipeline.scoring.features import fit_logistic, hashed_counts
-from pipeline.tfidf import inverse_frequencies, weighed
+from pipeline.text.tfidf import inverse_frequencies, weighed
 
 ESTIMATORS = ["density", "dsir", "classifier", "nearest"]
 

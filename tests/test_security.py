@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, StorageError, shown
-from pipeline.run import curate
+from pipeline.graph.runner import curate
 from pipeline.storage import Folder
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
-from pipeline.mixture.shape import leaf_nodes, level_slices, node_totals, paths, prune
 from pipeline.mixture.smoothing import best_alpha, fit_alphas, held_out_terms, smooth
+from pipeline.mixture.tree_shape import leaf_nodes, level_slices, node_totals, paths, prune
 
 
 def grow(rng, depth=3, branching=3, stop=0.2):

@@ -9,22 +9,22 @@ import pyarrow.compute as pc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.chunks import Start
+from pipeline.clustering.kmeans import KMeansFit
+from pipeline.clustering.tree import Tree
 from pipeline.config import Cluster, Prepare
-from pipeline.draws import attribute
+from pipeline.execution.step import fold_tasks, groups, mapper_tasks, quick_tasks
 from pipeline.hashing import window_keys
-from pipeline.kmeans import KMeansFit
+from pipeline.mixture.draws import attribute
 from pipeline.sources import InputFile
+from pipeline.sources.chunks import Start
 from pipeline.stages.assign import assign_table
 from pipeline.stages.cluster import LevelFit
 from pipeline.stages.duplicates import repeats
 from pipeline.stages.embed import embed_table, read_embeddings
 from pipeline.stages.prepare import cuts, planned_parts
 from pipeline.stages.shards import Attribution, Shuffle, copies_table, split_into
-from pipeline.step import fold_tasks, groups, mapper_tasks, quick_tasks
 from pipeline.storage import Folder
 from pipeline.tables import WINDOWS, embeddings_schema
-from pipeline.tree import Tree
 
 
 class FakeModel:

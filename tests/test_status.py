@@ -14,19 +14,20 @@ import yaml
 from conftest import wait_until
 from rich.console import Console
 
-from pipeline import alone, status
-from pipeline.alone import Alone, latest_run, record_of
-from pipeline.progress import Progress
-from pipeline.status import Status, Watch, at_work, told
+from pipeline.execution import lock
+from pipeline.execution.lock import Alone, latest_run, record_of
+from pipeline.results import status
+from pipeline.results.status import Status, Watch, at_work, told
 from pipeline.storage import Folder
+from pipeline.terminal.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 
 # A run of two steps that is in the middle of the second, until it is sent a line: to end, or to fail.
 RUN = """
 import sys
-from pipeline.alone import Alone
-from pipeline.progress import Progress
+from pipeline.execution.lock import Alone
+from pipeline.terminal.progress import Progress
 from pipeline.storage import Folder
 
 progress = Progress()
@@ -155,7 +156,7 @@ def test_a_killed_run_of_this_machine_is_known_to_be_gone(config: str, running: 
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be told of processes, as if they were on other machines."""
-    monkeypatch.setattr(alone, "_is_gone", lambda _process: False)
+    monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
     monkeypatch.setattr(status, "is_here", lambda _record: False)
 
 

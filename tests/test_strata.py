@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.mixture.allocation import Limits, capped_plan, plan
 from pipeline.mixture.histograms import LeafCounts
-from pipeline.mixture.plan import Limits, capped_plan, plan
 from pipeline.mixture.strata import (
     BINS,
     Odds,

@@ -35,7 +35,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Path:
     raw["workdir"] = str(folder / "travail-草木")
     raw["sample"]["budget_tokens"] = 4_000
     pipeline.curate(raw)
-    pipeline.run.export(raw, to="jsonl")
+    pipeline.graph.runner.export(raw, to="jsonl")
     config = folder.parent / "run.yaml"
     config.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
     return config
@@ -172,7 +172,7 @@ def test_ray_starts_in_the_longest_folder_that_is_said_to_do(tmp_path_factory: p
 
 NOISY = """
 import os, sys, warnings
-from pipeline import cli
+from pipeline.cli import commands
 from pipeline.errors import WorkerError
 
 def work():
@@ -181,11 +181,11 @@ def work():
     warnings.warn("a warning")
     os.write(1, b"native code\\n")
     os.write(2, "natif \u00e9\\n".encode())
-    cli.logger.info("ours")
-    cli.console.print("a result")
+    commands.logger.info("ours")
+    commands.console.print("a result")
     exec(sys.argv[1])
 
-sys.exit(cli._guarded(work))
+sys.exit(commands._guarded(work))
 """
 
 

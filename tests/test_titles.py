@@ -21,10 +21,10 @@ from rich.console import Console
 
 import pipeline
 from pipeline.errors import CrispwrapError, RunError
-from pipeline.inspection import Inspection
-from pipeline.names import Name, names_of
+from pipeline.results.cluster_names import Name, names_of
+from pipeline.results.inspection import Inspection
+from pipeline.results.summary import summary
 from pipeline.rewriting import titles
-from pipeline.summary import summary
 from pipeline.tables import TITLES
 
 ROOT = Path(__file__).parent.parent
@@ -236,7 +236,7 @@ def titled(weighed: dict[str, Any], tmp_path: Path, fake: FakeEndpoint) -> dict[
     return weighed | {"workdir": str(workdir), "rephrase": rephrase}
 
 
-def run(raw: dict[str, Any], until: str = "rephrase") -> pipeline.Run:
+def run(raw: dict[str, Any], until: str = "rephrase") -> pipeline.PipelineGraph:
     return pipeline.curate(pipeline.parse_config(copy.deepcopy(raw)), until=until)
 
 
@@ -343,7 +343,7 @@ def test_a_server_that_dies_in_the_middle_says_so_and_the_next_run_asks_for_the_
     with pytest.raises(RunError, match=r"titles: \d+ of \d+ prompts have no answer .*rephrase\.titles: false") as raised:
         run(titled)
     assert "\n" not in str(raised.value)
-    assert not pipeline.plan(titled).step("titles").done
+    assert not pipeline.build_graph(titled).step("titles").done
     fake.die_after = None
     manifest = run(titled).step("titles").manifest
     assert manifest["untitled"] == {}
@@ -401,7 +401,7 @@ def test_titles_change_no_other_step_and_no_shard(titled: dict[str, Any], fake: 
 @pytest.mark.ray
 def test_execution_is_no_identity_and_the_model_is(titled: dict[str, Any]) -> None:
     def fingerprint(**changes: Any) -> str:
-        return pipeline.plan(titled | {"rephrase": titled["rephrase"] | changes}).step("titles").fingerprint
+        return pipeline.build_graph(titled | {"rephrase": titled["rephrase"] | changes}).step("titles").fingerprint
 
     base = fingerprint()
     execution = {"batch": 8, "attempts": 1, "styles": ["qa"], "rounds": 2, "passage_tokens": 100}

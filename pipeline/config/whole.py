@@ -10,7 +10,7 @@ from pipeline.config.rewriting import Rephrase
 from pipeline.config.schedule import Conditioning, Ending, Schedule
 from pipeline.config.section import EXECUTION, Section
 from pipeline.config.selection import DEFAULT_NATURAL_SHARE, Cluster, Embed, Sample, Weights, Window
-from pipeline.mistakes import explain_mistakes
+from pipeline.config.validation_errors import explain_mistakes
 
 
 class Config(Section):

@@ -20,9 +20,9 @@ import orjson
 from pipeline import embedders
 from pipeline.config import GENERALIST, Config
 from pipeline.costs.size import Size
+from pipeline.execution.step import MOST_PARTITIONS, fold_tasks, mapper_tasks, quick_tasks
 from pipeline.stages.cluster import HELD_BYTES, RUNS_PER_WORKER
 from pipeline.stages.rounds import buckets_of
-from pipeline.step import MOST_PARTITIONS, fold_tasks, mapper_tasks, quick_tasks
 
 Amounts = Mapping[str, float]
 

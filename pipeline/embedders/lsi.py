@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32
 from pipeline.config import Embed
 from pipeline.embedders import source
-from pipeline.embedders.vectors import processor_name, unit_rows
+from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError
+from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
-from pipeline.tfidf import inverse_frequencies, weighed
+from pipeline.text.tfidf import inverse_frequencies, weighed
 
 _NUM_FEATURES = 2**16  # 256 components of these are 67 MB
 _ARTIFACT = "lsi.npz"
@@ -64,13 +65,13 @@ def load(folder: Folder) -> "LsiEmbedder":
 class LsiEmbedder:
     """An `Embedder`; see `pipeline.embedders.Embedder`. It uses one thread."""
 
-    def __init__(self, idf_F: NDArray[np.float32], components_FD: NDArray[np.float32]) -> None:
+    def __init__(self, idf_F: F32, components_FD: F32) -> None:
         self._idf_F = idf_F
         self._components_FD = components_FD
         self.dim = components_FD.shape[1]
         self.hardware = {"device": processor_name(), "precision": "fp32", "threads": "1"}
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str]) -> F32:
         """See `pipeline.embedders.Embedder.encode`."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)

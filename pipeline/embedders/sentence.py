@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32
 from pipeline.config import Embed
 from pipeline.embedders import source
-from pipeline.embedders.vectors import processor_has_bf16, processor_name, unit_rows
+from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError
+from pipeline.execution.processor import processor_has_bf16, processor_name
 
 # Activations of a small batch stay in a core's share of the cache. MiniLM, 256 tokens, windows/s of one EPYC (Zen 3) core by rows
 # a batch: 2: 14.1, 4: 14.1, 8: 14.6, 16: 11.8, 32: 11.5.
@@ -98,7 +99,7 @@ class SentenceEmbedder:
             model[0].to(_dtype(precision))
             self._autocast = False
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str]) -> F32:
         """See `pipeline.embedders.Embedder.encode`."""
         import torch
 
@@ -119,7 +120,7 @@ class SentenceEmbedder:
             first_N = np.cumsum([0, *(len(text) for text in stretches[:-1])])
             return unit_rows(np.add.reduceat(self._encode_ids(ids_S) * weight_S[:, None], first_N, axis=0))
 
-    def _encode_ids(self, ids_S: list[list[int]]) -> NDArray[np.float32]:
+    def _encode_ids(self, ids_S: list[list[int]]) -> F32:
         """(S, D) unit vectors of token ids, in order."""
         batch_tokens = _CPU_BATCH_TOKENS if self._device.type == "cpu" else None
         rows_by_batch = list(batches([len(ids) for ids in ids_S], self._cfg.batch_size, batch_tokens))

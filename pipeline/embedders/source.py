@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.config import Embed
 from pipeline.embedders import bundled
-from pipeline.embedders.files import file_sha256, folder_sha256
 from pipeline.errors import ConfigError
+from pipeline.execution.file_digests import file_sha256, folder_sha256
 
 STATIC = "static:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

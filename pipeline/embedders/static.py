@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import cache
+from pipeline.arrays import F32, I64
 from pipeline.config import Embed
 from pipeline.embedders import source
 from pipeline.embedders.sentence import autocast, hold_tokenizers, load_model, precision_for
-from pipeline.embedders.vectors import processor_name, unit_rows
+from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError
+from pipeline.execution import cache
+from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
 
 _METHOD = 1  # to be raised when the table of a model changes
@@ -110,20 +112,20 @@ def load(folder: Folder, *, threads: int) -> "StaticEmbedder":
 class StaticEmbedder:
     """An `Embedder`; see `pipeline.embedders.Embedder`."""
 
-    def __init__(self, table_VD: NDArray[np.float32], tokenizer_json: str, *, distilled: str, threads: int) -> None:
-        from pipeline.words import token_ids
+    def __init__(self, table_VD: F32, tokenizer_json: str, *, distilled: str, threads: int) -> None:
+        from pipeline.text.token_cache import token_ids
 
         self._table_VD = table_VD
         self._token_ids = token_ids(tokenizer_json)
         self.dim = table_VD.shape[1]
         self.hardware = {"device": processor_name(), "precision": "fp32", "threads": str(threads), "distilled": distilled}
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str]) -> F32:
         """See `pipeline.embedders.Embedder.encode`."""
         blocks = [self._sum(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
         return unit_rows(np.concatenate(blocks)) if blocks else np.empty((0, self.dim), dtype=np.float32)
 
-    def _sum(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def _sum(self, texts: Sequence[str]) -> F32:
         """(N, D) sums of token vectors, each added up in the order of its text."""
         from scipy.sparse import csr_array
 
@@ -131,11 +133,11 @@ class StaticEmbedder:
         start_N = np.cumsum([0, *(len(row) for row in ids)])
         token = np.concatenate(ids)
         ones = np.ones(len(token), dtype=np.float32)
-        sums_ND: NDArray[np.float32] = csr_array((ones, token, start_N), shape=(len(ids), len(self._table_VD))) @ self._table_VD
+        sums_ND: F32 = csr_array((ones, token, start_N), shape=(len(ids), len(self._table_VD))) @ self._table_VD
         return sums_ND
 
 
-def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], precision: str, threads: int) -> NDArray[np.float32]:
+def _embed_tokens(cfg: Embed, token_V: I64, precision: str, threads: int) -> F32:
     """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it.
 
     Each batch is one thread's, so the threads change no bit of it.
@@ -153,19 +155,19 @@ def _embed_tokens(cfg: Embed, token_V: NDArray[np.int64], precision: str, thread
     body = [row for row, is_special in enumerate(around.special_tokens_mask) if not is_special]
     before, after = around.ids[: body[0]], around.ids[body[-1] + 1 :]
 
-    def embedded(start: int) -> NDArray[np.float32]:
+    def embedded(start: int) -> F32:
         rows = [[*before, token, *after] for token in token_V[start : start + _BATCH_TOKENS].tolist()]
         ids = torch.tensor(rows)
         with torch.inference_mode(), autocast("cpu", precision):
             states = model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["token_embeddings"]
-            vectors: NDArray[np.float32] = states.float().mean(dim=1).numpy()
+            vectors: F32 = states.float().mean(dim=1).numpy()
         return vectors
 
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS))))
 
 
-def _principal(x_VH: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float32], float]:
+def _principal(x_VH: F32, dim: int) -> tuple[F32, float]:
     """(V, D) projections on the first principal components, and the share of the variance they keep.
 
     By eigenvectors of the covariance in float64, each with its largest entry positive: no random start, no free sign.
@@ -179,7 +181,7 @@ def _principal(x_VH: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float32]
     return (centred_VH @ basis_HD).astype(np.float32), float(value_H[::-1][:dim].sum() / value_H.sum())
 
 
-def _weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> F32:
     """(V,) SIF weights a / (a + p), p by Zipf from the rank.
 
     Vocabularies list their words by frequency, but their single characters in a block of their own: punctuation is taken to be
@@ -190,7 +192,7 @@ def _weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> NDArray[np.f
     rank_V = np.cumsum(kept_V & ~single_V) - 1
     rank_V[single_V] = [_LETTER_RANK if body.isalnum() else 0 for body in body_V if len(body) == 1]
     p_V = 1 / (rank_V + 2.0)
-    weight_V: NDArray[np.float32] = (_SIF / (_SIF + p_V / p_V[kept_V].sum())).astype(np.float32)
+    weight_V: F32 = (_SIF / (_SIF + p_V / p_V[kept_V].sum())).astype(np.float32)
     return weight_V
 
 

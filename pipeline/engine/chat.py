@@ -12,9 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline import config
+from pipeline.engine.exchange import Answer, Request
 from pipeline.engine.tasks import Engine
 from pipeline.errors import ConfigError, one_line
-from pipeline.rewriting.exchange import Answer, Request
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from loguru import logger
 from pipeline import config
 from pipeline.engine.chat import Chat
 from pipeline.engine.deaths import Deaths, NoEngineLeftError
+from pipeline.engine.exchange import Answer, Failure, Request
 from pipeline.engine.pool import Pool
 from pipeline.engine.tasks import Engine
 from pipeline.engine.usage import measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError, one_line
-from pipeline.rewriting.exchange import Answer, Failure, Request
 
 _DEATHS = 8  # of each engine before it counts as broken
 _ERROR = "__inference_error__"  # the column of Ray Data's LLM stages

@@ -24,7 +24,7 @@ from pipeline.engine.joining import join, recorded_cluster, session_logs, start_
 from pipeline.engine.messages import log_messages
 from pipeline.engine.usage import Usage, measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
-from pipeline.progress import Progress
+from pipeline.terminal.progress import Progress
 
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3

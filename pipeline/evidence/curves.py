@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64
 from pipeline.evidence.intervals import Estimate, estimate
 from pipeline.evidence.settings import SPECIALIST_ONLY
 from pipeline.evidence.steps import Comparison
@@ -76,8 +76,8 @@ def versus(comparison: Comparison, other: str) -> list[Versus]:
 class Text:
     """What all proxies make of a held-out text."""
 
-    bits_SD: Mapping[str, NDArray[np.float64]]  # by arm
-    bytes_D: NDArray[np.float64]
+    bits_SD: Mapping[str, F64]  # by arm
+    bytes_D: F64
 
     @classmethod
     def of(cls, seeds_of: Mapping[str, Sequence[Mapping[str, Mapping[str, Sequence[float]]]]], name: str) -> "Text":
@@ -88,7 +88,7 @@ class Text:
         """Bits per byte."""
         return float(self.bits_SD[arm].mean(0).sum() / self.bytes_D.sum())
 
-    def sum(self, factors: Sequence[tuple[float, str]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def sum(self, factors: Sequence[tuple[float, str]]) -> tuple[F64, F64]:
         """A term of an estimate: the arms' bits, each times its factor."""
         return np.sum([factor * self.bits_SD[arm] for factor, arm in factors], axis=0), self.bytes_D
 

@@ -13,11 +13,11 @@ from loguru import logger
 from pipeline.config import Config, Corpus
 from pipeline.engine import Engine
 from pipeline.errors import InputError
+from pipeline.execution.step import Step, part_names
 from pipeline.hashing import keyed_uniform
 from pipeline.stages.held_out import log_blank
 from pipeline.stages.prepare import prepare_step
 from pipeline.stages.scan import QUARANTINED
-from pipeline.step import Step, part_names
 from pipeline.storage import Folder
 
 # Fewer, and an interval over documents says nothing.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
+
+from pipeline.arrays import F64
 
 _TAIL = 0.05
 
@@ -22,7 +23,7 @@ class Estimate:
     high: float
 
 
-def estimate(terms: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Estimate:
+def estimate(terms: Sequence[tuple[F64, F64]]) -> Estimate:
     """The mean over seeds of a sum of figures in bits per byte, one of each held-out text: (S, D) bits, and (D,) bytes.
 
     Bits are of an arm, or of a difference of arms, which pairs their seeds and documents. What seeds and what documents add to the

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from pipeline.config import Config, Corpus, Section, parse_config, read_sections
+from pipeline.config.validation_errors import explain_mistakes
 from pipeline.errors import ConfigError
-from pipeline.mistakes import explain_mistakes
 from pipeline.proxy.settings import ProxySettings
 
 # The arm whose proxies read the sample itself, again and again, and nothing of the corpus.

@@ -14,12 +14,14 @@ from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, UserError
 from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, overlap_step, scored
 from pipeline.evidence.settings import POINT, SPECIALIST_ONLY, Evidence
-from pipeline.foresight import refuse_what_cannot_be
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import Step, hash_chosen, part_names
+from pipeline.graph.graph import build_graph
+from pipeline.graph.preflight import refuse_what_cannot_be
+from pipeline.graph.runner import at_work
+from pipeline.graph.steps import run_steps
 from pipeline.hashing import keyed_uniform
-from pipeline.planning import Run, plan
 from pipeline.proxy.settings import ProxySettings
-from pipeline.run import at_work, run_steps
-from pipeline.step import Step, hash_chosen, part_names
 from pipeline.storage import Folder
 
 _TOKENIZER = "tokenizer.json"
@@ -31,7 +33,7 @@ class Comparison:
     """Everything that is to be run. All arms lie in one workdir, and share what they have in common."""
 
     evidence: Evidence
-    runs: Mapping[str, Run]  # by arm
+    runs: Mapping[str, PipelineGraph]  # by arm
     held_out: Mapping[str, Step]
     overlap: Step
     tokenizer: Step
@@ -77,21 +79,21 @@ def plan_evidence(evidence: Evidence) -> Comparison:
     return Comparison(evidence, runs, held_out, overlap, tokenizer, proxies)
 
 
-def _is_arm_itself(arm: str, runs: Mapping[str, Run]) -> bool:
+def _is_arm_itself(arm: str, runs: Mapping[str, PipelineGraph]) -> bool:
     """Whether it is a point of a curve at the natural share that the curve's arm has anyway."""
     name = arm.partition(POINT)[0]
     return name != arm and runs[arm].config.natural_share == runs[name].config.natural_share
 
 
-def _plan_arm(evidence: Evidence, arm: str) -> Run:
+def _plan_arm(evidence: Evidence, arm: str) -> PipelineGraph:
     config = evidence.config_of(arm)
     try:
-        return plan(config)
+        return build_graph(config)
     except UserError as error:
         raise type(error)(f"arms.{arm}: {error}") from error
 
 
-def _corpora(runs: Mapping[str, Run]) -> dict[str, Step]:
+def _corpora(runs: Mapping[str, PipelineGraph]) -> dict[str, Step]:
     """By name: the windows of every corpus and sample that an arm is made from, each once."""
     found: dict[str, Step] = {}
     for arm, run in runs.items():
@@ -138,7 +140,7 @@ def refuse_arms(comparison: Comparison) -> None:
             raise ConfigError(f"arm {arm}: {error}") from error
 
 
-def _tokenizer_step(evidence: Evidence, base: Run) -> Step:
+def _tokenizer_step(evidence: Evidence, base: PipelineGraph) -> Step:
     windows = base.windows(GENERALIST)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
@@ -165,8 +167,10 @@ def _train_tokenizer(name: str, windows: Folder, names: Sequence[str], most: int
     return written
 
 
-def _proxy_step(evidence: Evidence, arm: str, run: Run, seed: int, held_out: Mapping[str, Step], tokenizer: Step) -> Step:
-    reads = _read_by(arm, run)
+def _proxy_step(
+    evidence: Evidence, arm: str, graph: PipelineGraph, seed: int, held_out: Mapping[str, Step], tokenizer: Step
+) -> Step:
+    reads = _read_by(arm, graph)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         missing = _missing(evidence, arm, reads, folder)
@@ -189,7 +193,7 @@ def _proxy_step(evidence: Evidence, arm: str, run: Run, seed: int, held_out: Map
             "tokenizer": tokenizer,
             **{f"held_out.{name}": step for name, step in held_out.items()},
         },
-        workdir=run.workdir,
+        workdir=graph.workdir,
         work=work,
     )
 
@@ -198,11 +202,11 @@ def _result(seed: int) -> str:
     return f"seed-{seed}.json"
 
 
-def _read_by(arm: str, run: Run) -> list[Step]:
+def _read_by(arm: str, graph: PipelineGraph) -> list[Step]:
     """The steps whose texts the proxies of an arm are trained on."""
     if arm == SPECIALIST_ONLY:
-        return [run.windows(name) for name in run.config.specialists]
-    return [run.corpus]
+        return [graph.windows(name) for name in graph.config.specialists]
+    return [graph.corpus]
 
 
 def own_steps(comparison: Comparison) -> dict[str, list[Step]]:

@@ -17,7 +17,7 @@ from pipeline.evidence.curves import versus
 from pipeline.evidence.intervals import Estimate, estimate
 from pipeline.evidence.settings import SPECIALIST_ONLY
 from pipeline.evidence.steps import Comparison
-from pipeline.step import USAGE, Step
+from pipeline.execution.step import USAGE, Step
 from pipeline.storage import Folder
 
 _WIDTH, _WIDEST = 130, 1000  # of sentences; of tables

@@ -87,7 +87,7 @@ class Mds(Format):
         del tokenizer
         from streaming import MDSWriter
 
-        from pipeline.refining.folders import put_whole
+        from pipeline.storage import put_whole
 
         below = f"{shard.number:05d}"
         columns = {name: "int" if name == "cluster" else "str" for name in self._COLUMNS}

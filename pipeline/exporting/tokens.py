@@ -24,7 +24,7 @@ class _Tokenized(Format):
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
-        from pipeline.refining.folders import put_whole
+        from pipeline.storage import put_whole
 
         texts = shard.table(["text"])["text"].to_pylist()
         with put_whole(folder) as place:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I64, Ints
+from pipeline.mixture.allocation import Plan
 from pipeline.mixture.estimators import SpecialistMix
 from pipeline.mixture.histograms import LeafHistogram
-from pipeline.mixture.plan import Plan
-from pipeline.mixture.shape import Floats, Ints
 
 Draw = Literal["rounded", "multinomial"]
 
@@ -57,13 +56,13 @@ def meaning(name: str) -> str:
 class Atoms:
     """Groups of leaves inside which everything is in proportion to the generalist's tokens."""
 
-    atom_L: NDArray[np.int64]
+    atom_L: I64
     histogram: LeafHistogram  # of the atoms
-    within_A: Floats  # entropy of the generalist's mix inside the atom
-    most_A: Floats  # share of an atom's largest leaf
+    within_A: F64  # entropy of the generalist's mix inside the atom
+    most_A: F64  # share of an atom's largest leaf
 
     @classmethod
-    def of(cls, atom_L: NDArray[np.int64], generalist: LeafHistogram) -> "Atoms":
+    def of(cls, atom_L: I64, generalist: LeafHistogram) -> "Atoms":
         """The groups that `atom_L` names; every name from 0 to the largest has a leaf."""
         num_atoms = int(atom_L.max()) + 1
         tokens_A, windows_A = np.zeros(num_atoms, dtype=np.int64), np.zeros(num_atoms, dtype=np.int64)
@@ -76,20 +75,20 @@ class Atoms:
         histogram = LeafHistogram(windows_L=windows_A, tokens_L=tokens_A)
         return cls(atom_L=atom_L, histogram=histogram, within_A=within_A, most_A=most_A)
 
-    def expand(self, p_A: Floats, generalist: LeafHistogram) -> Floats:
+    def expand(self, p_A: F64, generalist: LeafHistogram) -> F64:
         """(L,) shares of leaves; 0 in an atom without text."""
         return np.asarray((p_A / np.maximum(self.histogram.tokens_L, 1))[self.atom_L] * generalist.tokens_L, np.float64)
 
-    def entropy(self, p_A: Floats) -> float:
+    def entropy(self, p_A: F64) -> float:
         """Entropy over leaves, nats."""
         return float(p_A @ self.within_A - _p_log_p(p_A).sum())
 
-    def top_share(self, p_A: Floats) -> float:
+    def top_share(self, p_A: F64) -> float:
         """Share of the most frequent leaf."""
         return float((p_A * self.most_A).max())
 
 
-def mixture_facts(plan: Plan, windows_C: Ints, planned_A: Floats, atoms: Atoms, draw: Draw) -> dict[str, float]:
+def mixture_facts(plan: Plan, windows_C: Ints, planned_A: F64, atoms: Atoms, draw: Draw) -> dict[str, float]:
     """The facts of the whole output; `plan` is of C cells that are drawn alike (the atoms, or strata of leaves)."""
     planned_C, epochs_C, tokens_C = plan.planned_L, plan.epochs_L, plan.tokens_L
     total = planned_C.sum()
@@ -119,7 +118,7 @@ def mixture_facts(plan: Plan, windows_C: Ints, planned_A: Floats, atoms: Atoms, 
     }
 
 
-def specialist_facts(mix: SpecialistMix, planned_A: Floats, atoms: Atoms) -> dict[str, float]:
+def specialist_facts(mix: SpecialistMix, planned_A: F64, atoms: Atoms) -> dict[str, float]:
     """The facts of one specialist that its documents decide; `planned_A` is of the whole mixture."""
     p_A = mix.p_L
     entropy = atoms.entropy(p_A)
@@ -134,11 +133,11 @@ def specialist_facts(mix: SpecialistMix, planned_A: Floats, atoms: Atoms) -> dic
     }
 
 
-def _p_log_p(p_A: Floats) -> Floats:
+def _p_log_p(p_A: F64) -> F64:
     return np.asarray(p_A * np.log(p_A, out=np.zeros_like(p_A), where=p_A > 0))
 
 
-def _kl(p_A: Floats, q_A: Floats) -> float:
+def _kl(p_A: F64, q_A: F64) -> float:
     """Σ p log p/q, nats; inf where q lacks what p has."""
     has_A = p_A > 0
     p_M, q_M = p_A[has_A], q_A[has_A]

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I64
 from pipeline.config import CLUSTER_WEIGHTED, NATURAL, Weights
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
-from pipeline.mixture.shape import Floats, TreeShape, node_totals
 from pipeline.mixture.smoothing import fit_alphas, smooth
+from pipeline.mixture.tree_shape import TreeShape, node_totals
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialistMix:
     """What one specialist wants."""
 
-    p_L: Floats  # share of each leaf: sums to 1, 0 where there is no generalist text
-    p_raw_L: Floats  # share of the sample's tokens
-    alpha_H: Floats  # pseudo-windows of each level: 0 trusts the sample, inf the generalist
+    p_L: F64  # share of each leaf: sums to 1, 0 where there is no generalist text
+    p_raw_L: F64  # share of the sample's tokens
+    alpha_H: F64  # pseudo-windows of each level: 0 trusts the sample, inf the generalist
     backed_off: float  # mass moved out of clusters without generalist text
     without_text: float  # raw mass of leaves without generalist text
 
@@ -57,9 +57,7 @@ class Estimator(Protocol):
 class Resampled(Protocol):
     """An estimator whose uncertainty is found by resampling documents; it weighs clusters, or clusters in part."""
 
-    def resampled(
-        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
-    ) -> SpecialistMix:
+    def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
         """What a resample of a specialist wants, with what was fitted on the sample itself held fixed.
 
         Args:
@@ -97,9 +95,7 @@ class Crisp:
             mixes[name] = self.resampled(tree, generalist, tokens_L, scale, alpha_H)
         return mixes
 
-    def resampled(
-        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
-    ) -> SpecialistMix:
+    def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
         """As `Resampled.resampled`."""
         p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * node_totals(tree, tokens_L), alpha_H)
         return _mix(p_L, tokens_L, generalist, alpha_H, backed_off)
@@ -127,9 +123,7 @@ class Natural:
             for name, sample in specialists.items()
         }
 
-    def resampled(
-        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: NDArray[np.int64], scale: float, alpha_H: Floats
-    ) -> SpecialistMix:
+    def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
         """The generalist's mix, whatever the sample."""
         del tree, scale
         return _mix(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
@@ -140,7 +134,7 @@ class Control:
     """Shares made from the sample's own, for comparison: `shares(p_raw_L, generalist, seed)`. Its resamples tell nothing."""
 
     name: str
-    shares: Callable[[Floats, LeafHistogram, int], Floats]
+    shares: Callable[[F64, LeafHistogram, int], F64]
 
     def estimate(
         self,
@@ -163,7 +157,7 @@ class Control:
         return mixes
 
 
-def top_cluster(p_raw_L: Floats, generalist: LeafHistogram, seed: int) -> Floats:
+def top_cluster(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
     """Everything from the cluster that holds most of the sample (the paper's ablation: worse than the histogram)."""
     del seed
     p_L = np.zeros(len(p_raw_L))
@@ -171,7 +165,7 @@ def top_cluster(p_raw_L: Floats, generalist: LeafHistogram, seed: int) -> Floats
     return p_L
 
 
-def shuffled(p_raw_L: Floats, generalist: LeafHistogram, seed: int) -> Floats:
+def shuffled(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
     """The sample's histogram, handed to other clusters at random: what must not help."""
     with_text_M = np.flatnonzero(generalist.tokens_L > 0)
     order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=seed, purpose="shuffled"), kind="stable")
@@ -190,8 +184,8 @@ RESAMPLED: dict[str, Resampled] = {"crisp": CRISP, "natural": NATURAL_MIX, **dic
 
 
 def claims(
-    p_L_of: Mapping[str, Floats], shares: Mapping[str, float], natural_share: float, p_generalist_L: Floats
-) -> tuple[list[str], Floats]:
+    p_L_of: Mapping[str, F64], shares: Mapping[str, float], natural_share: float, p_generalist_L: F64
+) -> tuple[list[str], F64]:
     """Who asks for how much of each leaf: names (the specialists in order, then `natural`), and (S+1, L) shares of the corpus.
 
     The sum over rows is the target, `(1 - natural_share) Σ share_s p_s + natural_share G`, the shares of specialists normalised.
@@ -201,7 +195,7 @@ def claims(
     return [*p_L_of, NATURAL], np.stack([*rows, natural_share * p_generalist_L])
 
 
-def _mix(p_L: Floats, tokens_L: NDArray[np.int64], generalist: LeafHistogram, alpha_H: Floats, backed_off: float) -> SpecialistMix:
+def _mix(p_L: F64, tokens_L: I64, generalist: LeafHistogram, alpha_H: F64, backed_off: float) -> SpecialistMix:
     raw_L = tokens_L / max(int(tokens_L.sum()), 1)
     without_text = float(raw_L[generalist.tokens_L == 0].sum())
     return SpecialistMix(p_L=p_L, p_raw_L=raw_L, alpha_H=alpha_H, backed_off=backed_off, without_text=without_text)

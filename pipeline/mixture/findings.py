@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32, F64, I64
 from pipeline.config import Weights
 from pipeline.hashing import keyed_uniform
+from pipeline.mixture.allocation import Limits, capped_plan
 from pipeline.mixture.diagnostics import Atoms, Draw, meaning, mixture_facts, specialist_facts
 from pipeline.mixture.estimators import RESAMPLED, SpecialistMix, claims
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
-from pipeline.mixture.plan import Limits, capped_plan
-from pipeline.mixture.shape import Floats, PrunedTree, TreeShape, prune
 from pipeline.mixture.strata import Strata
+from pipeline.mixture.tree_shape import PrunedTree, TreeShape, prune
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
 
 _TAILS = (0.05, 0.95)
@@ -72,7 +72,7 @@ def findings(
     )
     point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
 
-    def claimed(mix_of: Mapping[str, SpecialistMix]) -> Floats:
+    def claimed(mix_of: Mapping[str, SpecialistMix]) -> F64:
         """(R, C) what is asked of the atoms, or of strata, whose resamples are not planned."""
         if strata is not None:
             return strata.claim_RC
@@ -122,9 +122,9 @@ def findings(
 class _Cells:
     """What is drawn alike: atoms, or where windows are scored strata."""
 
-    atom_C: NDArray[np.int64]
-    windows_C: NDArray[np.int64]
-    tokens_C: NDArray[np.int64]
+    atom_C: I64
+    windows_C: I64
+    tokens_C: I64
 
     @classmethod
     def of(cls, strata: Strata | None, atoms: Atoms) -> "_Cells":
@@ -159,18 +159,18 @@ class _Resampler:
         return self._estimator.resampled(self._pruned, self._atoms.histogram, tokens_A, scale, self._alpha_H)
 
 
-def _gather(p_L: Floats, atoms: Atoms) -> Floats:
+def _gather(p_L: F64, atoms: Atoms) -> F64:
     return np.bincount(atoms.atom_L, weights=p_L, minlength=len(atoms.within_A)).astype(np.float64)
 
 
-def _move(p_BA: NDArray[np.float32], point_A: Floats, clusters_A: Floats, power: float) -> None:
+def _move(p_BA: F32, point_A: F64, clusters_A: F64, power: float) -> None:
     """From what resamples give the leaves to what they want where that is one factor of the estimate (`strata.Odds`)."""
     for p_A in p_BA:
         moved_A = point_A * np.divide(p_A, clusters_A, out=np.ones_like(point_A), where=clusters_A > 0) ** power
         p_A[:] = moved_A / moved_A.sum()
 
 
-def _interval(p_BA: NDArray[np.float32], atoms: Atoms, generalist: LeafHistogram, p_L: Floats) -> tuple[Floats, Floats]:
+def _interval(p_BA: F32, atoms: Atoms, generalist: LeafHistogram, p_L: F64) -> tuple[F64, F64]:
     """(L,) 5th and 95th percentiles: inside an atom leaves keep their proportions, so its percentiles are theirs."""
     low_A, high_A = np.quantile(p_BA, _TAILS, axis=0, overwrite_input=True)  # no second copy of the largest array here
     p_A = _gather(p_L, atoms)
@@ -193,7 +193,7 @@ def _fixed(name: str, sample: DocumentCounts, mix: SpecialistMix) -> dict[tuple[
 def _specialists(
     specialists: Mapping[str, DocumentCounts],
     mixes: Mapping[str, SpecialistMix],
-    low_high_of: Mapping[str, tuple[Floats, Floats]],
+    low_high_of: Mapping[str, tuple[F64, F64]],
 ) -> pa.Table:
     """One row for each specialist and leaf that its sample or its smoothed shares touch."""
     tables = [SPECIALISTS.empty_table()]

@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.mixture.shape import Floats, Ints, TreeShape, leaf_nodes
+from pipeline.arrays import F64, I64, Ints
 from pipeline.mixture.sums import FIXED, fixed, sums_by
+from pipeline.mixture.tree_shape import TreeShape, leaf_nodes
 
 _BANDS = 64
 _LEAST_PASSES = 0.5
 
 
-def bands(epochs_N: Floats) -> NDArray[np.int64]:
+def bands(epochs_N: F64) -> I64:
     """0 up to one pass, k up to 2^k."""
     return np.asarray(np.ceil(np.log2(np.maximum(epochs_N, 1.0))), np.int64)
 
 
-def group_keys(node_N: Ints, epochs_N: Floats) -> NDArray[np.int64]:
+def group_keys(node_N: Ints, epochs_N: F64) -> I64:
     """(N,) the group of each window: its node and its band."""
     return np.asarray(np.asarray(node_N, np.int64) * _BANDS + bands(epochs_N), np.int64)
 
@@ -40,7 +40,7 @@ def node_and_band(key: int) -> tuple[int, int]:
     return divmod(key, _BANDS)
 
 
-def nodes_at(tree: TreeShape, level: int) -> NDArray[np.int64]:
+def nodes_at(tree: TreeShape, level: int) -> I64:
     """(L,) the node above each leaf at a level, or the leaf itself where it ends higher up."""
     node_L = leaf_nodes(tree)
     level_V, parent_V = np.asarray(tree.level_V), np.asarray(tree.parent_V)
@@ -53,10 +53,10 @@ def nodes_at(tree: TreeShape, level: int) -> NDArray[np.int64]:
 class GroupCounts:
     """What is wanted of the groups; a fold."""
 
-    key_G: NDArray[np.int64]  # ascending
-    most_G: Floats  # epochs of the window that is wanted most
-    tokens_G: NDArray[np.int64]  # Σ tokens · epochs, in fixed point
-    documents_G: NDArray[np.int64]  # Σ epochs of windows, in fixed point: a window is a trainer's document
+    key_G: I64  # ascending
+    most_G: F64  # epochs of the window that is wanted most
+    tokens_G: I64  # Σ tokens · epochs, in fixed point
+    documents_G: I64  # Σ epochs of windows, in fixed point: a window is a trainer's document
 
     @classmethod
     def zero(cls) -> Self:
@@ -65,7 +65,7 @@ class GroupCounts:
         return cls(key_G=none, most_G=none.astype(np.float64), tokens_G=none, documents_G=none)
 
     @classmethod
-    def of_part(cls, key_N: Ints, epochs_N: Floats, tokens_N: Ints) -> Self:
+    def of_part(cls, key_N: Ints, epochs_N: F64, tokens_N: Ints) -> Self:
         """The counts of one part; windows of which nothing is wanted are in no group."""
         wanted_N = epochs_N > 0
         epochs_M, tokens_M = epochs_N[wanted_N], np.asarray(tokens_N)[wanted_N]
@@ -79,7 +79,7 @@ class GroupCounts:
         return cls._merged(*(np.concatenate(column) for column in columns))
 
     @classmethod
-    def _merged(cls, key_M: Ints, most_M: Floats, tokens_M: Ints, documents_M: Ints) -> Self:
+    def _merged(cls, key_M: Ints, most_M: F64, tokens_M: Ints, documents_M: Ints) -> Self:
         key_G, row_M = np.unique(key_M, return_inverse=True)
         most_G = np.zeros(len(key_G))
         np.maximum.at(most_G, row_M, most_M)
@@ -87,16 +87,16 @@ class GroupCounts:
         return cls(key_G=np.asarray(key_G, np.int64), most_G=most_G, tokens_G=tokens_G, documents_G=documents_G)
 
     @property
-    def passes_G(self) -> Floats:
+    def passes_G(self) -> F64:
         """(G,) epochs of a window that is kept for sure; inf where the plan draws less than one window of the group."""
         return np.where(self.wanted_documents_G < 1.0, np.inf, np.maximum(self.most_G, _LEAST_PASSES))
 
     @property
-    def wanted_tokens_G(self) -> Floats:
+    def wanted_tokens_G(self) -> F64:
         """(G,) tokens that the plan draws, repeats counted."""
         return np.asarray(self.tokens_G / FIXED, np.float64)
 
     @property
-    def wanted_documents_G(self) -> Floats:
+    def wanted_documents_G(self) -> F64:
         """(G,) windows that the plan draws, repeats counted."""
         return np.asarray(self.documents_G / FIXED, np.float64)

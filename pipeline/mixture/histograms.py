@@ -10,9 +10,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I64, Ints
 from pipeline.hashing import window_keys
-from pipeline.mixture.shape import Floats, Ints, TreeShape, node_totals
 from pipeline.mixture.sums import sums_by
+from pipeline.mixture.tree_shape import TreeShape, node_totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,9 @@ class LeafCounts:
     Leaves are unique and ascending.
     """
 
-    leaf_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    windows_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    tokens_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    leaf_E: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    windows_E: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    tokens_E: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     invalid: int = 0  # windows without a leaf
 
     @classmethod
@@ -49,7 +50,7 @@ class LeafCounts:
         )
 
     @classmethod
-    def _merged(cls, leaf_M: NDArray[np.int64], windows_M: Any, tokens_M: Any, invalid: int) -> Self:
+    def _merged(cls, leaf_M: I64, windows_M: Any, tokens_M: Any, invalid: int) -> Self:
         leaf_E, row_M = np.unique(leaf_M, return_inverse=True)
         windows_E, tokens_E = (sums_by(row_M, x_M, len(leaf_E)) for x_M in (windows_M, tokens_M))
         return cls(leaf_E=leaf_E, windows_E=windows_E, tokens_E=tokens_E, invalid=invalid)
@@ -63,16 +64,16 @@ class LeafCounts:
 class LeafHistogram:
     """Windows and tokens of a corpus in each leaf. Dense, two int64 a leaf: there is one, the driver's."""
 
-    windows_L: NDArray[np.int64]
-    tokens_L: NDArray[np.int64]
+    windows_L: I64
+    tokens_L: I64
     invalid: int = 0  # windows without a leaf
 
     @property
-    def p_L(self) -> Floats:
+    def p_L(self) -> F64:
         """(L,) share of the tokens in each leaf, G."""
         return np.asarray(self.tokens_L / self.tokens_L.sum(), dtype=np.float64)
 
-    def node_tokens(self, tree: TreeShape) -> NDArray[np.int64]:
+    def node_tokens(self, tree: TreeShape) -> I64:
         """(V,) tokens below each node."""
         return np.asarray(node_totals(tree, self.tokens_L), dtype=np.int64)
 
@@ -86,9 +87,9 @@ class DocumentCounts:
     """
 
     document_E: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    leaf_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    windows_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    tokens_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    leaf_E: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    windows_E: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    tokens_E: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     invalid: int = 0  # windows without a leaf
 
     @classmethod
@@ -116,9 +117,9 @@ class DocumentCounts:
     def _merged(
         cls,
         document_N: NDArray[np.uint64],
-        leaf_N: NDArray[np.int64],
-        windows_N: NDArray[np.int64],
-        tokens_N: NDArray[np.int64],
+        leaf_N: I64,
+        windows_N: I64,
+        tokens_N: I64,
         invalid: int,
     ) -> Self:
         order_N = np.lexsort((leaf_N, document_N))
@@ -146,7 +147,7 @@ class DocumentCounts:
         """Tokens of windows with a leaf."""
         return int(self.tokens_E.sum())
 
-    def document_rows(self) -> tuple[int, NDArray[np.int64]]:
+    def document_rows(self) -> tuple[int, I64]:
         """D, and (E,) the number 0 … D-1 of each entry's document, in order of its hash."""
         key_D, row_E = np.unique(self.document_E, return_inverse=True)
         return len(key_D), row_E.astype(np.int64)
@@ -163,7 +164,7 @@ def _dense(leaf_E: Ints, windows_E: Ints, tokens_E: Ints, num_leaves: int, inval
     return LeafHistogram(windows_L=windows_L, tokens_L=tokens_L, invalid=invalid)
 
 
-def _valid(leaf_N: Ints, tokens_N: Ints) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _valid(leaf_N: Ints, tokens_N: Ints) -> tuple[I64, I64, int]:
     keep_N = np.asarray(leaf_N) >= 0
     leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
     return leaf_M, tokens_M, int(len(keep_N) - len(leaf_M))

@@ -16,14 +16,15 @@ Shapes: C candidates, sorted by leaf and then by key; U those undecided; M duels
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I64, Ints
 from pipeline.hashing import keyed_uniform
-from pipeline.mixture.shape import Floats, Ints, TreeShape, leaf_nodes
+from pipeline.mixture.tree_shape import TreeShape, leaf_nodes
 
 _DECIDED = 1e-14  # a chance this near to 0 or 1 is rounding error
 
 
 def balanced(
-    chance_C: Floats, tokens_C: Ints, key_C: NDArray[np.uint64], leaf_C: Ints, tree: TreeShape, seed: int
+    chance_C: F64, tokens_C: Ints, key_C: NDArray[np.uint64], leaf_C: Ints, tree: TreeShape, seed: int
 ) -> NDArray[np.bool_]:
     """(C,) which candidates are taken: each with its chance, Σ tokens within one window of Σ chance · tokens below every node."""
     chance_C = chance_C.copy()
@@ -48,12 +49,12 @@ def balanced(
     return chance_C > 0.5
 
 
-def _undecided(chance_C: Floats, among_U: NDArray[np.int64]) -> NDArray[np.int64]:
+def _undecided(chance_C: F64, among_U: I64) -> I64:
     chance_U = chance_C[among_U]
     return among_U[(chance_U > _DECIDED) & (chance_U < 1.0 - _DECIDED)]
 
 
-def _pairs(node_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pairs(node_U: I64) -> tuple[I64, I64]:
     """Neighbours of the same node, each in one pair at most."""
     new_U = np.ones(len(node_U), dtype=bool)
     new_U[1:] = node_U[1:] != node_U[:-1]
@@ -62,7 +63,7 @@ def _pairs(node_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
     return first_M, first_M + 1
 
 
-def _duel(p_M: Floats, q_M: Floats, s_M: Floats, t_M: Floats, u_M: Floats) -> tuple[Floats, Floats]:
+def _duel(p_M: F64, q_M: F64, s_M: F64, t_M: F64, u_M: F64) -> tuple[F64, F64]:
     """New chances of two windows of s and t tokens: one at least is decided, and p s + q t is as before."""
     p_up_M, q_down_M = (1.0 - p_M) * s_M, q_M * t_M  # tokens that can move from the second to the first
     p_down_M, q_up_M = p_M * s_M, (1.0 - q_M) * t_M

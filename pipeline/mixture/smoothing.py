@@ -23,15 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I64
 from pipeline.mixture.histograms import DocumentCounts
-from pipeline.mixture.shape import Floats, TreeShape, leaf_nodes, level_slices, paths
+from pipeline.mixture.tree_shape import TreeShape, leaf_nodes, level_slices, paths
 
 _GRID = 48  # values of log α tried before the search narrows: the likelihood may have several maxima
 _LEAST_ALPHA = 1e-3  # windows; below, α = 0 is as good wherever it is finite
 _SURELY_INF = 1e3  # times the sample: above, α = ∞ is as good
 
 
-def smooth(tree: TreeShape, text_V: NDArray[Any], n_V: NDArray[Any], alpha_H: Floats) -> tuple[Floats, float]:
+def smooth(tree: TreeShape, text_V: NDArray[Any], n_V: NDArray[Any], alpha_H: F64) -> tuple[F64, float]:
     """The smoothed share of each leaf, and the mass that was backed off.
 
     Args:
@@ -69,10 +70,10 @@ class HeldOut:
     `rest_*` are counts without the unit, `weight_T` is the unit's own count in the child, all in windows' worth.
     """
 
-    rest_child_T: Floats
-    rest_parent_T: Floats
-    g_T: Floats
-    weight_T: Floats
+    rest_child_T: F64
+    rest_parent_T: F64
+    g_T: F64
+    weight_T: F64
 
     def log_likelihood(self, alpha: float) -> float:
         """Σ weight · log P(child | parent) with the unit left out; -inf at α = 0 where a unit is alone in a child."""
@@ -82,7 +83,7 @@ class HeldOut:
         return float(self.weight_T @ np.log(p_T))
 
 
-def fit_alphas(tree: TreeShape, text_V: NDArray[Any], sample: DocumentCounts) -> Floats:
+def fit_alphas(tree: TreeShape, text_V: NDArray[Any], sample: DocumentCounts) -> F64:
     """(H,) the α of each level that best predicts the sample's own paths, each *document* left out in turn.
 
     Windows of a document share leaves. Were one window left out, its siblings would predict it, and α would come out near 0:
@@ -116,10 +117,10 @@ def fit_alphas(tree: TreeShape, text_V: NDArray[Any], sample: DocumentCounts) ->
 def held_out_terms(
     tree: TreeShape,
     text_V: NDArray[Any],
-    node_E: NDArray[np.int64],
-    unit_E: NDArray[np.int64],
-    held_E: Floats,
-    tokens_E: Floats,
+    node_E: I64,
+    unit_E: I64,
+    held_E: F64,
+    tokens_E: F64,
     scale: float,
 ) -> HeldOut:
     """The terms of one level: each entry lies in child `node_E`, and leaves with its unit, taking `held_E` tokens along.
@@ -162,7 +163,7 @@ def best_alpha(terms: HeldOut, num_windows: int) -> float:
     return max(alpha for alpha, value in choices if value >= most - slack)
 
 
-def _sum_by(group_E: NDArray[np.int64], x_E: Floats) -> Floats:
+def _sum_by(group_E: I64, x_E: F64) -> F64:
     """(E,) the sum of `x_E` over each entry's group; exact for whole tokens."""
     _, row_E = np.unique(group_E, return_inverse=True)
     return np.asarray(np.bincount(row_E, weights=x_E)[row_E], dtype=np.float64)

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.mixture.shape import Floats, Ints
+from pipeline.arrays import F32, F64, I64, Ints
 from pipeline.mixture.sums import FIXED, fixed, sums_by
 from pipeline.tables import STRATA, cast
 
@@ -40,16 +40,16 @@ _LEAST_WEIGHT = -20.0  # log of a cluster's weight where smoothing left it none
 class Odds:
     """Ratios in proportion to a power of the cluster's weight times the window's odds."""
 
-    log_weight_SL: Floats
+    log_weight_SL: F64
     sharpness: float  # 1: the square root
-    log_mean_S: Floats  # of that product over the generalist's tokens
+    log_mean_S: F64  # of that product over the generalist's tokens
 
-    def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
+    def log_ratio(self, leaf_N: Ints, score_NS: F32) -> F64:
         """(N, S) log of the ratio of each window."""
         return _per_bin(self.log_weight_SL, self.sharpness, leaf_N, score_NS) / _PER_NAT - self.log_mean_S
 
     @classmethod
-    def fitted(cls, log_weight_SL: Floats, sharpness: float, bins_SB: Ints) -> Self:
+    def fitted(cls, log_weight_SL: F64, sharpness: float, bins_SB: Ints) -> Self:
         """From the tokens in each bin (`odds_bins`)."""
         value_B = (np.arange(BINS) - _HALF) / _PER_NAT
         share_SB = bins_SB / np.maximum(bins_SB.sum(axis=1, keepdims=True), 1)
@@ -64,17 +64,17 @@ class Top:
     """One ratio for the windows whose scores reach a threshold, and 0 for the others."""
 
     least_S: Ints  # code of the lowest score that is taken (`codes`)
-    log_ratio_S: Floats  # log of generalist tokens / tokens taken
+    log_ratio_S: F64  # log of generalist tokens / tokens taken
 
     @classmethod
-    def fitted(cls, high_S: Ints, above_S: Ints, low_SB: Ints, wanted_S: Floats, generalist_tokens: int) -> Self:
+    def fitted(cls, high_S: Ints, above_S: Ints, low_SB: Ints, wanted_S: F64, generalist_tokens: int) -> Self:
         """From the upper half of the code at which the budget is full, the tokens above it, and those in it by the lower half."""
         low_S, higher_S = last_bin(low_SB, wanted_S - above_S)
         taken_S = above_S + higher_S + low_SB[np.arange(len(low_S)), low_S]
         log_ratio_S = np.log(generalist_tokens) - np.log(np.maximum(taken_S, 1))
         return cls(least_S=(np.asarray(high_S) << 16) + low_S, log_ratio_S=log_ratio_S)
 
-    def log_ratio(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> Floats:
+    def log_ratio(self, leaf_N: Ints, score_NS: F32) -> F64:
         """(N, S) log of the ratio of each window."""
         del leaf_N
         return np.where((codes(score_NS) >= self.least_S) & np.isfinite(score_NS), self.log_ratio_S, -np.inf)
@@ -85,7 +85,7 @@ class Target:
     """What is asked of a window, as a multiple of what the generalist gives it."""
 
     ratios: Odds | Top
-    share_S: Floats  # of each specialist in the corpus
+    share_S: F64  # of each specialist in the corpus
     natural_share: float
 
     def to_bytes(self) -> bytes:
@@ -102,7 +102,7 @@ class Target:
         share_S, natural_share = found.pop("share_S"), float(found.pop("natural_share"))
         return cls(ratios=(Odds if "log_mean_S" in found else Top)(**found), share_S=share_S, natural_share=natural_share)
 
-    def of(self, leaf_N: Ints, score_NS: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    def of(self, leaf_N: Ints, score_NS: F32) -> tuple[F64, F64]:
         """(N, S) r of each specialist, and (N,) q; 0 without a leaf."""
         r_NS = np.where(np.asarray(leaf_N)[:, None] >= 0, np.exp(self.ratios.log_ratio(leaf_N, score_NS)), 0.0)
         # Not r_NS @ share_S: how BLAS sums a row depends on how many there are, and a window must find its stratum again.
@@ -112,22 +112,20 @@ class Target:
         return r_NS, np.where(np.asarray(leaf_N) >= 0, q_N, 0.0)
 
 
-def odds_bins(
-    log_weight_SL: Floats, sharpness: float, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]
-) -> NDArray[np.int64]:
+def odds_bins(log_weight_SL: F64, sharpness: float, leaf_N: Ints, tokens_N: Ints, score_NS: F32) -> I64:
     """(S, B) tokens of a part by the log of its unnormalised odds, in bins of a 256th of a nat."""
     keep_N = np.asarray(leaf_N) >= 0
     bin_NS = _per_bin(log_weight_SL, sharpness, np.asarray(leaf_N)[keep_N], score_NS[keep_N]) + _HALF
     return _tokens_by(bin_NS, np.asarray(tokens_N)[keep_N])
 
 
-def codes(score_NS: NDArray[np.float32]) -> NDArray[np.uint32]:
+def codes(score_NS: F32) -> NDArray[np.uint32]:
     """Whole numbers in the order of the scores: the bits of an IEEE float, so flipped that they ascend."""
     bits_NS = np.ascontiguousarray(score_NS + np.float32(0), dtype=np.float32).view(np.uint32)  # -0 is 0
     return np.where(bits_NS >> 31, ~bits_NS, bits_NS | np.uint32(1 << 31))
 
 
-def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], high_S: Ints | None) -> NDArray[np.int64]:
+def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: F32, high_S: Ints | None) -> I64:
     """(S, B) tokens of a part by the upper half of their codes; or by the lower, of those whose upper half is `high_S`."""
     keep_N = np.asarray(leaf_N) >= 0
     code_NS, tokens_N = codes(score_NS[keep_N]), np.asarray(tokens_N)[keep_N]
@@ -137,7 +135,7 @@ def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32], high_
     return _tokens_by((code_NS & 0xFFFF).astype(np.int64), tokens_N, finite_NS & (code_NS >> 16 == high_S))
 
 
-def last_bin(bins_SB: Ints, wanted_S: Floats) -> tuple[Ints, Ints]:
+def last_bin(bins_SB: Ints, wanted_S: F64) -> tuple[Ints, Ints]:
     """(S,) the highest bin down to which there are `wanted_S` tokens, and the tokens above it.
 
     Where there are fewer, it is the lowest bin that holds any.
@@ -156,11 +154,11 @@ def last_bin(bins_SB: Ints, wanted_S: Floats) -> tuple[Ints, Ints]:
 class StrataCounts:
     """What the strata of some parts hold; a fold, as large as the strata that were seen, however many leaves there are."""
 
-    key_C: NDArray[np.int64]  # leaf · 2^16 + stratum, ascending
-    windows_C: NDArray[np.int64]
-    tokens_C: NDArray[np.int64]
-    mass_SC: NDArray[np.int64]  # Σ tokens · share · r of each specialist, in fixed point
-    unshared_SC: NDArray[np.int64]  # Σ tokens · r of each specialist, in fixed point
+    key_C: I64  # leaf · 2^16 + stratum, ascending
+    windows_C: I64
+    tokens_C: I64
+    mass_SC: I64  # Σ tokens · share · r of each specialist, in fixed point
+    unshared_SC: I64  # Σ tokens · r of each specialist, in fixed point
 
     @classmethod
     def zero(cls, num_specialists: int) -> Self:
@@ -169,7 +167,7 @@ class StrataCounts:
         return cls(key_C=none, windows_C=none, tokens_C=none, mass_SC=none_S, unshared_SC=none_S)
 
     @classmethod
-    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: NDArray[np.float32]) -> Self:
+    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: F32) -> Self:
         """The counts of one part."""
         keep_N = np.asarray(leaf_N) >= 0
         leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
@@ -195,7 +193,7 @@ class StrataCounts:
         mass_C, unshared_C = sum_C[: len(mass_SM)], sum_C[len(mass_SM) :]
         return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, mass_SC=np.stack(mass_C), unshared_SC=np.stack(unshared_C))
 
-    def asked_SL(self, num_leaves: int) -> Floats:
+    def asked_SL(self, num_leaves: int) -> F64:
         """(S, L) what each specialist asks of each leaf."""
         mass_SL = np.stack([sums_by(self.key_C >> 16, unshared_C, num_leaves) for unshared_C in self.unshared_SC])
         return np.asarray(mass_SL / np.maximum(mass_SL.sum(axis=1, keepdims=True), 1), np.float64)
@@ -227,16 +225,16 @@ class StrataCounts:
 class Strata:
     """Windows of a leaf of which about as much is asked, as one."""
 
-    key_C: NDArray[np.int64]
-    windows_C: NDArray[np.int64]
-    tokens_C: NDArray[np.int64]
-    claim_RC: Floats  # shares of the corpus that each specialist, and last natural text, asks of it (`estimators.claims`)
+    key_C: I64
+    windows_C: I64
+    tokens_C: I64
+    claim_RC: F64  # shares of the corpus that each specialist, and last natural text, asks of it (`estimators.claims`)
 
     @property
-    def leaf_C(self) -> NDArray[np.int64]:
+    def leaf_C(self) -> I64:
         return self.key_C >> 16
 
-    def rows(self, leaf_N: Ints, q_N: Floats) -> NDArray[np.int64]:
+    def rows(self, leaf_N: Ints, q_N: F64) -> I64:
         """(N,) the stratum of each window; windows without a leaf are in the first."""
         key_N = _keys(np.maximum(leaf_N, 0).astype(np.int64), q_N)
         row_N = np.minimum(np.searchsorted(self.key_C, key_N), len(self.key_C) - 1)
@@ -258,26 +256,26 @@ class Strata:
         return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, claim_RC=claim_RC)
 
 
-def log_weights(p_L_of: Iterable[Floats], p_generalist_L: Floats) -> Floats:
+def log_weights(p_L_of: Iterable[F64], p_generalist_L: F64) -> F64:
     """(S, L) log of P(leaf | specialist) / P(leaf | generalist), with a floor."""
-    rows: Sequence[Floats] = [np.log(np.maximum(p_L, 1e-300)) - np.log(np.maximum(p_generalist_L, 1e-300)) for p_L in p_L_of]
+    rows: Sequence[F64] = [np.log(np.maximum(p_L, 1e-300)) - np.log(np.maximum(p_generalist_L, 1e-300)) for p_L in p_L_of]
     return np.maximum(np.stack(rows), _LEAST_WEIGHT)
 
 
-def _per_bin(log_weight_SL: Floats, sharpness: float, leaf_N: Ints, score_NS: NDArray[np.float32]) -> NDArray[np.int64]:
+def _per_bin(log_weight_SL: F64, sharpness: float, leaf_N: Ints, score_NS: F32) -> I64:
     """(N, S) log of the weight of the leaf times the odds, to a power, in whole 256ths of a nat: the same on every machine."""
     score_NS = np.nan_to_num(score_NS.astype(np.float64), neginf=-1e6)
     log_NS = (log_weight_SL.T[np.maximum(leaf_N, 0)] + score_NS) * (float(sharpness) / 2)
     return np.asarray(np.clip(np.rint(log_NS * _PER_NAT), -_HALF, _HALF - 1), np.int64)
 
 
-def _keys(leaf_N: NDArray[np.int64], q_N: Floats) -> NDArray[np.int64]:
+def _keys(leaf_N: I64, q_N: F64) -> I64:
     with np.errstate(divide="ignore"):
         stratum_N = np.floor(np.log(q_N) / _WIDTH)
     return np.asarray((leaf_N << 16) + np.clip(stratum_N, -_HALF, _HALF - 1).astype(np.int64) + _HALF, np.int64)
 
 
-def _tokens_by(bin_NS: NDArray[np.int64], tokens_N: Ints, keep_NS: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+def _tokens_by(bin_NS: I64, tokens_N: Ints, keep_NS: NDArray[np.bool_] | None = None) -> I64:
     found_SB = np.zeros((bin_NS.shape[1], BINS), np.int64)
     for s in range(len(found_SB)):
         keep_N = slice(None) if keep_NS is None else keep_NS[:, s]

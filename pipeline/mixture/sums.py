@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import I64
+
 FIXED = 2.0**18  # of a token: 2^63 holds 3.5e13 tokens
 
 
-def fixed(x_M: NDArray[Any]) -> NDArray[np.int64]:
+def fixed(x_M: NDArray[Any]) -> I64:
     """The numbers as multiples of 1 / FIXED."""
     return np.rint(x_M * FIXED).astype(np.int64)
 
 
-def sums_by(group_M: NDArray[Any], x_M: NDArray[Any], num_groups: int) -> NDArray[np.int64]:
+def sums_by(group_M: NDArray[Any], x_M: NDArray[Any], num_groups: int) -> I64:
     """(G,) sums of integers."""
     sum_G = np.zeros(num_groups, np.int64)
     np.add.at(sum_G, group_M, x_M)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.embedders.vectors import processor_has_bf16
+from pipeline.arrays import F64, I64
+from pipeline.execution.processor import processor_has_bf16
 from pipeline.proxy.settings import SHAPES, ProxySettings
 from pipeline.proxy.tokens import encode_each, end_token
 
@@ -47,8 +47,8 @@ def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
 class Score:
     """What a model makes of documents: bits to write each, and its bytes of UTF-8."""
 
-    bits_D: NDArray[np.float64]
-    bytes_D: NDArray[np.int64]
+    bits_D: F64
+    bytes_D: I64
 
     @property
     def bits_per_byte(self) -> float:
@@ -66,7 +66,7 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
     model.eval()
     device = next(model.parameters()).device
     bits_D = np.zeros(len(texts))
-    batch: list[tuple[int, NDArray[np.int64], int]] = []
+    batch: list[tuple[int, I64, int]] = []
 
     def flush() -> None:
         longest = max(len(tokens) for _, tokens, _ in batch)
@@ -97,7 +97,7 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
     return Score(bits_D, np.array([len(text.encode()) for text in texts], np.int64))
 
 
-def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[tuple[int, NDArray[np.int64], int]]:
+def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[tuple[int, I64, int]]:
     """Document, tokens of a context, and the first of them that is counted; each token after the opening one is counted once."""
     end = end_token(tokenizer)
     for document, of_text in enumerate(encode_each(tokenizer, texts)):

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipeline.arrays import F64, I64
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_hash
 from pipeline.proxy.model import Score, autocast, make_model, score
@@ -47,7 +48,7 @@ class Trained:
     """What came of a training."""
 
     points: Sequence[Point]
-    bits: Mapping[str, NDArray[np.float64]]  # of each document of each held-out set, at the end
+    bits: Mapping[str, F64]  # of each document of each held-out set, at the end
 
 
 def train(
@@ -132,7 +133,7 @@ def _steps(
     return total / max(1, len(steps))
 
 
-def _order(count: int, batch: int, seed: int, steps: range) -> Iterator[NDArray[np.int64]]:
+def _order(count: int, batch: int, seed: int, steps: range) -> Iterator[I64]:
     """The rows of each step: epoch after epoch, each in an order of its own, with no row twice before all have been once."""
     epoch, order_C = -1, np.empty(0, np.int64)
     for step in steps:

@@ -20,10 +20,10 @@ from datatrove.pipeline.formatters.pii import PIIReplacer
 from pipeline import exact_json
 from pipeline.errors import one_line
 from pipeline.hashing import uniform_of
-from pipeline.parts import SHOWN_CHARACTERS
 from pipeline.refining import Dropped, StepError
 from pipeline.refining.catalogue import build
 from pipeline.sources import BadRowError, Document, checked_text
+from pipeline.sources.parts import SHOWN_CHARACTERS
 
 _EMPTY = "empty"
 

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.wording import Wording, wordings
+from pipeline.arrays import I64
+from pipeline.text.ngrams import Wording, wordings
 
 _LETTERS = string.ascii_uppercase
 
@@ -41,9 +42,9 @@ class Index:
     length: int
     names: tuple[str, ...]
     run_P: NDArray[np.uint64]  # ascending
-    reading_P: NDArray[np.int64]
-    name_R: NDArray[np.int64]
-    row_R: NDArray[np.int64]
+    reading_P: I64
+    name_R: I64
+    row_R: I64
 
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int, Sequence[str]]], names: Sequence[str], length: int) -> tuple[Self, list[int]]:
@@ -65,7 +66,7 @@ class Index:
         return index, short
 
     @cached_property
-    def _runs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    def _runs(self) -> tuple[NDArray[np.uint64], I64, I64]:
         """(G,) different runs, (G + 1,) where each begins among the P, and (R,) how many each reading has."""
         run_G, start_G = np.unique(self.run_P, return_index=True)
         return run_G, np.append(start_G, len(self.run_P)), np.bincount(self.reading_P, minlength=len(self.row_R))
@@ -93,7 +94,7 @@ class Index:
         first = self._first(text, np.flatnonzero(np.isin(run_G, self.run_P[self.reading_P == of_best])))
         return Found(name, int(self.row_R[of_best]), float(share_F[best]), first)
 
-    def _hits(self, wording: Wording) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _hits(self, wording: Wording) -> tuple[I64, I64]:
         """Where in a wording there are runs of the index, and which of the G they are."""
         run_G, _, _ = self._runs
         run_T = wording.runs(self.length)
@@ -101,7 +102,7 @@ class Index:
         at = np.flatnonzero(run_G[place_T] == run_T)
         return at, place_T[at]
 
-    def _first(self, text: str, of_reading: NDArray[np.int64]) -> str:
+    def _first(self, text: str, of_reading: I64) -> str:
         """The words of the first run of a text that is among some of the G."""
         for wording in wordings(text, self.length):
             at, place = self._hits(wording)

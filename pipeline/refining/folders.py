@@ -4,10 +4,7 @@ Left to themselves, its steps write as they go, so that a kill leaves half a fil
 store may not have the latest.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from tempfile import TemporaryDirectory
+from collections.abc import Sequence
 from typing import Any
 
 from datatrove.io import DataFolder
@@ -26,16 +23,3 @@ class NamedFiles(DataFolder):  # type: ignore[misc]
         """Their names, or those below a folder."""
         below = f"{subdirectory}/" if subdirectory else ""
         return [name for name in self.names if name.startswith(below)]
-
-
-@contextmanager
-def put_whole(folder: Folder) -> Iterator[str]:
-    """A place on this machine; what lies in it at the end goes into the folder, each file at once."""
-    with TemporaryDirectory(prefix="crispwrap-") as place:
-        yield place
-        for root, _, names in os.walk(place):
-            below = os.path.relpath(root, place)
-            target = folder if below == "." else folder.child(below)
-            for name in sorted(names):
-                with open(os.path.join(root, name), "rb") as file:
-                    target.write_bytes(name, file.read())

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64
 from pipeline.config import GENERALIST
 from pipeline.errors import shown
-from pipeline.shares import Floats, Shares
+from pipeline.results.shares import Shares
 from pipeline.stages.report import OF_DRAWN
 
 _FEWEST_CHARACTERS, _LEAST_CHARACTERS, _MOST_CHARACTERS = (
@@ -31,9 +32,9 @@ _DIGITS = 5  # of shares and places
 class Drawn:
     """What was drawn of each leaf, and of each copy."""
 
-    tokens_L: Floats
-    new_L: Floats  # that are no repeats
-    rewritten_L: Floats
+    tokens_L: F64
+    new_L: F64  # that are no repeats
+    rewritten_L: F64
     by_copy: Mapping[tuple[int, str], int]  # tokens, by the copy of a window (0 is the first) and its origin, in order
 
     @property
@@ -47,7 +48,7 @@ class Drawn:
         leaf, tokens = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.float64)
         copy, origin = table["copy"].to_numpy(), np.array(table["origin"].to_pylist(), dtype=object)
 
-        def summed(rows: NDArray[np.bool_]) -> Floats:
+        def summed(rows: NDArray[np.bool_]) -> F64:
             return np.bincount(leaf[rows], weights=tokens[rows], minlength=num_leaves).astype(np.float64)
 
         every = np.ones(len(leaf), bool)

@@ -6,10 +6,9 @@ Shapes: L leaves, U nodes of a level.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.shares import Floats
-from pipeline.tree import Tree
+from pipeline.arrays import F64, I64
+from pipeline.clustering.tree import Tree
 
 MULTIPLES = (1, 2, 4, 8, 16)  # of the sample that there is
 _SIGMAS = 2 * 1.6448536269514722  # between the 5th and the 95th percentile of a normal distribution
@@ -25,7 +24,7 @@ class Level:
     decided: tuple[float, ...]  # the sample's part in the shares of this level, for each of MULTIPLES
 
 
-def expected_error(p_low_L: Floats, p_high_L: Floats) -> float | None:
+def expected_error(p_low_L: F64, p_high_L: F64) -> float | None:
     """How much of the mixture another sample of this size would put elsewhere, on the mean; None without intervals.
 
     Half of Σ E|p' - p|, the total variation distance, with each share normally distributed over its 90% interval, as half the mean
@@ -38,7 +37,7 @@ def expected_error(p_low_L: Floats, p_high_L: Floats) -> float | None:
     return float(np.sqrt(2 / np.pi) * sigma_L.sum() / 2)
 
 
-def levels(tree: Tree, windows_L: NDArray[np.int64], alphas: list[float]) -> list[Level]:
+def levels(tree: Tree, windows_L: I64, alphas: list[float]) -> list[Level]:
     """For each level of the tree what the sample decides there: n / (n + α), with n the windows of the node above.
 
     By windows of the sample: the mean over them, so that where most of it lies counts most. `windows_L` are the sample's, `alphas`
@@ -56,5 +55,5 @@ def levels(tree: Tree, windows_L: NDArray[np.int64], alphas: list[float]) -> lis
     return found
 
 
-def _part(n_U: Floats, alpha: float) -> Floats:
+def _part(n_U: F64, alpha: float) -> F64:
     return np.zeros_like(n_U) if np.isinf(alpha) else n_U / (n_U + alpha)

@@ -12,33 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.amounts import percent
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, shown
-from pipeline.names import Name
-from pipeline.planning import Run
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import fold_groups, part_names
 from pipeline.report.charts import Spec, dots
 from pipeline.report.material import Material
 from pipeline.report.verdict import numbers
-from pipeline.shares import Shares
-from pipeline.step import fold_groups, part_names
+from pipeline.results.cluster_names import Name
+from pipeline.results.shares import Shares
 from pipeline.storage import Folder
+from pipeline.terminal.formatting import percent
 
 _MOVERS = 20
 _SOURCES = 20
 
 
-def check(run: Run, other: Run) -> None:
+def check(graph: PipelineGraph, other: PipelineGraph) -> None:
     """Raises:
     ConfigError: one of the two has not drawn its corpus.
     """
-    for one, setting in ((run, "--config"), (other, "--against")):
+    for one, setting in ((graph, "--config"), (other, "--against")):
         if not one.drawn:
             raise ConfigError(f"{setting}: the run in {one.workdir.url} has drawn nothing yet; run jobs/curate.py with it first")
 
 
-def comparison(engine: Engine, here: Material, other: Run) -> dict[str, Any]:
+def comparison(engine: Engine, here: Material, other: PipelineGraph) -> dict[str, Any]:
     """What the page says of this run against another, both drawn."""
     run = here.run
     there = other.corpus.manifest
@@ -83,9 +83,9 @@ def comparison(engine: Engine, here: Material, other: Run) -> dict[str, Any]:
     return found
 
 
-def name_of(run: Run, other: Run) -> str:
+def name_of(graph: PipelineGraph, other: PipelineGraph) -> str:
     """What the other run is called beside this one: the end of its workdir, as much of it as differs."""
-    here, there = (one.workdir.url.rstrip("/").split("/") for one in (run, other))
+    here, there = (one.workdir.url.rstrip("/").split("/") for one in (graph, other))
     name = there[-1] if there[-1] != here[-1] else "/".join(there[-2:])
     return shown(name) if there != here else "the other config"
 
@@ -120,15 +120,15 @@ def _said(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _same_tree(run: Run, other: Run) -> bool:
-    return run.step("cluster").fingerprint == other.step("cluster").fingerprint
+def _same_tree(graph: PipelineGraph, other: PipelineGraph) -> bool:
+    return graph.step("cluster").fingerprint == other.step("cluster").fingerprint
 
 
-def _by_leaf(engine: Engine, run: Run, other: Run) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]:
+def _by_leaf(engine: Engine, graph: PipelineGraph, other: PipelineGraph) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]:
     """(L,) tokens held, drawn here and drawn there of this run's leaves; tokens that both drew, the fewer copies of each."""
-    assigned = run.step("assign", GENERALIST)
-    num_leaves = int(run.step("cluster").manifest["leaves"])
-    draws = [[sample.folder.child("draws") for sample in one.samples] for one in (run, other)]
+    assigned = graph.step("assign", GENERALIST)
+    num_leaves = int(graph.step("cluster").manifest["leaves"])
+    draws = [[sample.folder.child("draws") for sample in one.samples] for one in (graph, other)]
     sums = engine.fold(
         _sums_of_parts,
         fold_groups(engine, part_names(assigned)),

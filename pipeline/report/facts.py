@@ -10,15 +10,15 @@ import yaml
 
 from pipeline.config import CLUSTER_WEIGHTED
 from pipeline.errors import shown
-from pipeline.planning import Run
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import USAGE
 from pipeline.report import atlas
 from pipeline.report.certainty import MULTIPLES, expected_error, levels
 from pipeline.report.left_out import left_out
 from pipeline.report.material import Material
 from pipeline.report.verdict import of_phases, verdict
+from pipeline.results.shares import divergence, facts_of
 from pipeline.rewriting.accounts import account_line, collapsed
-from pipeline.shares import divergence, facts_of
-from pipeline.step import USAGE
 
 _INTERVALS = 15  # clusters whose intervals are drawn
 _SOURCES = 12
@@ -26,24 +26,24 @@ _SOURCES = 12
 
 def facts(material: Material) -> dict[str, Any]:
     """The whole page: sections by name, plain values that a template and a script read."""
-    run = material.run
-    sure = {name: certainty(material, name) for name in run.config.specialists}
+    graph = material.run
+    sure = {name: certainty(material, name) for name in graph.config.specialists}
     return {
-        "name": run.workdir.url.rstrip("/").rsplit("/", 1)[-1],
+        "name": graph.workdir.url.rstrip("/").rsplit("/", 1)[-1],
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "drawn": material.drawn is not None,
-        "specialists": list(run.config.specialists),
+        "specialists": list(graph.config.specialists),
         "verdict": verdict(material, sure),
         "nodes": atlas.columns(material.tables.read_table("nodes.parquet"), material.shares, material.drawn),
-        "excerpts": atlas.excerpts(material.tables.read_table("excerpts.parquet"), list(run.config.specialists)),
+        "excerpts": atlas.excerpts(material.tables.read_table("excerpts.parquet"), list(graph.config.specialists)),
         "sources": sources(material),
         "repetition": repetition(material),
         "certainty": sure,
         "multiples": list(MULTIPLES),
-        "rephrasing": rephrasing(material) if run.config.rephrase and material.drawn else None,
-        "left_out": left_out(run),
-        "cost": cost(run),
-        "provenance": provenance(run),
+        "rephrasing": rephrasing(material) if graph.config.rephrase and material.drawn else None,
+        "left_out": left_out(graph),
+        "cost": cost(graph),
+        "provenance": provenance(graph),
     }
 
 
@@ -165,10 +165,10 @@ def rephrasing(material: Material) -> dict[str, Any]:
     }
 
 
-def cost(run: Run) -> dict[str, Any]:
+def cost(graph: PipelineGraph) -> dict[str, Any]:
     """What each step took when it was made, on whatever machine that was, and what training on the corpus takes."""
     steps = []
-    for step in run.steps:
+    for step in graph.steps:
         usage = step.folder.read_json(USAGE) if step.done else None
         if usage and usage.get("seconds") is not None:
             steps.append(
@@ -182,8 +182,8 @@ def cost(run: Run) -> dict[str, Any]:
                     "generated": usage.get("generated_tokens", 0),
                 }
             )
-    tokens = run.corpus.manifest["tokens"] if run.corpus.done else run.config.sample.budget_tokens
-    prices = run.config.engine.prices
+    tokens = graph.corpus.manifest["tokens"] if graph.corpus.done else graph.config.sample.budget_tokens
+    prices = graph.config.engine.prices
     return {"steps": steps, "training": training(tokens, prices.gpu if prices else 0.0), "tokens": tokens}
 
 
@@ -197,17 +197,17 @@ def training(tokens: float, price: float) -> list[dict[str, Any]]:
     return [{"model": name, "hours": value, "price": value * price if price else None} for name, value in hours]
 
 
-def provenance(run: Run) -> dict[str, Any]:
+def provenance(graph: PipelineGraph) -> dict[str, Any]:
     """Settings, fingerprints, versions and hardware."""
-    manifest = run.corpus.manifest if run.corpus.done else {}
-    given = run.config.model_dump(mode="json", exclude_unset=True)
+    manifest = graph.corpus.manifest if graph.corpus.done else {}
+    given = graph.config.model_dump(mode="json", exclude_unset=True)
     return {
         "config": yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100),
-        "all_settings": yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
-        "steps": [(step.title, step.fingerprint) for step in run.steps],
+        "all_settings": yaml.safe_dump(graph.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
+        "steps": [(step.title, step.fingerprint) for step in graph.steps],
         "versions": manifest.get("versions", {}),
         "hardware": manifest.get("hardware", []),
         "shards": [(shard["name"], shard["rows"], shard["tokens"], shard["sha256"]) for shard in manifest.get("shards", [])[:50]],
         "num_shards": len(manifest.get("shards", [])),
-        "place": run.shards.url,
+        "place": graph.shards.url,
     }

@@ -3,23 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.amounts import percent
 from pipeline.errors import shown
-from pipeline.planning import Run
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import Step
 from pipeline.report.atlas import excerpt_of
 from pipeline.stages.scan import QUARANTINED
-from pipeline.step import Step
 from pipeline.storage import Folder
+from pipeline.terminal.formatting import percent
 
 _FILES = 64  # that are read for examples
 _EXAMPLES = 5  # of a reason or step
 _TEXT = 300  # characters of one
 
 
-def left_out(run: Run) -> list[dict[str, Any]]:
+def left_out(graph: PipelineGraph) -> list[dict[str, Any]]:
     """What did not get as far as the clusters, by step: counts by reason, and examples."""
     found = []
-    for step in run.steps:
+    for step in graph.steps:
         if step.stage not in ("prepare", "dedup", "decontaminate") or not step.done or "quarantined" not in step.manifest:
             continue
         manifest = step.manifest

@@ -4,34 +4,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.planning import Run
+from pipeline.arrays import F64
+from pipeline.clustering.tree import Tree, read_tree
+from pipeline.execution.pipeline_graph import PipelineGraph
+from pipeline.execution.step import Step
 from pipeline.report.atlas import Drawn
-from pipeline.shares import Floats, Shares
-from pipeline.stages.assign import read_tree
-from pipeline.step import Step
+from pipeline.results.shares import Shares
 from pipeline.storage import Folder
-from pipeline.tree import Tree
 
 
 @dataclass(frozen=True)
 class Material:
     """A run that has its weights, and with `drawn` its corpus."""
 
-    run: Run
+    run: PipelineGraph
     tables: Folder  # of the report step
     tree: Tree
     shares: Shares
     drawn: Drawn | None
 
     @classmethod
-    def of(cls, run: Run, made: Step, *, drawn: bool) -> "Material":
+    def of(cls, graph: PipelineGraph, made: Step, *, drawn: bool) -> "Material":
         """Read it; `made` is the report step."""
-        shares = Shares(run, planned=drawn)
+        shares = Shares(graph, planned=drawn)
         of_leaves = Drawn.of_table(made.folder.read_table("drawn.parquet"), len(shares.before_L)) if drawn else None
-        return cls(run, made.folder, read_tree(run.step("cluster").folder), shares, of_leaves)
+        return cls(graph, made.folder, read_tree(graph.step("cluster").folder), shares, of_leaves)
 
     @property
-    def after_L(self) -> Floats:
+    def after_L(self) -> F64:
         """(L,) shares of what was drawn; before that of what is asked for."""
         return self.drawn.tokens_L / max(1.0, float(self.drawn.tokens_L.sum())) if self.drawn else self.shares.after_L
 

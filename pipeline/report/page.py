@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import cache
-from pipeline.amounts import bytes_said, number_said, percent, time_said
 from pipeline.errors import ConfigError
+from pipeline.execution import cache
 from pipeline.report import charts
 from pipeline.report import comparison as comparing
+from pipeline.terminal.formatting import bytes_said, number_said, percent, time_said
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _VEGA_LITE = "6.4"  # of the grammar that `charts` is written in; vl-convert carries several

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.amounts import percent
+from pipeline.arrays import F64
 from pipeline.config import GENERALIST
-from pipeline.planning import Run
+from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.report.material import Material
-from pipeline.shares import SHARE_OFF, Floats, Shares, asked_shares, divergence, fact, facts_of, most_passes
+from pipeline.results.shares import SHARE_OFF, Shares, asked_shares, divergence, fact, facts_of, most_passes
+from pipeline.terminal.formatting import percent
 
 _UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # beyond these a reader is warned
 
@@ -25,27 +26,27 @@ def verdict(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> dict[s
     }
 
 
-def numbers(run: Run, shares: Shares, after_L: Floats, *, copies: int | None = None) -> list[dict[str, str]]:
+def numbers(graph: PipelineGraph, shares: Shares, after_L: F64, *, copies: int | None = None) -> list[dict[str, str]]:
     """The six numbers of a run, of what was drawn or of what is asked for: label, value and a note on each.
 
     `after_L` are shares of the new corpus; `copies` of one window that it has at most, where they were counted.
     """
-    weighted, corpus, drawn = run.step("weights"), run.windows(GENERALIST).manifest, run.drawn
-    manifest = run.corpus.manifest if drawn else None
-    budget = run.config.sample.budget_tokens
-    samples = [shares.of_sample(name, "p_raw") for name in run.config.specialists]
+    weighted, corpus, drawn = graph.step("weights"), graph.windows(GENERALIST).manifest, graph.drawn
+    manifest = graph.corpus.manifest if drawn else None
+    budget = graph.config.sample.budget_tokens
+    samples = [shares.of_sample(name, "p_raw") for name in graph.config.specialists]
     before, after = (np.mean([divergence(raw_L, of_L) for raw_L in samples]) for of_L in (shares.before_L, after_L))
-    caps = " and ".join(f"{cap:g}" for cap in dict.fromkeys(phase.weights.max_epochs for phase in run.config.phases))
-    clipped = of_phases(run, "clipped_mass") if drawn else fact(weighted, "clipped_mass")
-    passes = most_passes(run) if drawn else fact(weighted, "epochs_max")
-    several = "; mean of the specialists" if len(run.config.specialists) > 1 else ""
+    caps = " and ".join(f"{cap:g}" for cap in dict.fromkeys(phase.weights.max_epochs for phase in graph.config.phases))
+    clipped = of_phases(graph, "clipped_mass") if drawn else fact(weighted, "clipped_mass")
+    passes = most_passes(graph) if drawn else fact(weighted, "epochs_max")
+    several = "; mean of the specialists" if len(graph.config.specialists) > 1 else ""
     found = [
         ("tokens", f"{manifest['tokens'] if manifest else budget:,}", f"of {budget:,} asked for"),
-        ("no repeats", percent(_unique(run, drawn=drawn)), "of the tokens"),
+        ("no repeats", percent(_unique(graph, drawn=drawn)), "of the tokens"),
         (
             "effective sample",
             f"{fact(weighted, 'effective_windows'):,.0f}",
-            f"windows, of {corpus['windows']:,}" + (", for its first part" if len(run.config.phases) > 1 else ""),
+            f"windows, of {corpus['windows']:,}" + (", for its first part" if len(graph.config.phases) > 1 else ""),
         ),
         ("KL to the sample", f"{before:.2f} → {after:.2f}", f"nats over clusters, corpus → new corpus{several}"),
         ("clipped", percent(clipped), "of the budget was asked for beyond the cap"),
@@ -56,16 +57,16 @@ def numbers(run: Run, shares: Shares, after_L: Floats, *, copies: int | None = N
     return [{"label": label, "value": value, "note": note} for label, value, note in found]
 
 
-def of_phases(run: Run, name: str) -> float:
+def of_phases(graph: PipelineGraph, name: str) -> float:
     """What the manifests of the steps that drew the corpus say, by their part of the budget."""
-    phases = zip(run.config.phases, run.samples, strict=True)
-    return sum(run.config.share_of(phase) * float(sampled.manifest[name]) for phase, sampled in phases)
+    phases = zip(graph.config.phases, graph.samples, strict=True)
+    return sum(graph.config.share_of(phase) * float(sampled.manifest[name]) for phase, sampled in phases)
 
 
-def _unique(run: Run, *, drawn: bool) -> float:
+def _unique(graph: PipelineGraph, *, drawn: bool) -> float:
     if not drawn:
-        return fact(run.step("weights"), "unique_share")
-    manifest = run.corpus.manifest
+        return fact(graph.step("weights"), "unique_share")
+    manifest = graph.corpus.manifest
     return float(manifest["first_tokens"] / max(1, manifest["tokens"]))
 
 
@@ -138,13 +139,13 @@ def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iter
         yield f"Nobody looked for {' or '.join(absent)}: in clusters that are favoured such text weighs more."
 
 
-def _off(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
+def _off(graph: PipelineGraph, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Where the corpus is not what was asked for."""
     total = max(1, manifest["tokens"])
-    for name, share in asked_shares(run.config).items():
+    for name, share in asked_shares(graph.config).items():
         got = manifest["tokens_by_specialist"].get(name, 0) / total
         if abs(got - share) > SHARE_OFF:
             yield f"{name} has {percent(got)} of the new corpus instead of {percent(share)}: the limits on repeats moved it."
-    deficit = of_phases(run, "deficit_share")
+    deficit = of_phases(graph, "deficit_share")
     if deficit > _DEFICIT:
         yield f"{percent(deficit)} of the budget stays unfilled."

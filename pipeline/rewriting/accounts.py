@@ -12,7 +12,7 @@ from rich.text import Text
 from pipeline.rewriting import prompts
 from pipeline.rewriting.choosing import Tally, Way, asked_share
 from pipeline.rewriting.styles import Style
-from pipeline.windows import WindowCutter
+from pipeline.text.windows import WindowCutter
 
 # A style has collapsed into a template when its answers begin alike: FinePhrase saw 40 openings in 10,000 answers of one model, and
 # 1,897 of another.

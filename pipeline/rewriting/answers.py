@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.rewriting.exchange import Answer
+from pipeline.arrays import I32, Keys
+from pipeline.engine.exchange import Answer
 from pipeline.storage import Folder
 from pipeline.tables import ANSWERS
 
-Keys = NDArray[np.uint64]
 FOLDER = "answers"
 
 _FULL = 8192  # answers; a file of fewer is small
@@ -114,7 +114,7 @@ class FrozenIndex:
 
     names: list[str]
     key_A: Keys
-    file_A: NDArray[np.int32]
+    file_A: I32
 
     def has(self, key_R: Keys) -> NDArray[np.bool_]:
         """(R,) whether each is answered."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I64, Ints
 from pipeline.hashing import keyed_uniform
-from pipeline.mixture.shape import Floats, Ints
 
 # Before any answer is seen: what is kept of the answers, by WRAP's and FinePhrase's accounts.
 _FIRST_ACCEPTANCE = 0.85
@@ -44,9 +44,7 @@ def ways(shares: Mapping[str, float], expected_ratios: Mapping[str, float], vari
     ]
 
 
-def pairs(
-    key_N: NDArray[np.uint64], leaf_N: Ints, before_L: Floats, after_L: Floats, used: list[Way], *, seed: int
-) -> list[NDArray[np.int64]]:
+def pairs(key_N: NDArray[np.uint64], leaf_N: Ints, before_L: F64, after_L: F64, used: list[Way], *, seed: int) -> list[I64]:
     """For each way the rows asked for when rates rise from `before_L` to `after_L`; rows without a leaf never are."""
     valid_N = leaf_N >= 0
     found = []
@@ -57,7 +55,7 @@ def pairs(
     return found
 
 
-def asked_share(rate_L: Floats, used: list[Way]) -> Floats:
+def asked_share(rate_L: F64, used: list[Way]) -> F64:
     """(L,) expected share of all pairs that is asked for at these rates."""
     return np.asarray(np.mean([np.minimum(1.0, rate_L * way.weight) for way in used], axis=0))
 
@@ -71,21 +69,21 @@ def exhausted_rate(used: list[Way]) -> float:
 class Tally:
     """How far it has come: tokens of passages sent and of rewrites gained, by leaf."""
 
-    wanted_L: Floats  # of rewrites
+    wanted_L: F64  # of rewrites
     tokens_L: Ints  # generalist text that can be rewritten
-    asked_L: Floats  # source tokens sent, by the leaf of the parent
-    gained_L: Floats  # tokens of rewrites that are used for each leaf
+    asked_L: F64  # source tokens sent, by the leaf of the parent
+    gained_L: F64  # tokens of rewrites that are used for each leaf
     accepted: int  # tokens of rewrites, used or not
-    rate_L: Floats
+    rate_L: F64
 
-    def missing(self, *, by_leaf: bool) -> Floats:
+    def missing(self, *, by_leaf: bool) -> F64:
         """(L,) tokens still wanted: of each leaf, or of the whole, put down to the leaves as they are wanted."""
         if by_leaf:
             return np.maximum(self.wanted_L - self.gained_L, 0.0)
         total = self.wanted_L.sum()
         return np.asarray(self.wanted_L * (max(0.0, total - self.gained_L.sum()) / max(total, 1e-300)))
 
-    def next_rates(self, used: list[Way], *, by_leaf: bool) -> Floats | None:
+    def next_rates(self, used: list[Way], *, by_leaf: bool) -> F64 | None:
         """(L,) rates of the next round, or None when the plan is met or nothing is left to ask for."""
         missing_L = self.missing(by_leaf=by_leaf)
         if missing_L.sum() <= _MET * self.wanted_L.sum():
@@ -112,7 +110,7 @@ class Tally:
         return np.maximum(_rate_for(target_L, used), self.rate_L)
 
 
-def _rate_for(share_L: Floats, used: list[Way]) -> Floats:
+def _rate_for(share_L: F64, used: list[Way]) -> F64:
     """(L,) the rates at which these shares of the pairs are asked for: the inverse of `asked_share`, piecewise linear."""
     knots = np.unique([0.0, *(1.0 / way.weight for way in used)])
     return np.asarray(np.interp(share_L, asked_share(knots, used), knots))

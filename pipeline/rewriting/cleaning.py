@@ -7,7 +7,7 @@ given, nothing is taken off that it says too.
 import re
 from collections.abc import Callable
 
-from pipeline.wording import words
+from pipeline.text.ngrams import words
 
 _MOST_ROUNDS = 4  # an announcement before a fence before a thought …
 _HEAD_CHARACTERS = 400  # an announcement is shorter

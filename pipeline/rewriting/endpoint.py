@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from pipeline.config import Endpoint
+from pipeline.engine.exchange import Answer, Failure, Request
 from pipeline.errors import ConfigError
 from pipeline.rewriting.characters import without_surrogates
-from pipeline.rewriting.exchange import Answer, Failure, Request
 from pipeline.rewriting.parameters import MAX_TOKENS, TOKEN_LIMITS, refused_parameter
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pipeline.rewriting.characters import broken, without_controls
 from pipeline.rewriting.cleaning import clean, unfinished_thought
 from pipeline.rewriting.languages import detect
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.wording import Wording, foreign_share, wording, wordings, words
+from pipeline.text.ngrams import Wording, foreign_share, wording, wordings, words
 
 _OPENING_WORDS = 5
 

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import F32, I32
 from pipeline.hashing import window_keys
 from pipeline.rewriting import prompts
 from pipeline.rewriting.filters import HeldOut, Verdict, judge, openings
 from pipeline.rewriting.requests import Task
 from pipeline.tables import PASSAGES, REWRITES, cast
 
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+Encode = Callable[[Sequence[str]], F32]
 
 
 def judge_answers(
@@ -136,7 +137,7 @@ def facts_of(
     requests: pa.Table,
     passages: pa.Table,
     rewrites: pa.Table,
-    leaf_R: NDArray[np.int32],
+    leaf_R: I32,
     openings_share: float,
 ) -> dict[str, Any]:
     """What a group of requests adds to the accounts; `leaf_R` holds the leaf of each rewrite."""
@@ -173,7 +174,7 @@ def _sums(leaf_R: NDArray[np.integer], value_R: NDArray[np.integer]) -> dict[str
     return {str(leaf): int(total) for leaf, total in zip(leaves, sums, strict=True)}
 
 
-def _landed(leaf_R: NDArray[np.int32], parent_R: NDArray[np.int32], tokens_R: NDArray[np.int32]) -> list[list[int]]:
+def _landed(leaf_R: I32, parent_R: I32, tokens_R: I32) -> list[list[int]]:
     """Windows and tokens of each pair of an own and a parent's leaf: [leaf, parent, windows, tokens]."""
     pair_P, place, windows_P = np.unique(np.stack([leaf_R, parent_R], axis=1), axis=0, return_inverse=True, return_counts=True)
     tokens_P = np.bincount(place.ravel(), weights=tokens_R, minlength=len(pair_P))

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64
 from pipeline.tables import LANDED
 
 SUMMED = ("requests", "rewrites", "tokens", "moved", "moved_tokens", "prompt_tokens", "output_tokens")
@@ -63,7 +63,7 @@ class Ledger:
                 self.counts[key].setdefault(style, Counter()).update(found)
         return self
 
-    def asked_L(self, num_leaves: int) -> NDArray[np.float64]:
+    def asked_L(self, num_leaves: int) -> F64:
         """(L,) source tokens sent, by the leaf of the parent."""
         total_L = np.zeros(num_leaves)
         for leaf, tokens in self.asked.items():

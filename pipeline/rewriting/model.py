@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Rephrase
-from pipeline.embedders.files import file_sha256
 from pipeline.errors import ConfigError
-from pipeline.identity import fingerprint
+from pipeline.execution.file_digests import file_sha256
+from pipeline.execution.fingerprint import fingerprint
 
 # Settings of vLLM's engine that say how it runs, not what it computes (beyond the last bits, which batching decides anyway).
 _EXECUTION = frozenset(

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import xxhash
 
+from pipeline.engine.exchange import Message
 from pipeline.errors import ConfigError
+from pipeline.execution.fingerprint import canonical_json, fingerprint
 from pipeline.hashing import keyed_hash
-from pipeline.identity import canonical_json, fingerprint
-from pipeline.rewriting.exchange import Message
 from pipeline.rewriting.styles import Style
 
 _PLACEHOLDER = re.compile(r"\{(text|specialist)\}")

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from pipeline.wording import Wording
+from pipeline.text.ngrams import Wording
 
 _LONGEST_PERIOD = 60  # words of what is said again
 _LOOP_WORDS, _LOOP_TIMES = 24, 4  # a loop is at least so long, and says its words so often

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I32, I64
+from pipeline.engine.exchange import Request
 from pipeline.rewriting import prompts
 from pipeline.rewriting.choosing import Way, pairs
-from pipeline.rewriting.exchange import Request
 from pipeline.rewriting.passages import cut_passages
 from pipeline.rewriting.styles import Style
 from pipeline.storage import Folder
 from pipeline.tables import REQUESTS, cast
-from pipeline.windows import WindowCutter
+from pipeline.text.windows import WindowCutter
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Task:
     seed: int
 
 
-def choose(
-    key_N: NDArray[np.uint64], leaf_N: NDArray[np.int32], before_L: NDArray[np.float64], after_L: NDArray[np.float64], task: Task
-) -> dict[int, list[Way]]:
+def choose(key_N: NDArray[np.uint64], leaf_N: I32, before_L: F64, after_L: F64, task: Task) -> dict[int, list[Way]]:
     """The ways in which windows of a part are asked for, by row."""
     chosen: dict[int, list[Way]] = {}
     for way, rows in zip(task.ways, pairs(key_N, leaf_N, before_L, after_L, list(task.ways), seed=task.seed), strict=True):
@@ -47,7 +46,7 @@ def choose(
     return dict(sorted(chosen.items()))
 
 
-def requests_table(windows: pa.Table, leaf_N: NDArray[np.int32], chosen: Mapping[int, Sequence[Way]], task: Task) -> pa.Table:
+def requests_table(windows: pa.Table, leaf_N: I32, chosen: Mapping[int, Sequence[Way]], task: Task) -> pa.Table:
     """A REQUESTS row for each passage of each chosen window, in each of its ways; passages too short for a style are left out."""
     rows: list[dict[str, Any]] = []
     for window, (row, used) in zip(windows.take(pa.array(list(chosen), pa.int64())).to_pylist(), chosen.items(), strict=True):
@@ -86,7 +85,7 @@ def _examples(style: Style, leaf: int, key: int, task: Task) -> list[str]:
     return prompts.draw_examples(task.samples[task.steer_L[leaf]], task.num_examples, seed=task.seed, key=key)
 
 
-def read_requests(requests: Folder, group: str, rows: NDArray[np.int64], styles: Mapping[str, Style]) -> list[Request]:
+def read_requests(requests: Folder, group: str, rows: I64, styles: Mapping[str, Style]) -> list[Request]:
     """What goes to the model for rows of a group of requests."""
     table = requests.read_table(f"{group}.parquet", columns=["key", "style", "text", "examples", "source_tokens"])
     return [

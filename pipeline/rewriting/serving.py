@@ -10,25 +10,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.mixture.shape import Floats, Ints
+from pipeline.arrays import F64, Ints
 
 
 @dataclass(frozen=True)
 class Serving:
     """How rewrites are used: the chance that one is used for its own leaf, the chance that what is left serves its parent's."""
 
-    own_L: Floats
-    parent_L: Floats
-    filled_L: Floats  # tokens that each leaf gets
+    own_L: F64
+    parent_L: F64
+    filled_L: F64  # tokens that each leaf gets
 
-    def chance(self, leaf_R: Ints, parent_R: Ints) -> Floats:
+    def chance(self, leaf_R: Ints, parent_R: Ints) -> F64:
         """(R,) expected copies of each rewrite, at most 1; 0 without a leaf."""
         own_R = self.own_L[leaf_R]
         served_R = own_R + np.where(parent_R != leaf_R, (1.0 - own_R) * self.parent_L[parent_R], 0.0)
         return np.where(leaf_R >= 0, served_R, 0.0)
 
 
-def serve(wanted_L: Floats, leaf_P: Ints, parent_P: Ints, tokens_P: Ints) -> Serving:
+def serve(wanted_L: F64, leaf_P: Ints, parent_P: Ints, tokens_P: Ints) -> Serving:
     """Fill each leaf's deficit with rewrites that lie in it, then with what is left of those made from its text.
 
     The expected tokens used are `filled_L.sum()`; no leaf gets more than it wants.

@@ -9,17 +9,16 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import regex
 import xxhash
-from numpy.typing import NDArray
 
-from pipeline.identity import canonical_json, fingerprint
+from pipeline.arrays import I64
+from pipeline.engine.exchange import Message, Request
+from pipeline.execution.fingerprint import canonical_json, fingerprint
 from pipeline.rewriting import prompts, refusals
 from pipeline.rewriting.cleaning import clean, unfinished_thought
-from pipeline.rewriting.exchange import Message, Request
 from pipeline.storage import Folder
-from pipeline.wording import foreign_share, wording, words
+from pipeline.text.ngrams import foreign_share, wording, words
 
 NUM_EXCERPTS = 5
 _EXCERPT_BYTES = 280  # about 70 tokens in any script, so that a prompt is no longer than one that has a passage rewritten
@@ -125,7 +124,7 @@ def answer_key(generator: str, terms: str, excerpts: Sequence[str]) -> int:
     return int(xxhash.xxh3_64_intdigest(asked.encode()))
 
 
-def read_prompts(requests: Folder, group: str, rows: NDArray[np.int64]) -> list[Request]:
+def read_prompts(requests: Folder, group: str, rows: I64) -> list[Request]:
     """What goes to the model for rows of a TITLE_REQUESTS table."""
     table = requests.read_table(f"{group}.parquet").take(rows)
     return [Request(row["key"], messages(row["terms"], row["excerpts"]), _MAX_TOKENS) for row in table.to_pylist()]

@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import F32
+
 # A fitted scorer, as plain arrays by name: what is kept on disk.
 Model = Mapping[str, NDArray[Any]]
 Draws = Literal["odds", "top"]
@@ -27,7 +29,7 @@ class Rows:
 
     key_N: NDArray[np.uint64]
     texts: Sequence[str]
-    x_ND: NDArray[np.float32]
+    x_ND: F32
 
     def __len__(self) -> int:
         return len(self.key_N)
@@ -58,7 +60,7 @@ class Scorer(Protocol):
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         """The model of one specialist, from its sample and the backgrounds of all parts, in the order of the parts."""
 
-    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
         """(N, S) score of each window by each model; -inf: not to be taken."""
 
 

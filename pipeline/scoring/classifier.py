@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32
 from pipeline.scoring import Draws, Model, Rows
 from pipeline.scoring.features import fit_words, hashed_counts, word_scores
 
@@ -29,7 +29,7 @@ class Classifier:
         idf_F, weights = fit_words(backgrounds, sample.texts, _STRENGTH)
         return {"idf_F": idf_F, "weight_F": weights[:-1], "bias": weights[-1:]}
 
-    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
         """(N, S) log odds."""
         del seed
         weight_FS = np.stack([model["weight_F"] for model in models], axis=1)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32
 from pipeline.scoring import Draws, Model, Rows
 from pipeline.scoring.features import fit_logistic, fit_words, hashed_counts, word_scores
 
@@ -37,7 +37,7 @@ class Density:
         bias = np.array([words[-1], meaning[-1]])
         return {"idf_F": idf_F, "words_F": words[:-1], "meaning_D": meaning[:-1], "bias": bias}
 
-    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
         """(N, S) mean of the two log odds."""
         del seed
         words_FS = np.stack([model["words_F"] for model in models], axis=1)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import regex
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32, F64, I64
 from pipeline.hashing import keyed_uniform
 from pipeline.scoring import Draws, Model, Rows
 
@@ -33,14 +33,14 @@ class Dsir:
     draws: Draws = "top"
     background_windows: int | None = None
 
-    def background(self, rows: Rows) -> NDArray[np.int64]:
+    def background(self, rows: Rows) -> I64:
         """(B,) counts."""
         return counts(rows.texts)
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         return {"log_ratio_B": _log_shares(counts(sample.texts)) - _log_shares(np.sum(backgrounds, axis=0))}
 
-    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
         """(N, S) noisy log weights; -inf where there are fewer than 100 words. The noise of a window is the same for all."""
         bucket_of, words_N = _buckets(rows.texts)
         weight_NS = np.stack([_sums(model["log_ratio_B"], bucket_of, words_N) for model in models], axis=1)
@@ -49,22 +49,22 @@ class Dsir:
         return noisy_NS.astype(np.float32)
 
 
-def counts(texts: Sequence[str]) -> NDArray[np.int64]:
+def counts(texts: Sequence[str]) -> I64:
     """(B,) how often each bucket occurs in the texts."""
     (unigram_T, bigram_T), _ = _buckets(texts)
     return np.bincount(unigram_T, minlength=BUCKETS) + np.bincount(bigram_T[bigram_T >= 0], minlength=BUCKETS)
 
 
-def log_weights(log_ratio_B: NDArray[np.float64], texts: Sequence[str]) -> NDArray[np.float64]:
+def log_weights(log_ratio_B: F64, texts: Sequence[str]) -> F64:
     """(N,) log importance weights, without noise."""
     return _sums(log_ratio_B, *_buckets(texts))
 
 
-def _log_shares(count_B: NDArray[np.int64]) -> NDArray[np.float64]:
+def _log_shares(count_B: I64) -> F64:
     return np.asarray(np.log(count_B / max(1, count_B.sum()) + _SMALL), np.float64)
 
 
-def _buckets(texts: Sequence[str]) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+def _buckets(texts: Sequence[str]) -> tuple[tuple[I64, I64], I64]:
     """Bucket of each word, and of the bigram that begins with it (-1 for the last of a text); and the words of each text.
 
     Each distinct word and bigram of all texts is hashed once: most of the package's time goes into hashing them again and again.
@@ -96,9 +96,7 @@ def _bucket(ngram: str) -> int:
     return int.from_bytes(hashlib.sha256(ngram.encode()).digest(), "big") % BUCKETS
 
 
-def _sums(
-    log_ratio_B: NDArray[np.float64], bucket_of: tuple[NDArray[np.int64], NDArray[np.int64]], words_N: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _sums(log_ratio_B: F64, bucket_of: tuple[I64, I64], words_N: I64) -> F64:
     unigram_T, bigram_T = bucket_of
     value_T = log_ratio_B[unigram_T] + np.where(bigram_T >= 0, log_ratio_B[bigram_T], 0.0)
     row_T = np.repeat(np.arange(len(words_N)), words_N)

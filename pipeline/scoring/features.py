@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32, F64
 from pipeline.hashing import keyed_hash
-from pipeline.tfidf import inverse_frequencies, weighed
+from pipeline.text.tfidf import inverse_frequencies, weighed
 
 _FEATURE_BITS = 18
 NUM_FEATURES = 1 << _FEATURE_BITS
@@ -53,7 +53,7 @@ def _hashed_counts(texts: Sequence[str]) -> Any:
     return sp.csr_matrix((np.log1p(count).astype(np.float32), features, starts), shape=(len(texts), NUM_FEATURES))
 
 
-def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float) -> tuple[F32, F64]:
     """(F,) inverse frequencies in the backgrounds' counts, and `fit_logistic` of the texts against these, by tf-idf."""
     import scipy.sparse as sp
 
@@ -62,12 +62,12 @@ def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float)
     return idf_F, fit_logistic(weighed(hashed_counts(texts), idf_F), weighed(background_BF, idf_F), strength)
 
 
-def word_scores(texts: Sequence[str], idf_F: NDArray[np.float32], weight_FS: NDArray[np.float64]) -> NDArray[np.float64]:
+def word_scores(texts: Sequence[str], idf_F: F32, weight_FS: F64) -> F64:
     """(N, S) sums of the weights of the texts' words, by tf-idf."""
     return np.asarray(weighed(hashed_counts(texts), idf_F) @ weight_FS, np.float64)
 
 
-def fit_logistic(sample: Any, background: Any, strength: float) -> NDArray[np.float64]:
+def fit_logistic(sample: Any, background: Any, strength: float) -> F64:
     """(features + 1,) weights and, last, the bias of the log odds that a row is of the sample and not of the background.
 
     Both sides count alike, so that the odds are a density ratio whatever share of the corpus the sample's kind is. A row of the

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.arrays import F32
 from pipeline.scoring import Draws, Model, Rows
 
 
@@ -25,7 +25,7 @@ class Nearest:
         del backgrounds
         return {"mean_D": sample.x_ND.mean(axis=0, dtype=np.float64)}
 
-    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> NDArray[np.float32]:
+    def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
         """(N, S) cosines."""
         del seed
         mean_DS = np.stack([model["mean_D"] / max(float(np.linalg.norm(model["mean_D"])), 1e-30) for model in models], axis=1)

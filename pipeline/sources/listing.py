@@ -1,6 +1,5 @@
 """Which files a corpus is, and what identifies their content."""
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -12,10 +11,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from pipeline import pydocs
 from pipeline.config import Corpus
 from pipeline.errors import CrispwrapError, InputError, is_utf8, shown
-from pipeline.sources import Kind
+from pipeline.sources import Kind, pydocs
 from pipeline.sources.streams import COMPRESSIONS
 from pipeline.storage import S3_EXTRA, said
 
@@ -44,9 +42,6 @@ READERS: dict[str, Kind] = {
     "WarcReader": "warc",
     "HuggingFaceDatasetReader": "dataset",
 }
-# What stores say about content, best first; S3, Google, Azure, Hugging Face and HTTP spell it differently.
-_CHECKSUMS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "checksum")
-_VERSIONS = ("generation", "versionid", "version_id", "mtime", "lastmodified", "last_modified", "updated", "created")
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
     """The URL and kind of every file of the corpus: paths in the order given, the files of each path sorted.
 
     A path is a file, a glob, a folder (its files with a known ending, at any depth), any of these at an fsspec URL, or
-    `pydocs://` (see `pipeline.pydocs`). A folder that a glob without `**` matches counts as a folder. Links to folders are
+    `pydocs://` (see `pipeline.sources.pydocs`). A folder that a glob without `**` matches counts as a folder. Links to folders are
     followed, and a folder that is reached twice is read once. Local files come back as absolute paths.
 
     Args:
@@ -107,35 +102,6 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
 def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL, and the path in there. What has no scheme is a local path, whatever is in its name."""
     return fsspec.core.url_to_fs(url) if "://" in url else (LocalFileSystem(), LocalFileSystem._strip_protocol(url))
-
-
-def digest(url: str, kind: str) -> str:
-    """The identity of a file's content, never of its path.
-
-    A local file: SHA-256 of its bytes. A remote one: its size with the store's checksum, else its version or time of change,
-    else SHA-256 of its bytes. `pydocs`: the distribution's name, version and SHA-256 of its RECORD.
-
-    Raises:
-        InputError: the file is not there, or may not be read.
-    """
-    if kind == "pydocs":
-        return pydocs.digest(url)
-    if kind == "dataset":
-        from pipeline.sources.datasets import digest as digest_dataset
-
-        return digest_dataset(url)
-    with reading(url):
-        fs, path = file_system(url)
-        if not isinstance(fs, LocalFileSystem):
-            info = {str(key).lower(): value for key, value in fs.info(path).items()}
-            for key in (*_CHECKSUMS, *_VERSIONS):
-                if info.get(key):
-                    return f"{key}:{str(info[key]).strip(chr(34))} size:{info.get('size')}"
-        with fs.open(path, "rb") as file:
-            sha256 = hashlib.sha256()
-            while block := file.read(1 << 20):
-                sha256.update(block)
-            return f"sha256:{sha256.hexdigest()}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 datatrove skips a line that is not JSON and a row without text (a log line is all that tells), and stops at the first byte that is
 not UTF-8. Its readers are the base classes here: what is kept of them are their folders and file systems, their adapter hook and
-their documents. Importing this module imports datatrove (half a second), so `pipeline.readers` does it only when it reads.
+their documents. Importing this module imports datatrove (half a second), so `pipeline.sources.readers` does it only when it reads.
 """
 
 import datetime

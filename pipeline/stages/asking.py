@@ -13,14 +13,15 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
+from pipeline.arrays import I64
 from pipeline.config import Rephrase
 from pipeline.engine import Engine
+from pipeline.engine.exchange import Answer, Failure, Request
 from pipeline.engine.gpus import GpuWatch
 from pipeline.errors import RunError, WorkerError
+from pipeline.execution.step import fold_groups
 from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, merge_files, read_keys, small_files, write_answers
-from pipeline.rewriting.exchange import Answer, Failure, Request
 from pipeline.rewriting.model import Model
-from pipeline.step import fold_groups
 from pipeline.storage import Folder
 
 _SMALLER = 8  # a later try sends blocks this much smaller
@@ -28,7 +29,7 @@ _FLUSH_S = 20.0  # an endpoint's answers are stored at least this often
 _DIED = "the engine died, or was lost, each time this prompt was in it"
 
 # `read(requests, group, rows)`: what goes to the model for rows of a group, in their order. It travels to workers.
-Read = Callable[[Folder, str, NDArray[np.int64]], list[Request]]
+Read = Callable[[Folder, str, I64], list[Request]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Block:
     """An item of work: rows of a group of requests."""
 
     group: str
-    rows: NDArray[np.int64]
+    rows: I64
 
     @property
     def name(self) -> str:
@@ -175,7 +176,7 @@ class Asking:
         )
 
 
-def _missing(name: str, requests: Folder, index: FrozenIndex, refused: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _missing(name: str, requests: Folder, index: FrozenIndex, refused: NDArray[np.uint64]) -> I64:
     key_R = requests.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()
     return np.flatnonzero(~(index.has(key_R) | np.isin(key_R, refused)))
 

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import I32
+from pipeline.clustering.tree import Tree, read_tree
 from pipeline.engine import Engine
 from pipeline.errors import StorageError
+from pipeline.execution.step import Step, map_parts, part_names
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import Step, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS
-from pipeline.tree import Tree
 
 
 def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) -> Step:
@@ -38,11 +39,6 @@ def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) ->
     )
 
 
-def read_tree(folder: Folder) -> Tree:
-    """The tree that a cluster step left in its folder."""
-    return Tree.from_table(folder.read_table("tree.parquet"))
-
-
 def _assign_part(name: str, tree: Tree, windows: Folder, embeddings: Folder, folder: Folder) -> dict[str, Any]:
     key_N, valid_N, x_ND = read_embeddings(embeddings, name)
     table = windows.read_table(f"{name}.parquet", columns=["key", "tokens"])
@@ -58,7 +54,7 @@ def _assign_part(name: str, tree: Tree, windows: Folder, embeddings: Folder, fol
 
 def assign_table(
     key_N: NDArray[np.uint64],
-    tokens_N: NDArray[np.int32],
+    tokens_N: I32,
     valid_N: NDArray[np.bool_],
     x_ND: NDArray[np.float16],
     tree: Tree,

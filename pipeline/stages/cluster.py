@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
+from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
+from pipeline.clustering.tree import Tree, fan_out
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import InputError
+from pipeline.execution.step import MOST_PARTITIONS, Step, groups, mapper_groups, part_names, runs_within
 from pipeline.hashing import keyed_uniform
-from pipeline.kmeans import KMeansFit, fit_kmeans
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import MOST_PARTITIONS, Step, groups, mapper_groups, part_names, runs_within
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
-from pipeline.tree import Tree, fan_out
 
 HELD_BYTES = 8 << 20  # of vectors that one task takes out of the parts that it reads
 RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small

@@ -17,12 +17,12 @@ from loguru import logger
 from pipeline.config import Config, Decontaminate, HeldOut
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
-from pipeline.readers import InputFile
+from pipeline.execution.step import Step, map_parts, part_names
 from pipeline.refining.contamination import Index, choices_of, readings
+from pipeline.sources import InputFile
+from pipeline.sources.input_files import input_files
+from pipeline.sources.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
 from pipeline.stages.held_out import held_out_documents, log_blank
-from pipeline.stages.prepare import input_files
-from pipeline.step import Step, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import CONTAMINATED, HELD_OUT_ROWS, HELD_OUT_RUNS, WINDOWS
 

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import I32, I64
 from pipeline.config import GENERALIST, Config, Dedup
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, one_line
+from pipeline.execution.step import Step, groups, map_parts, part_names, with_facts
 from pipeline.hashing import keyed_uniform
-from pipeline.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
-from pipeline.step import Step, groups, map_parts, part_names, with_facts
-from pipeline.storage import Folder
+from pipeline.sources.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
+from pipeline.storage import Folder, put_whole
 from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
 
 EXAMPLES = "dropped"  # the folder of examples, beside the parts
@@ -124,7 +125,6 @@ def _sign(name: str, job: _Job) -> dict[str, Any]:
     """The signatures of the documents of a group of parts."""
     from datatrove.data import Document
 
-    from pipeline.refining.folders import put_whole
     from pipeline.refining.signatures import BoundedSignature
 
     number = int(name.rpartition("-")[2])
@@ -152,7 +152,7 @@ def _match(name: str, job: _Job) -> dict[str, Any]:
     """Pairs of documents that agree on a band of their signatures."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from pipeline.refining.folders import NamedFiles, put_whole
+    from pipeline.refining.folders import NamedFiles
 
     band = int(name.rpartition("-")[2])
     names = [f"bucket_{band:03d}/{number:05d}.minhash.sig" for number in range(len(job.runs))]
@@ -168,7 +168,7 @@ def _cluster(name: str, job: _Job) -> dict[str, Any]:
     """Clusters of matching documents, which of each stays, and their sizes."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupCluster
 
-    from pipeline.refining.folders import NamedFiles, put_whole
+    from pipeline.refining.folders import NamedFiles
 
     pairs = NamedFiles(job.scratch.child("pairs"), [f"{band:05d}_00.dups" for band in range(job.settings.buckets)])
     config = _minhash(job.settings, job.seed)
@@ -183,8 +183,8 @@ class _Clusters:
     """Of a group's documents, by their number in it: D documents."""
 
     removed_D: NDArray[np.bool_]
-    size_D: NDArray[np.int32]
-    cluster_D: NDArray[np.int64]  # -1: alone
+    size_D: I32
+    cluster_D: I64  # -1: alone
 
     @classmethod
     def read(cls, job: _Job, number: int) -> "_Clusters":

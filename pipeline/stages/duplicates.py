@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.chunks import QUARANTINE_PIECE
+from pipeline.arrays import I32, I64
 from pipeline.config import Corpus, Prepare
 from pipeline.engine import Engine
-from pipeline.readers import InputFile, columns_of, read_rows
-from pipeline.sources import EXCERPT_CHARACTERS
-from pipeline.step import mapper_groups
+from pipeline.execution.step import mapper_groups
+from pipeline.sources import EXCERPT_CHARACTERS, InputFile
+from pipeline.sources.chunks import QUARANTINE_PIECE
+from pipeline.sources.readers import columns_of, read_rows
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE
 
@@ -57,12 +58,12 @@ def _ids_by_range(numbers: Sequence[int], ranges: Sequence[int], scanned: Folder
     return [(hash_N[of], file_N[of], row_N[of]) for of in (np.flatnonzero(range_N == number) for number in ranges)]
 
 
-def _repeats_of_range(_number: int, pieces: Sequence[tuple[NDArray[Any], ...]], _scanned: Folder) -> NDArray[np.int64]:
+def _repeats_of_range(_number: int, pieces: Sequence[tuple[NDArray[Any], ...]], _scanned: Folder) -> I64:
     hash_N, file_N, row_N = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
     return repeats(hash_N, file_N, row_N)
 
 
-def repeats(hash_N: NDArray[np.uint64], file_N: NDArray[np.int32], row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+def repeats(hash_N: NDArray[np.uint64], file_N: I32, row_N: I64) -> I64:
     """(R, 4) for each id but the first of its kind: its file and row, and those of the first."""
     order_N = np.lexsort((row_N, file_N, hash_N))
     hash_N, file_N, row_N = hash_N[order_N], file_N[order_N], row_N[order_N]

@@ -6,7 +6,6 @@ for models that need nothing; `embed` maps the parts of a corpus.
 Shapes: N windows in a part, D width of the embedding.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline import embedders
 from pipeline.config import Config, Embed
-from pipeline.embedders import Embedder
+from pipeline.embedders import Embedder, loaded_embedder
 from pipeline.engine import Engine
 from pipeline.errors import InputError
+from pipeline.execution.step import Step, map_parts, part_names
 from pipeline.hashing import keyed_hash
-from pipeline.step import Step, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import embeddings_schema
 
@@ -126,12 +125,6 @@ class _Texts:
 
 def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder, threads: int) -> dict[str, Any]:
     return embedders.fit(cfg, seed=seed, folder=folder, texts=item.read(seed), threads=threads)
-
-
-@functools.lru_cache(maxsize=1)
-def loaded_embedder(cfg: Embed, artifact_url: str | None) -> Embedder:
-    """The model, loaded once in a worker process."""
-    return embedders.load(cfg, Folder(artifact_url) if artifact_url else None, threads=1)
 
 
 def _embed_part(name: str, cfg: Embed, artifact: Folder | None, windows: Folder, folder: Folder) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from loguru import logger
 
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, CrispwrapError, InputError
+from pipeline.execution.step import Step, map_parts
 from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.exporting.catalogue import find_format, find_mixture
 from pipeline.exporting.mixtures import Group
 from pipeline.exporting.tokens import read_tokenizer
 from pipeline.manifest import versions
-from pipeline.step import Step, map_parts
 from pipeline.storage import MANIFEST, PUBLISHED_MANIFEST, Folder
 from pipeline.tables import EXPORTED
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I32, I64
+from pipeline.clustering.tree import read_tree
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
+from pipeline.execution.step import Step, fold_groups, mapper_groups
 from pipeline.hashing import keyed_hash, keyed_uniform
 from pipeline.mixture.groups import GroupCounts, group_keys, node_and_band, nodes_at
-from pipeline.stages.assign import read_tree
 from pipeline.stages.shards import ORDER, WRITE_OPTIONS, Pool, identifiers, in_order, pools_of, split_by
-from pipeline.step import Step, fold_groups, mapper_groups
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED, WINDOWS
 
@@ -35,11 +35,11 @@ class Grouping:
     """What the mappers and reducers need to know."""
 
     pools: Mapping[str, Pool]
-    node_L: NDArray[np.int64]
+    node_L: I64
     seed: int
     output: Folder
     counts: Mapping[str, GroupCounts]
-    first_file: Mapping[str, NDArray[np.int64]]  # of each group, then one more: the files of an origin
+    first_file: Mapping[str, I64]  # of each group, then one more: the files of an origin
 
 
 def groups_step(
@@ -119,19 +119,19 @@ class _Drawn:
     """What the plan says of the windows of a part."""
 
     key: pa.ChunkedArray
-    leaf_N: NDArray[np.int32]
-    epochs_N: NDArray[np.float64]
-    group_N: NDArray[np.int64]
+    leaf_N: I32
+    epochs_N: F64
+    group_N: I64
 
     @classmethod
-    def read(cls, name: str, draws: Folder, node_L: NDArray[np.int64]) -> "_Drawn":
+    def read(cls, name: str, draws: Folder, node_L: I64) -> "_Drawn":
         table = draws.read_table(f"{name}.parquet", columns=["key", "leaf", "expected"])
         leaf_N = table["leaf"].to_numpy()
         epochs_N = np.where(leaf_N >= 0, table["expected"].to_numpy(), 0.0)
         return cls(table["key"], leaf_N, epochs_N, group_keys(node_L[np.maximum(leaf_N, 0)], epochs_N))
 
 
-def _counted(names: Sequence[str], draws: Folder, windows: Folder, node_L: NDArray[np.int64]) -> GroupCounts:
+def _counted(names: Sequence[str], draws: Folder, windows: Folder, node_L: I64) -> GroupCounts:
     parts = []
     for name in names:
         drawn = _Drawn.read(name, draws, node_L)
@@ -148,7 +148,7 @@ def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], grouping: Gr
     return [of_file[file] for file in files]
 
 
-def _kept(origin: str, name: str, grouping: Grouping) -> tuple[pa.Table, NDArray[np.int64]]:
+def _kept(origin: str, name: str, grouping: Grouping) -> tuple[pa.Table, I64]:
     """Of a part, the windows that stay in their groups, and the file of each."""
     pool, counts = grouping.pools[origin], grouping.counts[origin]
     if not len(counts.key_G):  # rewrites of which the plan draws none
@@ -209,7 +209,7 @@ def _described(grouping: Grouping, facts: Sequence[Mapping[str, Any]], terms: Ma
     return found
 
 
-def _terms(weighted: Step, node_L: NDArray[np.int64]) -> dict[int, str]:
+def _terms(weighted: Step, node_L: I64) -> dict[int, str]:
     """Words of each node: those of the leaf below it that is asked for most, of the leaves that have names."""
     names = weighted.folder.read_table("names.parquet")
     target_L = weighted.folder.read_table("mixture.parquet", columns=["p_target"])["p_target"].to_numpy()

@@ -9,9 +9,10 @@ from loguru import logger
 from pipeline.config import Config, Corpus
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.readers import Document, InputFile, read_rows
 from pipeline.rewriting.filters import HeldOut
-from pipeline.stages.prepare import input_files
+from pipeline.sources import Document, InputFile
+from pipeline.sources.input_files import input_files
+from pipeline.sources.readers import read_rows
 from pipeline.storage import Folder
 
 HELD_OUT = "held_out.parquet"

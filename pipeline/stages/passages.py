@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64
+from pipeline.clustering.tree import Tree
+from pipeline.embedders import loaded_embedder
+from pipeline.execution.step import groups
 from pipeline.rewriting.answers import FrozenIndex
 from pipeline.rewriting.choosing import Tally, Way, asked_share
 from pipeline.rewriting.filters import HeldOut
 from pipeline.rewriting.judging import facts_of, judge_answers, rewrites_table
 from pipeline.rewriting.requests import Task, choose, requests_table
 from pipeline.stages.assign import assign_table
-from pipeline.stages.embed import embed_table, loaded_embedder
+from pipeline.stages.embed import embed_table
 from pipeline.stages.held_out import HELD_OUT
-from pipeline.step import groups
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, PASSAGES, REQUESTS, REWRITES, embeddings_schema
-from pipeline.tree import Tree
 
 _GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
 
@@ -37,9 +38,7 @@ class Slice:
     of: int = 1
 
 
-def groups_of_round(
-    number: int, names: Sequence[str], tally: Tally, rate_L: NDArray[np.float64], used: list[Way], size: float
-) -> dict[str, Slice]:
+def groups_of_round(number: int, names: Sequence[str], tally: Tally, rate_L: F64, used: list[Way], size: float) -> dict[str, Slice]:
     """What becomes one group of requests in a round, by the group's name: some parts, or a slice of one that is asked for much."""
     more_L = (asked_share(rate_L, used) - asked_share(tally.rate_L, used)) * tally.tokens_L * len(used)
     count = max(1, round(float(more_L.sum()) / size / _GROUP_PASSAGES))
@@ -53,8 +52,8 @@ def choose_group(
     slices: dict[str, Slice],
     windows: Folder,
     assignments: Folder,
-    before_L: NDArray[np.float64],
-    after_L: NDArray[np.float64],
+    before_L: F64,
+    after_L: F64,
     task: Task,
     folder: Folder,
 ) -> dict[str, Any]:

@@ -8,10 +8,8 @@ follow each other are one part.
 """
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -22,23 +20,23 @@ import pyarrow as pa
 from loguru import logger
 
 from pipeline import embedders
-from pipeline.chunks import Start, cut_chunks
 from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.parts import WRITE_OPTIONS, counts, totals
-from pipeline.readers import InputFile, digest
+from pipeline.execution.step import Step, groups, map_parts, with_facts
 from pipeline.refining import account
 from pipeline.refining.account import Account
-from pipeline.sources import Document, Row
-from pipeline.sources.listing import Listing, base_name, list_corpus
+from pipeline.sources import Document, InputFile, Row
+from pipeline.sources.chunks import Start, cut_chunks
+from pipeline.sources.input_files import digest_files, remember_digests
+from pipeline.sources.listing import base_name, list_corpus
+from pipeline.sources.parts import WRITE_OPTIONS, counts, totals
 from pipeline.stages.duplicates import find_duplicates, quarantine_duplicates, scan_name
 from pipeline.stages.scan import QUARANTINED, ScanJob, bad_rows, check_bad, left_out_columns, most_bad, scan_input, warn_of_columns
-from pipeline.step import Step, groups, map_parts, with_facts
 from pipeline.storage import Folder
 from pipeline.tables import DROPPED, QUARANTINE, WINDOWS
-from pipeline.windows import WindowCutter
+from pipeline.text.windows import WindowCutter
 
 DROPPED_EXAMPLES = "dropped"  # the folder of examples of what the steps dropped
 
@@ -49,8 +47,6 @@ _READERS_PER_FILE = 16
 _PACKED_SHARE = 64
 _LEAST_DOCUMENTS, _LEAST_BYTES = 16, 1 << 16
 _MERGED = "examples.parquet"
-_DIGEST_READERS = 8
-_INPUTS = "inputs.json"
 
 
 def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder, setting: str | None = None) -> Step:
@@ -64,7 +60,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     if settings.reader:
         _catalogue().checked_reader(settings.reader, f"{name}.reader")
     listing = list_corpus(settings, setting=f"{name}.paths", workdir=workdir.url)
-    files, stamps = _digested(listing, workdir)
+    files, stamps = digest_files(listing, workdir)
     cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
     steps, own = config.steps_of(settings)
     setting_of_steps = f"{name}.steps" if own else "prepare.steps"
@@ -72,7 +68,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         _catalogue().checked(steps, setting_of_steps)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        _remember(workdir, stamps)
+        remember_digests(workdir, stamps)
         if left_out := listing.describe_left_out(f"{name}.paths"):
             logger.warning(left_out)
         if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _catalogue().extracts(steps):
@@ -169,57 +165,6 @@ def _catalogue() -> Any:
     from pipeline.refining import catalogue
 
     return catalogue
-
-
-def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
-    """The files of a corpus with their digests; and for `_remember`, what spares digesting them again.
-
-    Raises:
-        InputError: as `list_corpus`.
-    """
-    return _digested(list_corpus(settings, setting=setting, workdir=workdir.url), workdir)
-
-
-def _digested(listing: Listing, workdir: Folder) -> tuple[list[InputFile], dict[str, Any]]:
-    known = _remembered(workdir)
-
-    def resolve(entry: tuple[str, str]) -> tuple[str, str, str]:
-        url, kind = entry
-        stamp = _stamp(url)
-        if stamp and url in known and known[url]["stamp"] == stamp:
-            return url, stamp, known[url]["digest"]
-        return url, stamp, digest(url, kind)
-
-    with ThreadPoolExecutor(_DIGEST_READERS) as pool:
-        resolved = list(pool.map(resolve, listing.files))
-    fresh = {url: {"stamp": stamp, "digest": value} for url, stamp, value in resolved if stamp}
-    files = [
-        InputFile(number=number, url=url, kind=kind, digest=value)
-        for number, ((_, kind), (url, _, value)) in enumerate(zip(listing.files, resolved, strict=True))
-    ]
-    return files, fresh
-
-
-def _remembered(workdir: Folder) -> dict[str, dict[str, str]]:
-    """What `_remember` noted; of another shape, it is noted anew."""
-    noted = workdir.read_json(_INPUTS) or {}
-    return {url: entry for url, entry in noted.items() if isinstance(entry, dict) and entry.keys() == {"stamp", "digest"}}
-
-
-def _remember(workdir: Folder, stamps: dict[str, Any]) -> None:
-    """Note the digests of files by size and time of change."""
-    known = _remembered(workdir)
-    if any(known.get(url) != stamp for url, stamp in stamps.items()):
-        workdir.write_json(_INPUTS, {**known, **stamps})
-
-
-def _stamp(url: str) -> str:
-    """Size and time of change of a local file; empty for what is cheap to digest or not local."""
-    try:
-        status = os.stat(url)
-    except (OSError, ValueError):
-        return ""
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The shards of a run where users look for them: links to what the last step made, and their manifest."""
 
+from pipeline.execution.step import Step
 from pipeline.manifest import ShardsManifest
-from pipeline.step import Step
 from pipeline.storage import MANIFEST, PUBLISHED_MANIFEST, Folder
 
 _FORMER_MANIFEST = MANIFEST  # the name that earlier versions gave it

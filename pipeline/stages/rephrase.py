@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64
+from pipeline.clustering.tree import read_tree
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
-from pipeline.identity import fingerprint
-from pipeline.mixture.plan import Limits, capped_plan
+from pipeline.execution.fingerprint import fingerprint
+from pipeline.execution.step import Step, fold_groups, groups, map_parts, part_names
+from pipeline.mixture.allocation import Limits, capped_plan
 from pipeline.rewriting import model as models
 from pipeline.rewriting import prompts
 from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
@@ -34,12 +36,10 @@ from pipeline.rewriting.requests import Task, read_requests
 from pipeline.rewriting.serving import Serving, serve, serve_alike
 from pipeline.rewriting.styles import Style, load_style
 from pipeline.stages.asking import Asking
-from pipeline.stages.assign import read_tree
 from pipeline.stages.embed import embedder_gpus
 from pipeline.stages.held_out import held_out_identity, read_held_out
 from pipeline.stages.passages import choose_group, groups_of_round, judge_group
 from pipeline.stages.strata import Asked, asked_of_leaves
-from pipeline.step import Step, fold_groups, groups, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import LANDED, REWRITING
 
@@ -212,7 +212,7 @@ def rephrase_step(
     )
 
 
-def wanted(config: Config, weights: Folder, mixture: pa.Table) -> NDArray[np.float64]:
+def wanted(config: Config, weights: Folder, mixture: pa.Table) -> F64:
     """(L,) tokens of rewrites that the corpus is to hold."""
     settings, p_L = config.rephrase, mixture["p_target"].to_numpy()
     assert settings
@@ -267,7 +267,7 @@ def _openings(counts: Mapping[str, int]) -> dict[str, Any]:
     return {"answers": sum(counts.values()), "distinct": distinct, "commonest": commonest, "commonest_share": share}
 
 
-def serving(config: Config, wanted_L: NDArray[np.float64], landed: pa.Table) -> Serving:
+def serving(config: Config, wanted_L: F64, landed: pa.Table) -> Serving:
     """How the rewrites that there are will be used."""
     assert config.rephrase
     leaf_P, parent_P, tokens_P = (landed[name].to_numpy() for name in ("leaf", "parent_leaf", "tokens"))
@@ -316,6 +316,6 @@ def estimate_cost(config: Config, weighted: Step) -> str:
 def cutter(config: Config) -> Any:
     """What cuts windows, and counts their tokens."""
     from pipeline import embedders
-    from pipeline.windows import WindowCutter
+    from pipeline.text.windows import WindowCutter
 
     return WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)

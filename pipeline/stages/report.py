@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I32, I64
+from pipeline.clustering.projection import places
+from pipeline.clustering.tree import Tree, read_tree
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
+from pipeline.execution.step import Step, fold_groups, hash_chosen, part_names
 from pipeline.hashing import keyed_hash, keyed_uniform
-from pipeline.names import cluster_terms
-from pipeline.projection import places
-from pipeline.stages.assign import read_tree
-from pipeline.step import Step, fold_groups, hash_chosen, part_names
 from pipeline.storage import Folder
 from pipeline.tables import DRAWN, EXCERPTS, NODES, PAIRS, SAMPLE_SOURCES
-from pipeline.tree import Tree
+from pipeline.text.terms import cluster_terms
 
 OF_DRAWN = "drawn:"  # excerpts of the generalist that are in the new corpus; no specialist can be called so
 _MOST_NODES = 4096  # of a level that is mapped: more are a cloud, and hundreds of bytes each
@@ -99,14 +99,14 @@ def report_step(
     )
 
 
-def mapped(tree: Tree) -> NDArray[np.int32]:
+def mapped(tree: Tree) -> I32:
     """(L,) for each leaf the node that stands for it on the map: of the deepest level that has no more nodes than can be shown."""
     at_level = (tree.ancestor_at(level) for level in range(tree.depth, 0, -1))
     return next((node_L for node_L in at_level if len(np.unique(node_L)) <= _MOST_NODES), np.zeros(tree.num_leaves, np.int32))
 
 
 def _excerpts_of_part(
-    name: str, corpus: str, windows: Folder, assignments: Folder, node_L: NDArray[np.int32], draws: Sequence[Folder], seed: int
+    name: str, corpus: str, windows: Folder, assignments: Folder, node_L: I32, draws: Sequence[Folder], seed: int
 ) -> Excerpts:
     """Of each node the windows of a part with the lowest hashes, and of the generalist those that were drawn besides."""
     leaf_N = assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
@@ -125,9 +125,7 @@ def _excerpts_of_part(
     return found
 
 
-def _lowest_of_each(
-    node_N: NDArray[np.int32], u_N: NDArray[np.float64], eligible_N: NDArray[np.bool_], most: int
-) -> NDArray[np.int64]:
+def _lowest_of_each(node_N: I32, u_N: F64, eligible_N: NDArray[np.bool_], most: int) -> I64:
     """The rows with the lowest hashes of each node, `most` of them at the most."""
     rows = np.flatnonzero(eligible_N)
     rows = rows[np.lexsort((u_N[rows], node_N[rows]))]
@@ -148,7 +146,7 @@ def _excerpts(found: Excerpts) -> pa.Table:
     return pa.Table.from_pylist(rows, EXCERPTS)
 
 
-def _nodes(tree: Tree, node_L: NDArray[np.int32], found: Excerpts, weighted: Step, seed: int) -> pa.Table:
+def _nodes(tree: Tree, node_L: I32, found: Excerpts, weighted: Step, seed: int) -> pa.Table:
     """The mapped nodes and those above them, which lie amid what is below them."""
     mixture = weighted.folder.read_table("mixture.parquet", columns=["tokens"])
     node_M = np.unique(node_L)

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.engine import Engine
+from pipeline.execution.step import MOST_PARTITIONS, mapper_groups, runs_within
 from pipeline.stages.shards import PIECES, Shuffle, drawn_of_part, split_into, write_shard
-from pipeline.step import MOST_PARTITIONS, mapper_groups, runs_within
 from pipeline.storage import Folder
 
 _BUCKETS = "buckets"

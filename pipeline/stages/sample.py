@@ -16,16 +16,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I32, I64
+from pipeline.clustering.tree import Tree, read_tree
 from pipeline.config import Config
-from pipeline.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
+from pipeline.execution.step import Step, fold_groups, map_parts
 from pipeline.hashing import keyed_hash
 from pipeline.manifest import versions
-from pipeline.mixture.plan import Limits, Plan, capped_plan, shared_plan
-from pipeline.mixture.plan import plan as make_plan
+from pipeline.mixture.allocation import Limits, Plan, capped_plan, shared_plan
+from pipeline.mixture.allocation import plan as make_plan
+from pipeline.mixture.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
 from pipeline.rewriting.serving import Serving
-from pipeline.stages.assign import read_tree
 from pipeline.stages.rounds import DrawnPart, moved
 from pipeline.stages.shards import (
     Attribution,
@@ -37,10 +39,8 @@ from pipeline.stages.shards import (
     sum_counts,
 )
 from pipeline.stages.strata import Asked, WindowStrata, asked_of_leaves, read_target
-from pipeline.step import Step, fold_groups, map_parts
 from pipeline.storage import Folder
 from pipeline.tables import DRAWS, LANDED, PLAN
-from pipeline.tree import Tree
 
 _MOST_SOURCES = 256
 _OTHER = "(other sources)"
@@ -218,7 +218,7 @@ def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> DrawPlan:
 class Factors(Protocol):
     """Expected copies of windows, relative to the epochs of their leaves."""
 
-    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
+    def of(self, name: str, leaf_N: I32) -> NDArray[np.floating]:
         """(N,) factors of the windows of a part."""
 
 
@@ -226,7 +226,7 @@ class Factors(Protocol):
 class LeafFactors:
     """The factors where leaves are drawn as they are: 1."""
 
-    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:  # noqa: ARG002
+    def of(self, name: str, leaf_N: I32) -> NDArray[np.floating]:  # noqa: ARG002
         return np.ones(len(leaf_N), np.float32)
 
 
@@ -235,9 +235,9 @@ class StrataFactors:
     """The factors where strata of leaves are drawn alike: what is planned of a window's stratum, next to its leaf."""
 
     strata: WindowStrata
-    factor_C: NDArray[np.float64]
+    factor_C: F64
 
-    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
+    def of(self, name: str, leaf_N: I32) -> NDArray[np.floating]:
         return self.factor_C[self.strata.of(name, leaf_N)]
 
 
@@ -256,12 +256,12 @@ class ServingFactors:
     rewrites: Folder
     used: Serving
 
-    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.floating]:
+    def of(self, name: str, leaf_N: I32) -> NDArray[np.floating]:
         parent_N = self.rewrites.read_table(f"{name}.parquet", columns=["parent_leaf"])["parent_leaf"].to_numpy()
         return self.used.chance(leaf_N, parent_N)
 
 
-def planned(config: Config, asked: Asked, rewrites_L: NDArray[np.float64] | None) -> Plan:
+def planned(config: Config, asked: Asked, rewrites_L: F64 | None) -> Plan:
     """What is drawn of each cell: its own text, and `rewrites_L` tokens of rewrites of each leaf.
 
     Raises:
@@ -304,9 +304,7 @@ def _settle(
         band_G = decided
 
 
-def _candidates(
-    names: Sequence[str], assignments: Folder, draw: DrawPlan, band_G: NDArray[np.float64], factors: Factors
-) -> Candidates:
+def _candidates(names: Sequence[str], assignments: Folder, draw: DrawPlan, band_G: F64, factors: Factors) -> Candidates:
     states = []
     for name in names:
         table = assignments.read_table(f"{name}.parquet", columns=["key", "leaf", "tokens"])
@@ -334,7 +332,7 @@ def _draw_part(
     return facts
 
 
-def _tokens_by_source(source: pa.ChunkedArray, tokens_N: NDArray[np.int64], copies_N: NDArray[np.int32]) -> dict[str, list[int]]:
+def _tokens_by_source(source: pa.ChunkedArray, tokens_N: I64, copies_N: I32) -> dict[str, list[int]]:
     """Of each source its tokens in the part and those drawn."""
     table = pa.table({"source": source, "held": tokens_N, "drawn": tokens_N * copies_N})
     rows = table.group_by("source").aggregate([("held", "sum"), ("drawn", "sum")]).to_pylist()

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 from loguru import logger
 
-from pipeline.chunks import scan_file
 from pipeline.config import Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.errors import InputError, shown
 from pipeline.sources import InputFile
+from pipeline.sources.chunks import scan_file
 from pipeline.sources.streams import compression_of
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE, SCANS

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.engine import Engine
+from pipeline.execution.step import Step
 from pipeline.stages.shards import sum_counts
-from pipeline.step import Step
 from pipeline.storage import Folder
 
 _SUMMED = ("budget_tokens", "rows", "tokens", "first_tokens", "prefixed_rows", "deficit_tokens", "rewritten_tokens")

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays import F32
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.errors import InputError
+from pipeline.execution.step import Step, groups, hash_chosen, map_parts, part_names
 from pipeline.hashing import keyed_uniform
 from pipeline.scoring import Model, Rows, scorer
 from pipeline.stages.embed import read_embeddings
-from pipeline.step import Step, groups, hash_chosen, map_parts, part_names
 from pipeline.storage import Folder
 from pipeline.tables import scores_schema
 
@@ -89,7 +90,7 @@ def read_rows(windows: Folder, vectors: Folder, name: str) -> tuple[NDArray[np.u
     return key_N, valid_N, rows if valid_N.all() else rows.take(np.flatnonzero(valid_N))
 
 
-def read_scores(folder: Folder, name: str) -> NDArray[np.float32]:
+def read_scores(folder: Folder, name: str) -> F32:
     """(N, S) scores of a part; -inf where there is none."""
     table = folder.read_table(f"{name}.parquet")
     return np.stack([column.to_numpy() for column in table.columns[1:]], axis=1)

@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import exact_json
+from pipeline.arrays import F64, I32, I64
 from pipeline.config import Conditioning
-from pipeline.draws import attribute
+from pipeline.execution.step import Step, part_names
 from pipeline.hashing import keyed_hash
+from pipeline.mixture.draws import attribute
 from pipeline.stages.strata import WindowStrata
-from pipeline.step import Step, part_names
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS, WINDOWS
 
@@ -45,15 +46,15 @@ class Attribution:
     """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what the plan draws of its cell for each."""
 
     names: list[str]
-    part_RC: NDArray[np.float64]  # of raw text: leaves, or strata of them
-    claim_RL: NDArray[np.float64]  # of rewrites: what each asks of the leaf that ran short
+    part_RC: F64  # of raw text: leaves, or strata of them
+    claim_RL: F64  # of rewrites: what each asks of the leaf that ran short
     strata: WindowStrata | None = None  # where windows are scored
 
-    def of_windows(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.float64]:
+    def of_windows(self, name: str, leaf_N: I32) -> F64:
         """(R, N) weights of each for the raw windows of a part."""
         return self.part_RC[:, self.strata.of(name, leaf_N) if self.strata else leaf_N]
 
-    def of(self, key_R: NDArray[np.uint64], copy_R: NDArray[np.int64], claim_RR: NDArray[np.float64], *, seed: int) -> pa.Array:
+    def of(self, key_R: NDArray[np.uint64], copy_R: I64, claim_RR: F64, *, seed: int) -> pa.Array:
         """(R,) names, one for each copy."""
         return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, claim_RR, seed)))
 
@@ -96,12 +97,12 @@ class Shuffle:
 
 def copies_table(
     windows: pa.Table,
-    leaf_N: NDArray[np.int32],
-    copies_N: NDArray[np.int32],
-    claim_RN: NDArray[np.float64],
+    leaf_N: I32,
+    copies_N: I32,
+    claim_RN: F64,
     work: Shuffle,
     origin: str = "raw",
-    before_N: NDArray[np.int32] | None = None,
+    before_N: I32 | None = None,
 ) -> pa.Table:
     """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part.
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from loguru import logger
-from numpy.typing import NDArray
 
+from pipeline.arrays import F64, I32, I64
 from pipeline.config import WINDOW_ESTIMATORS, Config
 from pipeline.engine import Engine
+from pipeline.execution.step import Step, fold_groups, part_names
 from pipeline.mixture.estimators import SpecialistMix, claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import (
@@ -31,7 +32,6 @@ from pipeline.mixture.strata import (
 )
 from pipeline.scoring import scorer
 from pipeline.stages.score import read_scores
-from pipeline.step import Step, fold_groups, part_names
 from pipeline.storage import Folder
 
 _TARGET = "target.npz"
@@ -41,10 +41,10 @@ _TARGET = "target.npz"
 class Asked:
     """What is asked of the text, by cells that are drawn alike: leaves, or where windows are scored strata of them."""
 
-    claim_RC: NDArray[np.float64]  # shares of the corpus: rows as of `estimators.claims`
-    tokens_C: NDArray[np.int64]
-    leaf_C: NDArray[np.int64]
-    windows_L: NDArray[np.int64]
+    claim_RC: F64  # shares of the corpus: rows as of `estimators.claims`
+    tokens_C: I64
+    leaf_C: I64
+    windows_L: I64
     strata: Strata | None
 
     @classmethod
@@ -62,7 +62,7 @@ class Asked:
     def num_leaves(self) -> int:
         return len(self.windows_L)
 
-    def split(self, x_L: NDArray[np.float64], weight_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    def split(self, x_L: F64, weight_C: F64) -> F64:
         """(C,) what is said of leaves, over their cells in proportion to `weight_C`."""
         weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
         # Where nothing is asked of a leaf, by what its cells hold: what is said of it must not be lost.
@@ -72,7 +72,7 @@ class Asked:
         return np.asarray(x_L[self.leaf_C] * part_C, np.float64)
 
 
-def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], NDArray[np.float64]]:
+def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
     """Who asks for how much of each leaf, from the tables of the weights step (`estimators.claims`)."""
     p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
     table = weights.read_table("specialists.parquet")
@@ -93,7 +93,7 @@ class WindowStrata:
     target: Target
     strata: Strata
 
-    def of(self, name: str, leaf_N: NDArray[np.int32]) -> NDArray[np.int64]:
+    def of(self, name: str, leaf_N: I32) -> I64:
         """(N,) rows of `strata` of the windows of a part."""
         _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
         return self.strata.rows(leaf_N, q_N)
@@ -164,13 +164,11 @@ def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterat
         yield table["leaf"].to_numpy(), table["tokens"].to_numpy(), read_scores(scores, name)
 
 
-def _odds_bins(
-    names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: NDArray[np.float64], sharpness: float
-) -> NDArray[np.int64]:
+def _odds_bins(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: F64, sharpness: float) -> I64:
     return functools.reduce(np.add, (odds_bins(log_weight_SL, sharpness, *part) for part in _scored(names, assignments, scores)))
 
 
-def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S: I64 | None) -> I64:
     return functools.reduce(np.add, (code_bins(*part, high_S) for part in _scored(names, assignments, scores)))
 
 

@@ -13,15 +13,15 @@ import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.engine import Engine
+from pipeline.engine.exchange import Failure
 from pipeline.errors import RunError
+from pipeline.execution.step import Step
 from pipeline.rewriting import model as models
 from pipeline.rewriting import titles
 from pipeline.rewriting.answers import FOLDER
 from pipeline.rewriting.endpoint import check
-from pipeline.rewriting.exchange import Failure
 from pipeline.stages.asking import Asking
 from pipeline.stages.weights import texts_of_leaves
-from pipeline.step import Step
 from pipeline.storage import Folder
 from pipeline.tables import TITLE_REQUESTS, TITLES
 

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.clustering.tree import read_tree
 from pipeline.config import CLUSTER_WEIGHTED, GENERALIST, Config
 from pipeline.engine import Engine
+from pipeline.execution.step import Step, fold_groups, hash_chosen, part_names
 from pipeline.hashing import keyed_uniform
+from pipeline.mixture.allocation import Limits
 from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.findings import findings
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts
-from pipeline.mixture.plan import Limits
-from pipeline.names import cluster_terms
-from pipeline.stages.assign import read_tree
 from pipeline.stages.strata import fit_target, stratify, write_target
-from pipeline.step import Step, fold_groups, hash_chosen, part_names
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
+from pipeline.text.terms import cluster_terms
 
 # Names are for people: so many leaves, from so many windows each, in so many parts, are enough to read.
 _NAMED_LEAVES = 256

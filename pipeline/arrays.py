@@ -1,0 +1,13 @@
+"""Names for the types of arrays."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
+Keys = NDArray[np.uint64]  # of windows, by `pipeline.hashing`

@@ -1,0 +1,240 @@
+"""Choose how many copies of each window go into the corpus: two folds over the parts, and a decision between them.
+
+The expected copies of a window are `λ = epochs(leaf) · factor`. All randomness is a keyed hash of the window, so parts, their order
+and the workers change nothing. Nobody holds all windows: most are decided by their own hash, and only the few near the edge (some
+√n of n) reach the driver, which sees to it that the tokens come out as planned.
+
+- `rounded`: ⌊λ⌋ copies for sure, and one more with chance f = λ - ⌊λ⌋. Order sampling (Rosén 1997): with u uniform and ξ = u / f,
+  the extra is due iff ξ ≤ 1. Windows with ξ below `1 - band` get it, beyond `1 + band` not; those between are candidates, rounded
+  so that the tokens of every subtree of the tree are within one window of plan (`mixture.rounding`).
+- `multinomial`, with replacement as in the CRISP paper (arXiv 2410.03735): copies of a window arrive as a Poisson process with rate
+  λ, and all that arrive before one time τ are drawn. Arrivals of all windows in order of time are independent draws, each of a
+  leaf in proportion to planned tokens (in windows of its mean length) and of a window in it in proportion to its factor; τ is where
+  they fill the budget, so it is the paper's sampler, stopped there.
+
+    band = first_band(plan)
+    while True:
+        state = Candidates.combine(candidates(part…, plan, band) for every part)
+        settled = settle(state, plan, band, tree)
+        if isinstance(settled, Settled): break
+        band = settled                            # the edge was not among the candidates: rare
+    copies(part…, plan, settled) for every part
+
+Shapes: N windows of a part, L leaves, C candidates, G groups (leaves, or 1 for `multinomial`), F groups seen, S specialists.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.arrays import F64, I64, Ints, Keys
+from pipeline.hashing import keyed_uniform
+from pipeline.mixture.rounding import balanced
+from pipeline.mixture.tree_shape import TreeShape
+from pipeline.tables import DRAWS, cast
+
+_SAFETY = 8.0  # half width of the band in standard deviations of its edge, for windows of one length; half that for uneven ones
+_FEWEST = 128  # candidates of a group, about: with fewer, adjusting their chances to the plan would favour short windows
+_ALL_BELOW = 512  # windows of a leaf up to which all are candidates
+_WIDER = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawPlan:
+    """What every worker knows: how often each leaf is passed over."""
+
+    method: Literal["rounded", "multinomial"]
+    seed: int
+    epochs_L: F64
+    planned_L: F64  # tokens; factors average 1 over a leaf's tokens, so it is Σ λ · tokens
+    windows_L: Ints  # generalist windows, to tell how wide the band must be
+
+    def expected(self, leaf_N: Ints, factor_N: NDArray[np.floating]) -> F64:
+        """(N,) λ of each window; 0 without a leaf."""
+        return np.where(leaf_N >= 0, self.epochs_L[leaf_N] * np.asarray(factor_N, dtype=np.float64), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Tokens sure to be drawn, by group, and the windows that the driver decides on."""
+
+    group_F: I64
+    sure_tokens_F: I64
+    key_C: Keys
+    group_C: I64
+    tokens_C: I64
+    value_C: F64  # rounded: chance of the extra copy, given the band; multinomial: time of arrival
+
+    @classmethod
+    def none(cls) -> Self:
+        """Nothing seen yet."""
+        ints, keys = np.empty(0, np.int64), np.empty(0, np.uint64)
+        return cls(group_F=ints, sure_tokens_F=ints, key_C=keys, group_C=ints, tokens_C=ints, value_C=np.empty(0))
+
+    def add(self, other: Self) -> Self:
+        """Both together."""
+        return self.combine([self, other])
+
+    @classmethod
+    def combine(cls, states: Iterable[Self]) -> Self:
+        """Everything in one or more states, in any order and grouping."""
+        states = list(states)
+        group_F, row = np.unique(np.concatenate([s.group_F for s in states]), return_inverse=True)
+        sure_F = np.zeros(len(group_F), dtype=np.int64)
+        np.add.at(sure_F, row, np.concatenate([s.sure_tokens_F for s in states]))
+        return cls(
+            group_F=group_F,
+            sure_tokens_F=sure_F,
+            key_C=np.concatenate([s.key_C for s in states]),
+            group_C=np.concatenate([s.group_C for s in states]),
+            tokens_C=np.concatenate([s.tokens_C for s in states]),
+            value_C=np.concatenate([s.value_C for s in states]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """The decision: enough for any worker to count the copies of any window."""
+
+    band_G: F64
+    extra_T: Keys  # rounded: candidates with an extra copy, sorted
+    until: float  # multinomial: arrivals up to this time are drawn
+
+
+def first_band(plan: DrawPlan) -> F64:
+    """(G,) how far from 1 the edge may lie; inf: every window with a chance is a candidate."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if plan.method == "multinomial":
+            draws_G = np.array([plan.epochs_L @ plan.windows_L])
+            return np.asarray(np.maximum(_SAFETY / np.sqrt(draws_G), _FEWEST / draws_G))
+        f_L = plan.epochs_L - np.floor(plan.epochs_L)
+        extras_L = f_L * plan.windows_L
+        band_L = np.maximum(_SAFETY * np.sqrt((1.0 - f_L) / extras_L), _FEWEST / extras_L)
+    return np.where((plan.windows_L <= _ALL_BELOW) | (extras_L == 0), np.inf, band_L)
+
+
+def candidates(
+    key_N: Keys, leaf_N: Ints, tokens_N: Ints, factor_N: NDArray[np.floating], plan: DrawPlan, band_G: F64
+) -> Candidates:
+    """First pass: one part's sure tokens and candidates."""
+    lambda_N = plan.expected(leaf_N, factor_N)
+    tokens_N = np.asarray(tokens_N, dtype=np.int64)
+    if plan.method == "multinomial":
+        low, high = 1.0 - band_G[0], 1.0 + band_G[0]
+        sure, found = 0, [(np.empty(0, dtype=np.int64), np.empty(0))]
+        for row_M, time_M in _arrivals(key_N, lambda_N, high, plan.seed):
+            near_M = time_M >= low
+            sure += int(tokens_N[row_M[~near_M]].sum())
+            found.append((row_M[near_M], time_M[near_M]))
+        row_C, value_C = (np.concatenate(column) for column in zip(*found, strict=True))
+        group_F, sure_F, group_C = np.zeros(1, dtype=np.int64), np.array([sure]), np.zeros(len(row_C), dtype=np.int64)
+    else:
+        sure_N, near_N, chance_N = _extra(key_N, leaf_N, lambda_N, plan, band_G)
+        group_F, group_N = np.unique(leaf_N[lambda_N > 0], return_inverse=True)
+        sure_F = np.zeros(len(group_F), dtype=np.int64)
+        np.add.at(sure_F, group_N, (sure_N * tokens_N)[lambda_N > 0])
+        row_C = np.flatnonzero(near_N)
+        group_C, value_C = leaf_N[row_C].astype(np.int64), chance_N[row_C]
+    return Candidates(
+        group_F=group_F.astype(np.int64),
+        sure_tokens_F=sure_F,
+        key_C=np.asarray(key_N, dtype=np.uint64)[row_C],
+        group_C=group_C,
+        tokens_C=tokens_N[row_C],
+        value_C=value_C,
+    )
+
+
+def settle(state: Candidates, plan: DrawPlan, band_G: F64, tree: TreeShape) -> Settled | F64:
+    """The decision, or a wider band for another first pass where the edge is not among the candidates."""
+    return _settle_arrivals(state, plan, band_G) if plan.method == "multinomial" else _settle_extras(state, plan, band_G, tree)
+
+
+def copies(key_N: Keys, leaf_N: Ints, factor_N: NDArray[np.floating], plan: DrawPlan, settled: Settled) -> pa.Table:
+    """Second pass: one part's DRAWS, in the order of its rows."""
+    lambda_N = plan.expected(leaf_N, factor_N)
+    key_N = np.asarray(key_N, dtype=np.uint64)
+    if plan.method == "multinomial":
+        copies_N = np.zeros(len(key_N), dtype=np.int64)
+        for row_M, _ in _arrivals(key_N, lambda_N, settled.until, plan.seed):
+            copies_N[row_M] += 1
+    else:
+        copies_N, near_N, _ = _extra(key_N, leaf_N, lambda_N, plan, settled.band_G)
+        if len(settled.extra_T):
+            place_C = np.searchsorted(settled.extra_T, key_N[near_N]).clip(max=len(settled.extra_T) - 1)
+            copies_N[near_N] += settled.extra_T[place_C] == key_N[near_N]
+    columns = {"key": key_N, "leaf": leaf_N, "factor": factor_N, "expected": lambda_N, "copies": copies_N}
+    return cast(pa.table(columns), DRAWS)
+
+
+def attribute(key_N: Keys, copy_N: Ints, claim_SN: F64, seed: int) -> I64:
+    """(N,) the row of `claim_SN` that each copy is drawn for, in proportion to what each asks of its text."""
+    upto_SN = np.cumsum(claim_SN, axis=0)
+    u_N = keyed_uniform(key_N, seed=seed, purpose="attribute", copy=copy_N)
+    return np.asarray((upto_SN[:-1] <= u_N * upto_SN[-1]).sum(axis=0), dtype=np.int64)
+
+
+def _extra(key_N: Keys, leaf_N: Ints, lambda_N: F64, plan: DrawPlan, band_G: F64) -> tuple[I64, NDArray[np.bool_], F64]:
+    """`rounded`: copies that are sure; whether one more is for the driver to decide; and its chance then."""
+    whole_N = np.floor(lambda_N)
+    f_N = lambda_N - whole_N
+    u_N = keyed_uniform(key_N, seed=plan.seed, purpose="draw.extra")
+    band_N = np.where(f_N > 0, band_G[leaf_N], 0.0)
+    low_N = f_N * np.maximum(1.0 - band_N, 0.0)
+    high_N = np.minimum(f_N * (1.0 + np.minimum(band_N, 1e300)), 1.0)
+    near_N = (u_N >= low_N) & (u_N <= high_N) & (f_N > 0)
+    chance_N = np.divide(f_N - low_N, high_N - low_N, out=np.zeros_like(f_N), where=near_N)
+    return whole_N.astype(np.int64) + (u_N < low_N), near_N, chance_N
+
+
+def _settle_extras(state: Candidates, plan: DrawPlan, band_L: F64, tree: TreeShape) -> Settled | F64:
+    order_C = np.lexsort((state.key_C, state.group_C))
+    key_C, leaf_C = state.key_C[order_C], state.group_C[order_C]
+    tokens_C, chance_C = state.tokens_C[order_C], state.value_C[order_C]
+    num_leaves = len(plan.planned_L)
+    due_L = plan.planned_L.copy()
+    due_L[state.group_F] -= state.sure_tokens_F
+    held_L = np.bincount(leaf_C, weights=tokens_C, minlength=num_leaves)
+    mean_L = np.bincount(leaf_C, weights=chance_C * tokens_C, minlength=num_leaves)
+    slack_L = 0.5 + 1e-6 * plan.planned_L  # half a token, and what factors in float32 may be off
+    missed_L = ((due_L < -slack_L) | (due_L > held_L + slack_L)) & np.isfinite(band_L)
+    if missed_L.any():
+        return np.where(missed_L, np.where(band_L < 1e6, band_L * _WIDER, np.inf), band_L)
+    # The rest of the leaf has fallen as it has: the candidates' chances move so that their mean is what is due.
+    due_L = np.clip(due_L, 0.0, held_L)
+    shrink_L = np.divide(due_L, mean_L, out=np.ones(num_leaves), where=(due_L < mean_L))
+    grow_L = np.divide(held_L - due_L, held_L - mean_L, out=np.ones(num_leaves), where=(due_L > mean_L) & (held_L > mean_L))
+    chance_C = np.where(due_L[leaf_C] <= mean_L[leaf_C], chance_C * shrink_L[leaf_C], 1.0 - (1.0 - chance_C) * grow_L[leaf_C])
+    taken_C = balanced(chance_C, tokens_C, key_C, leaf_C, tree, plan.seed)
+    return Settled(band_G=band_L, extra_T=np.sort(key_C[taken_C]), until=1.0)
+
+
+def _arrivals(key_N: Keys, lambda_N: F64, until: float, seed: int) -> Iterator[tuple[I64, F64]]:
+    """`multinomial`: rows and times of all first copies that arrive by `until`, then of all second ones, …"""
+    row_M = np.flatnonzero(lambda_N > 0)
+    time_M = np.zeros(len(row_M))
+    copy = 0
+    while len(row_M):
+        u_M = keyed_uniform(key_N[row_M], seed=seed, purpose="draw.arrival", copy=copy)
+        time_M = time_M - np.log(u_M) / lambda_N[row_M]
+        row_M, time_M = row_M[time_M <= until], time_M[time_M <= until]
+        yield row_M, time_M
+        copy += 1
+
+
+def _settle_arrivals(state: Candidates, plan: DrawPlan, band_G: F64) -> Settled | F64:
+    budget = plan.planned_L.sum()
+    order_C = np.lexsort((state.key_C, state.value_C))
+    time_C = state.value_C[order_C]
+    upto_M = int(state.sure_tokens_F.sum()) + np.concatenate([[0], np.cumsum(state.tokens_C[order_C])])
+    cross = int(np.searchsorted(upto_M, budget))  # the fewest arrivals that fill the budget
+    if budget < upto_M[0] or cross >= len(time_C):
+        return band_G * _WIDER
+    taken = cross if cross == 0 or upto_M[cross] - budget <= budget - upto_M[cross - 1] else cross - 1
+    # Halfway to the next arrival, so that a logarithm's last bit on another processor decides nothing. Ties fall together.
+    before = time_C[taken - 1] if taken else max(0.0, 1.0 - float(band_G[0]))
+    return Settled(band_G=band_G, extra_T=np.empty(0, dtype=np.uint64), until=float((before + time_C[taken]) / 2))

@@ -1,0 +1,99 @@
+"""The input files of a corpus with a digest of each, which a workdir remembers by size and time of change."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.config import Corpus
+from pipeline.sources import InputFile, pydocs
+from pipeline.sources.listing import Listing, file_system, list_corpus, reading
+from pipeline.storage import Folder
+
+_DIGEST_READERS = 8
+_INPUTS = "inputs.json"
+# What stores say about content, best first; S3, Google, Azure, Hugging Face and HTTP spell it differently.
+_CHECKSUMS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "checksum")
+_VERSIONS = ("generation", "versionid", "version_id", "mtime", "lastmodified", "last_modified", "updated", "created")
+
+
+def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
+    """The files of a corpus with their digests; and for `remember_digests`, what spares digesting them again.
+
+    Raises:
+        InputError: as `list_corpus`.
+    """
+    return digest_files(list_corpus(settings, setting=setting, workdir=workdir.url), workdir)
+
+
+def digest_files(listing: Listing, workdir: Folder) -> tuple[list[InputFile], dict[str, Any]]:
+    known = _remembered(workdir)
+
+    def resolve(entry: tuple[str, str]) -> tuple[str, str, str]:
+        url, kind = entry
+        stamp = _stamp(url)
+        if stamp and url in known and known[url]["stamp"] == stamp:
+            return url, stamp, known[url]["digest"]
+        return url, stamp, digest(url, kind)
+
+    with ThreadPoolExecutor(_DIGEST_READERS) as pool:
+        resolved = list(pool.map(resolve, listing.files))
+    fresh = {url: {"stamp": stamp, "digest": value} for url, stamp, value in resolved if stamp}
+    files = [
+        InputFile(number=number, url=url, kind=kind, digest=value)
+        for number, ((_, kind), (url, _, value)) in enumerate(zip(listing.files, resolved, strict=True))
+    ]
+    return files, fresh
+
+
+def _remembered(workdir: Folder) -> dict[str, dict[str, str]]:
+    """What `remember_digests` noted; of another shape, it is noted anew."""
+    noted = workdir.read_json(_INPUTS) or {}
+    return {url: entry for url, entry in noted.items() if isinstance(entry, dict) and entry.keys() == {"stamp", "digest"}}
+
+
+def remember_digests(workdir: Folder, stamps: dict[str, Any]) -> None:
+    """Note the digests of files by size and time of change."""
+    known = _remembered(workdir)
+    if any(known.get(url) != stamp for url, stamp in stamps.items()):
+        workdir.write_json(_INPUTS, {**known, **stamps})
+
+
+def _stamp(url: str) -> str:
+    """Size and time of change of a local file; empty for what is cheap to digest or not local."""
+    try:
+        status = os.stat(url)
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def digest(url: str, kind: str) -> str:
+    """The identity of a file's content, never of its path.
+
+    A local file: SHA-256 of its bytes. A remote one: its size with the store's checksum, else its version or time of change,
+    else SHA-256 of its bytes. `pydocs`: the distribution's name, version and SHA-256 of its RECORD.
+
+    Raises:
+        InputError: the file is not there, or may not be read.
+    """
+    if kind == "pydocs":
+        return pydocs.digest(url)
+    if kind == "dataset":
+        from pipeline.sources.datasets import digest as digest_dataset
+
+        return digest_dataset(url)
+    with reading(url):
+        fs, path = file_system(url)
+        if not isinstance(fs, LocalFileSystem):
+            info = {str(key).lower(): value for key, value in fs.info(path).items()}
+            for key in (*_CHECKSUMS, *_VERSIONS):
+                if info.get(key):
+                    return f"{key}:{str(info[key]).strip(chr(34))} size:{info.get('size')}"
+        with fs.open(path, "rb") as file:
+            sha256 = hashlib.sha256()
+            while block := file.read(1 << 20):
+                sha256.update(block)
+            return f"sha256:{sha256.hexdigest()}"
