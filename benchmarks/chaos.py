@@ -18,10 +18,10 @@ from pathlib import Path
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from conftest import shard_bytes
-from fake_endpoint import FakeEndpoint
-from nodes import KINDS, Kill, Nodes, all_stages
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.corpora import shard_bytes
+from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.nodes import KINDS, Kill, Nodes, all_stages
 
 
 def main() -> None:

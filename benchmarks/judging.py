@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from test_filters import PROMPT, ROWS, count
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pipeline.rewriting import filters
 from pipeline.rewriting.filters import HeldOut, judge
 from pipeline.rewriting.styles import Style
+from tests.support.answers import PROMPT, ROWS, count
 
 LIMIT_MS = 2.0
 HELD_OUT_RUNS = 100_000

@@ -27,7 +27,7 @@ from pipeline import config
 from pipeline.engine import Engine
 from pipeline.engine.exchange import Answer, Failure, Request
 
-TESTS = str(Path(__file__).parent.parent / "tests")
+ROOT = str(Path(__file__).parent.parent)
 ENGINE: dict[str, Any] = {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "disable_log_stats": True}
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 WARM = "0.parquet"
@@ -147,8 +147,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         if not args.model:
-            sys.path.append(TESTS)
-            from tiny_llama import make_tiny_llama
+            sys.path.append(ROOT)
+            from tests.support.tiny_llama import make_tiny_llama
 
             args.model = make_tiny_llama(Path(folder))
         rates: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}

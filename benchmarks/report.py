@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from browser import browser, opened
-from reported import many_clusters
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pipeline.report.page import render
+from tests.support.browser import browser, opened
+from tests.support.reported import many_clusters
 
 LIMIT_BYTES, LIMIT_S, FRAME_MS = 10_000_000, 3.0, 1000 / 30
 

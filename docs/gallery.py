@@ -10,11 +10,10 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "gallery"
 REPORT = Path(__file__).parent.parent / "runs" / "demo" / "report.html"
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from browser import browser, opened  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pipeline.report import page  # noqa: E402
+from tests.support.browser import browser, opened  # noqa: E402
 
 
 def picture(found: Any, name: str, selector: str | None = None) -> str:

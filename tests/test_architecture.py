@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.processes import ROOT
+
 PACKAGE = ROOT / "pipeline"
 MATHS = ["hashing.py", *(f"{name}/{path.name}" for name in ("clustering", "mixture") for path in (PACKAGE / name).glob("*.py"))]
 

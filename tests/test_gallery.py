@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 from pipeline.report import page
+from tests.support.processes import ROOT
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 
 
 def test_pictures_are_of_the_present_page_and_all_are_shown() -> None:

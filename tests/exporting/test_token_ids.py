@@ -1,0 +1,172 @@
+"""Exports of token ids hold the text and nothing that ends or masks it: whatever special token a text spells, it is text."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from pipeline.errors import ConfigError
+from pipeline.exporting import Format, Shard
+from pipeline.exporting import Tokenizer as Settings
+from pipeline.exporting.encoding import TextEncoder
+from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore, read_tokenizer
+from pipeline.storage import Folder
+from tests.support.tiny_llama import docstrings
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::ImportWarning"
+)
+EOS = "<|endoftext|>"
+SPECIAL = [EOS, "</s>", "<s>", "[SEP]", "[MASK]", "<|im_start|>", "<|im_end|>", "<unk>"]
+ORDINARY = "<tool_call>"  # added, and not special
+ASCII = [chr(code) for code in range(32, 127)]
+
+
+@functools.cache
+def byte_level_bpe() -> Tokenizer:
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    fast.train_from_iterator(docstrings(), trainer)
+    return fast
+
+
+def unigram() -> Tokenizer:
+    """Has its special tokens among its words, at the best score of all: it finds them in text by itself."""
+    fast = Tokenizer(models.Unigram())
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    fast.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=SPECIAL, unk_token="<unk>", initial_alphabet=[*ASCII, "\n", "▁"], show_progress=False
+    )
+    fast.train_from_iterator((text for text in docstrings() if text.isascii()), trainer)
+    return fast
+
+
+@pytest.fixture(scope="module", params=[byte_level_bpe, unigram])
+def tokenizer_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    fast = Tokenizer.from_str(request.param().to_str())
+    fast.add_tokens([AddedToken(ORDINARY, special=False, normalized=False)])
+    # Many models' own: it is not for a corpus, whose texts have an end and no beginning.
+    begin = [("<s>", fast.token_to_id("<s>"))]
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=begin)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    fast.save(str(path))
+    return str(path)
+
+
+def megatron(folder: Path, end: int) -> list[list[int]]:
+    del end
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(folder / "00000_tokens"))
+    assert dataset.document_indices.tolist() == list(range(len(dataset) + 1))
+    return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+def nanotron(folder: Path, end: int) -> list[list[int]]:
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    ids = np.fromfile(folder / "00000_unshuffled.ds", np.uint16)
+    ends = np.fromfile(folder / "00000_unshuffled.ds.index", np.uint64).astype(int)
+    # Its own dataset, with positions from the end tokens, begins anew where the index says that a document does.
+    for source in ({}, {"positions_from_eos_token_id": end}):
+        dataset = DatatroveFolderDataset(str(folder), seq_len=len(ids) - 1, shuffle=False, return_positions=True, **source)
+        item = dataset[0]
+        assert item["input_ids"].tolist() == ids.tolist()
+        starts = np.flatnonzero(item["positions"].numpy() == 0).tolist()
+        assert starts == [0, *ends[:-1].tolist()]
+    return [document.tolist() for document in np.split(ids, ends[:-1])]
+
+
+def olmo_core(folder: Path, end: int) -> list[list[int]]:
+    from olmo_core.data.utils import iter_document_indices
+
+    ids = np.fromfile(folder / "00000.npy", np.uint16)
+    found = iter_document_indices(folder / "00000.npy", eos_token_id=end, dtype=np.uint16)
+    return [ids[begin:stop].tolist() for begin, stop in found]
+
+
+SPELLINGS = st.sampled_from([*SPECIAL, *(token.upper() for token in SPECIAL), "<|im_", "end|>", ORDINARY, "\n", " "])
+TEXTS = st.lists(st.one_of(SPELLINGS, st.text(ASCII, max_size=8)), min_size=1, max_size=8).map("".join).filter(str.strip)
+
+
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [(Megatron(), megatron), (Nanotron(), nanotron), (OlmoCore(), olmo_core)],
+    ids=["megatron", "nanotron", "olmo-core"],
+)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(texts=st.lists(TEXTS, min_size=2, max_size=6))
+@example([EOS, f"{EOS}{EOS}</s>", f"before {EOS} after", "[SEP][MASK] <|im_start|>system", f"text{EOS}"])
+def test_each_text_comes_back_whole_with_one_end(
+    tokenizer_file: str, tmp_path: Path, form: Format, read: Callable[[Path, int], list[list[int]]], texts: list[str]
+) -> None:
+    fast = Tokenizer.from_file(tokenizer_file)
+    end = fast.token_to_id(EOS)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "shard.parquet")
+    out = tmp_path / "out"
+    written = form.write(Shard(0, 1, Folder(str(tmp_path)), "shard.parquet"), Folder(str(out)), read_tokenizer(tokenizer_file, EOS))
+    documents = read(out, end)
+    assert len(documents) == written["rows"] == len(texts)
+    assert sum(map(len, documents)) == written["tokens"]
+    special = {fast.token_to_id(token) for token in SPECIAL}
+    for document, text in zip(documents, texts, strict=True):
+        assert document[-1] == end
+        assert special.isdisjoint(document[:-1])
+        assert fast.decode(document[:-1], skip_special_tokens=False) == text
+        assert document.count(fast.token_to_id(ORDINARY)) == text.count(ORDINARY)
+
+
+@given(text=st.text())
+def test_any_text_comes_back_from_bytes(text: str) -> None:
+    bpe = byte_level_bpe()
+    (encoded,) = TextEncoder(Settings("bpe", bpe.to_str(), EOS, "")).encode_batch([text])
+    assert encoded.ids[-1:] == [bpe.token_to_id(EOS)]
+    assert bpe.decode(encoded.ids[:-1], skip_special_tokens=False) == text
+
+
+def test_without_an_end_the_tokenizers_own_template_stays_and_text_is_text(tokenizer_file: str) -> None:
+    fast = Tokenizer.from_file(tokenizer_file)
+    (encoded,) = TextEncoder(read_tokenizer(tokenizer_file, None)).encode_batch(["a <s> b</s>"])
+    assert encoded.ids[0] == fast.token_to_id("<s>")
+    assert {fast.token_to_id(token) for token in SPECIAL}.isdisjoint(encoded.ids[1:])
+    assert fast.decode(encoded.ids[1:], skip_special_tokens=False) == "a <s> b</s>"
+
+
+def test_what_a_vocabulary_cannot_write_is_unknown_and_a_spelled_unknown_is_text(tmp_path: Path) -> None:
+    fast = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "a": 2, "[": 3, "U": 4, "N": 5, "K": 6, "]": 7}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.add_special_tokens(["[UNK]", "[SEP]"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    encoder = TextEncoder(read_tokenizer(str(tmp_path), "[SEP]"))
+    (encoded,) = encoder.encode_batch(["a b [UNK]"])
+    assert encoded.ids == [2, 0, 3, 4, 5, 6, 7, 1]
+    # Whatever it cannot write would be an end.
+    with pytest.raises(ConfigError, match=r"--eos '\[UNK\]' .* such as \[SEP\]$"):
+        read_tokenizer(str(tmp_path), "[UNK]")
+
+
+def test_an_end_that_is_not_marked_as_special_is_none_in_a_text(tmp_path: Path) -> None:
+    fast = Tokenizer.from_str(byte_level_bpe().to_str())
+    fast.add_tokens(["<end>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    (encoded,) = TextEncoder(read_tokenizer(str(tmp_path), "<end>")).encode_batch(["a <end> b"])
+    assert encoded.ids.count(fast.token_to_id("<end>")) == 1
+    assert fast.decode(encoded.ids[:-1]) == "a <end> b"
+
+
+def test_an_end_that_texts_write_themselves_is_refused(tmp_path: Path) -> None:
+    byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"^--eos '\.' .*such as <\|endoftext\|>"):
+        read_tokenizer(str(tmp_path), ".")

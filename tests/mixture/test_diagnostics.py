@@ -1,0 +1,247 @@
+"""Diagnostics on atoms against loops over leaves, and the bootstrap over documents."""
+
+import math
+import tracemalloc
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Weights
+from pipeline.mixture.allocation import Limits, capped_plan
+from pipeline.mixture.diagnostics import MEANINGS, meaning
+from pipeline.mixture.estimators import ESTIMATORS, claims
+from pipeline.mixture.findings import findings
+from pipeline.mixture.histograms import LeafHistogram
+from pipeline.mixture.strata import Strata
+from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
+from tests.support.trees import counted, generalist_on, grow, sample_on, two_levels
+
+
+def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, shares=None, **weights):
+    chosen = Weights(**({"bootstrap": 0, "estimator": "crisp"} | weights))
+    mixes = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
+    shares = shares or dict.fromkeys(samples, 1.0)
+    limits = Limits(budget_tokens=budget, max_epochs=chosen.max_epochs, overflow=chosen.overflow)
+    more = {"shares": shares, "natural_share": chosen.natural_share or 0.0, "draw": draw, "seed": seed}
+    result = findings(tree, generalist, samples, mixes, chosen, limits, **more)
+    facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
+    return result, facts, mixes
+
+
+def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, overflow, draw):
+    """The definitions of METHODS, leaf by leaf."""
+    g = generalist.tokens_L / generalist.tokens_L.sum()
+    claim = claims({name: mix.p_L for name, mix in mixes.items()}, shares, natural_share, g)[1]
+    target = claim.sum(axis=0)
+    plan = capped_plan(claim, generalist.tokens_L, Limits(budget_tokens=budget, max_epochs=max_epochs, overflow=overflow))
+    out = [x / sum(plan.planned_L) for x in plan.planned_L]
+    leaves = range(len(g))
+    epochs = [plan.planned_L[i] / generalist.tokens_L[i] if generalist.tokens_L[i] else 0.0 for i in leaves]
+    worth, unique, reached = 0.0, 0.0, 0.0
+    for i in leaves:
+        tokens, e = float(generalist.tokens_L[i]), epochs[i]
+        worth += plan.planned_L[i] if e <= 1 else tokens + tokens * 15.39 * (1 - math.exp(-(e - 1) / 15.39))
+        unique += tokens * (min(e, 1) if draw == "rounded" else 1 - math.exp(-e))
+    p99 = None
+    for e, p in sorted(zip(epochs, out, strict=True)):
+        reached += p
+        p99 = e if p99 is None and reached >= 0.99 - 1e-12 else p99
+    n = generalist.windows_L
+    entropy = lambda p: -sum(x * math.log(x) for x in p if x > 0)  # noqa: E731
+    found = {
+        ("", "epochs_max"): max(epochs),
+        ("", "epochs_p99"): p99,
+        ("", "repeats_value"): worth / sum(plan.planned_L),
+        ("", "unique_share"): unique / sum(plan.planned_L),
+        ("", "effective_windows"): sum(w * k for w, k in zip(epochs, n, strict=True)) ** 2
+        / sum(w * w * k for w, k in zip(epochs, n, strict=True)),
+        ("", "output_entropy"): entropy(out),
+        ("", "output_top_share"): max(out),
+        ("", "generalist_entropy"): entropy(g),
+        ("", "generalist_top_share"): max(g),
+        ("", "clipped_mass"): sum(max(0, t - max_epochs * k / budget) for t, k in zip(target, generalist.tokens_L, strict=True)),
+        ("", "deficit_share"): 1 - sum(plan.planned_L) / budget,
+    }
+    for name, mix in mixes.items():
+        p = mix.p_L
+        found |= {
+            (name, "entropy"): entropy(p),
+            (name, "effective_leaves"): math.exp(entropy(p)),
+            (name, "top_share"): max(p),
+            (name, "kl_generalist"): sum(p[i] * math.log(p[i] / g[i]) for i in leaves if p[i] > 0),
+            (name, "kl_output"): sum(p[i] * math.log(p[i] / out[i]) for i in leaves if p[i] > 0),
+            (name, "without_text"): mix.p_raw_L[generalist.tokens_L == 0].sum(),
+        }
+    return found
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["auto", "none", 2.0]),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from(["spread", "leave"]),
+    st.sampled_from(["rounded", "multinomial"]),
+)
+def test_findings_on_merged_leaves_says_what_loops_over_all_leaves_say(seed, smoothing, natural_share, overflow, draw):
+    rng = np.random.default_rng(seed)
+    tree = grow(rng, depth=4)
+    generalist = generalist_on(rng, tree, 0.1)
+    samples = {name: counted(sample_on(rng, tree, documents=2, most_windows=2)) for name in ("a", "b")}
+    for sample in samples.values():
+        if not generalist.tokens_L[sample.leaf_E].any():
+            return
+    budget = max(1, int(generalist.tokens_L.sum() * rng.random() * 0.5))
+    _, facts, mixes = made(
+        tree, generalist, samples, budget=budget, draw=draw, shares={"a": 3.0, "b": 1.0},
+        smoothing=smoothing, natural_share=natural_share, overflow=overflow, max_epochs=2.0,
+    )  # fmt: skip
+    expected = obvious_facts(generalist, mixes, {"a": 3.0, "b": 1.0}, natural_share, budget, 2.0, overflow, draw)
+    for key, value in expected.items():
+        assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from(["shuffled", "density"]))
+@example(1325, "density")  # nothing of the sample lies on the lowest level
+def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(seed, estimator):
+    """`shuffled` puts mass where no sample is; so do the odds of `density`, here in one stratum a leaf."""
+    rng = np.random.default_rng(seed)
+    tree = grow(rng, depth=3)
+    generalist = generalist_on(rng, tree, 0.0)
+    samples = {"a": counted(sample_on(rng, tree, documents=2, most_windows=2))}
+    budget = max(1, int(generalist.tokens_L.sum() * 0.2))
+    chosen = {"overflow": "leave", "max_epochs": 2.0, "natural_share": 0.1}
+    if estimator == "shuffled":
+        _, facts, mixes = made(tree, generalist, samples, budget=budget, estimator="shuffled", **chosen)
+    else:
+        weights = Weights(**chosen, bootstrap=10)
+        clusters = ESTIMATORS["crisp"].estimate(tree, generalist, samples, weights)
+        p_L = rng.dirichlet(np.full(len(generalist.tokens_L), 0.3)) * (generalist.tokens_L > 0)
+        mixes = {"a": replace(clusters["a"], p_L=p_L / p_L.sum())}
+        leaf_C = np.flatnonzero(generalist.tokens_L)
+        claim_RL = np.stack([0.9 * mixes["a"].p_L, 0.1 * generalist.p_L])
+        strata = Strata(
+            key_C=leaf_C << 16,
+            windows_C=generalist.windows_L[leaf_C],
+            tokens_C=generalist.tokens_L[leaf_C],
+            claim_RC=claim_RL[:, leaf_C],
+        )
+        more = {"shares": {"a": 1.0}, "natural_share": 0.1, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
+        limits = Limits(budget_tokens=budget, max_epochs=2.0, overflow="leave")
+        result = findings(tree, generalist, samples, mixes, weights, limits, **more)
+        facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
+        found = result.specialists.to_pandas()
+        if samples["a"].document_rows()[0] > 1:
+            assert (found["p_low"] <= found["p_high"]).all()
+            # A resample moves a leaf by the square root of what it moves CRISP's weight.
+            assert (found["p_high"] / found["p"].clip(1e-300) < 40).all()
+    expected = obvious_facts(generalist, mixes, {"a": 1.0}, 0.1, budget, 2.0, "leave", "rounded")
+    for key, value in expected.items():
+        assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+
+
+GENERALIST = LeafHistogram(windows_L=np.array([50, 25, 20, 0]), tokens_L=np.array([500, 300, 200, 0]))
+ROWS = [("a", 0, 10), ("a", 0, 10), ("b", 1, 10), ("b", 0, 10), ("c", 0, 10), ("d", 2, 10), ("e", 3, 10)]
+
+
+def test_findings_have_the_declared_tables_and_a_meaning_for_every_fact():
+    result, facts, _ = made(two_levels(), GENERALIST, {"x": counted(ROWS)}, bootstrap=20)
+    assert result.specialists.schema == SPECIALISTS
+    assert result.mixture.schema == MIXTURE
+    assert result.diagnostics.schema == DIAGNOSTICS
+    names = {name for _, name in facts}
+    assert names == {*MEANINGS, "alpha_level_1", "alpha_level_2"}
+    assert all(row["meaning"] == meaning(row["name"]) and "\n" not in row["meaning"] for row in facts.values())
+    assert facts["x", "documents"]["value"] == 5
+    for name in ("documents", "windows", "alpha_level_1"):
+        assert facts["x", name]["low"] is None
+    for key in (("x", "entropy"), ("x", "without_text"), ("", "epochs_max"), ("", "output_entropy")):
+        assert facts[key]["low"] <= facts[key]["high"]
+    mixture = result.mixture.to_pydict()
+    assert sum(mixture["p_target"]) == pytest.approx(1)
+    np.testing.assert_allclose(np.array(mixture["weight"]) * mixture["p_generalist"], mixture["p_target"])
+    assert result.specialists["leaf"].to_pylist() == [0, 1, 2, 3]  # leaf 3 has no text, but the sample does
+
+
+def test_four_passes_over_a_cluster_are_worth_what_the_paper_says():
+    generalist = LeafHistogram(windows_L=np.array([10, 10, 10, 10]), tokens_L=np.array([100, 100, 100, 100]))
+    _, facts, _ = made(two_levels(), generalist, {"x": counted([("a", 0, 5), ("b", 0, 5)])}, budget=400, smoothing="none")
+    assert facts["", "repeats_value"]["value"] == pytest.approx(0.93, abs=0.005)
+    assert facts["", "unique_share"]["value"] == pytest.approx(0.25)
+    assert facts["", "effective_windows"]["value"] == pytest.approx(10)
+
+
+def test_bootstrap_resamples_documents_and_is_the_same_for_any_order_of_rows():
+    """Ten windows in one document say less than ten documents of a window each."""
+    tree, rng = two_levels(), np.random.default_rng(0)
+    leaves = rng.integers(0, 3, 60)
+    single = [(f"w{i}", int(leaf), 10) for i, leaf in enumerate(leaves)]
+    clumped = [(f"d{i}", int(leaf), 10) for i, leaf in enumerate(leaves[::10]) for _ in range(10)]
+
+    def width(rows, seed=0):
+        table = made(tree, GENERALIST, {"x": counted(rows)}, bootstrap=200, smoothing="none", seed=seed)[0].specialists
+        return np.array(table["p_high"]) - np.array(table["p_low"]), np.array(table["p_low"])
+
+    wide, narrow = width(clumped), width(single)
+    assert (wide[0][:3] > 1.5 * narrow[0][:3]).all()
+    np.testing.assert_array_equal(width(single[::-1])[1], narrow[1])
+    assert (width(single, seed=1)[1] != narrow[1]).any()
+
+
+def test_bootstrap_interval_of_a_share_is_that_of_the_binomial():
+    leaves = [0] * 40 + [1] * 60
+    rows = [(f"w{i}", leaf, 10) for i, leaf in enumerate(leaves)]
+    table = made(two_levels(), GENERALIST, {"x": counted(rows)}, bootstrap=400, smoothing="none")[0].specialists.to_pydict()
+    spread = 1.645 * math.sqrt(0.4 * 0.6 / 100)
+    assert table["p_low"][0] == pytest.approx(0.4 - spread, abs=0.02)
+    assert table["p_high"][0] == pytest.approx(0.4 + spread, abs=0.02)
+
+
+@pytest.mark.parametrize(("rows", "bootstrap"), [(ROWS, 0), ([("a", 0, 10), ("a", 1, 10)], 50)])
+def test_intervals_that_cannot_be_known_are_missing(rows, bootstrap):
+    result, facts, _ = made(two_levels(), GENERALIST, {"x": counted(rows)}, bootstrap=bootstrap)
+    assert all(row["low"] is None and row["high"] is None for row in facts.values())
+    assert np.isnan(result.specialists["p_low"].to_numpy()).all()
+
+
+def test_intervals_of_the_mixture_need_every_sample_resampled():
+    samples = {"x": counted(ROWS), "y": counted([("only", 0, 10)])}
+    _, facts, _ = made(two_levels(), GENERALIST, samples, bootstrap=20)
+    assert facts["x", "entropy"]["low"] is not None
+    assert facts["y", "entropy"]["low"] is None
+    assert facts["", "epochs_max"]["low"] is None
+
+
+def test_natural_estimator_reports_no_distance_to_the_generalist():
+    _, facts, _ = made(two_levels(), GENERALIST, {"x": counted(ROWS)}, estimator="natural", bootstrap=10)
+    assert facts["x", "kl_generalist"]["value"] == pytest.approx(0, abs=1e-12)
+    assert facts["x", "entropy"]["low"] == pytest.approx(facts["x", "entropy"]["high"])
+
+
+def test_bootstrap_over_262144_leaves_stays_small():
+    leaves, wide = 64**3, 64
+    tree = SimpleNamespace(
+        parent_V=np.concatenate([[-1], np.zeros(wide, int), np.repeat(np.arange(1, 1 + wide), wide),
+                                 np.repeat(np.arange(1 + wide, 1 + wide + wide**2), wide)]),
+        level_V=np.repeat([0, 1, 2, 3], [1, wide, wide**2, leaves]),
+        first_leaf_V=np.concatenate([[0], np.arange(wide) * wide**2, np.arange(wide**2) * wide, np.arange(leaves)]),
+        num_leaves_V=np.repeat([leaves, wide**2, wide, 1], [1, wide, wide**2, leaves]),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    generalist = LeafHistogram(windows_L=np.full(leaves, 10), tokens_L=rng.integers(1, 2000, leaves))
+    rows = [(f"d{i // 4}", int(leaf), 100) for i, leaf in enumerate(rng.integers(0, leaves, 3000) // 8)]
+    sample = counted(rows)
+    tracemalloc.start()
+    result, _, _ = made(tree, generalist, {"x": sample}, budget=10**6, bootstrap=200, smoothing=5.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 << 20
+    table = result.specialists
+    assert len(table) == leaves
+    low, high = table["p_low"].to_numpy(), table["p_high"].to_numpy()
+    assert (low <= high + 1e-15).all()

@@ -1,0 +1,257 @@
+"""The status of runs that are at work, ended, failed, killed or silent: real ones, and their records."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from pipeline.execution import lock
+from pipeline.execution.lock import Alone, latest_run, record_of
+from pipeline.results import status
+from pipeline.results.status import Status, Watch, at_work, told
+from pipeline.storage import Folder
+from pipeline.terminal.progress import Progress
+from tests.support.processes import ROOT, wait_until
+
+# A run of two steps that is in the middle of the second, until it is sent a line: to end, or to fail.
+RUN = """
+import sys
+from pipeline.execution.lock import Alone
+from pipeline.terminal.progress import Progress
+from pipeline.storage import Folder
+
+progress = Progress()
+with Alone(Folder(sys.argv[1]), tell=progress.record, beat_s=0.05) as alone:
+    progress.changed = alone.tell_soon
+    progress.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
+    progress.was_there(0)
+    with progress.step(1), progress.phase("embed web", 10, "parts") as phase:
+        phase.advance(4, quarantined=7)
+        print("at work", flush=True)
+        if "fail" in sys.stdin.readline():
+            raise SystemExit(1)
+    progress.was_there(2)
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """The file of a config whose input is not there: status does not need it."""
+    settings = {
+        "workdir": str(tmp_path / "run"),
+        "generalist": {"paths": ["/nowhere/*.jsonl"]},
+        "specialists": {"a": {"paths": ["/nowhere/a.jsonl"]}},
+        "sample": {"budget_tokens": 1000},
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A run in another process that has done four of ten parts."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUN, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "at work\n"
+        folder = Folder(str(tmp_path / "run"))
+        wait_until(lambda: ((record_of(folder, 1) or {}).get("count") or {}).get("done") == 4)
+        yield process
+        process.kill()
+
+
+def job(config: str, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(ROOT / "jobs" / "status.py"), "--config", config, *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def asked(config: str, *options: str) -> tuple[int, str]:
+    """Exit status and output of the job."""
+    with job(config, *options) as process:
+        out, err = process.communicate()
+    assert err == ""
+    assert "\x1b" not in out
+    return process.returncode, out
+
+
+def finish(process: "subprocess.Popen[str]", how: str) -> None:
+    assert process.stdin
+    process.stdin.write(f"{how}\n")
+    process.stdin.flush()
+    process.wait()
+
+
+def states(out: str) -> dict[str, str]:
+    """The state of each step in the table."""
+    rows = out.split("memory")[1].splitlines()[1:]
+    return {cells[0]: cells[-1] for row in rows if row.strip() and (cells := re.split(r" {2,}", row.strip()))}
+
+
+def shown(status: Status, workdir: Folder) -> str:
+    console = Console(width=150, highlight=False, markup=False)
+    with console.capture() as capture:
+        for line in told(workdir, status, width=130):
+            console.print(line)
+    return capture.get()
+
+
+def test_of_no_run_it_says_that_there_is_none(config: str, tmp_path: Path) -> None:
+    said = f"no run has been started in {tmp_path / 'run'} yet\n"
+    assert asked(config) == (0, said)
+    assert asked(config, "--follow") == (1, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_another_process_is_at_work_and_its_step_counted(config: str, running: "subprocess.Popen[str]") -> None:
+    code, out = asked(config)
+    assert code == 0
+    assert re.match(rf"run 1 is at work: process {running.pid} on \S+, since \S+ for \S+ s\n", out)
+    assert re.search(r"^embed web, 4 of 10 parts, \S+, .* left, 7 quarantined$", out, re.MULTILINE)
+    assert states(out) == {"prepare web": "was there", "embed web": "at work", "cluster": "to do"}
+
+
+@pytest.mark.parametrize(("how", "state", "code"), [("end", "ended well", 0), ("fail", "failed or was interrupted", 1)])
+def test_who_follows_a_run_is_told_how_it_ended(
+    config: str, running: "subprocess.Popen[str]", how: str, state: str, code: int
+) -> None:
+    with job(config, "--follow") as following:
+        assert following.stdout
+        first = following.stdout.readline()
+        finish(running, how)
+        out, err = following.communicate()
+    assert first.startswith("embed web, 4 of 10 parts")
+    made = r"embed web +0\.0 s +ready\n" if how == "end" else ""  # a line for each step that was made meanwhile
+    assert re.match(rf"{made}run 1 {state}", out), out
+    assert (following.returncode, err) == (code, "")
+    if code:
+        assert states(out)["embed web"] == "failed"
+    assert asked(config)[0] == 0  # asked about a run that failed, it answers
+
+
+def test_a_killed_run_of_this_machine_is_known_to_be_gone(config: str, running: "subprocess.Popen[str]") -> None:
+    with job(config, "--follow") as following:
+        assert following.stdout
+        assert following.stdout.readline().startswith("embed web")
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        out, _ = following.communicate()
+    assert following.returncode == 1
+    assert out.startswith("run 1 was killed, and last heard of after")
+    assert states(out) == {"prepare web": "was there", "embed web": "failed", "cluster": "to do"}
+
+
+@pytest.fixture
+def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be told of processes, as if they were on other machines."""
+    monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
+    monkeypatch.setattr(status, "is_here", lambda _record: False)
+
+
+def test_a_run_of_another_machine_lives_when_its_record_changes(
+    tmp_path: Path, running: "subprocess.Popen[str]", stranger: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(Folder(str(tmp_path / "run")))
+    assert watch.look() is None  # it may be dead
+    wait_until(lambda: watch.look() is not None)
+    living = watch.look()
+    assert living
+    assert living.state == "at work"
+    running.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(status, "LEASE_S", 0.5)
+    wait_until(lambda: (watch.look() or living).state == "silent")
+    running.send_signal(signal.SIGCONT)
+    wait_until(lambda: (watch.look() or living).state == "at work")
+
+
+def test_a_run_of_another_machine_that_gives_no_sign_is_said_to_be_silent(
+    tmp_path: Path, running: "subprocess.Popen[str]", stranger: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.kill()
+    running.wait()
+    folder = Folder(str(tmp_path / "run"))
+    watch = Watch(folder)
+    assert watch.look() is None
+    monkeypatch.setattr(status, "_LISTEN_S", 0.0)
+    silent = watch.look()
+    assert silent
+    assert "run 1 gives no sign of life" in shown(silent, folder)
+    assert "4 of 10 parts" in at_work(silent)
+
+
+def test_a_run_that_another_took_over_is_dead(tmp_path: Path, running: "subprocess.Popen[str]", stranger: None) -> None:
+    folder = Folder(str(tmp_path / "run"))
+    watch = Watch(folder)
+    assert folder.child("runs").create_json("000002.json", {"state": "running"})
+    looked = watch.look()
+    assert looked
+    assert looked.state == "killed"
+
+
+def test_records_of_other_versions_and_strangers_are_told_too(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    old = {"state": "ended", "host": "ada\x1b[2J", "pid": 7, "process": None, "started": "2026-11-25T17:02:11+00:00", "beats": 3}
+    said = shown(Status(3, "ended", old), folder)
+    assert said == "run 3 ended well: process 7 on ada\ufffd[2J, since 2026-11-25T17:02:11+00:00\n"
+    new = {
+        **old,
+        "steps": [{"title": "embed", "output": "embed/0", "state": "at work"}],
+        "count": {"parts": 4},
+        "step_seconds": 1.0,
+    }
+    assert "embed, for 1 s" in shown(Status(3, "at work", new), folder)
+
+
+def test_a_record_has_nothing_but_who_runs_and_how_far_it_is(tmp_path: Path) -> None:
+    progress = Progress()
+    with Alone(Folder(str(tmp_path)), tell=progress.record):
+        record = record_of(Folder(str(tmp_path)), latest_run(Folder(str(tmp_path))))
+    assert record
+    assert set(record) == {
+        *("id", "state", "host", "pid", "process", "started", "beats"),
+        *("seconds", "steps", "step_seconds", "count"),
+    }
+
+
+@pytest.mark.ray
+def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str, Any], tmp_path: Path, ray_session: Any) -> None:
+    file = tmp_path / "run.yaml"
+    topics["engine"] = {"address": ray_session.address_info["gcs_address"]}
+    file.write_text(yaml.safe_dump(topics), encoding="utf-8")
+    folder = Folder(topics["workdir"])
+    command = [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+    def at(stage: str) -> bool:
+        steps = (record_of(folder, latest_run(folder)) or {}).get("steps", ())
+        return any(step["title"] == stage and step["state"] != "to do" for step in steps)
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as first:
+        wait_until(lambda: at("embedder"), first)
+        first.kill()
+    code, out = asked(str(file))
+    assert code == 0
+    assert out.startswith("run 1 was killed")
+    before = states(out)
+    assert before["sample"] == "to do"
+    assert re.search(r"^prepare generalist +[\d,]+ windows", out, re.MULTILINE)
+
+    second = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert not {"\x1b", "\r"} & set(second.stderr + second.stdout)
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in second.stderr.splitlines()), second.stderr  # nothing of Ray's own
+    code, out = asked(str(file), "--follow")
+    assert code == 0
+    assert out.startswith("run 2 ended well after")
+    assert states(out)["prepare generalist"] == "was there"
+    table = out.split("\n\n", 1)[1]
+    assert table.strip() in second.stdout  # the same as at the end of the run

@@ -1,0 +1,1 @@
+"""What several test files use: servers that stand in for others, small corpora, planted runs, random trees."""

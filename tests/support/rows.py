@@ -1,0 +1,18 @@
+"""The rows that a corpus gives."""
+
+from typing import Any
+
+from pipeline.config import Corpus
+from pipeline.sources import InputFile, Row
+from pipeline.sources.listing import list_files
+from pipeline.sources.readers import read_rows
+
+
+def corpus_of(*paths: object, **settings: Any) -> Corpus:
+    return Corpus(paths=[str(path) for path in paths], **settings)
+
+
+def rows_of(path: object, number: int = 0, **settings: Any) -> list[Row]:
+    corpus = corpus_of(path, **settings)
+    [(url, kind)] = list_files(corpus)
+    return list(read_rows(InputFile(number, url, kind, ""), corpus))
