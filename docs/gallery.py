@@ -42,7 +42,7 @@ def main() -> None:
         with opened(started, REPORT, width=390, height=844) as found:
             made.append(picture(found, "phone"))
     (FOLDER / "made.json").write_text(
-        json.dumps({"page": page.version(), "pictures": sorted(made)}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({"page": page.VERSION, "pictures": sorted(made)}, indent=2) + "\n", encoding="utf-8"
     )
     print(f"{len(made)} pictures in {FOLDER}")
 

@@ -7,13 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from pipeline.config.section import EXECUTION, Section
-
-STAGES_WITH_TASKS = (
-    *("prepare", "dedup", "held-out", "decontaminate", "embedder", "embed", "cluster", "assign", "score", "weights"),
-    *("titles", "rephrase", "sample", "report", "groups", "export", "mixture"),
-    *("overlap", "tokenizer", "proxy"),  # of a comparison
-)
-
+from pipeline.config.stages import STAGES
 
 _WORD = r"[A-Za-z0-9](?:[\w.-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"(?:[a-z0-9.-]+/)?{_WORD}", re.ASCII)
@@ -94,6 +88,7 @@ class Engine(Section):
     @field_validator("placement")
     @classmethod
     def _stages_exist(cls, value: dict[str, Placement]) -> dict[str, Placement]:
-        for name in value.keys() - set(STAGES_WITH_TASKS):
-            raise ValueError(f"{name!r} is no stage with tasks; those are {', '.join(STAGES_WITH_TASKS)}")
+        placeable = [stage.name for stage in STAGES.values() if stage.has_tasks]
+        for name in value.keys() - set(placeable):
+            raise ValueError(f"{name!r} is no stage with tasks; those are {', '.join(placeable)}")
         return value

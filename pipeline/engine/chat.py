@@ -53,7 +53,7 @@ class Chat:
             tokenizer=tokenizer,
             template=settings.chat_template_kwargs,
             sampling=settings.sampling,
-            decoder=None if fast is None else engine._start().put(fast.to_str()),
+            decoder=None if fast is None else engine.start().put(fast.to_str()),
             ends=_ends(loaded.eos_token_id, model, revision, settings.sampling),
             most_tokens=float(settings.engine.get("max_model_len") or "inf"),
         )

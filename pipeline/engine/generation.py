@@ -70,7 +70,7 @@ def generate(
     """
     if not blocks:
         return
-    ray = engine._start()
+    ray = engine.start()
     pool = Pool.of(engine, settings, one_at_a_time=one_at_a_time)
     work = _Work(read, store, [ray.put(value) for value in shared], Chat.of(engine, settings, model, revision))
     untouched = dict(enumerate(blocks))

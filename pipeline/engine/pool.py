@@ -43,7 +43,7 @@ class Pool:
         }
         resources = settings.resources or {"GPU": 1, "CPU": 1}
         if not (settings.resources or engine.num_gpus):
-            cpus = engine._start().cluster_resources().get("CPU", 1)
+            cpus = engine.start().cluster_resources().get("CPU", 1)
             resources = {"CPU": min(1.0, cpus / 2)}
         if resources.get("GPU"):
             kwargs |= _ON_LARGE_GPU if engine.accelerators and engine.accelerators <= _LARGE_GPUS else _ON_GPU

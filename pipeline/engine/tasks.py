@@ -9,7 +9,6 @@ Ray is imported and started on the first use, so a run with nothing left to do s
 
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,8 @@ from typing import Any, Self
 from loguru import logger
 
 from pipeline import config
-from pipeline.config.execution import STAGES_WITH_TASKS
-from pipeline.engine.joining import join, recorded_cluster, session_logs, start_here
-from pipeline.engine.messages import log_messages
+from pipeline.config.stages import STAGES
+from pipeline.engine.cluster import RayCluster
 from pipeline.engine.usage import Usage, measured
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.terminal.progress import Progress
@@ -29,58 +27,55 @@ from pipeline.terminal.progress import Progress
 # Tasks queued for each running one: hides the latency of submitting, and tells an autoscaler that there is more.
 _QUEUED_PER_SLOT = 3
 _LOOK_S = 10.0  # between two looks at a cluster that finishes nothing
-_RESOURCES_S = 2.0  # what a cluster has may change, but asking takes milliseconds
 
 
 class Engine:
-    """A Ray cluster, joined or started when first needed; use as a context manager.
+    """Runs the work of a stage on a Ray cluster, which is joined or started when first needed; use as a context manager.
 
-    Only a Ray that was started here is shut down at the end. `check` is called as tasks finish, and while none does, and stops the
-    work by raising.
+    `for_stage` gives an engine of the same cluster for the tasks of one stage, with a `usage` of its own. Only a Ray that was
+    started here is shut down at the end. `check` is called as tasks finish, and while none does, and stops the work by raising.
     """
 
-    def __init__(self, settings: config.Engine, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: config.Engine,
+        check: Callable[[], None] = lambda: None,
+        progress: Progress | None = None,
+        *,
+        stage: str = "",
+        cluster: RayCluster | None = None,
+    ) -> None:
         self.settings = settings
         self.check = check
-        self.progress = Progress()
-        self._stage = ""  # whose tasks they are, for `engine.placement`; those of none run anywhere
+        self.progress = progress or Progress()
         self.usage = Usage()
-        self._ray: Any = None
-        self._owned = False
-        self._resources_until = 0.0
-        self._said: set[str] = set()
+        self._stage = stage  # whose `engine.placement` its tasks obey; those of no stage run anywhere
+        self._cluster = cluster or RayCluster(settings)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._ray is not None and error is not None and (logs := session_logs(self._ray)):
-            error.add_note(f"those of Ray and its workers: {logs}{'' if self._owned else ' on each node'}")
-        if self._owned:
-            self._ray.shutdown()
-            self._ray, self._owned = None, False
+        self._cluster.close(error)
 
-    @contextmanager
-    def placed(self, stage: str) -> Iterator[None]:
-        """While tasks are those of a stage, and go where its `engine.placement` has them."""
-        before, self._stage = self._stage, stage
-        try:
-            yield
-        finally:
-            self._stage = before
+    def for_stage(self, stage: str) -> "Engine":
+        """An engine for the tasks of a stage, on the same cluster; its `usage` begins at zero."""
+        assert stage in STAGES, stage
+        return Engine(self.settings, self.check, self.progress, stage=stage, cluster=self._cluster)
 
-    def start(self) -> None:
-        """Join or start Ray now, so that no step is charged for it."""
-        self._start()
+    def start(self) -> Any:
+        """Join or start Ray now, so that no step is charged for it; return the module `ray`."""
+        return self._cluster.start()
 
     @property
     def started(self) -> bool:
-        return self._ray is not None
+        """Whether Ray was joined or started."""
+        return self._cluster.started
 
     @property
     def num_gpus(self) -> float:
         """GPUs of the cluster."""
-        return self._resources().get("GPU", 0.0)
+        return self._cluster.resources().get("GPU", 0.0)
 
     @property
     def gpus_per_model(self) -> float:
@@ -92,26 +87,18 @@ class Engine:
     @property
     def accelerators(self) -> set[str]:
         """The kinds of GPUs of the cluster, as Ray calls them."""
-        named = (name.partition("accelerator_type:")[2] for name in self._resources())
+        named = (name.partition("accelerator_type:")[2] for name in self._cluster.resources())
         return {name for name in named if name}
 
     @property
     def num_workers(self) -> int:
         """Tasks that run at once."""
-        return self.settings.workers or max(1, int(self._resources().get("CPU", 1)))
+        return self.settings.workers or max(1, int(self._cluster.resources().get("CPU", 1)))
 
     def threads_for(self, num_tasks: int) -> int:
         """Cores that each of so few tasks may use, so that none lies idle; all of one machine at the most."""
-        nodes = [node["Resources"].get("CPU", 1) for node in self._start().nodes() if node["Alive"]]
+        nodes = [node["Resources"].get("CPU", 1) for node in self._cluster.live_nodes()]
         return max(1, min(self.num_workers // max(1, num_tasks), int(max(nodes))))
-
-    def _resources(self) -> dict[str, float]:
-        """What the cluster has, as of some seconds ago at most."""
-        now = time.monotonic()
-        if now > self._resources_until:
-            self._known_resources: dict[str, float] = self._start().cluster_resources()
-            self._resources_until = now + _RESOURCES_S
-        return self._known_resources
 
     def _slots(self, num_gpus: float) -> int:
         """Tasks that can run at once; where GPUs are asked for and none is there yet, one, for which an autoscaler brings one."""
@@ -119,14 +106,16 @@ class Engine:
             return self.num_workers
         held = self.num_gpus
         if not held:
-            self._say_once("no node of the cluster has a GPU yet; tasks that are to have one (engine.gpus_per_worker) wait for it")
+            self._cluster.warn_once(
+                "no node of the cluster has a GPU yet; tasks that are to have one (engine.gpus_per_worker) wait for it"
+            )
         if 0 < held < num_gpus:
             raise ConfigError(f"engine.gpus_per_worker {num_gpus:g} is more than the {held:g} GPUs of the cluster; set it lower")
         return max(1, int(held / num_gpus))
 
     def _most_in_flight(self, num_gpus: float) -> int:
         """Tasks that are given to Ray at once; a Ray that was started here holds them to `engine.workers` itself."""
-        if self.settings.workers and not self._owned:
+        if self.settings.workers and not self._cluster.owned:
             return self.settings.workers
         return self._slots(num_gpus) * (1 + _QUEUED_PER_SLOT)
 
@@ -153,7 +142,7 @@ class Engine:
         """
         if not items:
             return
-        ray = self._start()
+        ray = self._cluster.start()
         shared_refs = [ray.put(value) for value in shared]
         task = self._remote(_run, num_gpus=num_gpus)
         waiting = iter(enumerate(items))
@@ -186,7 +175,7 @@ class Engine:
         """
         if not items:
             return zero
-        ray = self._start()
+        ray = self._cluster.start()
         shared_refs = [ray.put(value) for value in shared]
         map_task, combine_task = self._remote(_run), self._remote(_combine)
         runs = _runs(items)
@@ -222,7 +211,7 @@ class Engine:
         """
         if not partitions:
             return
-        ray = self._start()
+        ray = self._cluster.start()
         shared_refs = [ray.put(value) for value in shared]
         map_task = self._remote(_pieces, num_returns=1 + len(partitions))
         reduce_task = self._remote(_reduce, num_cpus=threads)
@@ -266,8 +255,8 @@ class Engine:
                 ref = self._done(running)
                 index = running.pop(ref)
                 try:
-                    result, busy_s, rss_bytes = self._ray.get(ref)
-                except (self._ray.exceptions.RayError, CrispwrapError) as error:
+                    result, busy_s, rss_bytes = self._cluster.start().get(ref)
+                except (self._cluster.start().exceptions.RayError, CrispwrapError) as error:
                     failure = failure or self._explain(error, f"{title}, {_name(items[index])}")
                     continue
                 self.usage.add(busy_s * cores, rss_bytes)
@@ -281,10 +270,10 @@ class Engine:
         said = False
         while True:
             self.check()
-            done, _ = self._ray.wait(list(running), num_returns=1, timeout=_LOOK_S)
+            done, _ = self._cluster.start().wait(list(running), num_returns=1, timeout=_LOOK_S)
             if done:
                 return done[0]
-            if not said and not self._resources().get("CPU"):
+            if not said and not self._cluster.resources().get("CPU"):
                 logger.warning("no node of the cluster has a CPU now: what is left waits until one joins")
                 said = True
 
@@ -301,24 +290,19 @@ class Engine:
     def _remote(self, function: Callable[..., Any], **options: Any) -> Any:
         # max_calls=0: a worker process is kept after a GPU task too, with the model that it loaded.
         options = {"num_cpus": 1, "max_retries": self.settings.attempts - 1, "max_calls": 0, **self._placed(), **options}
-        return self._start().remote(**options)(function)
+        return self._cluster.start().remote(**options)(function)
 
     def _placed(self) -> dict[str, Any]:
         """Ray's options for where tasks of the stage run."""
-        assert self._stage in ("", *STAGES_WITH_TASKS), f"{self._stage} has tasks"
+        assert not self._stage or STAGES[self._stage].has_tasks, f"{self._stage} has tasks"
         placement = self.settings.placement.get(self._stage)
         if placement is None:
             return {}
-        nodes = [node for node in self._start().nodes() if node["Alive"]]
+        nodes = self._cluster.live_nodes()
         if not any(placement.suits(node.get("Labels", {}), node["Resources"]) for node in nodes):
             asked = " and ".join(str(wanted) for wanted in (placement.labels, placement.resources) if wanted)
-            self._say_once(f"engine.placement.{self._stage}: no node has {asked} yet; its tasks wait for one")
+            self._cluster.warn_once(f"engine.placement.{self._stage}: no node has {asked} yet; its tasks wait for one")
         return {"label_selector": placement.labels, "resources": placement.resources}
-
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            logger.warning(line)
 
     def _explain(self, error: BaseException, where: str) -> BaseException:
         """The error that a user should see for one that came out of a task."""
@@ -326,30 +310,12 @@ class Engine:
         for candidate in (cause, error):  # Ray raises a class that is both; the message is the cause's
             if isinstance(candidate, CrispwrapError):
                 return type(candidate)(str(candidate))
-        if isinstance(error, self._ray.exceptions.RayTaskError):
+        if isinstance(error, self._cluster.start().exceptions.RayTaskError):
             return WorkerError(f"{where} failed: {cause!r}\n{error}")
         return WorkerError(
             f"{where}: its worker died {self.settings.attempts} times ({type(error).__name__}); finished parts are kept. "
             "If it ran out of memory, set engine.workers lower or prepare.part_bytes smaller, and run again"
         )
-
-    def _start(self) -> Any:
-        if self._ray is not None:
-            return self._ray
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour to come; silences a warning
-        import ray
-
-        if not ray.is_initialized():
-            log_messages()
-            address = self.settings.address or os.environ.get("RAY_ADDRESS") or recorded_cluster(ray)
-            if address and address != "local":
-                join(ray, address)
-            else:
-                start_here(ray, self.settings.workers or os.cpu_count() or 1)
-                self._owned = True
-        self._ray = ray
-        return ray
 
 
 def _name(item: Any) -> str:

@@ -239,9 +239,10 @@ def _train_all(
         return  # and start no Ray to count its GPUs
     which = scored(held_out, evidence.held_out_windows, seed)
     shared = (tokenizer.folder, which, evidence.proxy, evidence.threads, seed)
-    with engine.placed("proxy"):  # where no step is at work yet, as the proxies of all arms are trained side by side
-        for _ in engine.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
-            pass
+    # No step is running yet here: the proxies of all arms are trained side by side.
+    on_proxies = engine.for_stage("proxy")
+    for _ in on_proxies.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
+        pass
 
 
 def _train(

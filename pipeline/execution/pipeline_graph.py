@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from pipeline.config import Config
+from pipeline.config.stages import STAGES
 from pipeline.execution.step import Step
 from pipeline.storage import Folder
-
-OF_WINDOWS = ("prepare", "dedup", "decontaminate")  # stages whose parts are windows; the last of a corpus are what all else reads
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class PipelineGraph:
 
     def windows(self, corpus: str) -> Step:
         """The step whose parts are the windows of a corpus that everything after it reads."""
-        return [step for step in self.steps if step.stage in OF_WINDOWS and step.corpus == corpus][-1]
+        return [step for step in self.steps if STAGES[step.stage].makes_windows and step.corpus == corpus][-1]
 
     @property
     def samples(self) -> list[Step]:

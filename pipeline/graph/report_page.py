@@ -32,8 +32,7 @@ def write_report_page(graph: PipelineGraph, engine: Engine, *, against: Pipeline
         return place
     run_steps(graph, [step], engine, explain=False)
     material = Material.of(graph, step, drawn=drawn)
-    with engine.placed(step.stage):
-        beside = comparing.comparison(engine, material, against) if against else None
+    beside = comparing.comparison(engine.for_stage(step.stage), material, against) if against else None
     html = page.render(facts(material), fingerprint=step.fingerprint, comparison=beside)
     graph.workdir.write_bytes(PAGE, html.encode())
     return place

@@ -8,10 +8,11 @@ from loguru import logger
 from rich.text import Text
 
 from pipeline.config import GENERALIST, Config
+from pipeline.config.stages import JOBS, STAGES
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, StorageError
 from pipeline.execution.lock import Alone
-from pipeline.execution.pipeline_graph import OF_WINDOWS, PipelineGraph
+from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step
 from pipeline.graph.graph import build_graph
 from pipeline.graph.report_page import write_report_page
@@ -24,9 +25,6 @@ from pipeline.stages.publish import publish, published
 from pipeline.storage import Folder
 from pipeline.terminal.output import console
 from pipeline.terminal.progress import DONE, Progress
-
-# A job runs its stage and whatever is missing before it.
-STAGES = ("prepare", "embed", "cluster", "weights", "rephrase", "sample")
 
 
 def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> PipelineGraph:
@@ -50,8 +48,8 @@ def at_work(graph: PipelineGraph) -> Iterator[Engine]:
         ConfigError: another run is at work there.
     """
     progress = Progress()
-    with Alone(graph.workdir, tell=progress.record) as alone, Engine(graph.config.engine, alone.check) as engine:
-        engine.progress, progress.changed = progress, alone.tell_soon
+    with Alone(graph.workdir, tell=progress.record) as alone, Engine(graph.config.engine, alone.check, progress) as engine:
+        progress.changed = alone.tell_soon
         try:
             graph.workdir.abort_uploads()
         except StorageError as error:  # a role may read and write, and not list uploads
@@ -169,15 +167,13 @@ def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], PipelineGraph]:
     return stage
 
 
-prepare, embed, cluster, weights, rephrase, sample = (_stage(name) for name in STAGES)
+prepare, embed, cluster, weights, rephrase, sample = (_stage(name) for name in JOBS)
 
 
 def _steps_until(graph: PipelineGraph, until: str) -> Sequence[Step]:
-    # `cluster` gives every window its cluster, so it ends with the assignment; `prepare` with what takes documents out.
-    last = {"cluster": ("assign",), "prepare": OF_WINDOWS, "sample": ("sample", "schedule")}.get(until, (until,))
     if until == "rephrase" and graph.config.rephrase is None:
         raise ConfigError("the config has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
-    index = max(i for i, step in enumerate(graph.steps) if step.stage in last)
+    index = max(i for i, step in enumerate(graph.steps) if STAGES[step.stage].job == until)
     return graph.steps[: index + 1]
 
 
@@ -188,7 +184,7 @@ def describe(graph: PipelineGraph, until: str) -> list[tuple[Step, str]]:
 
 def reaches(until: str, stage: str) -> bool:
     """Whether a run up to and with `until` gets to `stage`."""
-    return STAGES.index(until) >= STAGES.index(stage)
+    return JOBS.index(until) >= JOBS.index(stage)
 
 
 def cost(graph: PipelineGraph) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from loguru import logger
 
 from pipeline.config import GENERALIST
-from pipeline.engine import Engine, Usage
+from pipeline.engine import Engine
 from pipeline.execution.fingerprint import differences
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import USAGE, Step
@@ -35,11 +35,11 @@ def run_steps(graph: PipelineGraph, steps: Sequence[Step], engine: Engine, *, ex
         if explain:
             _explain_new(step)
         engine.start()
-        engine.usage = Usage()
+        of_stage = engine.for_stage(step.stage)
         started = time.monotonic()
-        with engine.progress.step(number), engine.placed(step.stage):
-            step.run(engine)
-            usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(engine.usage)}
+        with engine.progress.step(number):
+            step.run(of_stage)
+            usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(of_stage.usage)}
             step.folder.write_json(USAGE, usage)
         logger.info(made_line(made_of(graph.workdir, engine.progress.steps()[number : number + 1])[0]))
         if draws and step is graph.windows(GENERALIST):

@@ -11,27 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
+from pipeline.config.stages import STAGES
 from pipeline.errors import shown
 from pipeline.execution.step import USAGE
 from pipeline.storage import MANIFEST, Folder
 from pipeline.terminal.formatting import bytes_said, rate_said, time_said
 from pipeline.terminal.progress import AT_WORK, DONE, WAS_THERE
 
-# Counts of a stage's manifest, the one for the table first.
-_HOLDS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("prepare", "dedup", "decontaminate"), ("windows", "documents", "tokens")),
-    **dict.fromkeys(("embed", "assign", "score"), ("windows",)),
-    "cluster": ("leaves", "depth"),
-    "weights": ("leaves",),
-    "titles": ("titles", "clusters"),
-    "rephrase": ("rewrites", "requests", "tokens"),
-    **dict.fromkeys(("sample", "schedule"), ("rows", "tokens")),
-}
-# Counts that are said where they are not 0.
-_LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("prepare", "dedup", "decontaminate"), ("quarantined", "dropped")),
-    "embed": ("invalid",),
-}
 _PASSED_OVER = ("windows", "rows")  # of which a stage makes so many a second
 _READERS = 16
 _HEADINGS = ("step", "holds", "left out", "time", "rate", "tasks", "memory")
@@ -73,8 +59,8 @@ def _made(workdir: Folder, step: Mapping[str, str]) -> Made:
     return Made(
         title=step["title"],
         state=step["state"],
-        holds={name: int(manifest[name]) for name in _HOLDS.get(stage, ()) if name in manifest},
-        left_out={name: int(manifest[name]) for name in _LEFT_OUT.get(stage, ()) if manifest.get(name)},
+        holds={name: int(manifest[name]) for name in STAGES[stage].counts if name in manifest},
+        left_out={name: int(manifest[name]) for name in STAGES[stage].left_out if manifest.get(name)},
         seconds=float(usage.get("seconds", 0.0)),
         tasks=int(usage.get("tasks", 0)),
         peak_rss_bytes=int(usage.get("peak_rss_bytes", 0)),

@@ -213,7 +213,7 @@ def test_bf16_on_a_cpu_is_autocast_and_close_to_fp32(minilm: embedders.Embedder)
 def test_precision_auto_takes_bf16_only_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
 ) -> None:
-    monkeypatch.setattr("pipeline.embedders.vectors._cpuinfo", lambda: {"flags": flags})
+    monkeypatch.setattr("pipeline.execution.processor._cpuinfo", lambda: {"flags": flags})
     assert sentence.precision_for(Embed(), "cpu") == expected
 
 

@@ -154,8 +154,7 @@ placement = {"embed": {"labels": {"kind": "gpu"}}, "prepare": {"labels": {"kind"
 with Engine(config.Engine(address=sys.argv[1], placement=placement)) as engine:
     found = {}
     for stage in placement:
-        with engine.placed(stage):
-            found[stage] = sorted({where for _, where in engine.map(node, range(12), title="nodes")})
+        found[stage] = sorted({where for _, where in engine.for_stage(stage).map(node, range(12), title="nodes")})
     # Of none of them, and after all of them.
     items = [sys.argv[2] + "/" + str(number) for number in range(3)]
     found[""] = sorted({where for _, where in engine.map(three_nodes, items, title="nodes")})

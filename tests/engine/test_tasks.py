@@ -266,8 +266,7 @@ def test_a_placement_that_no_node_has_is_said_once(engine: Engine) -> None:
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
     engine.settings = config.Engine(placement={"embed": config.Placement(labels={"kind": "in(a,b)"}, resources={"slot": 1})})
     for _ in range(2):
-        with engine.placed("embed"):
-            assert engine._placed()["resources"] == {"slot": 1.0}
+        assert engine.for_stage("embed")._placed()["resources"] == {"slot": 1.0}
     logger.remove(sink)
     (line,) = lines
     assert line == "engine.placement.embed: no node has {'kind': 'in(a,b)'} and {'slot': 1.0} yet; its tasks wait for one"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config.execution import STAGES_WITH_TASKS
+from pipeline.config.stages import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
 STARTS = 3  # of a node of Ray's, which gives itself half a minute to come up: on a busy machine that may not do
@@ -24,7 +24,7 @@ def lines_of_others(done: "subprocess.CompletedProcess[str]") -> list[str]:
     """What of the output of a job with nothing to warn of is neither of our log, in our words, nor of the tables at the end."""
     line = re.compile(
         r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray here,|\d+ of \d+ steps? w|run \d+ |"
-        rf"({'|'.join(STAGES_WITH_TASKS)}|schedule)[ ,:])"
+        rf"({'|'.join(STAGES)})[ ,:])"
     )
     logged = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|FATAL)\b|\.(py|cc|cpp):\d")
     others = [one for one in done.stderr.splitlines() if not line.match(one)]
