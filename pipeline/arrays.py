@@ -1,4 +1,4 @@
-"""Names for the types of arrays."""
+"""Type aliases for NumPy arrays."""
 
 from typing import Any
 
@@ -10,4 +10,4 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Ints = NDArray[np.integer[Any]]
-Keys = NDArray[np.uint64]  # of windows, by `pipeline.hashing`
+Keys = NDArray[np.uint64]  # identities of windows (`pipeline.hashing.window_keys`)

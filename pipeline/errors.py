@@ -1,33 +1,33 @@
-"""What can go wrong, and whose mistake it is.
+"""The exception hierarchy with the exit status of each class, and helpers for messages.
 
     CrispwrapError
     ├── UserError            exit 2: a mistake in config or input; one clear line
     │   ├── ConfigError      a setting: unknown, out of range, contradicting another
     │   └── InputError       a file or row: missing, truncated, unreadable, too many bad rows
-    └── RunError             exit 1: the run failed though config and input were right
-        ├── StorageError     a read or write that failed: disk full, no permission
-        └── WorkerError      a worker died, or a part failed more often than it may
+    └── RunError             exit 1: the run failed although config and input are valid
+        ├── StorageError     a failed read or write: disk full, no permission
+        └── WorkerError      a worker died, or a part used up its retries
 
-A message names the file, row or setting, the rule, the value it got, and the mend. An `assert` is for our own invariants;
-these are for what can happen to a user.
+A message names the file, row or setting, the rule, the value found, and the remedy. Raise these for problems that a user can meet;
+use `assert` for our own invariants.
 """
 
 import difflib
 import re
 from collections.abc import Iterable
 
-# C0 without tab and line feed, DEL, C1, and what changes the direction of writing.
+# C0 except tab and line feed, DEL, C1, and bidirectional formatting characters.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class CrispwrapError(Exception):
-    """Root of all errors raised on purpose."""
+    """Base class of all errors that crispwrap raises deliberately."""
 
     exit_code = 1
 
 
 class UserError(CrispwrapError):
-    """A mistake in config or input, which the user can mend."""
+    """A mistake in config or input that the user can fix."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class InputError(UserError):
 
 
 class RunError(CrispwrapError):
-    """The run failed though config and input were right."""
+    """The run failed although config and input are valid."""
 
 
 class StorageError(RunError):
@@ -49,25 +49,25 @@ class StorageError(RunError):
 
 
 class WorkerError(RunError):
-    """A worker died, or a part failed more often than it may."""
+    """A worker died, or a part used up its retries."""
 
 
 def one_line(said: object) -> str:
-    """What a library said, for a message: a line of at most 500 characters."""
+    """A library's error or message on one line of at most 500 characters."""
     return " ".join(str(said).split())[:500]
 
 
 def nearest(name: str, among: Iterable[str], cutoff: float = 0.5) -> str:
-    """For a message: a hint at the name that was meant, or nothing."""
+    """The hint ` (did you mean X?)` with the most similar known name, or an empty string if none is similar enough."""
     near = difflib.get_close_matches(name, list(among), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def is_utf8(path: str) -> bool:
-    """Whether a path is text: Python has a lone surrogate for each byte that is not UTF-8."""
+    """Whether a path is valid UTF-8: Python decodes each invalid byte to a lone surrogate."""
     return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def shown(text: str) -> str:
-    """Text that may come from a corpus, for a terminal: control characters, which could move its cursor or hide words, are `�`."""
+    """Untrusted text made safe for a terminal: control characters, which could move the cursor or hide text, become `�`."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,7 +1,7 @@
-"""JSON without silent loss: integers of any size, and objects in which a key comes twice.
+"""Lossless JSON: integers of any size are kept, and repeated keys in an object are detected.
 
-orjson is fast, but it turns integers beyond 64 bits into floats and keeps the last of two equal keys. These functions use it
-wherever neither can have happened, and the standard library's parser elsewhere.
+orjson is fast, but it converts integers beyond 64 bits to floats and keeps only the last of several equal keys. These functions use
+orjson where they can rule out such a loss, and the standard library elsewhere.
 """
 
 import json
@@ -12,16 +12,16 @@ from typing import Any
 
 import orjson
 
-# More keys than this, and looking for each of them in the text takes longer than parsing it exactly.
+# With more keys, searching the text for each of them takes longer than parsing it exactly.
 _MOST_KEYS = 32
-_MOST_LEVELS = 254  # that orjson writes; a fixed number, as Python's own limit depends on who calls
+_MOST_LEVELS = 254  # orjson's nesting limit; a fixed number, because Python's recursion limit depends on the caller's stack depth
 _MANY_DIGITS = re.compile(r"\d{19}")
-_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # a key may be spelled so
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # an escaped ASCII character, which may be part of a key
 _BEYOND_64_BITS = 2.0**63
 
 
 class RepeatedKeyError(ValueError):
-    """An object has a key twice."""
+    """An object has a repeated key, `key`."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -29,7 +29,7 @@ class RepeatedKeyError(ValueError):
 
 
 class WithRepeatedKey(dict[str, Any]):
-    """An object in which, or below which, a key comes twice; `repeated` is the key."""
+    """An object that has a repeated key, itself or at any depth below; `repeated` is that key."""
 
     repeated = ""
 
@@ -38,8 +38,8 @@ def parse(text: bytes) -> Any:
     """The value of a JSON text in UTF-8.
 
     Raises:
-        orjson.JSONDecodeError: it is not JSON, or is nested deeper than a parser goes.
-        RepeatedKeyError: an object has a key twice.
+        orjson.JSONDecodeError: the text is not JSON, or is nested deeper than the parser's limit.
+        RepeatedKeyError: an object has a repeated key.
     """
     value = orjson.loads(text)
     if not _may_have_lost(value, text):
@@ -52,7 +52,9 @@ def parse(text: bytes) -> Any:
 
 
 def parse_exactly(text: bytes) -> Any:
-    """The same by the standard library; an object with a repeated key is a `WithRepeatedKey`, and so is all that holds it.
+    """The value of a JSON text, by the standard library's parser.
+
+    An object with a repeated key is a `WithRepeatedKey`, and so is every object that contains one.
 
     Raises:
         orjson.JSONDecodeError: as `parse`.
@@ -64,7 +66,7 @@ def parse_exactly(text: bytes) -> Any:
 
 
 def repeated_key(value: Any) -> str | None:
-    """The key that comes twice in what `parse_exactly` returned; None where none does."""
+    """A repeated key in a value from `parse_exactly`; None if there is none."""
     left = [value]
     while left:
         one = left.pop()
@@ -76,15 +78,19 @@ def repeated_key(value: Any) -> str | None:
 
 
 def load(text: str) -> Any:
-    """The value of JSON that `dump` wrote."""
+    """The value of a JSON text from `dump`."""
     return json.loads(text) if _MANY_DIGITS.search(text) else orjson.loads(text)
 
 
 def dump(value: Any, default: Callable[[Any], Any] | None = None, option: int = 0) -> str:
-    """Compact JSON, keys in order; NaN and infinity are null, times are left to `default`.
+    """Compact JSON with the keys in their own order; NaN and infinity become null.
+
+    Args:
+        default: converts values of other types, dates and times included.
+        option: orjson's option flags.
 
     Raises:
-        TypeError: `default` refuses a value, or it is nested deeper than 254 levels.
+        TypeError: a value has a type that `default` does not convert, or is nested deeper than 254 levels.
     """
     option |= orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
     try:
@@ -113,7 +119,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _may_have_lost(value: Any, text: bytes) -> bool:
-    """Whether orjson may have dropped a key or rounded an integer. True for some texts where it has not."""
+    """Whether orjson may have dropped a key or rounded an integer; true for some texts that lost nothing."""
     if _is_written_again(value, text):
         return False
     keys: list[str] = []
@@ -131,9 +137,10 @@ def _may_have_lost(value: Any, text: bytes) -> bool:
 
 
 def _is_written_again(value: Any, text: bytes) -> bool:
-    """Whether an object is as long when orjson writes it, so that nothing of the text is missing: quick, and true of most lines.
+    """Whether orjson writes an object back with the text's length, so that no key was dropped. Fast, and true for most lines.
 
-    The text has no spaces, or one after each colon and comma where no value is an object or a list. A float may be rounded.
+    The text may have no spaces, or one after each colon and comma. Always false for an object with a list, an object or a float
+    among its values; a float may be a rounded integer.
     """
     if type(value) is not dict or any(isinstance(item, float | dict | list) for item in value.values()):
         return False
@@ -145,7 +152,7 @@ def _is_written_again(value: Any, text: bytes) -> bool:
 
 
 def _has_rounded(value: Any, keys: list[str]) -> bool:
-    """Whether a float may be a rounded integer; collects the keys of all objects."""
+    """Whether any float may be a rounded integer; appends the keys of all objects to `keys`, unless it returns True early."""
     left = [value]
     while left:
         one = left.pop()
@@ -173,7 +180,11 @@ def _has_large_integer(value: Any) -> bool:
 
 
 def _plain(value: Any, default: Callable[[Any], Any] | None, levels: int) -> Any:
-    """What the standard library writes as orjson would, of so many levels at most."""
+    """A value that `json.dumps` writes as orjson would: non-finite floats are None, keys are strings, `default` is applied.
+
+    Raises:
+        TypeError: the value is nested deeper than `levels`, or has a type that `default` does not convert.
+    """
     if not levels:
         raise TypeError("nested too deeply")
     if isinstance(value, float):

@@ -1,8 +1,8 @@
-"""Randomness as a function of identity: keyed hashes instead of generators.
+"""Keyed hashes in place of random number generators.
 
-Every random choice is `hash(seed, purpose, key, copy)`, so it is the same for any order of work and any number of workers.
-`key` is the 64-bit identity of a window. The mixer is the finaliser of MurmurHash3 (fmix64), applied twice: every bit of the
-input flips every bit of the output with probability near one half.
+Every random choice is `hash(seed, purpose, key, copy)`, so it does not depend on the order of work or the number of workers.
+`key` is the 64-bit identity of a window. The mixer is the finaliser of MurmurHash3 (fmix64), applied twice: each input bit
+flips each output bit with probability near one half.
 
 Shapes: N keys.
 """
@@ -22,7 +22,7 @@ _SHIFT = np.uint64(33)
 
 
 def window_keys(doc_ids: Sequence[str], windows: Sequence[int]) -> NDArray[np.uint64]:
-    """The (N,) identities of windows: xxh3 of the document's id and the window's number."""
+    """(N,) 64-bit identities of windows: xxh3 of the document's id and the window's number in it."""
     return np.fromiter(
         (xxhash.xxh3_64_intdigest(f"{doc_id}\0{window}".encode()) for doc_id, window in zip(doc_ids, windows, strict=True)),
         dtype=np.uint64,
@@ -37,19 +37,19 @@ def _fmix(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def keyed_hash(key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0) -> NDArray[np.uint64]:
-    """(N,) 64-bit hashes; different `purpose`, `seed` or `copy` give independent streams."""
+    """(N,) 64-bit hashes; each `seed`, `purpose` and `copy` gives an independent stream."""
     salt = np.uint64(xxhash.xxh3_64_intdigest(f"{seed}\0{purpose}".encode()))
     copy_N = np.asarray(copy).astype(np.uint64) * _GOLDEN
     return _fmix(_fmix(np.asarray(key_N, dtype=np.uint64) ^ salt) + copy_N)
 
 
 def keyed_uniform(key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: int | NDArray[np.integer] = 0) -> F64:
-    """(N,) uniforms in the open interval (0, 1): never 0, so that a logarithm of them is finite."""
+    """(N,) uniform numbers in the open interval (0, 1): never 0, so their logarithm is finite."""
     bits_N = keyed_hash(key_N, seed=seed, purpose=purpose, copy=copy) >> np.uint64(11)
     return (bits_N.astype(np.float64) + 0.5) * 2.0**-53
 
 
 def uniform_of(identifier: str, *, seed: int, purpose: str) -> float:
-    """As `keyed_uniform`, of a document's id."""
+    """Like `keyed_uniform`, but keyed by a document's id; one number."""
     key = np.array([xxhash.xxh3_64_intdigest(identifier.encode())], np.uint64)
     return float(keyed_uniform(key, seed=seed, purpose=purpose)[0])

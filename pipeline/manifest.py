@@ -1,4 +1,4 @@
-"""What `shards/_manifest.json` says. Deterministic: no time, no path, so equal runs have equal manifests.
+"""The content of `shards/_manifest.json`. It has no times and no paths, so equal runs have equal manifests.
 
 `schemas/manifest.schema.json` is rendered from these models.
 """
@@ -16,7 +16,7 @@ class Record(BaseModel):
 
 
 class Shard(Record):
-    """One output file, a uniform slice of the new corpus."""
+    """One output file, a uniform random slice of the new corpus."""
 
     name: str
     rows: int
@@ -26,7 +26,7 @@ class Shard(Record):
 
 
 class Phase(Record):
-    """Some shards in a row, drawn by one weighting."""
+    """Consecutive shards that were sampled with one mixture."""
 
     budget_tokens: int
     tokens: int
@@ -34,7 +34,7 @@ class Phase(Record):
 
 
 class ShardsManifest(Record):
-    """The new corpus: its files, what is in them, and what they were made from."""
+    """The new corpus: its shards, their content, and the steps they come from."""
 
     format: int = Field(1, description="version of this record")
     fingerprint: str = Field(description="of the sample step that made the shards")
@@ -60,5 +60,5 @@ class ShardsManifest(Record):
 
 
 def versions() -> dict[str, str]:
-    """The versions that an output depends on."""
+    """Versions of Python and of the packages that the output depends on, by name."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

@@ -1,4 +1,4 @@
-"""Render `schemas/` from the declarations in this package: `python -m pipeline.schemas [--check]`."""
+"""Render `schemas/` from the models and table schemas of this package: `python -m pipeline.schemas [--check]`."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ from pipeline.evidence.settings import Evidence
 from pipeline.manifest import ShardsManifest
 
 FOLDER = Path(__file__).parent.parent / "schemas"
-_EXAMPLE_DIM = 384  # of the tables whose vectors have the width of the embedder
+_EXAMPLE_DIM = 384  # for tables whose vectors have the embedder's dimension
 
 
 def rendered() -> dict[str, str]:
-    """File name to text of everything in `schemas/`."""
+    """The text of every file in `schemas/`, by file name."""
     of_tables = {
         "windows": tables.WINDOWS,
         "quarantine": tables.QUARANTINE,
@@ -79,7 +79,7 @@ def _text(value: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the files, or with `--check` say which are not current."""
+    """Write the files, or with `--check` list those that are not current; return the exit status, 1 if any is stale."""
     texts = rendered()
     if "--check" not in arguments:
         FOLDER.mkdir(exist_ok=True)

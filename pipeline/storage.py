@@ -1,10 +1,10 @@
-"""Folders on any fsspec file system, written so that a reader never sees half a file.
+"""Folders on any fsspec file system, with atomic writes: a reader never sees half a file.
 
-A file is built in memory (parts and shards are bounded), then appears at once: locally by a rename of a temporary name,
-on an object store by one put. `manifest.json` is written last, so its presence means that all it names is there.
+A file is built in memory (parts and shards are bounded) and then appears atomically: locally by renaming a temporary file, on an
+object store by one put. `manifest.json` is written last, so its presence means that all files it names exist.
 
-A store may fail for a moment, or lose the answer to what it did: every call is safe to make again, and is. Its listings may lag
-behind, so a name that is known is asked for by itself, and a listing only ever saves work.
+An object store may fail for a moment, or carry out a request and lose the response. So every operation is idempotent and is
+retried. Listings may be stale, so a known name is checked directly; a listing only saves such checks.
 """
 
 import errno
@@ -28,16 +28,16 @@ from pipeline.errors import ConfigError, StorageError, one_line
 from pipeline.tables import cast
 
 MANIFEST = "manifest.json"
-PUBLISHED_MANIFEST = "_manifest.json"  # beside data that other programs read: pandas and pyarrow skip names that begin with _
+PUBLISHED_MANIFEST = "_manifest.json"  # next to data for other programs: pandas and pyarrow skip names that begin with _
 _TMP = ".tmp-"
-_ABANDONED_S = 3600.0  # a file is written in seconds
+_ABANDONED_S = 3600.0  # age of a temporary file that no live writer can own: writing takes seconds
 _FACTS = b"crispwrap"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ATTEMPTS = 6  # of a call to a store, beyond what its own client does
-_FIRST_PAUSE_S = 0.2  # doubled after each
+_ATTEMPTS = 6  # per call to an object store, on top of the retries of its own client
+_FIRST_PAUSE_S = 0.2  # doubled after each attempt
 
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, pa.ArrowInvalid)
-_REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # by a store that understood what was asked
+_REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # the store understood the request and refused it: a retry is useless
 _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests"}
 S3_EXTRA = 'pip install "crispwrap[s3]"'
 
@@ -45,11 +45,11 @@ T = TypeVar("T")
 
 
 class Folder:
-    """One folder, by its fsspec URL. Cheap to make and to send to a worker."""
+    """One folder, given by its fsspec URL. Cheap to create and to send to a worker."""
 
     def __init__(self, url: str) -> None:
         try:
-            # Listings that a client remembers do not have what other workers have written since.
+            # A client's cached listing misses what other workers have written since.
             self.fs, self.path = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(
@@ -67,14 +67,14 @@ class Folder:
         return f"Folder({self.url!r})"
 
     def child(self, name: str) -> "Folder":
-        """A folder below; see `file`."""
+        """A subfolder; raises as `file`."""
         return Folder(f"{self.url}/{self._inside(name)}")
 
     def file(self, name: str) -> str:
-        """The path of a file in the folder, as its file system spells it.
+        """The path of a file in the folder, in the form its file system expects.
 
         Raises:
-            StorageError: the name leads out of the folder: names come from manifests, which somebody else may have written.
+            StorageError: the name leads out of the folder. Names come from manifests, which are untrusted.
         """
         return f"{self.path}/{self._inside(name)}"
 
@@ -93,15 +93,15 @@ class Folder:
             return True
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Whether all these files are there, also those that a listing does not show yet."""
+        """Whether all these files exist, including those that a stale listing does not show."""
         return all(self.exists(name) for name in self._unlisted(names))
 
     def _unlisted(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that a listing does not show: there is none, or it was just written."""
+        """The names that a listing does not show, sorted: missing files, and files that were just written."""
         return sorted(set(names) - set(self.files()))
 
     def names(self, suffix: str = "") -> list[str]:
-        """Sorted names of the files here that end in `suffix`, temporary ones left out; empty if there is no folder."""
+        """Sorted names of the entries that end in `suffix`, without temporary files; empty if the folder does not exist."""
         with _named_failure("list", self.path):
             try:
                 paths = self._steadily(lambda: self.fs.ls(self.path, detail=False))
@@ -111,17 +111,17 @@ class Folder:
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith(_TMP))
 
     def files(self) -> list[str]:
-        """Sorted names of all files below the folder, with the folders between, temporary ones left out."""
+        """Sorted names of all files at any depth, relative to the folder, without temporary files."""
         with _named_failure("list", self.path):
             paths = self._steadily(lambda: self.fs.find(self.path))
         names = (path[len(self.path) + 1 :] for path in paths)
         return sorted(name for name in names if name and not name.rsplit("/", 1)[-1].startswith(_TMP))
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
-        """Put a whole file in place at once, replacing what was there.
+        """Write a file atomically, replacing an existing one.
 
         Raises:
-            StorageError: the disk is full, or the file may not be written.
+            StorageError: the disk is full, or the file cannot be written.
         """
         target = self.file(name)
         with _named_failure("write", target):
@@ -142,7 +142,7 @@ class Folder:
                 raise
 
     def read_bytes(self, name: str, most: int | None = None) -> bytes:
-        """A whole file, or its first `most` bytes."""
+        """The content of a file, or its first `most` bytes."""
         path = self.file(name)
         with _named_failure("read", path):
             return bytes(self._steadily(lambda: self.fs.cat_file(path, end=most)))
@@ -151,7 +151,7 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Write a JSON file if there is none of the name; False where there is, or another writer was faster."""
+        """Create a JSON file; False if the file exists or another writer was faster."""
         data = json.dumps(value, sort_keys=True).encode()
         path = self.file(name)
         with _named_failure("write", path):
@@ -160,7 +160,7 @@ class Folder:
             try:
                 self._steadily(lambda: self.fs.pipe_file(path, data, mode="create"))
             except OSError:
-                # There is one: another writer's, or this one's, which was written and whose answer was lost.
+                # The file exists: another writer's, or ours if the put succeeded and its response was lost.
                 if not self.exists(name):
                     raise
             return self.read_bytes(name) == data
@@ -171,10 +171,10 @@ class Folder:
         with open(temporary, "wb") as file:
             file.write(data)
         try:
-            os.link(temporary, path)  # unlike a rename it does not replace, and the name never has less than the whole
+            os.link(temporary, path)  # unlike a rename, a link never replaces a file; the content is complete from the start
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links: for a moment the file is there and empty
+        except OSError:  # a file system without hard links: the file is incomplete for a moment
             with suppress(FileExistsError), open(path, "xb") as file:
                 file.write(data)
                 return True
@@ -184,7 +184,7 @@ class Folder:
         return True
 
     def read_json(self, name: str) -> Any:
-        """The object in a JSON file, or None where there is none, or a damaged one: whoever wrote it writes it again."""
+        """The object in a JSON file; None if the file is missing, damaged or not an object, so that its writer writes it again."""
         path = self.file(name)
         with _named_failure("read", path):
             try:
@@ -196,10 +196,15 @@ class Folder:
     def write_table(
         self, name: str, table: pa.Table, schema: pa.Schema, facts: dict[str, Any] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """Write Parquet with exactly `schema`; returns its `bytes` and `sha256`.
+        """Write a Parquet file with exactly `schema`; return its `bytes` and `sha256`.
 
-        `facts` go into the file's footer, for `read_facts`. `options` go to `pyarrow.parquet.write_table`; zstd unless they say
-        otherwise.
+        Args:
+            facts: JSON values for the file's footer, see `read_facts`.
+            options: for `pyarrow.parquet.write_table`; the default compression is zstd.
+
+        Raises:
+            ValueError: the table does not fit the schema, see `pipeline.tables.cast`.
+            StorageError: as `write_bytes`.
         """
         table = cast(table, schema)
         if facts is not None:
@@ -214,13 +219,13 @@ class Folder:
         """Read a Parquet file.
 
         Raises:
-            StorageError: it is not there, or is not the Parquet file it should be.
+            StorageError: the file is missing or is not valid Parquet.
         """
         with _named_failure("read", self.file(name)):
             return self._steadily(lambda: self._parquet(name).read(columns=columns))
 
     def read_facts(self, name: str) -> dict[str, Any]:
-        """What the writer of a Parquet file noted in its footer."""
+        """The `facts` that `write_table` stored in the footer of a Parquet file."""
         with _named_failure("read", self.file(name)):
             metadata = self._steadily(lambda: self._parquet(name).schema_arrow.metadata)
         facts: dict[str, Any] = json.loads(metadata[_FACTS])
@@ -228,12 +233,12 @@ class Folder:
 
     def remove(self, name: str) -> None:
         path = self.file(name)
-        # A store may have removed it and lost the answer.
+        # On a store, an earlier attempt may have removed the file although its response was lost.
         with _named_failure("remove", path), suppress(*() if self.is_local else (FileNotFoundError,)):
             self._steadily(lambda: self.fs.rm_file(path))
 
     def remove_all(self, known: Iterable[str] = ()) -> None:
-        """Delete the folder and everything in it, if it is there; of `known` names also what a listing does not show yet."""
+        """Delete the folder with its content, if it exists, and also those `known` files that a stale listing does not show."""
         if known and not self.is_local:
             for name in self._unlisted(known):
                 self.remove(name)
@@ -241,7 +246,7 @@ class Folder:
             self._steadily(lambda: self.fs.rm(self.path, recursive=True))
 
     def link(self, name: str, target: "Folder") -> None:
-        """Let `target` hold a file of this folder too: a hard link where that can be, else a copy."""
+        """Add a file of this folder to `target` under the same name: a hard link where possible, otherwise a copy."""
         source, copy = self.file(name), target.file(name)
         with _named_failure("write", copy):
             if self.is_local:
@@ -254,7 +259,10 @@ class Folder:
             self._steadily(lambda: self.fs.cp_file(source, copy))
 
     def remove_temporary(self) -> None:
-        """Delete what killed writers left in the folder and below; what is fresh may be another run's."""
+        """Delete temporary files of killed writers, at any depth. Files younger than an hour may belong to a live run and stay.
+
+        On a store this does nothing: writes there use no temporary files.
+        """
         if not self.is_local:
             return
         for folder, _, names in os.walk(self.path):
@@ -264,9 +272,10 @@ class Folder:
                     os.remove(path)
 
     def abort_uploads(self) -> None:
-        """Abort what killed writers have put in part into the folder and below: S3 charges for it, and shows it in no listing.
+        """Abort unfinished multipart uploads of killed writers, at any depth: S3 charges for them and shows them in no listing.
 
-        A put of several parts that is under way fails. Other stores forget such puts by themselves.
+        A multipart upload that is still in progress fails too. On other stores this does nothing: they drop unfinished uploads
+        themselves.
         """
         if not hasattr(self.fs, "call_s3"):
             return
@@ -290,10 +299,11 @@ class Folder:
         return pq.ParquetFile(self.file(name), filesystem=None if self.is_local else self.fs)
 
     def _steadily(self, operation: Callable[[], T]) -> T:
-        """What the operation returns; on a store it is tried again where what failed may pass, so it must bear being done twice.
+        """The result of the operation, which must be idempotent: on a store it is retried after errors that may be transient.
 
         Raises:
-            OSError: whatever the client of a store raised.
+            OSError: the last attempt failed; other errors of a store's client are converted to OSError.
+            pa.ArrowInvalid: the file is not valid Parquet.
         """
         pause_s = _FIRST_PAUSE_S
         for _ in range(0 if self.is_local else _ATTEMPTS - 1):
@@ -301,7 +311,7 @@ class Folder:
                 return operation()
             except _LASTING:
                 raise
-            except Exception as error:  # clients have errors of their own
+            except Exception as error:  # a store's client has its own error classes
                 if getattr(error, "errno", None) in _REFUSED:
                     raise
                 time.sleep(pause_s * random.uniform(0.5, 1.5))
@@ -315,18 +325,18 @@ class Folder:
 
 
 def said(error: Exception) -> str:
-    """What a file system or the client of a store says went wrong, in a line."""
+    """The one-line message of an error of a file system or a store's client."""
     return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def of_a_store(error: Exception) -> bool:
-    """Whether the client of a store raised it, beyond what it says as an OSError."""
+    """Whether the error's class comes from the client library of an object store."""
     return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 @contextmanager
 def _named_failure(verb: str, path: str) -> Iterator[None]:
-    """Turns a failure below into one line that names the file and the mend."""
+    """Convert errors of the block to a one-line StorageError that names the file and the remedy."""
     try:
         yield
     except pa.ArrowInvalid as error:
@@ -342,7 +352,7 @@ def _named_failure(verb: str, path: str) -> Iterator[None]:
 
 @contextmanager
 def put_whole(folder: Folder) -> Iterator[str]:
-    """A place on this machine; what lies in it at the end goes into the folder, each file at once."""
+    """Yield a temporary local directory; on success, copy its files into the folder, each file atomically."""
     with TemporaryDirectory(prefix="crispwrap-") as place:
         yield place
         for root, _, names in os.walk(place):

@@ -1,7 +1,7 @@
-"""The one declaration of every table that touches disk; `schemas/` is rendered from it.
+"""The schemas of all tables on disk; `schemas/` is rendered from them.
 
-Tables of one part (windows, embeddings, assignments, draws) have the same rows in the same order; `key` repeats in each of them,
-so that a reader can check the alignment instead of trusting it. Nothing is inferred: a writer casts to the schema or raises.
+The tables of one part (windows, embeddings, assignments, draws) have the same rows in the same order. Each repeats the column
+`key`, so that a reader can check the alignment. No type is inferred: a writer casts its table to the schema or raises.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ WINDOWS = pa.schema(
         ),
         pa.field(
             "metadata",
-            pa.dictionary(pa.int32(), pa.string()),  # of a document of thousands of windows it is there once
+            pa.dictionary(pa.int32(), pa.string()),  # stored once for all windows of a long document
             nullable=False,
             metadata={"doc": "JSON object of the input's other columns"},
         ),
@@ -94,7 +94,7 @@ CONTAMINATED = pa.schema(
     ]
 )
 
-EXPORTED = pa.schema([pa.field("shard", pa.string(), nullable=False)])  # empty: what is noted of a shard is in the footer
+EXPORTED = pa.schema([pa.field("shard", pa.string(), nullable=False)])  # no rows: the facts of a shard are in the file's footer
 
 SCANS = pa.schema(
     [
@@ -246,7 +246,7 @@ GROUPED = pa.schema(
     ]
 )
 
-# What a language model is asked for: a row a passage of a window, a style and a variant.
+# Columns of a request to the language model: one row per passage of a window, style and variant.
 _PASSAGE = [
     pa.field("key", pa.uint64(), nullable=False, metadata={"doc": "identity of the answer: model, settings, prompt, window"}),
     pa.field("window_key", pa.uint64(), nullable=False, metadata={"doc": "key of the parent window"}),
@@ -330,7 +330,7 @@ LANDED = pa.schema(
 )
 
 
-# What the report page shows beside the tables of other stages: nodes of the tree, down to the deepest level that can be drawn.
+# The report stage's own tables follow. NODES holds the cluster tree, down to the deepest level that fits on the map.
 NODES = pa.schema(
     [
         pa.field("node", pa.int32(), nullable=False, metadata={"doc": "of the tree"}),
@@ -400,7 +400,7 @@ def embeddings_schema(dim: int) -> pa.Schema:
 
 
 def scores_schema(specialists: Sequence[str]) -> pa.Schema:
-    """The schema of a part of scores: one column a specialist."""
+    """The schema of a part of scores: one column per specialist."""
     doc = {"doc": "how much the window is like the specialist's sample, by the estimator; -inf: not to be drawn"}
     return pa.schema(
         [
@@ -411,7 +411,7 @@ def scores_schema(specialists: Sequence[str]) -> pa.Schema:
 
 
 def tree_schema(dim: int) -> pa.Schema:
-    """The schema of the tree: one row a node, breadth first, the root first."""
+    """The schema of the cluster tree: one row per node, in breadth-first order, the root first."""
     return pa.schema(
         [
             pa.field("node", pa.int32(), nullable=False),
@@ -431,10 +431,10 @@ def tree_schema(dim: int) -> pa.Schema:
 
 
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly the schema's columns, types and order.
+    """The table with exactly the schema's columns, in its order and types.
 
     Raises:
-        ValueError: a column is missing, left over, holds a null where none may be, or does not fit its type.
+        ValueError: a column is missing, unknown, has a null although it is not nullable, or does not fit its type.
     """
     if set(table.column_names) != set(schema.names):
         raise ValueError(f"columns {sorted(table.column_names)} do not fit the schema {sorted(schema.names)}")

@@ -1,4 +1,5 @@
-"""Hierarchical k-means: fitting, the tree, the assignment of rows to clusters, and places of clusters in the plane.
+"""Hierarchical k-means: fitting, the cluster tree, assignment of rows to clusters, and a 2-D projection of clusters.
 
-NumPy only, with the same bits for any number of threads. It imports the foundation.
+NumPy only (and scikit-learn for the projection), with results that are bit-identical for any number of threads. The package imports
+the foundation only (arrays, hashing, storage, tables).
 """

@@ -1,6 +1,7 @@
-"""k-means on NumPy: the same bits for any number of threads (see `pipeline.clustering.assignment`).
+"""k-means with NumPy: bit-identical for any number of threads (see `pipeline.clustering.assignment`).
 
-Shapes: N rows, D width, K centroids, M rows of a batch, P pairs of a row and a centroid.
+Shapes: N rows, D width, K centroids, M rows of a batch, B rows of a block, T candidates for a seed, U distinct rows, E rows or
+centroids to change, P slots of a balanced assignment, L rows of one label.
 """
 
 from dataclasses import dataclass
@@ -13,23 +14,23 @@ from pipeline.arrays import F32, F64, I64
 from pipeline.clustering.assignment import BlockMap, block_map, blocks, half_sq_norms, sq_dists, widen
 from pipeline.hashing import keyed_hash
 
-_SEED_ROWS = 32  # rows a centroid that seeding looks at, but 4,096 at the least
-_SEED_DIM = 64  # width that seeding projects to
-_MEMORY = 0.8  # how much of the batches before a balanced step keeps
-_CLOSING_STEPS = 50  # most full Lloyd steps
-_CLOSING_GAIN = 2e-4  # stop when a full step lowers the objective by less than this part of it
+_SEED_ROWS = 32  # rows per centroid for seeding; at least 4,096 in all
+_SEED_DIM = 64  # width of the random projection for seeding
+_MEMORY = 0.8  # factor on the sums of earlier batches in a balanced step
+_CLOSING_STEPS = 50  # full Lloyd steps at most
+_CLOSING_GAIN = 2e-4  # stop when a full step lowers the objective by a smaller share
 
 
 @dataclass(frozen=True)
 class KMeansFit:
-    """K centroids, and how the fitting sample falls to them when nothing is balanced."""
+    """K centroids, and the unbalanced assignment of the fitting rows to them."""
 
     centroid_KD: F32
-    count_K: I64
-    sq_dist_K: F64
-    steps: int
-    moved: float
-    objective: float
+    count_K: I64  # fitting rows
+    sq_dist_K: F64  # mean squared distance of the rows to their centroid
+    steps: int  # balanced and closing steps
+    moved: float  # share of rows that balancing moved in its last step
+    objective: float  # sum of squared distances
 
 
 def fit_kmeans(
@@ -42,15 +43,16 @@ def fit_kmeans(
     balance: float = 1.5,
     threads: int = 1,
 ) -> KMeansFit:
-    """k-means of float16 or float32 rows: the same for rows in any order, as long as their keys travel with them.
+    """Fit k-means to float16 or float32 rows. The result does not depend on the order of the rows and their keys.
 
-    As CRISP does (arXiv 2410.03735, appendix), k-means++ and `steps` EM steps, each on a fresh batch in the order of the
-    hashed keys; in these a centroid that holds more than `balance` even shares gives the excess to the smallest. Then Lloyd steps
-    on all rows, unbalanced, until one gains less than 0.02%. No centroid is left empty; fewer than `k` distinct rows give
-    fewer centroids.
+    As in CRISP (arXiv 2410.03735, appendix): k-means++, then `steps` EM steps, each on a new batch in the order of the hashed keys.
+    In these steps a centroid with more than `balance` times the even share of rows gives the excess to the smallest centroids. Then
+    unbalanced Lloyd steps on all rows, until a step lowers the objective by less than 0.02%. No centroid is left empty. Fewer than
+    `k` distinct rows give fewer centroids.
 
     Raises:
-        ValueError: no rows, a row that is not finite, keys that do not match the rows, or k < 1.
+        ValueError: no rows, a row that is not finite, keys that do not match the rows, or a setting out of range (k < 1, steps < 0,
+            balance <= 1, threads < 1).
     """
     if x_ND.ndim != 2 or len(x_ND) == 0 or key_N.shape != (len(x_ND),):
         raise ValueError(f"fitting takes rows (N, D) and their keys (N,), N > 0; got {x_ND.shape} and {key_N.shape}")
@@ -67,17 +69,17 @@ def fit_kmeans(
         if len(seed_K) < k:
             seed_K = _distinct_rows(x_ND, k, seed_K)
         if len(seed_K) < k:
-            steps = 0  # a centroid for each kind of row: balancing could only spoil it
+            steps = 0  # one centroid per distinct row is exact: balancing could only move it
         lloyd = _Lloyd(run, x_ND, sq_N, x_ND[seed_K])
         moved = lloyd.balanced_steps(steps, balance)
         return lloyd.fit(steps + lloyd.closing_steps(), moved)
 
 
 def _seed_rows(x_ND: F32, k: int, rng: np.random.Generator) -> I64:
-    """Rows chosen by greedy k-means++ (Arthur & Vassilvitskii 2007); fewer than `k` where no other row lies apart.
+    """Rows chosen by greedy k-means++ (Arthur & Vassilvitskii 2007); fewer than `k` if the rows are not distinct enough.
 
-    On the first rows and a random projection of them: seeds only start the EM steps, and at full width and length they would
-    cost more than all of these.
+    It reads only the first rows, in a random projection: seeds merely start the EM steps, and seeding on all rows at full width
+    would cost more than all EM steps together.
     """
     sample_MD = x_ND[: max(_SEED_ROWS * k, 4096)]
     if x_ND.shape[1] > _SEED_DIM:
@@ -96,7 +98,7 @@ def _seed_rows(x_ND: F32, k: int, rng: np.random.Generator) -> I64:
 
 
 def _left(x_MD: F32, sq_M: F32, candidate_T: I64) -> F32:
-    """(T, M) squared distances to candidates; 0 where rounding cannot tell them from 0."""
+    """(T, M) squared distances to the candidates; 0 where they are within rounding error of 0."""
     sq_dist_TM = (-2 * x_MD[candidate_T]) @ x_MD.T
     sq_dist_TM += sq_M
     sq_dist_TM += sq_M[candidate_T, None]
@@ -105,7 +107,7 @@ def _left(x_MD: F32, sq_M: F32, candidate_T: I64) -> F32:
 
 
 def _distinct_rows(x_ND: F32, k: int, seed_K: I64) -> I64:
-    """`k` rows that all differ, the given ones among them; or one of each kind, if there are fewer kinds."""
+    """`k` distinct rows that include `seed_K`; or one of each distinct row, if there are fewer than `k`."""
     byte_N = np.ascontiguousarray(x_ND + np.float32(0)).view(np.dtype((np.void, 4 * x_ND.shape[1]))).ravel()  # -0 becomes 0
     _, first_U, kind_N = np.unique(byte_N, return_index=True, return_inverse=True)
     other_U = np.setdiff1d(first_U, first_U[kind_N[seed_K]])
@@ -113,13 +115,13 @@ def _distinct_rows(x_ND: F32, k: int, seed_K: I64) -> I64:
 
 
 class _Lloyd:
-    """Centroids, and the rows that they are fitted to."""
+    """The state of a fit: centroids, and the rows that they are fitted to."""
 
     def __init__(self, run: BlockMap, x_ND: F32, sq_N: F32, centroid_KD: F32) -> None:
         self.run, self.x_ND, self.sq_N, self.centroid_KD = run, x_ND, sq_N, centroid_KD
 
     def assign(self, rows: slice) -> tuple[I64, F32]:
-        """(M,) nearest centroids of a run of rows, and the squared distances to them."""
+        """(M,) nearest centroids of a slice of rows, and (M,) squared distances to them."""
         x_MD, half_sq_K = self.x_ND[rows], half_sq_norms(self.centroid_KD)
         label_M, sq_dist_M = np.empty(len(x_MD), np.int64), self.sq_N[rows].copy()
 
@@ -133,7 +135,7 @@ class _Lloyd:
         return label_M, sq_dist_M
 
     def sums(self, row_M: I64, label_M: I64) -> F64:
-        """(K, D) sums of the rows of each label; one thread adds all rows of a label, so their order is fixed."""
+        """(K, D) sums of the rows of each label. One thread adds all rows of a label, so the order of additions is fixed."""
         sum_KD, end_K = np.zeros(self.centroid_KD.shape), np.cumsum(np.bincount(label_M, minlength=len(self.centroid_KD)))
         row_M = row_M[np.argsort(label_M, kind="stable")]
 
@@ -146,7 +148,7 @@ class _Lloyd:
         return sum_KD
 
     def balanced_steps(self, steps: int, balance: float) -> float:
-        """EM on one fresh batch a step; returns the share of the last batch that balancing moved."""
+        """Run EM steps, each on a new batch; return the share of the last batch that balancing moved."""
         k, moved = len(self.centroid_KD), 0.0
         sum_KD, count_K = self.centroid_KD.astype(np.float64), np.ones(k)  # a seed counts as one row
         for batch in blocks(len(self.x_ND), -(-len(self.x_ND) // max(steps, 1)))[:steps]:
@@ -159,10 +161,10 @@ class _Lloyd:
         return moved
 
     def closing_steps(self) -> int:
-        """Lloyd's steps on all rows, until one gains little and no centroid is empty; returns how many.
+        """Run Lloyd steps on all rows until a step gains little and no centroid is empty; return their number.
 
-        Only rows that change hands change the sums. Skipping rows by bounds (Hamerly 2010) is no use at these widths: 90% of the
-        rows have to be looked at all the same, though after ten steps 2% move.
+        Only rows that change their centroid update the sums. Skipping rows by bounds (Hamerly 2010) does not help at these widths:
+        90% of the rows must still be checked, although after ten steps only 2% move.
         """
         k, rows, last = len(self.centroid_KD), slice(0, len(self.x_ND)), np.inf
         self.label_N, sq_dist_N = self.assign(rows)
@@ -171,10 +173,10 @@ class _Lloyd:
             empty_E = np.flatnonzero(np.bincount(self.label_N, minlength=k) == 0)
             objective = float(sq_dist_N.sum(dtype=np.float64))
             done = step >= _CLOSING_STEPS or objective > (1 - _CLOSING_GAIN) * last
-            if (done and not len(empty_E)) or step >= _CLOSING_STEPS + k:  # a step fills one empty centroid at least
+            if (done and not len(empty_E)) or step >= _CLOSING_STEPS + k:  # each step fills at least one empty centroid
                 return step
             label_N = self.label_N.copy()
-            label_N[np.argsort(-sq_dist_N, kind="stable")[: len(empty_E)]] = empty_E  # the farthest rows, one each
+            label_N[np.argsort(-sq_dist_N, kind="stable")[: len(empty_E)]] = empty_E  # the farthest rows, one per empty centroid
             self.move(sum_KD, label_N)
             count_K = np.bincount(self.label_N, minlength=k)
             self.centroid_KD = (sum_KD / np.maximum(count_K, 1)[:, None]).astype(np.float32)
@@ -183,13 +185,13 @@ class _Lloyd:
             last, step = objective, step + 1
 
     def move(self, sum_KD: F64, label_N: I64) -> None:
-        """Hand rows to other centroids, and their share of the sums with them."""
+        """Set the labels, and update the sums by the rows whose label changed."""
         row_M = np.flatnonzero(label_N != self.label_N)
         sum_KD += self.sums(row_M, label_N[row_M]) - self.sums(row_M, self.label_N[row_M])
         self.label_N = label_N
 
     def fit(self, steps: int, moved: float) -> KMeansFit:
-        """What comes out; sums of distances are taken from differences, which cancel nothing."""
+        """The result. Distances are computed from difference vectors, which avoids cancellation; empty centroids are dropped."""
         sq_dist_N = np.empty(len(self.x_ND))
 
         def measure(block: slice) -> None:
@@ -210,16 +212,16 @@ class _Lloyd:
 
 
 def _balanced(label_M: I64, k: int, balance: float) -> I64:
-    """The labels after each centroid beyond `balance` even shares gave its excess to the smallest ones.
+    """(M,) labels after each centroid with more than `balance` times the even share gave its excess to the smallest centroids.
 
-    Rows are in hash order, so the last rows of a centroid are a random choice. Excess of one centroid stays together: rows from
-    everywhere would pull whom they are given to into the middle of all rows, where it is nearest to none.
+    Rows are in hash order, so the last rows of a centroid are a random choice. The excess of one centroid stays together: rows from
+    many centroids would pull the receiving one to the mean of all rows, where it is the nearest centroid of no row.
     """
     count_K, limit = np.bincount(label_M, minlength=k), int(np.ceil(balance * len(label_M) / k))
     order_M = np.argsort(label_M, kind="stable")
     rank_M = np.arange(len(label_M)) - np.repeat(np.cumsum(count_K) - count_K, count_K)
     excess_E = order_M[rank_M >= limit]
-    place_P = np.arange(k * limit)  # all places, lowest first: place p is number p // k of centroid p % k
+    place_P = np.arange(k * limit)  # slots, emptiest level first: slot p is the (p // k)-th row of centroid p % k
     free_P = place_P[place_P // k >= count_K[place_P % k]]
     label_M = label_M.copy()
     label_M[excess_E] = np.sort(free_P[: len(excess_E)] % k)

@@ -1,6 +1,6 @@
-"""Places in the plane for the nodes of a tree, so that what is alike lies together (t-SNE, van der Maaten and Hinton 2008).
+"""A 2-D projection of tree nodes in which similar nodes are close (t-SNE, van der Maaten and Hinton 2008).
 
-Shapes: N nodes of a level, D width, A width of nodes with their ancestors.
+Shapes: N nodes of a level, D principal components, A width of centroids joined with their ancestors', K singular values.
 """
 
 from typing import Any
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from pipeline.arrays import F32, F64, I32
 from pipeline.clustering.tree import Tree
 
-_PERPLEXITY = 30.0  # neighbours that a place looks at, in a manner of speaking: scikit-learn's default
+_PERPLEXITY = 30.0  # effective number of neighbours; scikit-learn's default
 _ITERATIONS = 750
-_WIDTH = 50  # of the principal components that t-SNE is given, as its authors do
-_FEW = 8  # with less there are no neighbourhoods, and two principal components say all
-_KINSHIP = 0.6  # weight of each ancestor beside the node's own centroid: children of a node lie together, so one can look inside
+_WIDTH = 50  # principal components given to t-SNE, as its authors do
+_FEW = 8  # with fewer nodes there are no neighbourhoods: use two principal components
+_KINSHIP = 0.6  # weight of an ancestor's centroid next to the node's own, so that siblings are close together
 
 
 def places(tree: Tree, node_N: I32, *, seed: int) -> F32:
-    """(N, 2) a place for each node, from -1 to 1; the same for the same tree and seed on one kind of machine."""
+    """(N, 2) coordinates from -1 to 1; the same for the same tree and seed on one kind of machine."""
     x_NA = _with_ancestors(tree, node_N)
     x_NA = x_NA - x_NA.mean(axis=0)
     if len(node_N) < 2:
@@ -31,18 +31,18 @@ def places(tree: Tree, node_N: I32, *, seed: int) -> F32:
 
 
 def _with_ancestors(tree: Tree, node_N: I32) -> F64:
-    """(N, A) centroids, and beside them those of the ancestors below the root."""
+    """(N, A) centroids, each joined with the weighted centroids of its ancestors below the root."""
     blocks: list[NDArray[Any]] = [tree.centroid_VD[node_N]]
     above_N = node_N
     for _ in range(int(tree.level_V[node_N].max(initial=0)) - 1):
         parent_N = tree.parent_V[above_N]
-        above_N = np.where(parent_N > 0, parent_N, above_N)  # a node of level 1 is its own: nothing is above but the root
+        above_N = np.where(parent_N > 0, parent_N, above_N)  # a node of level 1 stands in for itself: only the root is above it
         blocks.append(_KINSHIP * tree.centroid_VD[above_N])
     return np.asarray(np.concatenate(blocks, axis=1), np.float64)
 
 
 def _principal(x_NA: F64) -> F64:
-    """(N, ≥ 2) principal components, each with its largest entry positive."""
+    """(N, D) coordinates on at least 2 principal components; the entry of largest magnitude of each is positive."""
     u_NK, s_K, _ = np.linalg.svd(x_NA, full_matrices=False)
     u_NK, s_K = u_NK[:, :_WIDTH], s_K[:_WIDTH]
     sign_K = np.sign(u_NK[np.abs(u_NK).argmax(axis=0), np.arange(u_NK.shape[1])])
@@ -58,5 +58,5 @@ def _tsne(principal_ND: F64, seed: int) -> F64:
     spread = max(1e-12, float(np.std(principal_ND[:, 0])))
     start_N2 = 1e-4 * principal_ND[:, :2] / spread
     fitted = TSNE(perplexity=perplexity, init=start_N2, max_iter=_ITERATIONS, random_state=seed % (1 << 32), n_jobs=1)
-    with threadpoolctl.threadpool_limits(1):  # threads add up in any order, and t-SNE makes much of the last bits
+    with threadpoolctl.threadpool_limits(1):  # threads sum in any order, and t-SNE amplifies differences in the last bits
         return np.asarray(fitted.fit_transform(principal_ND.astype(np.float32)), np.float64)

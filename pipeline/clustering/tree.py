@@ -1,7 +1,8 @@
-"""The tree of clusters: hierarchical k-means, and greedy descent through it (CRISP, arXiv 2410.03735).
+"""The cluster tree: hierarchical k-means, and assignment by greedy descent (CRISP, arXiv 2410.03735).
 
-Shapes: V nodes, breadth first (node 0 is the root, siblings are adjacent); L leaves, numbered depth first, so that the leaves below
-any node are a contiguous range; N rows, D width, M rows of one node, B rows of a block.
+Shapes: V nodes, breadth first (node 0 is the root, siblings are adjacent); L leaves, numbered depth first, so the leaves below a
+node are a contiguous range; N rows, D width, M rows (or nodes) processed together, B rows of a block, C new children, G nodes that
+hold rows.
 """
 
 from collections.abc import Mapping
@@ -20,12 +21,12 @@ from pipeline.hashing import keyed_hash
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 
-_ROWS = 1 << 16  # rows that descend together: enough for each of 64 nodes to fill a block
+_ROWS = 1 << 16  # rows that descend together: on average they fill one block at each of 64 nodes
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The columns of `tables.tree_schema`, as arrays over the nodes."""
+    """A cluster tree: the columns of `tables.tree_schema`, which describes them, as arrays over the nodes."""
 
     parent_V: I32
     level_V: I32
@@ -41,7 +42,7 @@ class Tree:
 
     @classmethod
     def seedling(cls, size: float, dim: int) -> "Tree":
-        """The root alone, a leaf of `size` windows with its centroid at zero."""
+        """A tree of the root only: a leaf of `size` windows with its centroid at zero."""
         return cls(
             parent_V=np.array([-1], np.int32),
             level_V=np.zeros(1, np.int32),
@@ -57,12 +58,12 @@ class Tree:
         )
 
     def grow(self, fits: Mapping[int, KMeansFit]) -> "Tree":
-        """The tree with children for the named nodes of the deepest level; leaves are numbered anew.
+        """A new tree in which the given nodes of the deepest level have children, one per centroid; leaves are renumbered.
 
-        The size of a child is its parent's, times its share of the fitting sample.
+        The size of a child is its parent's size times its share of the fitting rows.
 
         Raises:
-            ValueError: a node is not of the deepest level, or a fit has fewer than two centroids or another width.
+            ValueError: a node is not on the deepest level, or a fit has fewer than two centroids or another width.
         """
         nodes = sorted(fits)
         for node in nodes:
@@ -122,12 +123,12 @@ class Tree:
         return node_L[np.argsort(self.first_leaf_V[node_L])]
 
     def children(self, node: int) -> range:
-        """The children of a node, none for a leaf."""
+        """The children of a node; empty for a leaf."""
         first, last = np.searchsorted(self.parent_V, [node, node + 1])  # breadth first, so parents are sorted
         return range(int(first), int(last))
 
     def ancestor_at(self, level: int) -> I32:
-        """(L,) the node of that level above each leaf, or the leaf's own node where it is no deeper."""
+        """(L,) the node at `level` above each leaf, or the leaf's own node if that is no deeper."""
         node_L = self.leaf_nodes
         for _ in range(self.depth - level):
             node_L = np.where(self.level_V[node_L] > level, self.parent_V[node_L], node_L)
@@ -138,7 +139,7 @@ class Tree:
         return half_sq_norms(self.centroid_VD)
 
     def descend(self, x_ND: NDArray[Any], *, threads: int = 1) -> tuple[I32, F32]:
-        """(N,) the leaf that each row reaches, and the squared L2 distance to its centroid; as `descend_nodes`."""
+        """(N,) the leaf that each row reaches (see `descend_nodes`), and (N,) squared L2 distances to the leaf's centroid."""
         node_N, sq_dist_N = self.descend_nodes(x_ND, threads=threads), np.empty(len(x_ND), np.float32)
 
         def measure(block: slice) -> None:
@@ -149,9 +150,9 @@ class Tree:
         return self.first_leaf_V[node_N], sq_dist_N
 
     def descend_nodes(self, x_ND: NDArray[Any], *, threads: int = 1) -> I32:
-        """(N,) the leaf node that each row reaches: from the root, always to the child nearest by L2, ties to the lowest.
+        """(N,) the node of the leaf that each row reaches: from the root, always to the nearest child by L2, ties to the lowest.
 
-        That is not the nearest leaf overall. What a row reaches does not depend on the rows beside it, nor on `threads`. Rows are
+        This need not be the nearest leaf overall. The result for a row does not depend on the other rows or on `threads`. Rows are
         float16 or float32, and finite.
 
         Raises:
@@ -164,7 +165,7 @@ class Tree:
         return node_N
 
     def _descend(self, x_MD: NDArray[Any], node_M: I32) -> None:
-        """Fill in the leaf nodes of rows that stand at the root; a level at a time, so that the rows of a node share one sgemm."""
+        """Update `node_M`, all 0 (the root), to the leaf nodes; level by level, so that the rows of a node share one sgemm."""
         for level in range(self.depth):
             order_M = np.argsort(node_M, kind="stable")
             node_G, start_G = np.unique(node_M[order_M], return_index=True)
@@ -174,12 +175,12 @@ class Tree:
                     continue
                 span = slice(children.start, children.stop)
                 for block in blocks(len(rows)):
-                    x_BD = widen(x_MD[rows[block]] if level else x_MD[block])  # at the root rows stand in order: no gather
+                    x_BD = widen(x_MD[rows[block]] if level else x_MD[block])  # at the root the rows are in order: no gather
                     label_B = nearest_in_block(x_BD, self.centroid_VD[span], self._half_sq_V[span])
                     node_M[rows[block]] = children.start + label_B
 
     def to_table(self) -> pa.Table:
-        """One row a node, by `tables.tree_schema`."""
+        """The tree as a table of `tables.tree_schema`, one row per node."""
         schema = tree_schema(self.dim)
         columns = {field.name.rpartition("_")[0]: getattr(self, field.name) for field in fields(self)}
         columns["node"] = np.arange(self.num_nodes, dtype=np.int32)
@@ -206,14 +207,14 @@ def _number_leaves(parent_V: I32, level_V: I32) -> tuple[I32, I32]:
     first_V = np.zeros(len(parent_V), np.int32)
     for level in range(1, int(level_V[-1]) + 1):
         node_M = np.flatnonzero(level_V == level)
-        before_M = np.cumsum(num_V[node_M]) - num_V[node_M]  # leaves of the nodes before it, on its level
+        before_M = np.cumsum(num_V[node_M]) - num_V[node_M]  # leaves below earlier nodes of the level
         eldest_M = np.searchsorted(parent_V[node_M], parent_V[node_M])
         first_V[node_M] = first_V[parent_V[node_M]] + before_M - before_M[eldest_M]
     return first_V, num_V
 
 
 def fan_out(size: float, *, branching: int, min_windows: int) -> int:
-    """How many children a node of `size` windows gets, so that each may have `min_windows`; 0 where that leaves less than two."""
+    """Number of children of a node of `size` windows: at least `min_windows` windows each on average; 0 instead of 1."""
     children = min(branching, int(size // min_windows))
     return children if children > 1 else 0
 
@@ -231,9 +232,9 @@ def fit_tree(
     seed: int,
     threads: int = 1,
 ) -> Tree:
-    """A tree of `depth` levels on rows in memory; settings as in `config.Cluster`.
+    """Fit a tree of at most `depth` levels to rows in memory; settings as in `config.Cluster`.
 
-    The rows of a node with the lowest hashes are its fitting sample, at least 100 a child.
+    A node is fitted on those of its rows with the lowest hashes: `fit_windows` of them, but at least 100 per child.
     """
     tree = Tree.seedling(float(len(x_ND)), x_ND.shape[1])
     for level in range(depth):
@@ -247,7 +248,7 @@ def fit_tree(
             rows = order_N[first : min(last, first + max(fit_windows, 100 * k))]
             if k > 1 and len(rows):
                 fit = fit_kmeans(x_ND[rows], k=k, key_N=key_N[rows], seed=seed, steps=steps, balance=balance, threads=threads)
-                if len(fit.centroid_KD) > 1:  # rows that are all equal cannot be split
+                if len(fit.centroid_KD) > 1:  # equal rows cannot be split
                     fits[int(node)] = fit
         if not fits:
             break
@@ -256,5 +257,5 @@ def fit_tree(
 
 
 def read_tree(folder: Folder) -> Tree:
-    """The tree that a cluster step left in its folder."""
+    """The tree in the folder of a cluster step."""
     return Tree.from_table(folder.read_table("tree.parquet"))

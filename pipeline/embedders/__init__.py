@@ -1,13 +1,15 @@
-"""Embedders: the one door to everything that turns a text into a vector.
+"""Embedders: models that turn a text into a vector. Other packages use only the functions of this module.
 
-Three kinds, by the name in `embed.model`:
+`embed.model` selects one of three kinds:
 
     sentence   a sentence-transformers model: a hub name, a local folder, or bundled:all-MiniLM-L6-v2
-    static     static:<any of these>: one vector a token, distilled from the model; reads whole windows at once
+    static     static:<any of the above>: one vector per token, distilled from that model; reads whole windows at once
     lsi        lsi: hashed words, idf and a truncated SVD, fitted on the corpus itself
 
-Nothing here imports torch, sentence-transformers or scikit-learn before an embedder is fitted or loaded; static and lsi never
-import torch to encode. Shapes: N texts, D width of the embedding.
+torch, sentence-transformers and scikit-learn are imported only when an embedder is fitted or loaded; static and lsi embedders
+encode without torch. The package may import the layers from `clustering` and `sources` downwards, but no stage.
+
+Shapes: N texts, D width of the embedding.
 """
 
 import functools
@@ -22,7 +24,7 @@ from pipeline.storage import Folder
 
 
 class Embedder(Protocol):
-    """A model that is loaded and ready; one a worker."""
+    """A loaded model. Each worker process holds one."""
 
     @property
     def dim(self) -> int:
@@ -30,27 +32,27 @@ class Embedder(Protocol):
 
     @property
     def hardware(self) -> dict[str, str]:
-        """`device`, `precision` as it was chosen, and `threads`: what the last bits of the vectors depend on.
+        """The `device`, the resolved `precision` and the number of `threads`: the last bits of the vectors depend on them.
 
-        Of a static table also the precision in which it was `distilled`.
+        A static embedder also reports `distilled`, the precision in which its table was computed.
         """
 
     def encode(self, texts: Sequence[str]) -> F32:
-        """(N, D) L2-normalised vectors in the order of `texts`; a row that came out zero or not finite is all NaN.
+        """(N, D) L2-normalised vectors in the order of `texts`; a vector that is zero or not finite becomes all NaN.
 
-        Depends on the list of texts and the settings alone, not on earlier calls.
+        The result depends only on the list of texts and the settings, not on earlier calls.
         """
 
 
 def identify(cfg: Embed) -> dict[str, Any]:
-    """What the vectors depend on, by content and never by path, as JSON; fetches a hub model, but imports no torch.
+    """JSON-serialisable identity of the embedder, for fingerprints: by content, never by path.
 
-    `source` names the model: `files` is a digest of a local folder's files, or `name` and `commit` are those of a hub model.
-    An lsi embedder depends on its texts and seed too, which the caller adds. `precision: auto` stays auto: what it came to is
-    in `Embedder.hardware`.
+    `source` identifies the model: `files` is a digest of a local folder's files; `name` and `commit` identify a hub model. An lsi
+    embedder depends on its texts and its seed too; the caller adds them. `precision: auto` stays auto; `Embedder.hardware` reports
+    the resolved precision. The call downloads a hub model, but does not import torch.
 
     Raises:
-        ConfigError: the model is unknown, cannot be had, or cannot do what the settings ask.
+        ConfigError: the model is unknown or unavailable, or does not support the settings.
     """
     if cfg.model == "lsi":
         return lsi.identify(cfg)
@@ -58,7 +60,9 @@ def identify(cfg: Embed) -> dict[str, Any]:
 
 
 def pinned(cfg: Embed) -> Embed:
-    """The settings with what other processes might read otherwise filled in: a hub model's commit, a folder's absolute path.
+    """The settings with every reference resolved that another process could resolve differently.
+
+    A hub model gets its commit as `revision`; a local folder becomes an absolute path.
 
     Raises:
         ConfigError: as `identify`.
@@ -73,9 +77,9 @@ def pinned(cfg: Embed) -> Embed:
 
 
 def tokenizer_file(cfg: Embed) -> str:
-    """Absolute path of the tokenizer.json that cuts windows; for lsi, which has no tokens, the bundled MiniLM's.
+    """Absolute path of the tokenizer.json that windows are cut with; for lsi, which has no tokenizer, the bundled MiniLM's.
 
-    The file may have truncation and padding baked in (MiniLM's has, at 128): switch both off after loading.
+    The file may enable truncation and padding (MiniLM's does, at 128 tokens): disable both after loading it.
 
     Raises:
         ConfigError: as `identify`.
@@ -84,19 +88,20 @@ def tokenizer_file(cfg: Embed) -> str:
 
 
 def fits_on(cfg: Embed) -> Literal["nothing", "model", "texts"]:
-    """What must be there before `load`: nothing, a table distilled from the base model, or a fit on texts."""
+    """What `fit` needs: "texts" to fit on, only the base "model" to distil, or "nothing" if `load` needs no fit."""
     if cfg.model == "lsi":
         return "texts"
     return "model" if cfg.model.startswith(source.STATIC) else "nothing"
 
 
 def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = (), threads: int = 1) -> dict[str, Any]:
-    """Make the artifact that `load` needs, in `folder`; returns facts for the manifest.
+    """Write the artifact that `load` needs to `folder`; return facts for the manifest.
 
-    The same bytes on every run on the same processor, with any number of threads. `texts` and `seed` matter to lsi only.
+    The artifact is byte-identical on every run on the same processor, with any number of threads. Only lsi uses `texts` and
+    `seed`.
 
     Raises:
-        ConfigError: as `identify`; or too few texts for `embed.dim`.
+        ConfigError: as `identify`; or `embed.dim` is larger than the number of texts (lsi) or the base model's width (static).
     """
     assert fits_on(cfg) != "nothing", f"{cfg.model} is not fitted"
     if cfg.model == "lsi":
@@ -105,14 +110,14 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = (), thr
 
 
 def load(cfg: Embed, folder: Folder | None, *, threads: int = 1) -> Embedder:
-    """The embedder, ready in this process, on a GPU where one is visible (sentence models only).
+    """Load the embedder into this process; a sentence model uses a GPU if one is visible.
 
-    It takes the process over: torch and the tokenizers are held to `threads`. `folder` is where `fit` wrote; None where
-    `fits_on` says nothing.
+    Limits torch and the tokenizers of the whole process to `threads` threads. `folder` is the one that `fit` wrote to; it is None
+    if and only if `fits_on` returns "nothing".
 
     Raises:
         ConfigError: as `identify`.
-        StorageError: the artifact cannot be read.
+        StorageError: the artifact is missing or unreadable.
     """
     assert (folder is None) == (fits_on(cfg) == "nothing"), "a folder is for what was fitted"
     if folder is None:
@@ -124,5 +129,5 @@ def load(cfg: Embed, folder: Folder | None, *, threads: int = 1) -> Embedder:
 
 @functools.lru_cache(maxsize=1)
 def loaded_embedder(cfg: Embed, artifact_url: str | None) -> Embedder:
-    """The model, loaded once in a worker process."""
+    """The embedder, cached so that a worker process loads it once."""
     return load(cfg, Folder(artifact_url) if artifact_url else None, threads=1)

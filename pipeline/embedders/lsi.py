@@ -1,8 +1,9 @@
 """Latent semantic indexing: hashed words, sublinear tf, idf, and a truncated SVD fitted on the corpus itself.
 
-No pretrained weights, so it works on any domain and any language that puts spaces between words; it knows no synonyms that the
-corpus does not show. As in scikit-learn's LSA example: HashingVectorizer, TfidfTransformer, TruncatedSVD, Normalizer.
-Deerwester et al. 1990, "Indexing by latent semantic analysis"; Halko et al. 2011 for the randomised SVD.
+It has no pretrained weights, so it works on any domain and on any language that separates words by spaces; it finds only those
+synonyms that the corpus shows. The steps are those of scikit-learn's LSA example: HashingVectorizer, TfidfTransformer,
+TruncatedSVD, Normalizer. References: Deerwester et al. 1990, "Indexing by latent semantic analysis"; Halko et al. 2011 for the
+randomised SVD.
 
 Shapes: N texts, F hashed features, D width of the embedding.
 """
@@ -22,12 +23,12 @@ from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
 from pipeline.text.tfidf import inverse_frequencies, weighed
 
-_NUM_FEATURES = 2**16  # 256 components of these are 67 MB
+_NUM_FEATURES = 2**16  # 256 components take 67 MB
 _ARTIFACT = "lsi.npz"
 
 
 def identify(cfg: Embed) -> dict[str, Any]:
-    """See `pipeline.embedders.identify`; the tokenizer is that which cuts the windows."""
+    """See `pipeline.embedders.identify`; the tokenizer is included because windows are cut with it."""
     return {"kind": "lsi", "source": {"tokenizer": source.identify_source(cfg)["tokenizer"]}, "dim": cfg.dim}
 
 
@@ -43,11 +44,12 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[
         )
     tf_NF = _sublinear_tf(texts)
     idf_F = inverse_frequencies(tf_NF)
-    svd = TruncatedSVD(cfg.dim, random_state=seed % 2**32)  # all that NumPy takes
-    with threadpool_limits(1):  # sums in one order, whatever the number of cores
+    svd = TruncatedSVD(cfg.dim, random_state=seed % 2**32)  # NumPy seeds have 32 bits
+    with threadpool_limits(1):  # the order of sums must not depend on the number of cores
         svd.fit(weighed(tf_NF, idf_F))
     components_FD = np.ascontiguousarray(svd.components_.T, dtype=np.float32)
-    # Rounding leaves 1e-20 where a feature was never seen; normalised, a text of such words alone would be a random direction.
+    # Rounding leaves about 1e-20 for features that never occurred. Set them to 0: otherwise a text of such words alone would be
+    # normalised to a random direction.
     seen_F = np.bincount(tf_NF.indices, minlength=_NUM_FEATURES) > 0
     components_FD[~seen_F] = 0
     sink = io.BytesIO()
@@ -63,7 +65,7 @@ def load(folder: Folder) -> "LsiEmbedder":
 
 
 class LsiEmbedder:
-    """An `Embedder`; see `pipeline.embedders.Embedder`. It uses one thread."""
+    """An `Embedder` that uses one thread; see `pipeline.embedders.Embedder`."""
 
     def __init__(self, idf_F: F32, components_FD: F32) -> None:
         self._idf_F = idf_F
@@ -79,7 +81,7 @@ class LsiEmbedder:
 
 
 def _sublinear_tf(texts: Sequence[str]) -> Any:
-    """(N, F) sparse 1 + log(count) of each hashed word."""
+    """(N, F) sparse matrix of 1 + log(count) of each hashed word."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     counts_NF = HashingVectorizer(n_features=_NUM_FEATURES, alternate_sign=False, norm=None, dtype=np.float32).transform(texts)

@@ -1,9 +1,10 @@
-"""Embeddings by a sentence-transformers model, with batches built here.
+"""Embeddings from a sentence-transformers model, with batching of our own.
 
-Texts are tokenised once, sorted by their number of tokens and batched, so that almost nothing is spent on padding (by characters,
-as `SentenceTransformer.encode` sorts, some is left), and on a CPU in batches small enough for its cache.
+Texts are tokenised once, sorted by number of tokens and batched, so that batches contain almost no padding
+(`SentenceTransformer.encode` sorts by characters, which leaves some). On a CPU, batches are small enough for its cache.
 
-Shapes: N texts, S stretches of at most `max_tokens` (S = N where pool is head), B rows and T tokens of a batch, D width.
+Shapes: N texts, S segments of at most `max_tokens` tokens (S = N if pool is head), B rows and T tokens of a batch, D width of the
+embedding.
 """
 
 import os
@@ -20,8 +21,8 @@ from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError
 from pipeline.execution.processor import processor_has_bf16, processor_name
 
-# Activations of a small batch stay in a core's share of the cache. MiniLM, 256 tokens, windows/s of one EPYC (Zen 3) core by rows
-# a batch: 2: 14.1, 4: 14.1, 8: 14.6, 16: 11.8, 32: 11.5.
+# The activations of a small batch stay in a core's share of the cache. Measured for MiniLM and 256 tokens, in windows/s of one
+# EPYC (Zen 3) core, by rows per batch: 2: 14.1, 4: 14.1, 8: 14.6, 16: 11.8, 32: 11.5.
 _CPU_BATCH_TOKENS = 2048
 
 
@@ -40,10 +41,11 @@ def load(cfg: Embed, *, threads: int) -> "SentenceEmbedder":
 
 
 def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
-    """The SentenceTransformer in fp32, in evaluation mode, on the device that is named, else on the GPU if one is visible.
+    """The SentenceTransformer in fp32 and evaluation mode, on `device`; by default on the GPU if one is visible, else on the CPU.
 
     Raises:
-        ConfigError: sentence-transformers is not installed, or the model cannot be loaded without running its own code.
+        ConfigError: sentence-transformers is not installed, or the model cannot be loaded, for instance
+            because it would have to run code of its own.
     """
     folder = source.model_folder(cfg)
     try:
@@ -53,7 +55,7 @@ def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
     except ImportError as error:
         raise ConfigError(f'embed.model {cfg.model} needs torch: run `pip install "crispwrap[embed]"`') from error
     torch.set_num_threads(threads)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar a worker says nothing
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar per worker is noise
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = SentenceTransformer(folder, device=device, trust_remote_code=False, local_files_only=True)
@@ -62,17 +64,17 @@ def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
         raise ConfigError(
             f"embed.model {cfg.model} cannot be loaded ({reason}); its folder must be complete, and code of its own is never run"
         ) from error
-    return model.float().eval()  # transformers keeps a checkpoint's own type, which may be half
+    return model.float().eval()  # transformers keeps the checkpoint's dtype, which may be half
 
 
 def hold_tokenizers(threads: int) -> None:
-    """Hold the tokenizers of this process to `threads`; the count is read when they first run in parallel."""
+    """Limit the tokenizers of this process to `threads` threads; effective only before they first run in parallel."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
 
 
 class SentenceEmbedder:
-    """An `Embedder` over a loaded model; see `pipeline.embedders.Embedder`."""
+    """An `Embedder` that wraps a loaded model; see `pipeline.embedders.Embedder`."""
 
     def __init__(self, cfg: Embed, model: Any, *, threads: int) -> None:
         self._cfg = cfg
@@ -95,7 +97,7 @@ class SentenceEmbedder:
             self._tokenizer.enable_truncation(cfg.max_tokens)
         self._autocast = precision != "fp32"
         if self._autocast and self._device.type == "cuda" and self._tokenizer is not None:
-            # Half weights are faster than autocast on a GPU, slower than fp32 on a CPU; pooling stays fp32 either way.
+            # Half-precision weights are faster than autocast on a GPU, but slower than fp32 on a CPU. Pooling is fp32 in any case.
             model[0].to(_dtype(precision))
             self._autocast = False
 
@@ -111,20 +113,20 @@ class SentenceEmbedder:
             encodings = self._tokenizer.encode_batch_fast(list(texts))
             if self._cfg.pool == "head":
                 return self._encode_ids([encoding.ids for encoding in encodings])
-            # The tokenizer hands out what truncation cut off as further stretches, each with its own special tokens.
+            # The tokenizer returns the tokens beyond `max_tokens` as further segments, each with its own special tokens.
             stretches = [[encoding, *encoding.overflowing] for encoding in encodings]
             ids_S = [stretch.ids for text in stretches for stretch in text]
             num_special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
             weight_S = np.array([len(ids) - num_special for ids in ids_S], dtype=np.float32)
-            weight_S = np.maximum(weight_S, 1)  # an empty text is one stretch of special tokens alone
+            weight_S = np.maximum(weight_S, 1)  # an empty text is one segment of special tokens only
             first_N = np.cumsum([0, *(len(text) for text in stretches[:-1])])
             return unit_rows(np.add.reduceat(self._encode_ids(ids_S) * weight_S[:, None], first_N, axis=0))
 
     def _encode_ids(self, ids_S: list[list[int]]) -> F32:
-        """(S, D) unit vectors of token ids, in order."""
+        """(S, D) unit vectors, one for each list of token ids, in order."""
         batch_tokens = _CPU_BATCH_TOKENS if self._device.type == "cpu" else None
         rows_by_batch = list(batches([len(ids) for ids in ids_S], self._cfg.batch_size, batch_tokens))
-        # Results stay on the device till the end, so that a GPU never waits for a copy between batches.
+        # Copy results to the host only at the end, so that the GPU never waits for a copy between batches.
         outputs = [self._forward([ids_S[row] for row in rows]) for rows in rows_by_batch]
         x_SD = np.empty((len(ids_S), self.dim), dtype=np.float32)
         for rows, output in zip(rows_by_batch, outputs, strict=True):
@@ -132,7 +134,7 @@ class SentenceEmbedder:
         return unit_rows(x_SD)
 
     def _forward(self, ids_B: list[list[int]]) -> Any:
-        """(B, D) float32 tensor on the device: the model's own modules, one after the other."""
+        """(B, D) float32 tensor on the device: the output of the model's modules applied in sequence to a padded batch."""
         import torch
 
         tokenizer = self._model.tokenizer
@@ -154,9 +156,10 @@ class SentenceEmbedder:
 
 
 def batches(num_tokens_S: Sequence[int], batch_size: int, batch_tokens: int | None) -> Iterator[list[int]]:
-    """Rows of each batch: longest first, ties in order, at most `batch_size` rows and `batch_tokens` with padding.
+    """The row numbers of each batch, longest rows first, ties in input order.
 
-    Longest first, so that a GPU runs out of memory in the first batch or never.
+    A batch has at most `batch_size` rows and, if given, at most `batch_tokens` tokens including padding (always at least one row).
+    With the longest rows first, a GPU runs out of memory in the first batch or never.
     """
     order = np.argsort(-np.asarray(num_tokens_S), kind="stable").tolist()
     start = 0
@@ -176,7 +179,7 @@ def _check_max_tokens(cfg: Embed) -> None:
 
 
 def _text_tokenizer(model: Any) -> Any:
-    """A copy of the model's tokenizer; None where sentence-transformers does more to a text than to tokenise it."""
+    """A copy of the model's fast tokenizer; None if the model is no text-only transformer or its tokenizer is not a fast one."""
     from sentence_transformers.sentence_transformer.modules import Transformer
     from tokenizers import Tokenizer
 
@@ -191,10 +194,10 @@ def _text_tokenizer(model: Any) -> Any:
 
 
 def precision_for(cfg: Embed, device: str) -> str:
-    """What `embed.precision` comes to on a device (cpu or cuda): fp32, bf16 or fp16.
+    """Resolve `embed.precision` for a device type (cpu or cuda): fp32, bf16 or fp16.
 
     Raises:
-        ConfigError: fp16 is asked for on a CPU.
+        ConfigError: the setting is fp16 and the device is a CPU.
     """
     if cfg.precision == "fp16" and device == "cpu":
         raise ConfigError("embed.precision fp16 is for GPUs, and there is none here; use bf16 or fp32")
@@ -208,7 +211,7 @@ def precision_for(cfg: Embed, device: str) -> str:
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """A scope for this thread, in which torch multiplies in this precision."""
+    """A context manager: inside it, torch multiplies matrices in `precision`, in this thread only."""
     import torch
 
     if precision == "fp32":

@@ -1,7 +1,7 @@
-"""Where a model's files are, and what they are: from `embed.model` to a local folder and a name by content.
+"""Resolve `embed.model` to a local folder and to an identity by content.
 
-A hub name is resolved once a process, to a snapshot on the local disk; everything after that reads files only, so that a model
-is downloaded once a node. Its code, if it brings any, is never run.
+A hub name is resolved once per process, to a snapshot on the local disk; all later work reads these files, so that a model is
+downloaded once per node. Code that comes with a model is never run.
 """
 
 import functools
@@ -17,12 +17,12 @@ from pipeline.execution.file_digests import file_sha256, folder_sha256
 
 STATIC = "static:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# The same weights for other runtimes, some five times the model's own size.
+# Not downloaded: copies of the weights for other runtimes, about five times the size of the model itself.
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.mlmodel", "coreml/*"]
 
 
 def base_model(cfg: Embed) -> str:
-    """The sentence-transformers model behind the setting: `static:` taken off, for lsi the bundled MiniLM."""
+    """The sentence-transformers model that `embed.model` refers to, without `static:`; for lsi the bundled MiniLM."""
     return bundled.MINILM if cfg.model == "lsi" else cfg.model.removeprefix(STATIC)
 
 
@@ -30,7 +30,7 @@ def model_folder(cfg: Embed) -> str:
     """Absolute path of the local folder that holds the base model.
 
     Raises:
-        ConfigError: there is no such model, or it cannot be had from here.
+        ConfigError: the model does not exist or cannot be downloaded.
     """
     name = base_model(cfg)
     if name.startswith("bundled:"):
@@ -43,18 +43,21 @@ def model_folder(cfg: Embed) -> str:
                 f"embed.model {cfg.model} is a folder without modules.json; give one that sentence-transformers saved"
             )
         return os.path.abspath(name)
-    if name == "lsi" or not _HUB_NAME.fullmatch(name):  # static:lsi: there is nothing to distil
+    if name == "lsi" or not _HUB_NAME.fullmatch(name):  # static:lsi is rejected: it has no model to distil
         raise ConfigError(
             f"embed.model {cfg.model} is neither a folder here nor the name of a model; "
             f"give an existing folder, a hub name such as sentence-transformers/all-MiniLM-L6-v2, {bundled.MINILM}, "
             "static:<one of these>, or lsi"
         )
-    # sentence-transformers' own short form: all-MiniLM-L6-v2 for sentence-transformers/all-MiniLM-L6-v2
+    # As sentence-transformers does, accept all-MiniLM-L6-v2 for sentence-transformers/all-MiniLM-L6-v2.
     return _snapshot(name if "/" in name else f"sentence-transformers/{name}", cfg.revision)
 
 
 def identify_source(cfg: Embed) -> dict[str, Any]:
-    """The base model by content: `files` for a local folder, `name` and `commit` for the hub; and its `tokenizer`.
+    """Identity of the base model by content.
+
+    `files` is the digest of a local folder, `name` and `commit` identify a hub model, and `tokenizer` is the sha256 of its
+    tokenizer.json.
 
     Raises:
         ConfigError: as `model_folder`, or the model has no tokenizer.json.
@@ -83,12 +86,12 @@ def tokenizer_path(cfg: Embed) -> str:
 
 
 def position_limit(folder: str) -> int | None:
-    """Most tokens, special ones counted, that the model in `folder` has positions for; None: no limit is known."""
+    """The maximum number of tokens, special tokens included, that the model in `folder` has positions for; None if unknown."""
     config = _json(folder, "config.json")
     limit = config.get("max_position_embeddings")
     if limit is None:
         return None
-    # RoBERTa's descendants number positions from pad_token_id + 1, so 514 positions hold 512 tokens.
+    # Models derived from RoBERTa number positions from pad_token_id + 1, so 514 positions hold 512 tokens.
     offset = config.get("pad_token_id", 1) + 1 if config.get("model_type") in _POSITIONS_AFTER_PADDING else 0
     return int(limit) - offset
 
@@ -111,9 +114,9 @@ def _snapshot(name: str, revision: str | None) -> str:
     except ImportError as error:
         raise ConfigError(f'embed.model {name} comes from the hub: run `pip install "crispwrap[embed]"`') from error
     try:
-        # With no network, or with HF_HUB_OFFLINE=1, this is the copy in the cache.
+        # Without a network, or with HF_HUB_OFFLINE=1, this returns the copy in the cache.
         folder = str(snapshot_download(name, revision=revision, ignore_patterns=_OTHER_RUNTIMES))
-    except (OSError, ValueError, RuntimeError) as error:  # all of huggingface_hub's errors are one of these
+    except (OSError, ValueError, RuntimeError) as error:  # every error of huggingface_hub is one of these
         at = f" at embed.revision {revision}" if revision else ""
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -1,11 +1,11 @@
-"""A static embedder: one vector a token, distilled from a sentence-transformers model, and summed over the whole window.
+"""A static embedder: one vector per token, distilled from a sentence-transformers model, and summed over the whole window.
 
-As model2vec (Tulkens and van Dongen, 2024): embed each token of the vocabulary alone, reduce by PCA, weigh down frequent tokens
-by SIF (Arora et al. 2017, "A simple but tough-to-beat baseline for sentence embeddings", eq. 1), with the token's rank in the
-vocabulary for its frequency (Zipf). No text is needed. Encoding needs no torch: a window is a row of a sparse matrix of tokens,
-and the vectors are its product with the table.
+The method is that of model2vec (Tulkens and van Dongen, 2024): embed each token of the vocabulary alone, reduce the dimension by
+PCA, and down-weight frequent tokens by SIF (Arora et al. 2017, "A simple but tough-to-beat baseline for sentence embeddings",
+eq. 1). Frequencies are estimated from a token's rank in the vocabulary by Zipf's law, so distillation needs no text. Encoding
+needs no torch: windows are the rows of a sparse matrix of token counts, and their vectors are its product with the table.
 
-Shapes: N texts, V tokens of the vocabulary, B tokens of a batch, H width of the base model, D width of the embedding.
+Shapes: N texts, V tokens of the vocabulary, H width of the base model, D width of the embedding.
 """
 
 import io
@@ -30,17 +30,18 @@ from pipeline.execution import cache
 from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
 
-_METHOD = 1  # to be raised when the table of a model changes
+_METHOD = 1  # increment when a code change alters the table of a model
 _TABLE, _TOKENIZER = "static.npz", "tokenizer.json"
 _BATCH_TOKENS = 512
 _TEXTS_AT_ONCE = 512
-# Weights, chosen on 450 windows of 254 tokens of mixed real text, by overlap of the 10 nearest neighbours with MiniLM's and by
-# rank correlation of all cosines: rank by id and log(1 + rank) 0.304, 0.41; SIF by id at 1e-4 0.317, 0.42; this 0.363, 0.47;
-# SIF with the frequencies of the text itself 0.363, 0.49. Tokens without [CLS] and [SEP] around them: 0.265, 0.37.
+# The weighting was chosen on 450 windows of 254 tokens of mixed real text. The two numbers are the overlap of the 10 nearest
+# neighbours with MiniLM's and the rank correlation of all cosines. log(1 + rank), rank by id: 0.304, 0.41; SIF with 1e-4, rank by
+# id: 0.317, 0.42; this: 0.363, 0.47; SIF with the frequencies in the text itself: 0.363, 0.49. Tokens embedded without [CLS] and
+# [SEP] around them: 0.265, 0.37. See docs/decisions/0006.
 _SIF = 1e-5
 _LETTER_RANK = 100
 _UNUSED = re.compile(r"\[unused\d+\]")
-_WORD_MARKS = ("##", "▁", "Ġ")  # how WordPiece, SentencePiece and byte-level BPE mark the start or the inside of a word
+_WORD_MARKS = ("##", "▁", "Ġ")  # WordPiece, SentencePiece and byte-level BPE mark the start or the inside of a word
 
 
 def identify(cfg: Embed) -> dict[str, Any]:
@@ -49,8 +50,9 @@ def identify(cfg: Embed) -> dict[str, Any]:
 
 
 def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
-    """Put the table distilled from the base model, and its tokenizer, in `folder`. Half a minute for MiniLM on one core, the first
-    time on a machine; then it is remembered.
+    """Write the table distilled from the base model, and its tokenizer, to `folder`; return facts for the manifest.
+
+    Distilling MiniLM takes half a minute on one core. The table is cached on this machine, so later calls are fast.
 
     Raises:
         ConfigError: `embed.dim` is more than the base model's width, or the model is not a plain text transformer.
@@ -59,7 +61,7 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
         tokenizer_json = file.read()
     precision = _precision(cfg)
     made_with = {"processor": processor_name(), "precision": precision, "libraries": _libraries()}
-    identity = {"method": _METHOD, **identify(cfg), **made_with}  # the precision that was asked for gives way to what it came to
+    identity = {"method": _METHOD, **identify(cfg), **made_with}  # the resolved precision replaces the configured one
     content = cache.remembered("static", identity, lambda: _distil(cfg, tokenizer_json, precision, threads))
     folder.write_bytes(_TABLE, content)
     folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
@@ -68,7 +70,7 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, str]:
-    """The versions of what distilling multiplies with, as far as they are installed: a remembered table needs none of them."""
+    """Versions of the libraries that distillation computes with; missing ones are left out, because a cached table needs none."""
     found = {}
     for package in ("numpy", "tokenizers", "torch", "transformers", "sentence-transformers"):
         with suppress(PackageNotFoundError):
@@ -77,12 +79,15 @@ def _libraries() -> dict[str, str]:
 
 
 def _precision(cfg: Embed) -> str:
-    """Of the base model while it is distilled: always on a CPU, so that a GPU that happens to be there changes nothing."""
+    """Precision of the base model during distillation.
+
+    Distillation always runs on the CPU, so that the presence of a GPU changes nothing; fp16, which a CPU lacks, becomes fp32.
+    """
     return "fp32" if cfg.precision == "fp16" else precision_for(cfg, "cpu")
 
 
 def _distil(cfg: Embed, tokenizer_json: str, precision: str, threads: int) -> bytes:
-    """An .npz of (V, D) `table_VD` in float16, and of facts."""
+    """Bytes of an .npz file with the (V, D) `table_VD` in float16, and facts. Rows of special and unused tokens are zero."""
     from threadpoolctl import threadpool_limits
     from tokenizers import Tokenizer
 
@@ -90,7 +95,7 @@ def _distil(cfg: Embed, tokenizer_json: str, precision: str, threads: int) -> by
     tokens_V = [tokenizer.id_to_token(token) or "" for token in range(max(tokenizer.get_vocab().values()) + 1)]
     special = {token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]}
     kept_V = np.array([bool(token) and token not in special and not _UNUSED.fullmatch(token) for token in tokens_V])
-    with threadpool_limits(1):  # sums in one order, whatever the number of cores
+    with threadpool_limits(1):  # the order of sums must not depend on the number of cores
         x_VH = _embed_tokens(cfg, np.flatnonzero(kept_V), precision, threads)
         table_VD = np.zeros((len(tokens_V), cfg.dim), dtype=np.float32)
         table_VD[kept_V], variance = _principal(x_VH, cfg.dim)
@@ -126,7 +131,7 @@ class StaticEmbedder:
         return unit_rows(np.concatenate(blocks)) if blocks else np.empty((0, self.dim), dtype=np.float32)
 
     def _sum(self, texts: Sequence[str]) -> F32:
-        """(N, D) sums of token vectors, each added up in the order of its text."""
+        """(N, D) sums of token vectors, added in the order of the tokens in each text."""
         from scipy.sparse import csr_array
 
         ids = self._token_ids(texts)
@@ -138,9 +143,12 @@ class StaticEmbedder:
 
 
 def _embed_tokens(cfg: Embed, token_V: I64, precision: str, threads: int) -> F32:
-    """(V, H) last hidden states of the base model, averaged over a lone token and the special tokens around it.
+    """(V, H) last hidden states of the base model, averaged over a single token and the special tokens around it.
 
-    Each batch is one thread's, so the threads change no bit of it.
+    V counts the tokens in `token_V` only. Each batch runs on one thread, so the result does not depend on `threads`.
+
+    Raises:
+        ConfigError: the base model is not a transformer.
     """
     import torch
     from tokenizers import Tokenizer
@@ -168,9 +176,12 @@ def _embed_tokens(cfg: Embed, token_V: I64, precision: str, threads: int) -> F32
 
 
 def _principal(x_VH: F32, dim: int) -> tuple[F32, float]:
-    """(V, D) projections on the first principal components, and the share of the variance they keep.
+    """(V, D) projections onto the first principal components, and the fraction of the variance that they explain.
 
-    By eigenvectors of the covariance in float64, each with its largest entry positive: no random start, no free sign.
+    Deterministic: uses the eigenvectors of the float64 covariance, with the sign that makes the largest entry of each positive.
+
+    Raises:
+        ConfigError: `dim` is larger than H.
     """
     if dim > x_VH.shape[1]:
         raise ConfigError(f"embed.dim must be at most {x_VH.shape[1]}, the width of the model that is distilled, got {dim}")
@@ -182,10 +193,10 @@ def _principal(x_VH: F32, dim: int) -> tuple[F32, float]:
 
 
 def _weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> F32:
-    """(V,) SIF weights a / (a + p), p by Zipf from the rank.
+    """(V,) SIF weights a / (a + p), where the probability p of a token follows from its rank by Zipf's law.
 
-    Vocabularies list their words by frequency, but their single characters in a block of their own: punctuation is taken to be
-    as frequent as the first word, letters and digits as the hundredth.
+    Vocabularies list words by descending frequency, but single characters in a separate block. Punctuation is therefore assumed
+    to be as frequent as the first word, and letters and digits as frequent as the hundredth.
     """
     body_V = [_strip_mark(token) for token in tokens_V]
     single_V = np.array([len(body) == 1 for body in body_V])

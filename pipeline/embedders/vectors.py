@@ -1,4 +1,4 @@
-"""What every kind of embedder does with its vectors.
+"""Normalisation of vectors, shared by all kinds of embedders.
 
 Shapes: N texts, D width of the embedding.
 """
@@ -10,7 +10,7 @@ from pipeline.arrays import F32
 
 
 def unit_rows(x_ND: NDArray[np.floating]) -> F32:
-    """(N, D) rows of length 1; a row that is zero or not finite becomes all NaN, so that nobody mistakes it for a direction."""
+    """(N, D) rows scaled to length 1; a row that is zero or not finite becomes all NaN, so that it is not used as a direction."""
     x_ND = np.asarray(x_ND, dtype=np.float32)
     norm_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
     usable_N1 = np.isfinite(norm_N1) & (norm_N1 > 0)

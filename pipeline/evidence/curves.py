@@ -1,6 +1,9 @@
-"""What curves over the natural share say at the points of other arms: who gains more at a price, and who pays less for a gain.
+"""Compare an arm's curve over the natural share with the single points of other arms.
 
-Shapes: P points along a curve.
+Two questions are answered: at equal loss on other text, which gains more on the first held-out text; and at equal gain, which
+loses less.
+
+Shapes: P points along a curve, S seeds, D documents of a held-out text.
 """
 
 import itertools
@@ -17,25 +20,26 @@ from pipeline.evidence.steps import Comparison
 
 @dataclass(frozen=True)
 class Versus:
-    """A curve against the point of another arm. None where the curve does not get there."""
+    """A curve compared with the point of another arm. An estimate is None if the curve does not reach the point's value."""
 
-    curve: str
-    point: str
-    gain: Estimate | None  # bits per byte of the first text, curve less point, where the other text costs the curve no more
-    price: Estimate | None  # what the other text loses to natural on the curve, where its first text is no worse
-    point_price: float  # what it loses at the point
+    curve: str  # its arm
+    point: str  # the other arm
+    gain: Estimate | None  # bits per byte of the first text, curve minus point, where the curve is no worse on the other text
+    price: Estimate | None  # bits per byte of the other text, curve minus natural, where the curve is no worse on the first
+    point_price: float  # bits per byte of the other text, point minus natural
 
 
 def natural_arm(comparison: Comparison) -> str | None:
-    """The arm that draws as the generalist is, where there is one."""
+    """The arm with the natural mixture of the generalist corpus, if there is one."""
     natural = (arm for arm, run in comparison.runs.items() if run.config.weights.estimator == "natural" and arm != SPECIALIST_ONLY)
     return next(natural, None)
 
 
 def curves_of(comparison: Comparison) -> dict[str, list[str]]:
-    """By the arm with the smallest natural share: the arms along its curve, by rising share.
+    """All curves: maps the arm with the smallest natural share to the arms along its curve, in ascending order of the share.
 
-    They differ in `weights.natural_share` alone. Natural text, where it is an arm, ends each; it and the sample alone have none.
+    The arms of a curve differ only in `weights.natural_share`. The natural arm, if there is one, ends each curve; it and the
+    specialist-only arm have no curve of their own.
     """
     runs = comparison.runs
     natural = natural_arm(comparison)
@@ -51,13 +55,16 @@ def curves_of(comparison: Comparison) -> dict[str, list[str]]:
 
 
 def plain_arms(comparison: Comparison) -> list[str]:
-    """All arms but the further points of curves."""
+    """All arms except those that are a second or later point of a curve; the natural arm is included."""
     further = {arm for along in curves_of(comparison).values() for arm in along[1:]} - {natural_arm(comparison)}
     return [arm for arm in comparison.runs if arm not in further]
 
 
 def versus(comparison: Comparison, other: str) -> list[Versus]:
-    """Each curve against each arm that is not on it: the first held-out text against `other`. None without natural text."""
+    """Compare each curve with each plain arm but its own and the natural one, on the first held-out text and `other`.
+
+    Empty if there is no natural arm.
+    """
     first = next(iter(comparison.held_out))
     natural = natural_arm(comparison)
     if natural is None:
@@ -74,9 +81,9 @@ def versus(comparison: Comparison, other: str) -> list[Versus]:
 
 @dataclass(frozen=True)
 class Text:
-    """What all proxies make of a held-out text."""
+    """The scores of all proxies on a held-out text."""
 
-    bits_SD: Mapping[str, F64]  # by arm
+    bits_SD: Mapping[str, F64]  # (S, D) by arm
     bytes_D: F64
 
     @classmethod
@@ -85,20 +92,21 @@ class Text:
         return cls(bits, np.array(next(iter(seeds_of.values()))[0]["bytes"][name], np.float64))
 
     def figure(self, arm: str) -> float:
-        """Bits per byte."""
+        """Bits per byte of an arm, mean over seeds."""
         return float(self.bits_SD[arm].mean(0).sum() / self.bytes_D.sum())
 
     def sum(self, factors: Sequence[tuple[float, str]]) -> tuple[F64, F64]:
-        """A term of an estimate: the arms' bits, each times its factor."""
+        """A linear combination of the arms' bits, (S, D), and the bytes, (D,): a term for `estimate`."""
         return np.sum([factor * self.bits_SD[arm] for factor, arm in factors], axis=0), self.bytes_D
 
 
 def read(first: Text, other: Text, along: Sequence[str], point: str, natural: str) -> Versus:
-    """Read a curve where it costs what a point costs, and where it gains what the point gains.
+    """Compare a curve with a point, where both lose the same on `other` and where both gain the same on `first`.
 
-    It is read at one place, on the line between two of its points, and not where noise is kindest. How far that place is off is
-    part of the interval (delta method): with slope b there, the gain is that of the curve at its place less the point's, plus b
-    times what the point costs more than the place.
+    The curve is interpolated linearly between neighbouring points, at the first place where it reaches the value of the point,
+    not at the most favourable one; if its first point already loses no more on `other`, that point is used. The interval includes
+    the uncertainty of the place (delta method): with slope b there, the gain is the curve's value at the place minus the point's,
+    plus b times (loss of the point minus loss at the place).
     """
     x_P, y_P = ([text.figure(arm) for arm in along] for text in (other, first))
     x, y = other.figure(point), first.figure(point)
@@ -122,7 +130,10 @@ def read(first: Text, other: Text, along: Sequence[str], point: str, natural: st
 def _read_at(
     text: Text, by: Text, along: Sequence[str], place: tuple[int, float], slope: float, point: str, *, less: str
 ) -> Estimate:
-    """A curve's figure of one text, less an arm's, at a place that was found by another text."""
+    """Bits per byte of `text` on the curve at `place`, minus those of the arm `less`; `by` is the text that determined the place.
+
+    `slope` is that of the curve of `text` over `by` at the place.
+    """
     i, part = place
     here = [(1 - part, along[i]), (part, along[i + 1])]
     away = [(slope, point), *((-slope * factor, arm) for factor, arm in here)]
@@ -130,7 +141,10 @@ def _read_at(
 
 
 def crossing(value_P: Sequence[float], limit: float) -> tuple[int, float] | None:
-    """Where the lines that join values first reach a limit: the point before, and what part of the way to the next one."""
+    """Where the line through the values first reaches `limit`: index of the point before, and fraction of the way to the next.
+
+    None if it never does.
+    """
     for i, (start, end) in enumerate(itertools.pairwise(value_P)):
         if start != end and min(start, end) <= limit <= max(start, end):
             return i, (limit - start) / (end - start)

@@ -1,4 +1,4 @@
-"""Held-out text: the windows of it that are scored, and that no corpus of the comparison holds them."""
+"""Held-out text: prepare it, choose the windows that are scored, and check that no corpus of the comparison contains them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,20 @@ from pipeline.stages.prepare import prepare_step
 from pipeline.stages.scan import QUARANTINED
 from pipeline.storage import Folder
 
-# Fewer, and an interval over documents says nothing.
+# With fewer, an interval over documents is meaningless.
 _FEWEST_WINDOWS = 10
-# Of the windows that are scored: an imprint may stand in two books, a book may not.
+# Fraction of the scored windows that a corpus may contain: two books may share an imprint, but not their text.
 _MOST_SHARED = 0.01
-# What is shorter, a full stop or a heading, stands everywhere.
+# Shorter windows, such as a heading, occur everywhere and are not searched for.
 _FEWEST_CHARACTERS = 100
 _EXCERPT = 60
 
 
 def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) -> Step:
-    """The step that cuts a held-out text into windows. Blank rows are counted, and of no account for `max_bad_fraction`."""
+    """The step that cuts a held-out text into windows. Blank rows are logged, but do not count towards `max_bad_fraction`.
+
+    Its work raises InputError if more than `max_bad_fraction` of the rows are bad for other reasons.
+    """
     setting = f"held_out.{name}"
     every_row = config.model_copy(update={"max_bad_fraction": 1.0})
     step = prepare_step(every_row, f"held-out {name}", corpus, workdir, setting=setting)
@@ -52,7 +55,7 @@ def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) ->
 
 
 def lowest_hashed(windows: Folder, names: Sequence[str], most: int, seed: int, purpose: str) -> list[str]:
-    """The texts of the windows with the lowest hashes, in the order of these."""
+    """The texts of at most `most` windows, those with the lowest hashes, in order of hash; ties in order of text."""
     lowest: list[tuple[float, str]] = []
     for name in names:
         table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
@@ -64,7 +67,7 @@ def lowest_hashed(windows: Folder, names: Sequence[str], most: int, seed: int, p
 
 @dataclass(frozen=True)
 class Scored:
-    """The windows of a held-out text that proxies are scored on."""
+    """The windows of a held-out text that proxies are scored on, by reference: workers read them from the store."""
 
     windows: Folder
     parts: Sequence[str]
@@ -72,18 +75,18 @@ class Scored:
     seed: int
 
     def texts(self) -> list[str]:
-        """In the order of their hashes."""
+        """Their texts, in order of hash."""
         return lowest_hashed(self.windows, self.parts, self.most, self.seed, "held_out")
 
 
 def scored(held_out: Mapping[str, Step], most: int, seed: int) -> dict[str, Scored]:
-    """By name: the windows that are scored, the same for whoever asks."""
+    """The windows that are scored, by name of the held-out text; a function of the arguments, hence the same in every step."""
     return {name: Scored(step.folder, part_names(step), most, seed) for name, step in held_out.items()}
 
 
 @dataclass(frozen=True)
 class _Part:
-    """An item of work: a part of a corpus that arms are made from."""
+    """A unit of work: one part of a corpus or a specialist sample that arms read."""
 
     corpus: str
     folder: Folder
@@ -95,12 +98,13 @@ class _Part:
 
 
 def overlap_step(held_out: Mapping[str, Step], corpora: Mapping[str, Step], most: int, seed: int, workdir: Folder) -> Step:
-    """The step that looks for the scored windows in everything that arms are made from, letter for letter.
+    """The step that searches for exact copies of the scored windows in all corpora and specialist samples that arms read.
 
-    Its work raises InputError where a held-out text has too few windows, or more than a hundredth of them are found.
+    Its work raises InputError if a held-out text has fewer than 10 windows, or if a corpus contains more than 1% of them; fewer
+    are a warning. Windows of less than 100 characters are not searched for.
     """
 
-    def work(engine: Engine, folder: Folder) -> dict[str, Any]:  # noqa: ARG001 what it finds is in the manifest alone
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:  # noqa: ARG001 the result is in the manifest only
         windows = {name: which.texts() for name, which in scored(held_out, most, seed).items()}
         for name, texts in windows.items():
             if len(texts) < _FEWEST_WINDOWS:

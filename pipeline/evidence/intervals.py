@@ -1,4 +1,4 @@
-"""Figures over a few seeds and many documents, with intervals that few seeds deserve.
+"""Means over a few seeds and many documents, with confidence intervals that are valid for few seeds.
 
 Shapes: S seeds, D documents of a held-out text.
 """
@@ -11,12 +11,12 @@ from scipy.special import stdtrit
 
 from pipeline.arrays import F64
 
-_TAIL = 0.05
+_TAIL = 0.05  # probability in each tail
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 90% interval."""
+    """A value and its 90% confidence interval."""
 
     value: float
     low: float
@@ -24,17 +24,18 @@ class Estimate:
 
 
 def estimate(terms: Sequence[tuple[F64, F64]]) -> Estimate:
-    """The mean over seeds of a sum of figures in bits per byte, one of each held-out text: (S, D) bits, and (D,) bytes.
+    """The mean over seeds of a sum of terms in bits per byte. Each term is a held-out text's (S, D) bits and (D,) bytes.
 
-    Bits are of an arm, or of a difference of arms, which pairs their seeds and documents. What seeds and what documents add to the
-    variance is put together; the interval is Student's, with the degrees of freedom of Welch (1947) and Satterthwaite (1946): with
-    three seeds a normal one would hold the truth in seven cases of ten.
+    Bits are those of an arm, or of a difference of arms, which pairs their seeds and documents. The variance is the sum of the
+    variance between seeds and, for each term, the variance between documents. The interval is Student's, with the degrees of
+    freedom of Welch (1947) and Satterthwaite (1946): with three seeds, a normal interval would contain the true value in only
+    seven cases of ten. If the variance is 0, the interval is the value itself.
     """
     value_S = np.sum([bits_SD.sum(1) / bytes_D.sum() for bits_SD, bytes_D in terms], axis=0)
     parts = [(float(value_S.var(ddof=1)) / len(value_S), len(value_S) - 1)]
     for bits_SD, bytes_D in terms:
         bits_D, count = bits_SD.mean(0), len(bytes_D)
-        left_D = bits_D - bits_D.sum() / bytes_D.sum() * bytes_D  # of a ratio of sums
+        left_D = bits_D - bits_D.sum() / bytes_D.sum() * bytes_D  # residuals of a ratio of sums
         parts.append((float(left_D @ left_D) * count / (count - 1) / float(bytes_D.sum()) ** 2, count - 1))
     value, variance = float(value_S.mean()), sum(part for part, _ in parts)
     if variance == 0:

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: what the specialist gains against what other text loses, and the curves of the trainings."""
+"""Plots of a comparison: gain on specialist text against loss on other text, and training curves."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from pipeline.evidence.table import Row
 from pipeline.storage import Folder
 
 _SIZE = (7.0, 4.8)  # inches
-# Text stays text, so that it can be searched and read aloud; and the same comparison gives the same file.
+# Keep text as text, for search and screen readers. A fixed salt makes the same comparison give the same file.
 _STYLE: Any = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -24,7 +24,7 @@ _STYLE: Any = {
 
 
 def check() -> None:
-    """Refuse to begin hours of training that end without pictures.
+    """Check that plots can be written, before hours of training.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -36,7 +36,7 @@ def check() -> None:
 
 
 def drawn(comparison: Comparison, rows: Sequence[Row], folder: Folder) -> list[str]:
-    """Write the pictures; their paths."""
+    """Write the plots as SVG files to `folder`; return their paths."""
     import matplotlib
 
     found = []
@@ -57,7 +57,10 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
 
 
 def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
-    """The first held-out set against each further one: a point an arm, its curve to natural text, with 90% intervals."""
+    """The first held-out set against each other one: a point per arm or its curve up to the natural arm, with 90% intervals.
+
+    Yields the name and the figure; nothing if there is only one held-out set.
+    """
     of_arm = {row.arm: row for row in rows}
     first, *others = comparison.held_out
     if not others:
@@ -81,7 +84,7 @@ def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, 
                 markersize=5,
                 linewidth=1.2,
                 elinewidth=0.6,
-                zorder=2 if arm in curves else 3,  # natural text on top of the curves that end there
+                zorder=2 if arm in curves else 3,  # single points above the curves, which end at the natural arm
             )
         axes.set_xlabel(f"{other}, bits per byte")
         axes.set_ylabel(f"{first}, bits per byte")
@@ -92,12 +95,12 @@ def _curves(comparison: Comparison, rows: Sequence[Row]) -> Iterator[tuple[str, 
 
 
 def _around(figures: Sequence[Any]) -> Any:
-    """(2, points) how far the ends of the interval of the difference lie from it."""
+    """(2, points) distances from each difference to the lower and the upper end of its interval: error bars for matplotlib."""
     return np.array([[one.difference.value - one.difference.low, one.difference.high - one.difference.value] for one in figures]).T
 
 
 def _training(comparison: Comparison) -> tuple[str, Any]:
-    """Bits per byte of the first held-out set while training, the mean over seeds."""
+    """The name and the figure of the training curves: bits per byte of the first held-out set, mean over seeds."""
     first = next(iter(comparison.held_out))
     figure, (axes,) = _figure()
     for number, (arm, step) in enumerate(comparison.proxies.items()):

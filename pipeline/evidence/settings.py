@@ -1,4 +1,4 @@
-"""The settings of a comparison: a run, its arms as changes to that, held-out text, and the proxy model."""
+"""Settings of a comparison: a base run, arms as changes to that run, held-out text, and the proxy model."""
 
 import copy
 import difflib
@@ -14,9 +14,9 @@ from pipeline.config.validation_errors import explain_mistakes
 from pipeline.errors import ConfigError
 from pipeline.proxy.settings import ProxySettings
 
-# The arm whose proxies read the sample itself, again and again, and nothing of the corpus.
+# The arm whose proxies are trained only on the specialist sample, for many epochs.
 SPECIALIST_ONLY = "specialist-only"
-# Arms that need no more than their name; settings given under such a name are put on top.
+# Arms that are defined by their name; settings given under such a name are merged into the preset.
 PRESETS: dict[str, dict[str, Any]] = {
     "natural": {"weights": {"estimator": "natural"}},
     SPECIALIST_ONLY: {"weights": {"estimator": "natural"}},
@@ -27,16 +27,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dsir": {"weights": {"estimator": "dsir"}},
     "classifier": {"weights": {"estimator": "classifier"}},
     "nearest": {"weights": {"estimator": "nearest"}},
-    "repeat": {"weights": {"max_epochs": 1000, "repeat_exponent": 1.0}},  # as `rephrase`, where no repeats are damped
+    "repeat": {"weights": {"max_epochs": 1000, "repeat_exponent": 1.0}},  # as in `rephrase`, repeats are not damped
     "rephrase": {},
 }
-POINT = " +"  # in the name of a point of a curve, between the arm's name and the natural share
-# Where a natural share is no change, or a change of what the arm is for.
+POINT = " +"  # separates the arm from the natural share in the name of a curve's point
+# Arms without a curve: a natural share would change nothing, or defeat the purpose of the arm.
 _WITHOUT_CURVE = ("natural", SPECIALIST_ONLY)
 
 
 class Evidence(Section):
-    """What is compared, and how."""
+    """Settings of a comparison; see docs/evidence.md."""
 
     run: dict[str, Any] | str = Field(description="the run that arms are changes of: its sections, or the file that holds them")
     arms: dict[str, dict[str, Any] | None] = Field(
@@ -84,10 +84,10 @@ class Evidence(Section):
         return sorted(shares)
 
     def config_of(self, arm: str) -> Config:
-        """The run of an arm. The run's own section `rephrase` is for the arm of that name, and for arms that change it.
+        """The config of an arm. The run's section `rephrase` is used only for the arm `rephrase` and for arms that change it.
 
         Raises:
-            ConfigError: its settings are wrong; the arm is named.
+            ConfigError: the settings are invalid; the message names the arm.
         """
         assert isinstance(self.run, dict)
         name, changes = arm.partition(POINT)[0], self.changes[arm]
@@ -97,7 +97,7 @@ class Evidence(Section):
         elif not settings.get("rephrase"):
             raise ConfigError("arms.rephrase: the run has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
         if isinstance(settings.get("rephrase"), dict):
-            settings["rephrase"] = {**settings["rephrase"], "titles": False}  # of clusters that nobody looks at
+            settings["rephrase"] = {**settings["rephrase"], "titles": False}  # an arm's cluster titles are not shown
         try:
             return parse_config(settings)
         except ConfigError as error:
@@ -105,7 +105,7 @@ class Evidence(Section):
 
     @property
     def changes(self) -> dict[str, dict[str, Any]]:
-        """What each arm changes of the run, presets and points of curves included, in the order of the table."""
+        """The settings that each arm changes in the run, presets and points of curves included, in the order of the table."""
         found: dict[str, dict[str, Any]] = {}
         for arm, given in self.arms.items():
             found[arm] = _merged(PRESETS.get(arm, {}), given or {})
@@ -117,15 +117,15 @@ class Evidence(Section):
 
 
 def with_share(arm: str, share: float) -> str:
-    """The name of a point of an arm's curve."""
+    """The name of the point of an arm's curve at a natural share."""
     return f"{arm}{POINT}{100 * share:g}%"
 
 
 def load_evidence(path: str | Path) -> Evidence:
-    """The comparison in a YAML file; a run given as a file is found from where that file lies.
+    """Read a comparison from a YAML file; if `run` is a path, it is relative to the folder of that file.
 
     Raises:
-        ConfigError: a file is missing or not YAML, a setting is unknown or out of range.
+        ConfigError: a file is missing or not YAML, a setting is unknown or out of range, or the baseline is none of the arms.
     """
     raw = read_sections(path, example="arms")
     if isinstance(raw.get("run"), str):
@@ -142,7 +142,7 @@ def load_evidence(path: str | Path) -> Evidence:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the settings of `changes` put in, section by section."""
+    """A copy of `base` with the settings of `changes` merged in recursively."""
     merged = copy.deepcopy(dict(base))
     for name, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)

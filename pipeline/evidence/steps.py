@@ -1,4 +1,4 @@
-"""The steps of a comparison: a tokenizer, held-out windows, and for each arm the proxies trained on what its run draws."""
+"""The steps of a comparison: tokenizer, held-out windows, overlap check, and for each arm the proxies trained on its corpus."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
 _TOKENIZER = "tokenizer.json"
-_TOKENIZER_PARTS = 64  # of the generalist: what a tokenizer learns is settled long before
+_TOKENIZER_PARTS = 64  # of the generalist corpus; the tokenizer's vocabulary is stable with far fewer
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is to be run. All arms lie in one workdir, and share what they have in common."""
+    """All steps of a comparison. All arms use one workdir, so that they share steps with equal fingerprints."""
 
     evidence: Evidence
     runs: Mapping[str, PipelineGraph]  # by arm
@@ -42,12 +42,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Training:
-    """An item of work: one seed of one arm."""
+    """A unit of work: the training of one proxy, for one seed of one arm."""
 
     arm: str
     seed: int
-    texts: Sequence[tuple[Folder, str]]  # tables that hold them
-    rows: int  # of these tables
+    texts: Sequence[tuple[Folder, str]]  # tables to read the texts from
+    rows: int  # in all these tables
     folder: Folder
 
     @property
@@ -56,10 +56,10 @@ class Training:
 
 
 def plan_evidence(evidence: Evidence) -> Comparison:
-    """The steps with their fingerprints; reads no more than the digests of input files.
+    """Build all steps with their fingerprints; of the input, only the digests of files are read.
 
     Raises:
-        UserError: a mistake in the settings or the input that can be found without running.
+        UserError: a mistake in the settings or the input that can be found without running a step.
     """
     planned = {arm: _plan_arm(evidence, arm) for arm in evidence.changes}
     runs = {arm: run for arm, run in planned.items() if not _is_arm_itself(arm, planned)}
@@ -80,7 +80,7 @@ def plan_evidence(evidence: Evidence) -> Comparison:
 
 
 def _is_arm_itself(arm: str, runs: Mapping[str, PipelineGraph]) -> bool:
-    """Whether it is a point of a curve at the natural share that the curve's arm has anyway."""
+    """Whether `arm` is a point of a curve whose natural share is the same as that of the curve's own arm."""
     name = arm.partition(POINT)[0]
     return name != arm and runs[arm].config.natural_share == runs[name].config.natural_share
 
@@ -94,7 +94,7 @@ def _plan_arm(evidence: Evidence, arm: str) -> PipelineGraph:
 
 
 def _corpora(runs: Mapping[str, PipelineGraph]) -> dict[str, Step]:
-    """By name: the windows of every corpus and sample that an arm is made from, each once."""
+    """The windows of every corpus and specialist sample that arms read, by name, each once."""
     found: dict[str, Step] = {}
     for arm, run in runs.items():
         for step in (run.windows(corpus) for corpus in (GENERALIST, *run.config.specialists)):
@@ -104,17 +104,19 @@ def _corpora(runs: Mapping[str, PipelineGraph]) -> dict[str, Step]:
 
 
 def compare(comparison: Comparison) -> None:
-    """Run every arm, then train what is missing of all proxies side by side."""
+    """Run every arm, check overlap, then train the missing proxies of all arms in parallel."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
     with at_work(base) as engine:
-        run_steps(base, list(comparison.held_out.values()), engine, explain=False, draws=False)  # a mistake in it is found first
+        # Held-out text first, to find mistakes in it early.
+        run_steps(base, list(comparison.held_out.values()), engine, explain=False, draws=False)
         first = base.steps.index(base.windows(GENERALIST)) + 1
         run_steps(base, base.steps[:first], engine, explain=False, draws=False)
         refuse_arms(comparison)
         for arm, own in own_steps(comparison).items():
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
             run_steps(comparison.runs[arm], own, engine, explain=False, draws=arm != SPECIALIST_ONLY)
-        windows = [step for step in comparison.overlap.inputs.values() if not step.done]  # of arms that read the sample alone
+        # Windows that no arm has prepared: those of arms that read only the specialist sample.
+        windows = [step for step in comparison.overlap.inputs.values() if not step.done]
         run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False, draws=False)
         missing = [
             training
@@ -127,10 +129,10 @@ def compare(comparison: Comparison) -> None:
 
 
 def refuse_arms(comparison: Comparison) -> None:
-    """As `refuse_what_cannot_be`, for each arm that draws.
+    """Run the preflight checks of `refuse_what_cannot_be` for each arm that has a sample stage.
 
     Raises:
-        ConfigError: an arm asks for what cannot be.
+        ConfigError: the settings of an arm are infeasible; the message names the arm.
     """
     for arm, run in comparison.runs.items():
         try:
@@ -152,7 +154,7 @@ def _tokenizer_step(evidence: Evidence, base: PipelineGraph) -> Step:
 
     return Step(
         stage="tokenizer",
-        version=2,  # 2: some of the parts
+        version=2,  # 2: reads at most 64 parts
         settings={"vocabulary": evidence.proxy.vocabulary, "windows": evidence.tokenizer_windows, "seed": base.config.seed},
         inputs={"windows": windows},
         workdir=base.workdir,
@@ -180,13 +182,13 @@ def _proxy_step(
     return Step(
         stage="proxy",
         corpus=arm,
-        version=2,  # 2: Muon and normed queries and keys; how much of its corpus a proxy was given
+        version=2,  # 2: Muon, normalised queries and keys; the fraction of the corpus that a proxy read is stored
         settings={
             "proxy": evidence.proxy.identity(),
             "seeds": evidence.seeds,
             "held_out_windows": evidence.held_out_windows,
             "threads": evidence.threads,
-            "seed": seed,  # of the windows that are scored, the same for all arms
+            "seed": seed,  # for the choice of scored windows, the same for all arms
         },
         inputs={
             **{step.title: step for step in reads},
@@ -210,7 +212,7 @@ def _read_by(arm: str, graph: PipelineGraph) -> list[Step]:
 
 
 def own_steps(comparison: Comparison) -> dict[str, list[Step]]:
-    """By arm: the steps that make what its proxies are trained on, but for those that an arm before it has."""
+    """By arm: the steps that produce the text its proxies are trained on, without those that an earlier arm has too."""
     found: dict[str, list[Step]] = {}
     seen: set[str] = set()
     for arm, run in comparison.runs.items():
@@ -236,7 +238,7 @@ def _train_all(
     engine: Engine, missing: Sequence[Training], evidence: Evidence, seed: int, held_out: Mapping[str, Step], tokenizer: Step
 ) -> None:
     if not missing:
-        return  # and start no Ray to count its GPUs
+        return  # do not start Ray only to count GPUs
     which = scored(held_out, evidence.held_out_windows, seed)
     shared = (tokenizer.folder, which, evidence.proxy, evidence.threads, seed)
     # No step is running yet here: the proxies of all arms are trained side by side.
@@ -277,7 +279,7 @@ def _train(
 
 
 class _Counted:
-    """Texts, and how many of them were read."""
+    """An iterator over texts that counts the texts read from it."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self.count = 0
@@ -290,7 +292,10 @@ class _Counted:
 
 
 def _texts(training: Training, seed: int) -> Iterator[str]:
-    """All texts in random order, in which shards are written; of a sample, which is small, all of its parts together."""
+    """All texts in random order.
+
+    Shards are in random order already; the parts of a specialist sample are not, and are small enough to shuffle in memory.
+    """
     if training.arm != SPECIALIST_ONLY:
         for folder, name in training.texts:
             yield from folder.read_table(name, columns=["text"])["text"].to_pylist()

@@ -1,4 +1,4 @@
-"""What the proxies say of each arm: means, deviations, paired differences and their intervals.
+"""The results table of a comparison: means, standard deviations, paired differences and their intervals.
 
 Shapes: A arms, S seeds, D documents of a held-out set.
 """
@@ -20,32 +20,32 @@ from pipeline.evidence.steps import Comparison
 from pipeline.execution.step import USAGE, Step
 from pipeline.storage import Folder
 
-_WIDTH, _WIDEST = 130, 1000  # of sentences; of tables
+_WIDTH, _WIDEST = 130, 1000  # width in characters of sentences, and of tables at most
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Bits per byte of one arm on one held-out set, over its seeds; differences are to the baseline."""
+    """Bits per byte of one arm on one held-out set."""
 
-    mean: float
-    deviation: float  # of single seeds
-    difference: Estimate
+    mean: float  # over seeds
+    deviation: float  # standard deviation between seeds
+    difference: Estimate  # to the baseline
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm."""
+    """The results of one arm."""
 
     arm: str
     figures: Mapping[str, Figure]  # by held-out set
-    epochs: float  # passes of a proxy over the arm's corpus
-    unique: float  # share of the corpus's tokens that are not repeats
-    selection_s: float  # of all stages of its run, shared ones included
-    training_s: float  # mean of a proxy
+    epochs: float  # passes of a proxy over the arm's corpus; below 1 if it read only the beginning
+    unique: float  # fraction of the corpus's tokens that are not repeats
+    selection_s: float  # seconds for all steps of its run, including steps shared with other arms
+    training_s: float  # seconds to train a proxy, mean over seeds
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
-    """The figures of a comparison that is done."""
+    """The results of each arm of a finished comparison."""
     base = comparison.proxies[comparison.evidence.baseline].manifest["seeds"]
     rows = []
     for arm, step in comparison.proxies.items():
@@ -77,7 +77,7 @@ def _figure(seeds: list[dict[str, Any]], base: list[dict[str, Any]], name: str) 
 
 
 def saved(comparison: Comparison, rows: list[Row], text: str, folder: Folder) -> list[str]:
-    """Write the tables, as they are printed (`rendered`) and as JSON; their paths."""
+    """Write the tables as text (`rendered`) and as JSON; return the paths."""
     _, *others = comparison.held_out
     figures = {
         "arms": [asdict(row) for row in rows],
@@ -89,7 +89,7 @@ def saved(comparison: Comparison, rows: list[Row], text: str, folder: Folder) ->
 
 
 def rendered(comparison: Comparison, rows: list[Row]) -> str:
-    """The tables, for a person to read: each as wide as its figures need, whatever the terminal."""
+    """The tables as text; each is as wide as its content, whatever the width of the terminal."""
     console = Console(file=(text := io.StringIO()), width=_WIDEST)
     for part in _parts(comparison, rows):
         console.print(part, width=None if isinstance(part, Table) else _WIDTH)
@@ -127,7 +127,7 @@ def _parts(comparison: Comparison, rows: list[Row]) -> Iterator[RenderableType]:
 
 
 def _curves(comparison: Comparison, first: str, other: str) -> Iterator[RenderableType]:
-    """Where arms have curves: what these say at the points of the others."""
+    """The comparison of curves with the points of other arms (`versus`); nothing if there are no curves."""
     found = versus(comparison, other)
     if not found:
         return

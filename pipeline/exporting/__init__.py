@@ -1,6 +1,7 @@
-"""The shards in the forms that trainers read: one writer a format, behind one interface; each works on one shard at a time.
+"""Export formats: writers that convert shards to the formats that trainers read, and the mixture files of these trainers.
 
-Wherever a trainer's own library, or datatrove, writes its format, it writes it here.
+Each format is a subclass of `Format` and converts one shard at a time. Where the trainer's own library or datatrove has a writer
+for the format, the subclass calls it. The package may import the layers from `clustering` and `sources` downwards, but no stage.
 """
 
 from abc import ABC, abstractmethod
@@ -15,45 +16,49 @@ from pipeline.storage import Folder
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer of Hugging Face's: its file's text, without truncation and padding, and its token that ends a text."""
+    """A Hugging Face tokenizer, with truncation and padding disabled, and the token to append to each text."""
 
-    name: str  # as the user calls it
-    json: str
-    eos_token: str | None
-    digest: str
+    name: str  # as the user gave it
+    json: str  # content of its tokenizer.json
+    eos_token: str | None  # None: no token is appended
+    digest: str  # sha256 of `json` with sorted keys
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard on its way into an export."""
+    """One shard to export."""
 
     number: int
-    of: int
+    of: int  # number of shards
     source: Folder
-    name: str  # of the file in `source`
+    name: str  # file name in `source`
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Its rows."""
+        """The rows of the shard; all columns by default."""
         return self.source.read_table(self.name, columns=list(columns) if columns else None)
 
 
 class Format(ABC):
-    """One format."""
+    """Base class of the export formats."""
 
     name: str
-    tokenized: bool = False  # whether it holds token ids
-    needs_eos: bool = False  # whether texts must end with a token
-    extra: str | None = None  # of ours, that brings what it needs
+    tokenized: bool = False  # whether files hold token ids instead of text
+    needs_eos: bool = False  # whether a token must end each text
+    extra: str | None = None  # crispwrap's optional dependency group that installs the required library
 
     def check(self) -> None:
-        """Raises ImportError where the library that writes it is missing."""
+        """Raise ImportError if the library that writes the format is not installed."""
         return
 
     @abstractmethod
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
-        """Write a shard below `folder`; its facts: `rows`, `tokens` where it is tokenized, and its `files`."""
+        """Write a shard to `folder`; return its facts: `rows`, `files` (relative to `folder`) and, if `tokenized`, `tokens`."""
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Write what belongs to all shards together, once these are there; its files. `manifest` is that of the shards."""
+        """Write the files that describe all shards together, after all shards are written; return their names.
+
+        `manifest` is the manifest of the shards, empty for a group of a mixture; `parts` holds the facts that `write` returned, in
+        the order of the shards.
+        """
         del folder, manifest, parts
         return []

@@ -1,4 +1,4 @@
-"""The dataset card of a corpus, from the manifest of its shards."""
+"""The dataset card of an exported corpus, generated from the manifest of its shards."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _MOST_SOURCES = 30
 
 
 def card(manifest: Mapping[str, Any]) -> str:
-    """A README.md with the header that the Hugging Face hub reads."""
+    """The content of a README.md with the YAML header that the Hugging Face hub reads."""
     rows, tokens = manifest["rows"], manifest["tokens"]
     head = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
@@ -55,7 +55,7 @@ The licences of the sources apply; crispwrap knows nothing of them.
 
 
 def _order(manifest: Mapping[str, Any]) -> str:
-    """How the files follow each other."""
+    """The sentence that describes the order of the files."""
     phases = manifest.get("phases") or []
     said = [
         f"the next {phase['shards']}" if number else f"The first {phase['shards']} files" for number, phase in enumerate(phases)

@@ -1,4 +1,4 @@
-"""The formats by name."""
+"""Look up export formats and mixtures by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,16 +13,16 @@ FORMATS: dict[str, Format] = {kind.name: kind() for kind in (HuggingFace, Megatr
 
 
 def find_format(name: str) -> Format:
-    """The format of that name, whose library is there.
+    """The format called `name`, after checking that its library is installed.
 
     Raises:
-        ConfigError: there is none, or a package is missing; the extra that brings it is named.
+        ConfigError: the format is unknown, or a package is missing; the message names the extra that installs it.
     """
     return _checked(_found(name, FORMATS, "--to"), f"--to {name}")
 
 
 def find_mixture(name: str) -> Mixture:
-    """The mixture of that name; as `find_format`."""
+    """The mixture called `name`; checks and errors as in `find_format`."""
     mixture: Mixture = _found(name, MIXTURES, "--mixture")
     _checked(mixture.form, f"--mixture {name}")
     return mixture

@@ -1,4 +1,4 @@
-"""From text to token ids in which no text passes for a special token."""
+"""Encode texts to token ids such that text that spells a special token is never encoded as that token."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,30 +10,31 @@ from pipeline.exporting import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The ids of one text; what datatrove's writers use of a `tokenizers.Encoding`."""
+    """The ids of one text: the part of a `tokenizers.Encoding` that datatrove's writers use."""
 
     ids: list[int]
 
 
 class TextEncoder:
-    """Encodes texts with a tokenizer, and ends each with its `eos_token`, which no text holds before.
+    """Encodes texts with a tokenizer and appends the `eos_token` to each; the id of that token occurs only at the end of a text.
 
-    A text that spells a special token ("<|endoftext|>", "</s>", "[SEP]") is encoded as the letters it is, so that no text ends
-    before its end, or is masked where it speaks of tokenizers. Special ids that are left: the unknown token, for what the
-    vocabulary cannot write; and without an `eos_token`, what the tokenizer's own template puts around every text, such as a BOS.
+    A text that spells a special token ("<|endoftext|>", "</s>", "[SEP]") is encoded as ordinary characters. Otherwise a trainer
+    would see the end of a text too early, or mask passages about tokenizers. Two kinds of special ids remain: the unknown token,
+    for characters outside the vocabulary; and, without an `eos_token`, the tokens that the tokenizer's own template puts around
+    every text, such as BOS.
 
-    Added tokens that are not special (runs of spaces in GPT-NeoX, `<tool_call>` in Qwen) are ordinary vocabulary: the model is to
-    learn them from text that holds them, and code with its spaces spelled out would be twice as long. The `eos_token` counts as
-    special whatever its file says.
+    Added tokens that are not special (runs of spaces in GPT-NeoX, `<tool_call>` in Qwen) are ordinary vocabulary: the model should
+    learn them from text that contains them, and code would be twice as long if runs of spaces were split. The `eos_token` counts
+    as special even if the tokenizer's file does not mark it so. See docs/decisions/0021.
 
-    The methods have the names that datatrove's writers call.
+    The method names are those that datatrove's writers call.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         from tokenizers import Tokenizer as Fast
 
         self._fast = Fast.from_str(tokenizer.json)
-        self._fast.encode_special_tokens = True  # neither the file nor a pickle keeps it
+        self._fast.encode_special_tokens = True  # neither tokenizer.json nor pickling preserves this flag
         self._special = {number: token.content for number, token in self._fast.get_added_tokens_decoder().items() if token.special}
         self._eos: list[int] = []
         if tokenizer.eos_token is not None:
@@ -44,11 +45,11 @@ class TextEncoder:
         self._unknown = _unknown_id(self._fast, json.loads(tokenizer.json)["model"])
 
     def get_vocab_size(self) -> int:
-        """Entries of the vocabulary, added tokens included."""
+        """Number of entries in the vocabulary, added tokens included."""
         return int(self._fast.get_vocab_size())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
-        """The ids of each text, in order."""
+        """The ids of each text, in the order of `texts`."""
         encodings = self._fast.encode_batch(texts, add_special_tokens=not self._eos)
         return [Encoded([*self._ids(text, encoding), *self._eos]) for text, encoding in zip(texts, encodings, strict=True)]
 
@@ -56,15 +57,18 @@ class TextEncoder:
         ids: list[int] = encoding.ids
         if self._special.keys().isdisjoint(ids):
             return ids
-        # Unigram and whole-word models have special tokens among their words, and find them in text.
+        # Unigram and whole-word models have the special tokens in their vocabulary and still match them in text.
         marked = zip(ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
         return [number for one in marked for number in self._spelled_out(text, *one)]
 
     def _spelled_out(self, text: str, number: int, added: int, place: tuple[int, int]) -> Iterator[int]:
-        """The ids instead of one of the text's: itself, or those of the letters of a special token."""
+        """The ids to use for one id of a text: the id itself, or, if text matched a special token, the ids of its characters.
+
+        `added` is 1 for a token that the tokenizer's template added; `place` is the character range in `text`.
+        """
         letters = self._special.get(number)
         if letters is not None and number == self._unknown:
-            found = text[slice(*place)]  # several unknown words in a row may be one token
+            found = text[slice(*place)]  # one unknown token may cover several consecutive words
             letters = found if letters in found else None
         if added or letters is None or len(letters) < 2:
             yield number

@@ -1,7 +1,7 @@
-"""Mixture files: how each trainer is told to draw groups of text by weight.
+"""Mixture files: the configuration with which a trainer samples groups of text by weight.
 
-A trainer draws sequences of tokens, or documents (here windows); its weights are shares of what it draws, so the same plan has
-other numbers for the one than for the other. `mixture.json` says which, for every format.
+Some trainers sample sequences of tokens, others documents (each of which is a window here). A weight is a share of the sampled
+units, so the same allocation gives different weights for tokens than for documents. `mixture.json` states the unit.
 """
 
 import json
@@ -21,31 +21,31 @@ Unit = Literal["tokens", "documents"]
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A group as a trainer sees it."""
+    """A group of windows that a trainer samples with one weight (docs/decisions/0015)."""
 
-    name: str  # and its folder
-    terms: str
-    documents: int
-    tokens: int  # by the trainer's tokenizer, where the format holds token ids; else by the embedder's
-    wanted_documents: float  # that the plan draws, repeats counted
-    files: tuple[str, ...]  # below the export's folder
-    file_tokens: tuple[int, ...]
-    weight: float = 0.0  # share in what the trainer draws (`Mixture.weighed`)
+    name: str  # also the name of its folder
+    terms: str  # key terms of the group's cluster with the largest share of the mixture
+    documents: int  # written, each once
+    tokens: int  # of these documents, by the trainer's tokenizer if the format holds token ids, else by the embedder's
+    wanted_documents: float  # allocated, repeats included
+    files: tuple[str, ...]  # relative to the export's folder
+    file_tokens: tuple[int, ...]  # tokens in each of `files`
+    weight: float = 0.0  # share of the units that the trainer samples, set by `Mixture.weighed`
 
     @property
     def wanted_tokens(self) -> float:
-        """Tokens of the documents that the plan draws."""
+        """Allocated tokens, repeats included."""
         return self.wanted_documents * self.tokens / self.documents
 
 
 class Mixture(ABC):
-    """One trainer's way to draw groups."""
+    """Base class: how one trainer samples groups."""
 
     name: str
-    form: Format  # of the groups' text
-    unit: Unit
-    replacement: str  # of what is drawn within a group
-    finish_groups: bool = False  # whether files of a group need what `Format.finish` writes
+    form: Format  # in which the groups are written
+    unit: Unit  # that weights are shares of
+    replacement: str  # how the trainer samples and repeats text within a group, for the reader of the files
+    finish_groups: bool = False  # whether each group needs the files that `Format.finish` writes
 
     def weighed(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their weights, which sum to 1."""
@@ -54,10 +54,10 @@ class Mixture(ABC):
 
     @abstractmethod
     def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
-        """The trainer's own files, by name."""
+        """The contents of the trainer's own configuration files, by file name."""
 
     def described(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
-        """`files`, and `mixture.json`, which says the same to people and programs."""
+        """The contents of `files` and of `mixture.json`, which has the same form for all trainers, by file name."""
         listed = [
             {
                 "name": group.name,
@@ -79,7 +79,7 @@ class Mixture(ABC):
 
 
 class HuggingFaceMixture(Mixture):
-    """Parquet, and the probabilities of `datasets.interleave_datasets`."""
+    """Parquet files, and the probabilities for `datasets.interleave_datasets`."""
 
     name = "huggingface"
     form = HuggingFace()
@@ -120,13 +120,13 @@ It has no end: stop after as many documents or tokens as you want.
 
 
 class LevanterMixture(Mixture):
-    """Parquet, and the `data` section of a Levanter config."""
+    """Parquet files, and the `data` section of a Levanter config."""
 
     name = "levanter"
     form = HuggingFace()
     unit = "tokens"
     replacement = "a group's sequences come once a pass, shuffled, and begin anew when they are used up (stop_strategy: restart)"
-    # Each block of so many sequences has its share of every group, rounded down: with Levanter's 2,048 small groups have none.
+    # Levanter rounds each group's sequences in a block down: with its default block of 2,048, small groups would get none.
     block_sequences = 2**15
 
     def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
@@ -140,7 +140,7 @@ class LevanterMixture(Mixture):
 
 
 class MdsMixture(Mixture):
-    """MosaicML shards, and the streams of `streaming` and llm-foundry."""
+    """MosaicML shards, and the `streams` section for `streaming` and llm-foundry."""
 
     name = "mds"
     form = Mds()
@@ -154,7 +154,7 @@ class MdsMixture(Mixture):
 
 
 class MegatronMixture(Mixture):
-    """Indexed datasets, and what `--data-path` takes."""
+    """Indexed datasets, and the value of `--data-path`."""
 
     name = "megatron"
     form = Megatron()
@@ -169,11 +169,11 @@ class MegatronMixture(Mixture):
             for file, tokens in zip(group.files, group.file_tokens, strict=True)
             if tokens
         ]
-        return {"data_path.txt": "\n".join(pairs) + "\n"}  # $(cat data_path.txt) leaves no room for words
+        return {"data_path.txt": "\n".join(pairs) + "\n"}  # used as $(cat data_path.txt), so it cannot hold comments
 
 
 class NanotronMixture(Mixture):
-    """nanotron's folders and weights."""
+    """nanotron's token files, and a data stage with folders and weights."""
 
     name = "nanotron"
     form = Nanotron()
@@ -203,7 +203,7 @@ class OlmoCoreMixture(Mixture):
                 "source_name": group.name,
                 "target_ratio": group.weight,
                 "paths": [file for file in group.files if file.endswith(".npy")],
-                # Of the plan, and what rounding to whole sequences may add.
+                # The allocated passes, plus 5% for rounding to whole sequences.
                 "max_repetition_ratio": max(1.0, round(1.05 * group.wanted_documents / group.documents, 3)),
             }
             for group in groups

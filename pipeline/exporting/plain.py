@@ -1,4 +1,4 @@
-"""Formats that keep the text: Parquet with a dataset card, JSON lines, WebDataset's tar files, MosaicML's MDS."""
+"""Formats that keep the text: Parquet with a dataset card, JSON Lines, WebDataset tar files, MosaicML MDS."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from pipeline.storage import Folder
 
 
 class HuggingFace(Format):
-    """Parquet files and a card, as `datasets` loads them from a folder or the hub: the shards themselves, under its names."""
+    """Parquet files and a dataset card that `datasets` loads from a folder or the hub: copies of the shards, renamed."""
 
     name = "huggingface"
 
@@ -33,7 +33,7 @@ class HuggingFace(Format):
 
 
 class Jsonl(Format):
-    """JSON lines, zstd: the columns of the shards, metadata as an object."""
+    """JSON Lines, compressed with zstd: the columns of the shards, `metadata` as an object."""
 
     name = "jsonl"
 
@@ -47,7 +47,7 @@ class Jsonl(Format):
 
 
 class WebDataset(Format):
-    """Tar files of pairs KEY.txt and KEY.json, as `webdataset` reads them."""
+    """Tar files with a pair KEY.txt and KEY.json for each row, as `webdataset` reads them."""
 
     name = "webdataset"
 
@@ -58,7 +58,7 @@ class WebDataset(Format):
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, row in enumerate(rows):
                 others = {key: value for key, value in _row(row).items() if key != "text"}
-                key = f"{shard.number:05d}{number:08d}"  # without dots: what follows the first is the kind
+                key = f"{shard.number:05d}{number:08d}"  # no dots: webdataset takes everything after the first dot as the extension
                 for kind, data in (("json", orjson.dumps(others)), ("txt", row["text"].encode())):
                     entry = tarfile.TarInfo(f"{key}.{kind}")
                     entry.size = len(data)
@@ -69,12 +69,12 @@ class WebDataset(Format):
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         del manifest
         sizes = {part["files"][0]: part["rows"] for part in parts}
-        folder.write_bytes("sizes.json", json.dumps(sizes, indent=1).encode())  # as webdataset's tools call it
+        folder.write_bytes("sizes.json", json.dumps(sizes, indent=1).encode())  # the file name that webdataset's tools use
         return ["sizes.json"]
 
 
 class Mds(Format):
-    """MosaicML's Mosaic Data Shards, written by `streaming`."""
+    """MDS (Mosaic Data Shard) files for MosaicML's `streaming`, which also writes them."""
 
     name = "mds"
     extra = "mds"

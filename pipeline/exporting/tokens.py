@@ -1,4 +1,4 @@
-"""Formats that hold token ids: Megatron's `.bin` and `.idx`, nanotron's `.ds` (both written by datatrove), OLMo-core's `.npy`."""
+"""Formats that hold token ids: Megatron `.bin` and `.idx`, nanotron `.ds` (datatrove writes both), OLMo-core `.npy`."""
 
 import os
 from abc import abstractmethod
@@ -13,14 +13,14 @@ from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.exporting.encoding import TextEncoder
 from pipeline.storage import Folder
 
-_UNKNOWN = "\U0010fffd"  # a character for private use, in no vocabulary but by its bytes
+_UNKNOWN = "\U0010fffd"  # a private-use character: no vocabulary has it, except as bytes
 
 
 class _Tokenized(Format):
-    """What both share: a step of datatrove's over the rows of a shard."""
+    """Base class of formats that a datatrove tokenizer step writes from the rows of a shard."""
 
     tokenized = True
-    endings: tuple[str, ...]
+    endings: tuple[str, ...]  # of the files of a shard
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
@@ -29,7 +29,7 @@ class _Tokenized(Format):
         texts = shard.table(["text"])["text"].to_pylist()
         with put_whole(folder) as place:
             step = self.step(place, tokenizer.name)
-            step.tokenizer = TextEncoder(tokenizer)  # its own would take text for special tokens
+            step.tokenizer = TextEncoder(tokenizer)  # the default tokenizer would encode text as special tokens
             step.run(_documents(texts), rank=shard.number, world_size=shard.of)
         name = self.file(shard.number)
         tokens = int(step.stats["tokens"].total) if texts else 0
@@ -37,15 +37,15 @@ class _Tokenized(Format):
 
     @abstractmethod
     def step(self, place: str, tokenizer_name: str) -> Any:
-        """datatrove's writer to a folder of this machine; the name is only noted beside the files."""
+        """datatrove's tokenizer step that writes to the local folder `place`; it only records `tokenizer_name` in its metadata."""
 
     @abstractmethod
     def file(self, number: int) -> str:
-        """The name of a shard's files, without their endings."""
+        """The name, without extension, of the files of shard `number`."""
 
 
 class Megatron(_Tokenized):
-    """An indexed dataset a shard, a row a document; `data_path.txt` is what `--data-path` takes."""
+    """One indexed dataset per shard, one document per row; `data_path.txt` holds the value of `--data-path`."""
 
     name = "megatron"
     endings = (".bin", ".idx")
@@ -59,7 +59,7 @@ class Megatron(_Tokenized):
         return f"{number:05d}_tokens"
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
-        # Megatron blends what one path has: what comes one after the other (`schedule`) has a path each.
+        # Megatron mixes all datasets of one --data-path, so the consecutive segments of a `schedule` get one file each.
         left, segments = iter(parts), manifest["segments"]
         names = []
         for number, count in enumerate(segments, start=1):
@@ -73,7 +73,7 @@ class Megatron(_Tokenized):
 
 
 class Nanotron(_Tokenized):
-    """Token files with the ends of documents beside them, as nanotron's and datatrove's datasets read a folder."""
+    """Token files with indexes of document ends, in a folder that nanotron's and datatrove's datasets read."""
 
     name = "nanotron"
     endings = (".ds", ".ds.index", ".ds.metadata")
@@ -88,7 +88,7 @@ class Nanotron(_Tokenized):
 
 
 class OlmoCore(Format):
-    """OLMo-core's token files: bare arrays of ids, documents one after the other, each with its end."""
+    """OLMo-core's token files: raw arrays of ids of concatenated documents, each ended by the EOS token."""
 
     name = "olmo-core"
     tokenized = True
@@ -99,16 +99,17 @@ class OlmoCore(Format):
         encoder = TextEncoder(tokenizer)
         texts = shard.table(["text"])["text"].to_pylist()
         ids = np.concatenate([np.array(one.ids, np.int64) for one in encoder.encode_batch(texts)] or [np.empty(0, np.int64)])
-        name = f"{shard.number:05d}.npy"  # the name that OLMo-core gives them, though without NumPy's header
+        name = f"{shard.number:05d}.npy"  # OLMo-core uses this extension although the files have no NumPy header
         folder.write_bytes(name, ids.astype(np.min_scalar_type(encoder.get_vocab_size() - 1)).tobytes())
         return {"rows": len(texts), "tokens": len(ids), "files": [name]}
 
 
 def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
-    """A tokenizer by the name of its model on the hub, a folder, or a `tokenizer.json`.
+    """Load a tokenizer: `name` is a model on the hub, a folder, or a `tokenizer.json` file.
 
     Raises:
-        ConfigError: there is none, or it does not know the token that is to end texts.
+        ConfigError: there is no such tokenizer, `eos_token` is not in its vocabulary, or ordinary text is encoded to the id of
+            `eos_token`.
     """
     import hashlib
 
@@ -118,7 +119,7 @@ def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
     try:
         path = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
         fast = Fast.from_file(path) if os.path.isfile(path) else Fast.from_pretrained(name)
-    except Exception as error:  # tokenizers raises plain ones
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise ConfigError(
             f"--tokenizer {name}: no tokenizer.json of that name, nor a model on the hub ({one_line(error)})"
         ) from error
@@ -135,7 +136,7 @@ def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
 
 
 def _check_end(tokenizer: Tokenizer, fast: Any) -> None:
-    """Raise where the end of texts cannot be told from what stands in them."""
+    """Raise ConfigError if the id of the EOS token also occurs within texts, so that it does not mark their end."""
     for text, why in ((str(tokenizer.eos_token), "is how its texts write it"), (_UNKNOWN, "stands for what it cannot write")):
         (encoded,) = TextEncoder(tokenizer).encode_batch([text])
         if encoded.ids[-1] in encoded.ids[:-1]:

@@ -1,1 +1,5 @@
-"""How much of each cluster the new corpus holds: histograms, estimators, plan, diagnostics. Arrays in, arrays and tables out."""
+"""How much of each cluster goes into the new corpus: histograms, estimators, allocation, sampling, diagnostics.
+
+Functions from arrays to arrays and tables: no Ray, no files. The package imports the foundation only (arrays, config, errors,
+hashing, tables).
+"""

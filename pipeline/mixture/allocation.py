@@ -1,6 +1,7 @@
-"""From shares to tokens: what is asked of each leaf, under limits on how often its text may be repeated.
+"""The allocation: tokens to take from each cluster, given its share, the budget and a limit on repeats.
 
-Shapes: L leaves (any clusters with a share and a size will do), S specialists, R rows: the specialists, then natural text.
+Shapes: L clusters (or strata, or any other groups with a share and a size), M the clusters with tokens and a claim, R rows: the
+specialists, then natural text.
 """
 
 from collections.abc import Callable
@@ -19,25 +20,25 @@ from pipeline.tables import PLAN, cast
 
 Overflow = Literal["spread", "leave"]
 
-_MOST_LEVEL = 2048.0  # nats: beyond, more level fills no more
-_MOST_LOG = 600.0
+_MOST_LEVEL = 2048.0  # nats; a higher level adds no tokens
+_MOST_LOG = 600.0  # largest log of epochs: e^600 does not overflow
 _PRECISION = 1e-13  # nats
-_SWEEPS = 100  # at exponents of 0.25 and more, a few are enough
-_CLOSE = 1e-6  # of what a row asks for
+_SWEEPS = 100  # a few are enough for a `repeat_exponent` of 0.25 or more
+_CLOSE = 1e-6  # tolerance, as a share of the tokens that a row wants
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much text there is to be, and how often the same."""
+    """The token budget and the limits on repeated text."""
 
     budget_tokens: int
     max_epochs: float
     overflow: Overflow
-    repeat_exponent: float = 1.0  # under `spread`
+    repeat_exponent: float = 1.0  # used only with `overflow: spread`
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Those of a config."""
+        """The limits that a config sets."""
         return cls(
             budget_tokens=config.sample.budget_tokens,
             max_epochs=config.weights.max_epochs,
@@ -46,7 +47,10 @@ class Limits:
         )
 
     def part(self, asked_L: F64) -> F64:
-        """The part that is drawn of text that is asked for so often (epochs)."""
+        """(L,) allowed epochs as a share of the requested epochs `asked_L`; 0 where none are requested.
+
+        Under `spread`, requests above one epoch are damped to `asked ** repeat_exponent`. Then all are capped at `max_epochs`.
+        """
         as_asked = self.overflow == "leave" or self.repeat_exponent == 1.0
         damped_L = asked_L if as_asked else np.where(asked_L > 1, asked_L**self.repeat_exponent, asked_L)
         return _part(np.minimum(damped_L, self.max_epochs), asked_L)
@@ -54,37 +58,41 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Tokens wanted, planned and missing of each leaf."""
+    """The allocation: requested, allocated and missing tokens of each cluster."""
 
     tokens_L: Ints
     wanted_L: F64
-    planned_RL: F64  # of the text itself, repeats counted, for each specialist and as natural text
-    rewritten_L: F64  # of rewrites
-    deficit_L: F64  # wanted beyond the cap and not rewritten: what rewrites could fill, also where `spread` gave it to others
+    planned_RL: F64  # raw tokens, repeats included
+    rewritten_L: F64  # tokens of rewrites
+    deficit_L: F64  # requested beyond the cap and not covered by rewrites, even where `spread` moved it to other clusters
     budget_tokens: int
 
     @property
     def planned_L(self) -> F64:
-        """(L,) tokens of the text itself, repeats counted."""
+        """(L,) allocated raw tokens, repeats included."""
         return np.asarray(self.planned_RL.sum(axis=0), np.float64)
 
     @property
     def epochs_L(self) -> F64:
-        """(L,) how often the text of each leaf is passed over; 0 where it has none."""
+        """(L,) allocated / available raw tokens; 0 for a cluster without text."""
         return np.asarray(self.planned_L / np.maximum(self.tokens_L, 1), np.float64)
 
     @property
     def clipped_mass(self) -> float:
-        """Share of the budget that was wanted beyond the cap."""
+        """Share of the budget that was requested beyond the cap and is not covered by rewrites."""
         return float(self.deficit_L.sum() / self.budget_tokens)
 
     @property
     def deficit_share(self) -> float:
-        """Share of the budget that stays unfilled: under `leave` the clipped mass without rewrites, nothing under `spread`."""
+        """Share of the budget that stays unfilled.
+
+        For a `capped_plan` under `leave` this is `clipped_mass`. Under `spread` it is 0 unless every cluster with a claim is at the
+        cap.
+        """
         return max(0.0, float(1.0 - (self.planned_L.sum() + self.rewritten_L.sum()) / self.budget_tokens))
 
     def summed(self, group_L: Ints, num_groups: int) -> "Plan":
-        """The plan of groups of leaves: the leaf of each stratum, say."""
+        """The allocation of groups, e.g. of clusters from that of their strata; `group_L` is the group of each row."""
 
         def total(x_L: NDArray[Any]) -> F64:
             return np.bincount(group_L, weights=x_L, minlength=num_groups).astype(np.float64)
@@ -99,7 +107,7 @@ class Plan:
         )
 
     def table(self) -> pa.Table:
-        """The plan as a PLAN table, one row a leaf."""
+        """The allocation as a PLAN table, one row per cluster."""
         return cast(
             pa.table(
                 {
@@ -117,13 +125,13 @@ class Plan:
 
 
 def plan(claim_RL: F64, tokens_L: Ints, limits: Limits) -> Plan:
-    """What to draw of each leaf: `budget · claim` tokens, at most `max_epochs` times what it holds (METHODS, Cap).
+    """The allocation: `budget · claim` tokens of each cluster, at most `max_epochs` times the tokens that it holds.
 
     Args:
-        claim_RL: shares of the corpus that each specialist, and last natural text, asks of the leaves (`estimators.claims`).
+        claim_RL: the share of the new corpus that each row wants from each cluster (`estimators.claims`).
 
     Raises:
-        ConfigError: under `spread`, the budget is more than every leaf of which anything is asked can give at `max_epochs`.
+        ConfigError: under `spread`, the budget exceeds `max_epochs` times the tokens of all clusters with a claim.
     """
     held = int(tokens_L[claim_RL.any(axis=0)].sum())
     most = limits.max_epochs * held
@@ -137,14 +145,15 @@ def plan(claim_RL: F64, tokens_L: Ints, limits: Limits) -> Plan:
 
 
 def capped_plan(claim_RL: F64, tokens_L: Ints, limits: Limits, rewrites_L: F64 | None = None) -> Plan:
-    """As `plan`, but where the budget cannot be met every leaf with mass is at its cap, and the rest is a deficit.
+    """Like `plan`, but without the check: if `spread` cannot meet the budget, every cluster with a claim is at its cap.
 
-    `rewrites_L` are tokens of rewrites that lie in each leaf: they fill its deficit, and what is left of that is spread.
+    `rewrites_L` are the available tokens of rewrites in each cluster. They fill its deficit. Under `spread`, what remains of the
+    deficit goes to other clusters.
     """
     wanted_RL = limits.budget_tokens * np.asarray(claim_RL, dtype=np.float64)
     wanted_L = wanted_RL.sum(axis=0)
     deficit_L = np.maximum(wanted_L - limits.max_epochs * np.asarray(tokens_L, np.float64), 0.0)
-    # A leaf with a deficit is still asked for all that it may give, so that rewrites never take the place of its own text.
+    # Rewrites fill the deficit only, so a cluster with a deficit stays at its cap and rewrites never replace its own text.
     rewritten_L = np.zeros(len(wanted_L)) if rewrites_L is None else np.minimum(deficit_L, rewrites_L)
     return Plan(
         tokens_L=tokens_L,
@@ -159,10 +168,11 @@ def capped_plan(claim_RL: F64, tokens_L: Ints, limits: Limits, rewrites_L: F64 |
 def shared_plan(
     claim_RL: F64, tokens_L: Ints, limits: Limits, rewrites_L: F64, *, real_to_synthetic: float, elsewhere: float = 0.0
 ) -> Plan:
-    """A plan in which rewrites are one part of `1 + real_to_synthetic` (WRAP, arXiv 2401.16380: 1 : 1 in tokens), all used alike.
+    """An allocation in which rewrites are `1 / (1 + real_to_synthetic)` of the budget (WRAP, arXiv 2401.16380: 1 : 1 in tokens).
 
-    The text itself makes up the mixture around them, so that the whole is as asked. With too few rewrites it takes their place too.
-    `elsewhere` are tokens of rewrites that lie in none of the leaves.
+    The same share of every cluster's rewrites is used. Raw text fills what they leave of each cluster's request, so that the two
+    together follow the claims. If there are too few rewrites, raw text makes up the difference under `spread`; under `leave` the
+    difference stays unfilled. `elsewhere` are tokens of rewrites outside the given clusters.
     """
     wanted_RL = limits.budget_tokens * np.asarray(claim_RL, dtype=np.float64)
     wanted_L = wanted_RL.sum(axis=0)
@@ -188,7 +198,7 @@ def _part(of_L: F64, whole_L: F64) -> F64:
 
 
 def _of_text(wanted_RL: F64, tokens_L: Ints, limits: Limits) -> F64:
-    """(R, L) tokens of the text itself within the limits."""
+    """(R, L) raw tokens within the limits, for a request of `wanted_RL` tokens."""
     held_L = np.asarray(tokens_L, np.float64)
     planned_RL = np.zeros_like(wanted_RL)
     used_L = (held_L > 0) & wanted_RL.any(axis=0)
@@ -200,11 +210,15 @@ def _of_text(wanted_RL: F64, tokens_L: Ints, limits: Limits) -> F64:
 
 
 def spread(asked_RM: F64, tokens_M: F64, wanted_R: F64, limits: Limits) -> F64:
-    """(R, M) epochs asked of each leaf, raised until each row has as many tokens as it wants, within the limits.
+    """(R, M) requested epochs, raised until each row gets the tokens that it wants within the limits.
 
-    Where limits take text from a row it gets more of what else it asks for: `level_r · asked_r`, one level a row, so that each
-    keeps its share of the corpus. What a row cannot use, for all it asks for is at the cap, the others make up in proportion.
-    The levels are found in turn until they agree. Every leaf has tokens, and something is asked of it.
+    Where the limits take tokens from a row, all requests of the row are raised by one factor: `e^level_r · asked_r`. So each row
+    keeps its share of the corpus. If a row cannot get its tokens because all clusters that it requests are at the cap, one more
+    level, common to all rows, makes up the difference. The levels are solved one row at a time, in sweeps, until they agree.
+
+    Args:
+        asked_RM: requested epochs; every cluster has tokens and a request.
+        wanted_R: tokens that each row wants in all, those of clusters without tokens included.
     """
     with np.errstate(divide="ignore"):
         log_RM = np.log(asked_RM)
@@ -226,18 +240,21 @@ def spread(asked_RM: F64, tokens_M: F64, wanted_R: F64, limits: Limits) -> F64:
                 return float(raised_M @ (limits.part(raised_M + others_M) * tokens_M))
 
             level_R[row] = _root(own, float(wanted_R[row]), level_R[row])
-    # All alike, by what is missing: next to nothing, but where a row cannot use its share.
+    # One level for all rows, for the tokens still missing: close to 0 unless a row cannot use its share.
     more = _root(lambda level: float(tokens_R(level_R + level).sum()), float(wanted_R.sum()), 0.0)
     return _raised(log_RM, level_R[:, None] + more)
 
 
 def _raised(log_asked: F64, level: Any) -> F64:
-    """Epochs asked at a level; beyond e^600 it is as good as e^600, and does not overflow."""
+    """Requested epochs at a level, at most e^600 to avoid overflow; the cap is far below that."""
     return np.asarray(np.exp(np.minimum(log_asked + level, _MOST_LOG)), np.float64)
 
 
 def _root(function: Callable[[float], float], wanted: float, start: float) -> float:
-    """Where a function that never falls reaches `wanted`, to rounding; as far as it goes where it does not."""
+    """Where a non-decreasing function reaches `wanted`, to rounding; the end of the searched range if it does not.
+
+    The search begins at `start` and doubles its step.
+    """
     low, high, step = start, start, 1.0
     while function(low) > wanted and low > -_MOST_LEVEL:
         low, step = low - step, 2 * step
@@ -246,6 +263,6 @@ def _root(function: Callable[[float], float], wanted: float, start: float) -> fl
         high, step = high + step, 2 * step
     if low == high or function(high) < wanted:
         return high
-    from scipy.optimize import brentq  # half a second, which a run that only plans, and workers that draw, need not pay
+    from scipy.optimize import brentq  # the import takes half a second; dry runs and sampling workers do not need it
 
     return float(brentq(lambda level: function(level) - wanted, low, high, xtol=_PRECISION))

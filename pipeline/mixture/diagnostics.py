@@ -1,7 +1,8 @@
-"""What a mixture will do to the corpus, in numbers, each with a plain meaning.
+"""Diagnostics: numbers that say what a mixture does to the corpus, each with one line of explanation.
 
-Shapes: A atoms (groups of leaves that share one ratio of target to generalist: see `shape.prune`; a leaf alone is one too),
-C cells.
+Shapes: L clusters (leaves of the tree); A atoms (groups of leaves with one common ratio of target to generalist, see
+`tree_shape.prune`; an atom may be a single leaf); C cells (the units of the allocation: atoms, or strata of clusters); M atoms in
+which p is not 0.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pipeline.mixture.histograms import LeafHistogram
 
 Draw = Literal["rounded", "multinomial"]
 
-_R_STAR = 15.39  # arXiv 2305.16264, the fit of R* for repeated data; per cluster is our reading: the paper repeats a whole corpus
+_R_STAR = 15.39  # R* for repeated data, arXiv 2305.16264. The paper repeats a whole corpus; applying it per cluster is ours
 
 MEANINGS = {
     "epochs_max": "most passes over any text",
@@ -45,7 +46,7 @@ MEANINGS = {
 
 
 def meaning(name: str) -> str:
-    """One line on a diagnostic."""
+    """The explanation of a diagnostic, one line."""
     if name.startswith("alpha_level_"):
         level = name.removeprefix("alpha_level_")
         return f"pseudo-windows of the generalist's mix at level {level}: 0 trusts the sample, inf ignores it"
@@ -54,16 +55,16 @@ def meaning(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Atoms:
-    """Groups of leaves inside which everything is in proportion to the generalist's tokens."""
+    """Groups of leaves; inside a group all shares are proportional to the generalist's tokens."""
 
     atom_L: I64
-    histogram: LeafHistogram  # of the atoms
-    within_A: F64  # entropy of the generalist's mix inside the atom
-    most_A: F64  # share of an atom's largest leaf
+    histogram: LeafHistogram  # generalist windows and tokens of each atom
+    within_A: F64  # entropy of the generalist's mix inside the atom, nats
+    most_A: F64  # share of the atom's largest leaf in the atom
 
     @classmethod
     def of(cls, atom_L: I64, generalist: LeafHistogram) -> "Atoms":
-        """The groups that `atom_L` names; every name from 0 to the largest has a leaf."""
+        """The atoms numbered by `atom_L`; every number from 0 to the largest has a leaf."""
         num_atoms = int(atom_L.max()) + 1
         tokens_A, windows_A = np.zeros(num_atoms, dtype=np.int64), np.zeros(num_atoms, dtype=np.int64)
         np.add.at(tokens_A, atom_L, generalist.tokens_L)
@@ -76,26 +77,32 @@ class Atoms:
         return cls(atom_L=atom_L, histogram=histogram, within_A=within_A, most_A=most_A)
 
     def expand(self, p_A: F64, generalist: LeafHistogram) -> F64:
-        """(L,) shares of leaves; 0 in an atom without text."""
+        """(L,) shares of leaves, given those of atoms; 0 in an atom without text."""
         return np.asarray((p_A / np.maximum(self.histogram.tokens_L, 1))[self.atom_L] * generalist.tokens_L, np.float64)
 
     def entropy(self, p_A: F64) -> float:
-        """Entropy over leaves, nats."""
+        """Entropy over leaves in nats, given shares of atoms."""
         return float(p_A @ self.within_A - _p_log_p(p_A).sum())
 
     def top_share(self, p_A: F64) -> float:
-        """Share of the most frequent leaf."""
+        """Share of the most frequent leaf, given shares of atoms."""
         return float((p_A * self.most_A).max())
 
 
 def mixture_facts(plan: Plan, windows_C: Ints, planned_A: F64, atoms: Atoms, draw: Draw) -> dict[str, float]:
-    """The facts of the whole output; `plan` is of C cells that are drawn alike (the atoms, or strata of leaves)."""
+    """The diagnostics of the whole output.
+
+    Args:
+        plan: the allocation over C cells.
+        windows_C: generalist windows.
+        planned_A: allocated tokens.
+    """
     planned_C, epochs_C, tokens_C = plan.planned_L, plan.epochs_L, plan.tokens_L
     total = planned_C.sum()
     output_A, generalist_A = planned_A / total, atoms.histogram.p_L
     repeats_C = np.maximum(epochs_C - 1.0, 0.0)
     value_C = np.minimum(planned_C, tokens_C) + np.where(repeats_C > 0, tokens_C * _R_STAR * -np.expm1(-repeats_C / _R_STAR), 0.0)
-    once_C = np.minimum(epochs_C, 1.0) if draw == "rounded" else -np.expm1(-epochs_C)  # chance that a window is there at all
+    once_C = np.minimum(epochs_C, 1.0) if draw == "rounded" else -np.expm1(-epochs_C)  # probability that a window occurs at all
     effective = float((epochs_C @ windows_C) ** 2 / (epochs_C**2 @ windows_C))
     order_C = np.argsort(epochs_C, kind="stable")
     upto_C = np.cumsum(planned_C[order_C])
@@ -119,7 +126,10 @@ def mixture_facts(plan: Plan, windows_C: Ints, planned_A: F64, atoms: Atoms, dra
 
 
 def specialist_facts(mix: SpecialistMix, planned_A: F64, atoms: Atoms) -> dict[str, float]:
-    """The facts of one specialist that its documents decide; `planned_A` is of the whole mixture."""
+    """The diagnostics of one specialist that depend on its documents, and so vary under the bootstrap.
+
+    `planned_A` are the allocated tokens of the whole mixture.
+    """
     p_A = mix.p_L
     entropy = atoms.entropy(p_A)
     return {
@@ -138,7 +148,7 @@ def _p_log_p(p_A: F64) -> F64:
 
 
 def _kl(p_A: F64, q_A: F64) -> float:
-    """Σ p log p/q, nats; inf where q lacks what p has."""
+    """KL(p ‖ q) = Σ p log p/q, nats; inf if q is 0 where p is not."""
     has_A = p_A > 0
     p_M, q_M = p_A[has_A], q_A[has_A]
     return float(p_M @ np.log(p_M / q_M)) if q_M.all() else float("inf")

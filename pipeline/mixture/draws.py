@@ -1,26 +1,29 @@
-"""Choose how many copies of each window go into the corpus: two folds over the parts, and a decision between them.
+"""Sampling: the number of copies of each window in the new corpus. Two passes over the parts, with a decision in between.
 
-The expected copies of a window are `λ = epochs(leaf) · factor`. All randomness is a keyed hash of the window, so parts, their order
-and the workers change nothing. Nobody holds all windows: most are decided by their own hash, and only the few near the edge (some
-√n of n) reach the driver, which sees to it that the tokens come out as planned.
+The expected copies of a window are `λ = epochs(cluster) · factor`. All randomness is a keyed hash of the window, so the result does
+not depend on the parts, their order or the workers. No process holds all windows. Most are decided by their own hash; only those
+near the threshold (about √n of n) are sent to the driver, which makes the sampled tokens meet the allocation (docs/decisions/0003).
 
-- `rounded`: ⌊λ⌋ copies for sure, and one more with chance f = λ - ⌊λ⌋. Order sampling (Rosén 1997): with u uniform and ξ = u / f,
-  the extra is due iff ξ ≤ 1. Windows with ξ below `1 - band` get it, beyond `1 + band` not; those between are candidates, rounded
-  so that the tokens of every subtree of the tree are within one window of plan (`mixture.rounding`).
-- `multinomial`, with replacement as in the CRISP paper (arXiv 2410.03735): copies of a window arrive as a Poisson process with rate
-  λ, and all that arrive before one time τ are drawn. Arrivals of all windows in order of time are independent draws, each of a
-  leaf in proportion to planned tokens (in windows of its mean length) and of a window in it in proportion to its factor; τ is where
-  they fill the budget, so it is the paper's sampler, stopped there.
+- `rounded`: ⌊λ⌋ copies, and one extra copy with probability f = λ - ⌊λ⌋. Order sampling (Rosén 1997): with u uniform and ξ = u / f,
+  a window gets the extra copy iff ξ ≤ 1. Below `1 - band` it always does, above `1 + band` never. Windows in between are the
+  candidates. The driver rounds them so that the tokens of every subtree are within one window of the allocation
+  (`mixture.rounding`).
+- `multinomial`: sampling with replacement as in the CRISP paper (arXiv 2410.03735). The copies of a window arrive as a Poisson
+  process with rate λ; all copies that arrive before a common time τ are sampled. In order of time, the arrivals of all windows are
+  independent draws: of a cluster in proportion to its allocated tokens (counted in windows of its mean length), and of a window in
+  it in proportion to the window's factor. τ is the time at which they fill the budget, so this is the paper's sampler, stopped at
+  the budget.
 
     band = first_band(plan)
     while True:
         state = Candidates.combine(candidates(part…, plan, band) for every part)
         settled = settle(state, plan, band, tree)
         if isinstance(settled, Settled): break
-        band = settled                            # the edge was not among the candidates: rare
+        band = settled                            # rare: the threshold was not among the candidates
     copies(part…, plan, settled) for every part
 
-Shapes: N windows of a part, L leaves, C candidates, G groups (leaves, or 1 for `multinomial`), F groups seen, S specialists.
+Shapes: N windows of a part, L clusters (leaves of the tree), C candidates, T candidates with an extra copy, G groups (the clusters;
+one group for `multinomial`), F groups that occur in a state, S specialists and natural text, M copies that arrive.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,51 +40,51 @@ from pipeline.mixture.rounding import balanced
 from pipeline.mixture.tree_shape import TreeShape
 from pipeline.tables import DRAWS, cast
 
-_SAFETY = 8.0  # half width of the band in standard deviations of its edge, for windows of one length; half that for uneven ones
-_FEWEST = 128  # candidates of a group, about: with fewer, adjusting their chances to the plan would favour short windows
-_ALL_BELOW = 512  # windows of a leaf up to which all are candidates
-_WIDER = 4.0
+_SAFETY = 8.0  # half-width of the band in standard deviations of the threshold if windows have one length; else about half as many
+_FEWEST = 128  # expected candidates per group: with fewer, adjusting their probabilities would favour short windows
+_ALL_BELOW = 512  # a cluster with at most so many windows sends all to the driver
+_WIDER = 4.0  # factor on the band for another first pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawPlan:
-    """What every worker knows: how often each leaf is passed over."""
+    """What every worker needs: the epochs of each cluster."""
 
     method: Literal["rounded", "multinomial"]
     seed: int
     epochs_L: F64
-    planned_L: F64  # tokens; factors average 1 over a leaf's tokens, so it is Σ λ · tokens
-    windows_L: Ints  # generalist windows, to tell how wide the band must be
+    planned_L: F64  # tokens; equal to Σ λ · tokens, as factors average 1 over a cluster's tokens
+    windows_L: Ints  # windows of the text to sample from; they decide the width of the band
 
     def expected(self, leaf_N: Ints, factor_N: NDArray[np.floating]) -> F64:
-        """(N,) λ of each window; 0 without a leaf."""
+        """(N,) λ, the expected copies of each window; 0 for a window without a cluster."""
         return np.where(leaf_N >= 0, self.epochs_L[leaf_N] * np.asarray(factor_N, dtype=np.float64), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Tokens sure to be drawn, by group, and the windows that the driver decides on."""
+    """Tokens that are certain to be sampled, by group, and the copies that the driver decides on. The state of a fold."""
 
     group_F: I64
     sure_tokens_F: I64
     key_C: Keys
     group_C: I64
     tokens_C: I64
-    value_C: F64  # rounded: chance of the extra copy, given the band; multinomial: time of arrival
+    value_C: F64  # rounded: probability of the extra copy, given the band; multinomial: time of arrival
 
     @classmethod
     def none(cls) -> Self:
-        """Nothing seen yet."""
+        """The initial state."""
         ints, keys = np.empty(0, np.int64), np.empty(0, np.uint64)
         return cls(group_F=ints, sure_tokens_F=ints, key_C=keys, group_C=ints, tokens_C=ints, value_C=np.empty(0))
 
     def add(self, other: Self) -> Self:
-        """Both together."""
+        """This and another state, merged."""
         return self.combine([self, other])
 
     @classmethod
     def combine(cls, states: Iterable[Self]) -> Self:
-        """Everything in one or more states, in any order and grouping."""
+        """One or more states merged, in any order and grouping."""
         states = list(states)
         group_F, row = np.unique(np.concatenate([s.group_F for s in states]), return_inverse=True)
         sure_F = np.zeros(len(group_F), dtype=np.int64)
@@ -98,15 +101,15 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """The decision: enough for any worker to count the copies of any window."""
+    """The decision: all that a worker needs to count the copies of any window."""
 
     band_G: F64
-    extra_T: Keys  # rounded: candidates with an extra copy, sorted
-    until: float  # multinomial: arrivals up to this time are drawn
+    extra_T: Keys  # rounded: keys of candidates with an extra copy, sorted
+    until: float  # multinomial: copies that arrive up to this time are sampled
 
 
 def first_band(plan: DrawPlan) -> F64:
-    """(G,) how far from 1 the edge may lie; inf: every window with a chance is a candidate."""
+    """(G,) half-width of the band around 1; inf: every window with f > 0 is a candidate."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if plan.method == "multinomial":
             draws_G = np.array([plan.epochs_L @ plan.windows_L])
@@ -120,7 +123,7 @@ def first_band(plan: DrawPlan) -> F64:
 def candidates(
     key_N: Keys, leaf_N: Ints, tokens_N: Ints, factor_N: NDArray[np.floating], plan: DrawPlan, band_G: F64
 ) -> Candidates:
-    """First pass: one part's sure tokens and candidates."""
+    """First pass: the certain tokens and the candidates of one part."""
     lambda_N = plan.expected(leaf_N, factor_N)
     tokens_N = np.asarray(tokens_N, dtype=np.int64)
     if plan.method == "multinomial":
@@ -150,12 +153,12 @@ def candidates(
 
 
 def settle(state: Candidates, plan: DrawPlan, band_G: F64, tree: TreeShape) -> Settled | F64:
-    """The decision, or a wider band for another first pass where the edge is not among the candidates."""
+    """The decision; or wider bands for another first pass, if the threshold is not among the candidates."""
     return _settle_arrivals(state, plan, band_G) if plan.method == "multinomial" else _settle_extras(state, plan, band_G, tree)
 
 
 def copies(key_N: Keys, leaf_N: Ints, factor_N: NDArray[np.floating], plan: DrawPlan, settled: Settled) -> pa.Table:
-    """Second pass: one part's DRAWS, in the order of its rows."""
+    """Second pass: the DRAWS table of one part, in the order of its rows."""
     lambda_N = plan.expected(leaf_N, factor_N)
     key_N = np.asarray(key_N, dtype=np.uint64)
     if plan.method == "multinomial":
@@ -172,14 +175,14 @@ def copies(key_N: Keys, leaf_N: Ints, factor_N: NDArray[np.floating], plan: Draw
 
 
 def attribute(key_N: Keys, copy_N: Ints, claim_SN: F64, seed: int) -> I64:
-    """(N,) the row of `claim_SN` that each copy is drawn for, in proportion to what each asks of its text."""
+    """(N,) the row of `claim_SN` that each copy is attributed to, at random in proportion to the rows' claims on its text."""
     upto_SN = np.cumsum(claim_SN, axis=0)
     u_N = keyed_uniform(key_N, seed=seed, purpose="attribute", copy=copy_N)
     return np.asarray((upto_SN[:-1] <= u_N * upto_SN[-1]).sum(axis=0), dtype=np.int64)
 
 
 def _extra(key_N: Keys, leaf_N: Ints, lambda_N: F64, plan: DrawPlan, band_G: F64) -> tuple[I64, NDArray[np.bool_], F64]:
-    """`rounded`: copies that are sure; whether one more is for the driver to decide; and its chance then."""
+    """(N,) each, for `rounded`: certain copies; whether the driver decides on one more; its probability, given that it does."""
     whole_N = np.floor(lambda_N)
     f_N = lambda_N - whole_N
     u_N = keyed_uniform(key_N, seed=plan.seed, purpose="draw.extra")
@@ -200,11 +203,11 @@ def _settle_extras(state: Candidates, plan: DrawPlan, band_L: F64, tree: TreeSha
     due_L[state.group_F] -= state.sure_tokens_F
     held_L = np.bincount(leaf_C, weights=tokens_C, minlength=num_leaves)
     mean_L = np.bincount(leaf_C, weights=chance_C * tokens_C, minlength=num_leaves)
-    slack_L = 0.5 + 1e-6 * plan.planned_L  # half a token, and what factors in float32 may be off
+    slack_L = 0.5 + 1e-6 * plan.planned_L  # half a token, and the rounding of float32 factors
     missed_L = ((due_L < -slack_L) | (due_L > held_L + slack_L)) & np.isfinite(band_L)
     if missed_L.any():
         return np.where(missed_L, np.where(band_L < 1e6, band_L * _WIDER, np.inf), band_L)
-    # The rest of the leaf has fallen as it has: the candidates' chances move so that their mean is what is due.
+    # The other windows of a cluster are decided. Adjust the candidates' probabilities so that their expected tokens are `due_L`.
     due_L = np.clip(due_L, 0.0, held_L)
     shrink_L = np.divide(due_L, mean_L, out=np.ones(num_leaves), where=(due_L < mean_L))
     grow_L = np.divide(held_L - due_L, held_L - mean_L, out=np.ones(num_leaves), where=(due_L > mean_L) & (held_L > mean_L))
@@ -214,7 +217,7 @@ def _settle_extras(state: Candidates, plan: DrawPlan, band_L: F64, tree: TreeSha
 
 
 def _arrivals(key_N: Keys, lambda_N: F64, until: float, seed: int) -> Iterator[tuple[I64, F64]]:
-    """`multinomial`: rows and times of all first copies that arrive by `until`, then of all second ones, …"""
+    """`multinomial`: yields rows and times of all first copies that arrive by `until`, then of all second copies, and so on."""
     row_M = np.flatnonzero(lambda_N > 0)
     time_M = np.zeros(len(row_M))
     copy = 0
@@ -235,6 +238,6 @@ def _settle_arrivals(state: Candidates, plan: DrawPlan, band_G: F64) -> Settled 
     if budget < upto_M[0] or cross >= len(time_C):
         return band_G * _WIDER
     taken = cross if cross == 0 or upto_M[cross] - budget <= budget - upto_M[cross - 1] else cross - 1
-    # Halfway to the next arrival, so that a logarithm's last bit on another processor decides nothing. Ties fall together.
+    # Halfway between two arrivals, so the last bit of a logarithm on another CPU changes nothing. Equal times stay together.
     before = time_C[taken - 1] if taken else max(0.0, 1.0 - float(band_G[0]))
     return Settled(band_G=band_G, extra_T=np.empty(0, dtype=np.uint64), until=float((before + time_C[taken]) / 2))

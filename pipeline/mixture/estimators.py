@@ -1,6 +1,6 @@
-"""Who says how much of each cluster a specialist wants: estimators behind one interface, and the mixture of several.
+"""Estimators of a specialist's share of each cluster, behind one interface, and the mixture of several specialists.
 
-Shapes: L leaves, H levels below the root, S specialists, N windows.
+Shapes: L clusters (leaves of the tree), H levels below the root, S specialists, M clusters with generalist text.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +20,20 @@ from pipeline.mixture.tree_shape import TreeShape, node_totals
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialistMix:
-    """What one specialist wants."""
+    """The estimated mixture of one specialist."""
 
-    p_L: F64  # share of each leaf: sums to 1, 0 where there is no generalist text
-    p_raw_L: F64  # share of the sample's tokens
-    alpha_H: F64  # pseudo-windows of each level: 0 trusts the sample, inf the generalist
+    p_L: F64  # share of each cluster: sums to 1, 0 where there is no generalist text
+    p_raw_L: F64  # share of the sample's tokens in each cluster
+    alpha_H: F64  # pseudo-windows of each level: 0 keeps the sample's shares, inf the generalist's
     backed_off: float  # mass moved out of clusters without generalist text
-    without_text: float  # raw mass of leaves without generalist text
+    without_text: float  # share of the sample's tokens in clusters without generalist text
 
 
 class Estimator(Protocol):
-    """One way from histograms to shares.
+    """A method to get shares from histograms.
 
-    Those whose shares are in proportion to the generalist's below a node that no sample touches are named in `mixture.findings`,
-    which then merges its leaves (`shape.prune`).
+    If its shares below every node without sample windows are proportional to the generalist's, name it in `findings._PRUNED`:
+    the leaves below such nodes are then merged (`tree_shape.prune`).
     """
 
     @property
@@ -47,27 +47,28 @@ class Estimator(Protocol):
         settings: Weights,
         seed: int = 0,
     ) -> dict[str, SpecialistMix]:
-        """What each specialist wants.
+        """The mixture of each specialist, by name.
 
         Raises:
-            InputError: there is no generalist text, or a specialist has no windows, or none where there is generalist text.
+            InputError: there is no generalist text, a specialist has no window with tokens, or no window of a specialist is in a
+                cluster with generalist text.
         """
 
 
 class Resampled(Protocol):
-    """An estimator whose uncertainty is found by resampling documents; it weighs clusters, or clusters in part."""
+    """An estimator whose cluster shares, or one factor of them, can be recomputed for a bootstrap resample of documents."""
 
     def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
-        """What a resample of a specialist wants, with what was fitted on the sample itself held fixed.
+        """The mixture of a resample of a specialist; α stays as fitted on the sample itself.
 
         Args:
             tokens_L: tokens of the resample in each leaf of `tree`.
-            scale: windows a token, of the sample itself.
+            scale: windows per token of the sample itself.
         """
 
 
 class Crisp:
-    """P(c|specialist) from its histogram, smoothed down the tree (arXiv 2410.03735; the smoothing is ours)."""
+    """P(c|specialist) from the sample's histogram (arXiv 2410.03735), smoothed down the tree (ours, `mixture.smoothing`)."""
 
     name = "crisp"
 
@@ -79,7 +80,7 @@ class Crisp:
         settings: Weights,
         seed: int = 0,
     ) -> dict[str, SpecialistMix]:
-        """As `Estimator.estimate`; α by `settings.smoothing`: fitted, 0, or the same number at every level."""
+        """See `Estimator.estimate`. α depends on `settings.smoothing`: fitted (auto), 0 (none), or one number for all levels."""
         del seed
         _check(generalist, specialists)
         text_V = generalist.node_tokens(tree)
@@ -96,13 +97,13 @@ class Crisp:
         return mixes
 
     def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
-        """As `Resampled.resampled`."""
+        """See `Resampled.resampled`."""
         p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * node_totals(tree, tokens_L), alpha_H)
         return _mix(p_L, tokens_L, generalist, alpha_H, backed_off)
 
 
 class Natural:
-    """The baseline: every specialist is given the generalist's own mix."""
+    """The baseline: every specialist gets the generalist's own mixture."""
 
     name = "natural"
 
@@ -114,7 +115,7 @@ class Natural:
         settings: Weights,
         seed: int = 0,
     ) -> dict[str, SpecialistMix]:
-        """As `Estimator.estimate`; the sample shows only in `p_raw_L`."""
+        """See `Estimator.estimate`. The sample changes `p_raw_L` and `without_text` only."""
         del settings, seed
         _check(generalist, specialists)
         alpha_H = np.full(int(tree.level_V[-1]), np.inf)
@@ -124,14 +125,14 @@ class Natural:
         }
 
     def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
-        """The generalist's mix, whatever the sample."""
+        """The generalist's mixture, whatever the resample."""
         del tree, scale
         return _mix(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
 
 
 @dataclass(frozen=True)
 class Control:
-    """Shares made from the sample's own, for comparison: `shares(p_raw_L, generalist, seed)`. Its resamples tell nothing."""
+    """A control for comparison: shares from the raw histogram by `shares(p_raw_L, generalist, seed)`. It has no intervals."""
 
     name: str
     shares: Callable[[F64, LeafHistogram, int], F64]
@@ -144,7 +145,7 @@ class Control:
         settings: Weights,
         seed: int = 0,
     ) -> dict[str, SpecialistMix]:
-        """As `Estimator.estimate`."""
+        """See `Estimator.estimate`."""
         del settings
         _check(generalist, specialists)
         alpha_H = np.zeros(int(tree.level_V[-1]))
@@ -158,7 +159,7 @@ class Control:
 
 
 def top_cluster(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
-    """Everything from the cluster that holds most of the sample (the paper's ablation: worse than the histogram)."""
+    """(L,) 1 for the cluster with generalist text that holds most of the sample (the paper's ablation: worse than CRISP)."""
     del seed
     p_L = np.zeros(len(p_raw_L))
     p_L[np.argmax(np.where(generalist.tokens_L > 0, p_raw_L, -1.0))] = 1.0
@@ -166,7 +167,7 @@ def top_cluster(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
 
 
 def shuffled(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
-    """The sample's histogram, handed to other clusters at random: what must not help."""
+    """(L,) the sample's histogram, permuted at random among the clusters with generalist text: a control that must not help."""
     with_text_M = np.flatnonzero(generalist.tokens_L > 0)
     order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=seed, purpose="shuffled"), kind="stable")
     p_L = np.zeros(len(p_raw_L))
@@ -179,16 +180,17 @@ ESTIMATORS: dict[str, Estimator] = {
     estimator.name: estimator
     for estimator in (CRISP, NATURAL_MIX, Control("top-cluster", top_cluster), Control("shuffled", shuffled))
 }
-# Who says what a resample wants; other estimators are without intervals.
+# What recomputes the mixture of a resample, by name of the estimator; other estimators have no intervals.
 RESAMPLED: dict[str, Resampled] = {"crisp": CRISP, "natural": NATURAL_MIX, **dict.fromkeys(CLUSTER_WEIGHTED, CRISP)}
 
 
 def claims(
     p_L_of: Mapping[str, F64], shares: Mapping[str, float], natural_share: float, p_generalist_L: F64
 ) -> tuple[list[str], F64]:
-    """Who asks for how much of each leaf: names (the specialists in order, then `natural`), and (S+1, L) shares of the corpus.
+    """The claims on each cluster: names (the specialists in order, then `natural`), and (S+1, L) shares of the new corpus.
 
-    The sum over rows is the target, `(1 - natural_share) Σ share_s p_s + natural_share G`, the shares of specialists normalised.
+    The sum over rows is the target, `(1 - natural_share) Σ share_s p_s + natural_share G`. Specialists' shares are normalised to
+    sum to 1.
     """
     total = sum(shares[name] for name in p_L_of)
     rows = [(1.0 - natural_share) * (shares[name] / total) * p_L for name, p_L in p_L_of.items()]

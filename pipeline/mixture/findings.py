@@ -1,10 +1,11 @@
-"""The mixture's tables, with how sure the sample lets us be: a bootstrap over its documents.
+"""The tables of the weights stage, with intervals from a bootstrap over the documents of the specialist samples.
 
-Documents, not windows, are resampled: windows of a document share its subject, and counting them as independent would make the
-intervals too narrow. The smoothing's α stay as fitted on the sample: a resample repeats documents, and a document left out of it
-would be predicted by its own copy, so a refit would trust the leaves too much and show an estimator that nobody uses.
+Documents are resampled, not windows: windows of a document share its subject, and treating them as independent would make the
+intervals too narrow. The smoothing's α stay as fitted on the sample. A resample repeats documents, so a document left out of it
+would be predicted by its own copy; a refit would trust the leaves too much, unlike the estimator in use.
 
-Shapes: L leaves, A atoms (`shape.prune`), C cells, B replicates, D documents, E entries of a sample, S specialists.
+Shapes: L clusters (leaves of the tree), A atoms (`tree_shape.prune`), C cells (units of the allocation: atoms, or strata of
+clusters), R rows of claims (specialists, then natural text), B replicates, D documents, E entries of a sample, S specialists.
 """
 
 from collections import defaultdict
@@ -26,13 +27,13 @@ from pipeline.mixture.tree_shape import PrunedTree, TreeShape, prune
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS, cast
 
 _TAILS = (0.05, 0.95)
-# Estimators that keep the generalist's mix below a node that no sample touches.
+# Estimators whose shares below every node without sample windows are proportional to the generalist's.
 _PRUNED = ("crisp", "natural", "top-cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The tables of a mixture, and what they were made from."""
+    """The SPECIALISTS, MIXTURE and DIAGNOSTICS tables of a mixture."""
 
     specialists: pa.Table
     mixture: pa.Table
@@ -55,25 +56,30 @@ def findings(
     strata: Strata | None = None,
     clusters: Mapping[str, SpecialistMix] | None = None,
 ) -> Findings:
-    """SPECIALISTS, MIXTURE and DIAGNOSTICS of what the estimator of `settings` found.
+    """The tables for the mixtures that the estimator of `settings` found.
 
-    Where windows are scored, `strata` are what is drawn alike, and `clusters` what CRISP gives the leaves, where that is a part of
-    the estimate: resamples then change this part, and leave what was learnt of windows as it is. Only shares have intervals then.
+    Intervals are the 5th and 95th percentile over `settings.bootstrap` resamples. They are missing (NaN in SPECIALISTS, null in
+    DIAGNOSTICS) with 0 resamples, for a sample of a single document, and for estimators that are not in `RESAMPLED`. Memory for
+    resamples is B · S · A float32, so it grows with the leaves that samples touch, not with those of the tree.
 
-    Intervals are the 5th and 95th percentile over `settings.bootstrap` resamples; with none of them, or a sample of a single
-    document, they are missing (NaN in SPECIALISTS, null in DIAGNOSTICS). Work and memory grow with the leaves that samples
-    touch, not with those of the tree: B · S · A float32.
+    Args:
+        mixes: the estimate for each specialist.
+        shares: the share of each specialist among the specialists; normalised here.
+        sharpness: the power of the estimate (`strata.Odds`); used with `clusters` only.
+        strata: the units of the allocation, if the estimator scores windows.
+        clusters: CRISP's mixtures, if their cluster weights are a factor of an estimate that scores windows. Resamples then change
+            this factor only, and the fitted scorers stay as they are; only shares have intervals, not diagnostics.
     """
     pruned = prune(tree, np.unique(np.concatenate([sample.leaf_E for sample in specialists.values()])))
     touched = Atoms.of(pruned.atom_L, generalist)
-    # Where leaves that the sample does not touch are not in proportion to the generalist, they cannot be merged.
+    # Untouched leaves can be merged only if their shares are proportional to the generalist's.
     atoms = (
         touched if strata is None and settings.estimator in _PRUNED else Atoms.of(np.arange(len(generalist.tokens_L)), generalist)
     )
     point_of = {name: replace(mix, p_L=_gather(mix.p_L, atoms)) for name, mix in mixes.items()}
 
     def claimed(mix_of: Mapping[str, SpecialistMix]) -> F64:
-        """(R, C) what is asked of the atoms, or of strata, whose resamples are not planned."""
+        """(R, C) claims on atoms; or on strata, where they are the same for all resamples."""
         if strata is not None:
             return strata.claim_RC
         p_A_of = {name: mix.p_L for name, mix in mix_of.items()}
@@ -120,7 +126,7 @@ def findings(
 
 @dataclass(frozen=True, kw_only=True)
 class _Cells:
-    """What is drawn alike: atoms, or where windows are scored strata."""
+    """The units of the allocation: strata if windows are scored, else atoms."""
 
     atom_C: I64
     windows_C: I64
@@ -135,20 +141,20 @@ class _Cells:
 
 
 class _Resampler:
-    """Shares of one specialist for resamples of its documents, with replacement, as many as there are."""
+    """The mixture of one specialist for resamples of its documents: as many as the sample has, with replacement."""
 
     def __init__(
         self, name: str, sample: DocumentCounts, pruned: PrunedTree, atoms: Atoms, mix: SpecialistMix, settings: Weights, seed: int
     ) -> None:
         self._num_documents, self._document_E = sample.document_rows()
         self._sample, self._pruned, self._atoms = sample, pruned, atoms
-        self._alpha_H = mix.alpha_H[: int(pruned.level_V[-1])]  # what no sample touches may be all of the lowest levels
+        self._alpha_H = mix.alpha_H[: int(pruned.level_V[-1])]  # the pruned tree may have fewer levels
         self._estimator = RESAMPLED[settings.estimator]
         self._atom_E = pruned.atom_L[sample.leaf_E]
         self._seed, self._purpose = seed, f"bootstrap.{name}"
 
     def mix(self, replicate: int) -> SpecialistMix:
-        """What a resample wants of the atoms; a function of seed, documents and the replicate's number only."""
+        """The mixture of one resample over atoms. It depends on seed, specialist, documents and the replicate's number only."""
         slot_D = np.arange(self._num_documents, dtype=np.uint64)
         u_D = keyed_uniform(slot_D, seed=self._seed, purpose=self._purpose, copy=np.full(self._num_documents, replicate))
         times_D = np.bincount((u_D * self._num_documents).astype(np.int64), minlength=self._num_documents)
@@ -164,15 +170,18 @@ def _gather(p_L: F64, atoms: Atoms) -> F64:
 
 
 def _move(p_BA: F32, point_A: F64, clusters_A: F64, power: float) -> None:
-    """From what resamples give the leaves to what they want where that is one factor of the estimate (`strata.Odds`)."""
+    """Turn resamples of CRISP's shares, in place, into resamples of an estimate that has them as a factor (`strata.Odds`).
+
+    `p = point · (resample / CRISP's share) ** power`, normalised; `clusters_A` are CRISP's shares.
+    """
     for p_A in p_BA:
         moved_A = point_A * np.divide(p_A, clusters_A, out=np.ones_like(point_A), where=clusters_A > 0) ** power
         p_A[:] = moved_A / moved_A.sum()
 
 
 def _interval(p_BA: F32, atoms: Atoms, generalist: LeafHistogram, p_L: F64) -> tuple[F64, F64]:
-    """(L,) 5th and 95th percentiles: inside an atom leaves keep their proportions, so its percentiles are theirs."""
-    low_A, high_A = np.quantile(p_BA, _TAILS, axis=0, overwrite_input=True)  # no second copy of the largest array here
+    """(L,) 5th and (L,) 95th percentiles. Leaves of an atom keep their proportions, so its percentiles, scaled, are theirs."""
+    low_A, high_A = np.quantile(p_BA, _TAILS, axis=0, overwrite_input=True)  # saves a copy of the largest array
     p_A = _gather(p_L, atoms)
     inside_L = np.where(
         (p_A > 0)[atoms.atom_L], p_L / np.maximum(p_A, 1e-300)[atoms.atom_L], atoms.expand(np.ones_like(p_A), generalist)
@@ -181,7 +190,7 @@ def _interval(p_BA: F32, atoms: Atoms, generalist: LeafHistogram, p_L: F64) -> t
 
 
 def _fixed(name: str, sample: DocumentCounts, mix: SpecialistMix) -> dict[tuple[str, str], float]:
-    """The facts that a resample keeps."""
+    """The diagnostics of a specialist that are the same for all resamples."""
     found = {
         "documents": float(sample.document_rows()[0]),
         "windows": float(sample.num_windows),
@@ -195,7 +204,7 @@ def _specialists(
     mixes: Mapping[str, SpecialistMix],
     low_high_of: Mapping[str, tuple[F64, F64]],
 ) -> pa.Table:
-    """One row for each specialist and leaf that its sample or its smoothed shares touch."""
+    """One row per specialist and cluster in which it has windows or a share above 0."""
     tables = [SPECIALISTS.empty_table()]
     for name, mix in mixes.items():
         counts = specialists[name].histogram(len(mix.p_L))
@@ -237,10 +246,10 @@ def _diagnostics(
 ) -> pa.Table:
     rows = []
     for (specialist, name), value in values.items():
-        # The mixture's interval needs every sample to be resampled: else it would look surer than its parts are.
+        # The whole mixture has intervals only if all samples are resampled; else they would be too narrow.
         known = (sure[specialist] if specialist else all(sure.values())) and not name.startswith("generalist_")
         spread = drawn.get((specialist, name), []) if known else []
         low, high = (float(x) for x in np.quantile(spread, _TAILS)) if spread else (None, None)
         rows.append({"specialist": specialist, "name": name, "value": value, "low": low, "high": high, "meaning": meaning(name)})
-    rows.sort(key=lambda row: str(row["specialist"]) != "")  # the whole mixture first; the order within stays
+    rows.sort(key=lambda row: str(row["specialist"]) != "")  # the whole mixture first; the sort is stable
     return pa.Table.from_pylist(rows, schema=DIAGNOSTICS)

@@ -1,14 +1,14 @@
-"""Weights instead of copies: text in groups, each once, such that a share of each group gives what the plan draws.
+"""Groups with weights, for trainers that mix by weight: each window once, and a weight per group that gives the allocation.
 
-A group is what lies below a node of the tree, in bands of epochs: up to 1, 2, 4, … passes. In a band windows differ in how often
-they are wanted; each is kept with a chance in proportion to that, so that within a group all that is there is wanted alike. Above
-one pass a band is a factor of two wide, so that at most every other window is left out, and what is there is repeated no more than
-twice as often as the plan says. Where less than half a pass is wanted, twice as much text is kept as the plan draws: what a trainer
-draws by weight it draws with some luck.
+A group is the windows below one node of the tree in one band of epochs (a window's expected copies): up to 1, 2, 4, … epochs.
+Windows of a band differ in their epochs. Each is kept with a probability proportional to its epochs, so all kept windows of a group
+are to be sampled equally often. Above one epoch a band spans a factor of two, so at least half of its windows are expected to be
+kept, and a kept window is repeated at most twice as often as planned. If no window of a group has half an epoch, twice the planned
+tokens are kept, because a trainer that samples by weight repeats some windows by chance (docs/decisions/0015).
 
-Sums are of integers (tokens and windows times epochs, in fixed point), so parts may be added in any order.
+All sums are of integers (tokens and windows times epochs, in fixed point), so parts can be added in any order.
 
-Shapes: N windows of a part, G groups.
+Shapes: N windows of a part, M windows with epochs (or entries to merge), G groups, L clusters (leaves of the tree).
 """
 
 from collections.abc import Iterable
@@ -26,22 +26,22 @@ _LEAST_PASSES = 0.5
 
 
 def bands(epochs_N: F64) -> I64:
-    """0 up to one pass, k up to 2^k."""
+    """(N,) the band of each window: 0 up to one epoch, else the smallest k with at most 2^k epochs."""
     return np.asarray(np.ceil(np.log2(np.maximum(epochs_N, 1.0))), np.int64)
 
 
 def group_keys(node_N: Ints, epochs_N: F64) -> I64:
-    """(N,) the group of each window: its node and its band."""
+    """(N,) the key of each window's group, made of node and band."""
     return np.asarray(np.asarray(node_N, np.int64) * _BANDS + bands(epochs_N), np.int64)
 
 
 def node_and_band(key: int) -> tuple[int, int]:
-    """What a group's key says."""
+    """The node and the band of a group's key."""
     return divmod(key, _BANDS)
 
 
 def nodes_at(tree: TreeShape, level: int) -> I64:
-    """(L,) the node above each leaf at a level, or the leaf itself where it ends higher up."""
+    """(L,) the node at `level` above each leaf, or the leaf's own node if that is no deeper."""
     node_L = leaf_nodes(tree)
     level_V, parent_V = np.asarray(tree.level_V), np.asarray(tree.parent_V)
     while (below_L := level_V[node_L] > level).any():
@@ -51,22 +51,22 @@ def nodes_at(tree: TreeShape, level: int) -> I64:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCounts:
-    """What is wanted of the groups; a fold."""
+    """Allocated tokens and windows of the groups; the state of a fold over parts."""
 
     key_G: I64  # ascending
-    most_G: F64  # epochs of the window that is wanted most
+    most_G: F64  # largest epochs of a window
     tokens_G: I64  # Σ tokens · epochs, in fixed point
-    documents_G: I64  # Σ epochs of windows, in fixed point: a window is a trainer's document
+    documents_G: I64  # Σ epochs, in fixed point: a window is one document to a trainer
 
     @classmethod
     def zero(cls) -> Self:
-        """Nothing counted yet."""
+        """The initial state."""
         none = np.empty(0, np.int64)
         return cls(key_G=none, most_G=none.astype(np.float64), tokens_G=none, documents_G=none)
 
     @classmethod
     def of_part(cls, key_N: Ints, epochs_N: F64, tokens_N: Ints) -> Self:
-        """The counts of one part; windows of which nothing is wanted are in no group."""
+        """The counts of one part; windows with 0 epochs are in no group."""
         wanted_N = epochs_N > 0
         epochs_M, tokens_M = epochs_N[wanted_N], np.asarray(tokens_N)[wanted_N]
         columns = (epochs_M, fixed(epochs_M * tokens_M), fixed(epochs_M))
@@ -74,7 +74,7 @@ class GroupCounts:
 
     @classmethod
     def combine(cls, parts: Iterable[Self]) -> Self:
-        """Everything in some parts, in any order and grouping."""
+        """The merged counts of several parts, in any order and grouping."""
         columns = zip(*((part.key_G, part.most_G, part.tokens_G, part.documents_G) for part in (cls.zero(), *parts)), strict=True)
         return cls._merged(*(np.concatenate(column) for column in columns))
 
@@ -88,15 +88,18 @@ class GroupCounts:
 
     @property
     def passes_G(self) -> F64:
-        """(G,) epochs of a window that is kept for sure; inf where the plan draws less than one window of the group."""
+        """(G,) p, where a window with e epochs is kept with probability min(1, e / p).
+
+        inf, so that nothing is kept, if less than one window of the group is allocated.
+        """
         return np.where(self.wanted_documents_G < 1.0, np.inf, np.maximum(self.most_G, _LEAST_PASSES))
 
     @property
     def wanted_tokens_G(self) -> F64:
-        """(G,) tokens that the plan draws, repeats counted."""
+        """(G,) allocated tokens, repeats included."""
         return np.asarray(self.tokens_G / FIXED, np.float64)
 
     @property
     def wanted_documents_G(self) -> F64:
-        """(G,) windows that the plan draws, repeats counted."""
+        """(G,) allocated windows, repeats included."""
         return np.asarray(self.documents_G / FIXED, np.float64)

@@ -1,6 +1,7 @@
-"""Counts of windows and tokens over the leaves, as folds: zero, one part, combine.
+"""Counts of windows and tokens in each cluster, as states of folds over parts: zero, one part, combine.
 
-Shapes: L leaves, N windows of a part, E entries (a document in a leaf), D documents.
+Shapes: L clusters (leaves of the tree), V nodes, N windows of a part, M windows with a leaf (or entries to merge), D documents, E
+entries (one per leaf, or one per document and leaf).
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from pipeline.mixture.tree_shape import TreeShape, node_totals
 
 @dataclass(frozen=True, kw_only=True)
 class LeafCounts:
-    """Windows and tokens of some parts in the leaves that they touch: as small as the parts, however many leaves there are.
+    """Windows and tokens of some parts, by leaf. Sparse: one entry per leaf that occurs, however large the tree.
 
     Leaves are unique and ascending.
     """
@@ -30,17 +31,17 @@ class LeafCounts:
 
     @classmethod
     def of_part(cls, leaf_N: Ints, tokens_N: Ints) -> Self:
-        """The counts of one part; leaf -1 (no finite embedding) is only counted as invalid."""
+        """The counts of one part; windows of leaf -1 (no finite embedding) are counted in `invalid` only."""
         leaf_N, tokens_N, invalid = _valid(leaf_N, tokens_N)
         return cls._merged(leaf_N, np.ones_like(leaf_N), tokens_N, invalid)
 
     def add(self, other: Self) -> Self:
-        """Both together."""
+        """This and another state, merged."""
         return self.combine([self, other])
 
     @classmethod
     def combine(cls, parts: Iterable[Self]) -> Self:
-        """Everything in any number of parts, in any order and grouping; of none: zero."""
+        """Any number of states merged, in any order and grouping; zero for none."""
         parts = [cls(), *parts]
         return cls._merged(
             np.concatenate([part.leaf_E for part in parts]),
@@ -56,13 +57,13 @@ class LeafCounts:
         return cls(leaf_E=leaf_E, windows_E=windows_E, tokens_E=tokens_E, invalid=invalid)
 
     def histogram(self, num_leaves: int) -> "LeafHistogram":
-        """The dense counts."""
+        """The dense counts of all leaves."""
         return _dense(self.leaf_E, self.windows_E, self.tokens_E, num_leaves, self.invalid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeafHistogram:
-    """Windows and tokens of a corpus in each leaf. Dense, two int64 a leaf: there is one, the driver's."""
+    """Windows and tokens of a corpus in each leaf. Dense, two int64 per leaf, so only the driver holds one."""
 
     windows_L: I64
     tokens_L: I64
@@ -70,7 +71,7 @@ class LeafHistogram:
 
     @property
     def p_L(self) -> F64:
-        """(L,) share of the tokens in each leaf, G."""
+        """(L,) share of the corpus's tokens in each leaf: G, if it is the generalist."""
         return np.asarray(self.tokens_L / self.tokens_L.sum(), dtype=np.float64)
 
     def node_tokens(self, tree: TreeShape) -> I64:
@@ -80,10 +81,10 @@ class LeafHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentCounts:
-    """A specialist sample: how many windows and tokens of each document fall into each leaf.
+    """Windows and tokens of a specialist sample, by document and leaf.
 
-    Sparse, so it is as small as the sample however many leaves there are. Entries are unique and sorted by (document, leaf);
-    a document is known by the 64-bit hash of its id, so that one which straddles two parts is still one document.
+    Sparse, so its size depends on the sample and not on the tree. Entries are unique and sorted by (document, leaf). Documents are
+    identified by the 64-bit hash of their id, so a document that spans two parts is still one document.
     """
 
     document_E: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
@@ -94,16 +95,16 @@ class DocumentCounts:
 
     @classmethod
     def of_part(cls, doc_id_N: Sequence[str], leaf_N: Ints, tokens_N: Ints) -> Self:
-        """The counts of one part's rows; leaf -1 is only counted as invalid."""
+        """The counts of one part; windows of leaf -1 (no finite embedding) are counted in `invalid` only."""
         id_D, row_N = np.unique(np.asarray(doc_id_N, dtype=object), return_inverse=True)
-        key_D = window_keys(id_D.tolist(), [0] * len(id_D))  # a document's identity: that of its first window
+        key_D = window_keys(id_D.tolist(), [0] * len(id_D))  # a document's hash is that of its window 0
         document_N = key_D[row_N][np.asarray(leaf_N) >= 0]
         leaf_N, tokens_N, invalid = _valid(leaf_N, tokens_N)
         return cls._merged(document_N, leaf_N, np.ones_like(leaf_N), tokens_N, invalid)
 
     @classmethod
     def combine(cls, parts: Iterable[Self]) -> Self:
-        """Everything in any number of parts, in any order and grouping; of none: zero."""
+        """Any number of states merged, in any order and grouping; zero for none."""
         parts = [cls(), *parts]
         return cls._merged(
             np.concatenate([part.document_E for part in parts]),
@@ -139,26 +140,26 @@ class DocumentCounts:
 
     @property
     def num_windows(self) -> int:
-        """Windows with a leaf."""
+        """Number of windows with a leaf."""
         return int(self.windows_E.sum())
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of windows with a leaf."""
+        """Number of tokens in windows with a leaf."""
         return int(self.tokens_E.sum())
 
     def document_rows(self) -> tuple[int, I64]:
-        """D, and (E,) the number 0 … D-1 of each entry's document, in order of its hash."""
+        """D, and (E,) the index 0 … D-1 of each entry's document, in ascending order of hashes."""
         key_D, row_E = np.unique(self.document_E, return_inverse=True)
         return len(key_D), row_E.astype(np.int64)
 
     def histogram(self, num_leaves: int) -> LeafHistogram:
-        """The dense counts, documents forgotten."""
+        """The dense counts of all leaves, summed over documents."""
         return _dense(self.leaf_E, self.windows_E, self.tokens_E, num_leaves, self.invalid)
 
 
 def _dense(leaf_E: Ints, windows_E: Ints, tokens_E: Ints, num_leaves: int, invalid: int) -> LeafHistogram:
-    """Entries, of which a leaf may have several, over all leaves."""
+    """The histogram over all leaves; a leaf may have several entries."""
     assert not len(leaf_E) or int(np.max(leaf_E)) < num_leaves, "an assignment names a leaf that the tree does not have"
     windows_L, tokens_L = (sums_by(leaf_E, x_E, num_leaves) for x_E in (windows_E, tokens_E))
     return LeafHistogram(windows_L=windows_L, tokens_L=tokens_L, invalid=invalid)

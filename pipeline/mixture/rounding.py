@@ -1,14 +1,15 @@
-"""Balanced rounding: turn chances into yes or no, with every subtree's tokens on plan, and no chance bent.
+"""Balanced rounding of probabilities to 0 or 1: unbiased for each window, and within one window of the target in every subtree.
 
-The cube method (Deville and Tillé, Biometrika 91, 2004) with one balancing variable, tokens, run as a knock-out along the tree.
-Two undecided windows of a leaf duel: chance moves from one to the other, tokens × chance kept, in a random direction until one of
-them is at 0 or 1. The direction's odds make each a fair game, so every window ends at 1 with exactly the chance it began with. What
-is left undecided meets its next neighbour: in its leaf, then in the parent, up to the root. So every node ends its own round with
-at most one window undecided, and its tokens end within that one window of plan; so do the tokens of the whole tree.
+The cube method (Deville and Tillé, Biometrika 91, 2004) with one balancing variable, tokens, run as a tournament up the tree. Two
+undecided windows of a leaf meet in a duel: probability moves from one to the other, in a random direction, until one of them is at
+0 or 1. The sum of tokens × probability stays the same. The odds of the two directions make each duel a fair game, so every window
+ends at 1 with exactly the probability that it began with. A window that is still undecided meets the next one: in its leaf, then in
+the parent, up to the root. After its round, a node has at most one undecided window, so its tokens end within one window of the
+target; so do the tokens of the whole tree.
 
-(Walking the leaves and taking a window whenever that brings the running total nearer to plan keeps totals as well, but bends
-chances: a short window is taken as soon as little is missing, a long one waits, and where leaves are small long windows are
-hardly ever drawn.)
+A simpler rule walks the leaves and takes a window whenever that brings the running total nearer to the target. It keeps the totals
+too, but it is biased: a short window is taken as soon as a few tokens are missing, a long one has to wait, and where leaves are
+small, long windows are hardly ever sampled.
 
 Shapes: C candidates, sorted by leaf and then by key; U those undecided; M duels of one round.
 """
@@ -20,13 +21,13 @@ from pipeline.arrays import F64, I64, Ints
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.tree_shape import TreeShape, leaf_nodes
 
-_DECIDED = 1e-14  # a chance this near to 0 or 1 is rounding error
+_DECIDED = 1e-14  # a probability this close to 0 or 1 differs from it by rounding only
 
 
 def balanced(
     chance_C: F64, tokens_C: Ints, key_C: NDArray[np.uint64], leaf_C: Ints, tree: TreeShape, seed: int
 ) -> NDArray[np.bool_]:
-    """(C,) which candidates are taken: each with its chance, Σ tokens within one window of Σ chance · tokens below every node."""
+    """(C,) which candidates are taken: each with its probability, and Σ tokens within one window of Σ chance · tokens per node."""
     chance_C = chance_C.copy()
     size_C = np.maximum(np.asarray(tokens_C, dtype=np.float64), 1.0)
     node_C = leaf_nodes(tree)[leaf_C]
@@ -44,7 +45,7 @@ def balanced(
             turn += 1
         node_U = node_C[alive_U]
         node_C[alive_U] = np.where(tree.level_V[node_U] == level, tree.parent_V[node_U], node_U)
-    last_U = alive_U  # of the root: one at most
+    last_U = alive_U  # at the root: at most one window
     chance_C[last_U] = keyed_uniform(key_C[last_U], seed=seed, purpose="draw.last") < chance_C[last_U]
     return chance_C > 0.5
 
@@ -55,7 +56,7 @@ def _undecided(chance_C: F64, among_U: I64) -> I64:
 
 
 def _pairs(node_U: I64) -> tuple[I64, I64]:
-    """Neighbours of the same node, each in one pair at most."""
+    """Positions of the first and second window of each pair: neighbours in the same node, each in at most one pair."""
     new_U = np.ones(len(node_U), dtype=bool)
     new_U[1:] = node_U[1:] != node_U[:-1]
     place_U = np.arange(len(node_U)) - np.flatnonzero(new_U)[np.cumsum(new_U) - 1]
@@ -64,11 +65,11 @@ def _pairs(node_U: I64) -> tuple[I64, I64]:
 
 
 def _duel(p_M: F64, q_M: F64, s_M: F64, t_M: F64, u_M: F64) -> tuple[F64, F64]:
-    """New chances of two windows of s and t tokens: one at least is decided, and p s + q t is as before."""
+    """New probabilities of two windows of s and t tokens: at least one is 0 or 1, and p s + q t is unchanged."""
     p_up_M, q_down_M = (1.0 - p_M) * s_M, q_M * t_M  # tokens that can move from the second to the first
     p_down_M, q_up_M = p_M * s_M, (1.0 - q_M) * t_M
     up_M, down_M = np.minimum(p_up_M, q_down_M), np.minimum(p_down_M, q_up_M)
-    rise_M = u_M * (up_M + down_M) < down_M  # up · P(rise) = down · P(fall): fair
+    rise_M = u_M * (up_M + down_M) < down_M  # a fair game: up · P(rise) = down · P(fall)
     to_p_M = np.where(
         rise_M, np.where(p_up_M <= q_down_M, 1.0, p_M + up_M / s_M), np.where(p_down_M <= q_up_M, 0.0, p_M - down_M / s_M)
     )

@@ -1,18 +1,20 @@
-"""From the scores of windows to what is asked of them: density ratios, and strata of windows that are drawn alike.
+"""From scores to strata: density ratios of windows, and groups of windows of one cluster with nearly equal ratio.
 
-A scorer (`pipeline.scoring`) gives each window x a score for each specialist s. It becomes a ratio r_s(x) to the generalist's
-density, whose mean over the generalist's tokens is 1:
+A scorer (`pipeline.scoring`) gives each window x a score for each specialist s. The score is turned into a ratio r_s(x) to the
+generalist's density, with mean 1 over the generalist's tokens:
 
-- `odds`: r ∝ (w(leaf) · exp(score))^(sharpness/2): with 1 the geometric mean of CRISP's weight of the window's cluster and of its
-  own odds, with 2 their product;
-- `top`: r is one number for the windows with the highest scores, as many as fill the specialist's part of the budget, else 0.
+- `odds`: r ∝ (w(cluster) · exp(score))^(sharpness/2). With sharpness 1 this is the geometric mean of CRISP's weight of the window's
+  cluster and the window's own odds, with 2 their product;
+- `top`: r is one constant for the windows with the highest scores, as many as fill the specialist's share of the budget, and 0 for
+  the others.
 
-What is asked for is the mixture q(x) = Σ share_s r_s(x) + natural share. Windows of one leaf whose q lies in the same eighth of a
-nat are a stratum, and are drawn alike: so plan, cap and rewrites work on strata as they do on leaves.
+The target is q(x) = Σ share_s r_s(x) + natural share, relative to the generalist. Windows of one cluster with q in the same eighth
+of a nat form a stratum and are sampled alike, so allocation, cap and rewrites treat strata like clusters.
 
-Every sum here is one of integers (tokens, or tokens times a ratio in fixed point), so parts may be added in any order.
+All sums are of integers (tokens, or tokens times a ratio in fixed point), so parts can be added in any order.
 
-Shapes: N windows of a part, S specialists, L leaves, C strata (leaf by leaf, ascending), B bins.
+Shapes: N windows of a part, M windows with a leaf (or entries to merge), S specialists, L clusters (leaves of the tree), E leaves
+with strata, C strata (by leaf, then by q, ascending), R rows of claims (specialists, then natural text), B bins.
 """
 
 import io
@@ -28,21 +30,21 @@ from pipeline.arrays import F32, F64, I64, Ints
 from pipeline.mixture.sums import FIXED, fixed, sums_by
 from pipeline.tables import STRATA, cast
 
-_WIDTH = 1 / 8  # nats of a stratum: finer than any estimator is sure
-BINS = 1 << 16  # of a histogram of scores
+_WIDTH = 1 / 8  # of a stratum, in nats of q: finer than the precision of any estimator
+BINS = 1 << 16  # of a histogram of scores, and strata per cluster at most
 _HALF = BINS >> 1
-_PER_NAT = 256  # bins of a nat, where odds are counted
-_EXACT = 1 << 10  # of a window's mass: rounding it to a whole number changes it by a thousandth at most
-_LEAST_WEIGHT = -20.0  # log of a cluster's weight where smoothing left it none
+_PER_NAT = 256  # bins per nat in a histogram of odds
+_EXACT = 1 << 10  # fixed-point units of mass per window, from which on rounding changes a mass by at most a thousandth
+_LEAST_WEIGHT = -20.0  # floor of the log of a cluster's weight, which may be 0 after smoothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Odds:
-    """Ratios in proportion to a power of the cluster's weight times the window's odds."""
+    """Ratios proportional to a power of (weight of the cluster × odds of the window)."""
 
     log_weight_SL: F64
-    sharpness: float  # 1: the square root
-    log_mean_S: F64  # of that product over the generalist's tokens
+    sharpness: float  # twice the power: 1 is the square root, 2 the product itself
+    log_mean_S: F64  # log of the mean unnormalised ratio over the generalist's tokens
 
     def log_ratio(self, leaf_N: Ints, score_NS: F32) -> F64:
         """(N, S) log of the ratio of each window."""
@@ -50,7 +52,7 @@ class Odds:
 
     @classmethod
     def fitted(cls, log_weight_SL: F64, sharpness: float, bins_SB: Ints) -> Self:
-        """From the tokens in each bin (`odds_bins`)."""
+        """The ratios with mean 1, given the tokens in each bin (`odds_bins`)."""
         value_B = (np.arange(BINS) - _HALF) / _PER_NAT
         share_SB = bins_SB / np.maximum(bins_SB.sum(axis=1, keepdims=True), 1)
         most_S = np.array([value_B[np.flatnonzero(share_B)[-1]] if share_B.any() else 0.0 for share_B in share_SB])
@@ -61,14 +63,20 @@ class Odds:
 
 @dataclass(frozen=True, kw_only=True)
 class Top:
-    """One ratio for the windows whose scores reach a threshold, and 0 for the others."""
+    """One ratio for the windows with scores at or above a threshold, and 0 for the others."""
 
-    least_S: Ints  # code of the lowest score that is taken (`codes`)
-    log_ratio_S: F64  # log of generalist tokens / tokens taken
+    least_S: Ints  # code of the threshold (`codes`)
+    log_ratio_S: F64  # log of (generalist tokens / tokens at or above the threshold)
 
     @classmethod
     def fitted(cls, high_S: Ints, above_S: Ints, low_SB: Ints, wanted_S: F64, generalist_tokens: int) -> Self:
-        """From the upper half of the code at which the budget is full, the tokens above it, and those in it by the lower half."""
+        """The threshold at which there are `wanted_S` tokens, found in two steps of 16 bits.
+
+        Args:
+            high_S: upper 16 bits of the threshold's code.
+            above_S: tokens of windows with higher upper bits.
+            low_SB: tokens of windows with these upper bits, by the lower 16 bits.
+        """
         low_S, higher_S = last_bin(low_SB, wanted_S - above_S)
         taken_S = above_S + higher_S + low_SB[np.arange(len(low_S)), low_S]
         log_ratio_S = np.log(generalist_tokens) - np.log(np.maximum(taken_S, 1))
@@ -82,30 +90,30 @@ class Top:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is asked of a window, as a multiple of what the generalist gives it."""
+    """The target density of a window, relative to the generalist's."""
 
     ratios: Odds | Top
-    share_S: F64  # of each specialist in the corpus
+    share_S: F64  # share of each specialist in the new corpus
     natural_share: float
 
     def to_bytes(self) -> bytes:
-        """As a NumPy archive."""
+        """The target as a NumPy archive (`.npz`)."""
         sink = io.BytesIO()
         np.savez(sink, share_S=self.share_S, natural_share=self.natural_share, **vars(self.ratios))
         return sink.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` wrote."""
+        """The target that `to_bytes` wrote."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = dict(arrays)
         share_S, natural_share = found.pop("share_S"), float(found.pop("natural_share"))
         return cls(ratios=(Odds if "log_mean_S" in found else Top)(**found), share_S=share_S, natural_share=natural_share)
 
     def of(self, leaf_N: Ints, score_NS: F32) -> tuple[F64, F64]:
-        """(N, S) r of each specialist, and (N,) q; 0 without a leaf."""
+        """(N, S) r of each specialist, and (N,) q; both 0 for windows without a leaf."""
         r_NS = np.where(np.asarray(leaf_N)[:, None] >= 0, np.exp(self.ratios.log_ratio(leaf_N, score_NS)), 0.0)
-        # Not r_NS @ share_S: how BLAS sums a row depends on how many there are, and a window must find its stratum again.
+        # Not r_NS @ share_S: the rounding of BLAS depends on the number of rows, and a window must get the same stratum each time.
         q_N = np.full(len(r_NS), self.natural_share)
         for s, share in enumerate(self.share_S):
             q_N += share * r_NS[:, s]
@@ -113,20 +121,23 @@ class Target:
 
 
 def odds_bins(log_weight_SL: F64, sharpness: float, leaf_N: Ints, tokens_N: Ints, score_NS: F32) -> I64:
-    """(S, B) tokens of a part by the log of its unnormalised odds, in bins of a 256th of a nat."""
+    """(S, B) tokens of a part, windows without a leaf skipped, by the log of the unnormalised ratio in bins of a 256th of a nat."""
     keep_N = np.asarray(leaf_N) >= 0
     bin_NS = _per_bin(log_weight_SL, sharpness, np.asarray(leaf_N)[keep_N], score_NS[keep_N]) + _HALF
     return _tokens_by(bin_NS, np.asarray(tokens_N)[keep_N])
 
 
 def codes(score_NS: F32) -> NDArray[np.uint32]:
-    """Whole numbers in the order of the scores: the bits of an IEEE float, so flipped that they ascend."""
-    bits_NS = np.ascontiguousarray(score_NS + np.float32(0), dtype=np.float32).view(np.uint32)  # -0 is 0
+    """(N, S) integers in the order of the scores: the bits of the float32, flipped so that they ascend."""
+    bits_NS = np.ascontiguousarray(score_NS + np.float32(0), dtype=np.float32).view(np.uint32)  # -0 becomes 0
     return np.where(bits_NS >> 31, ~bits_NS, bits_NS | np.uint32(1 << 31))
 
 
 def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: F32, high_S: Ints | None) -> I64:
-    """(S, B) tokens of a part by the upper half of their codes; or by the lower, of those whose upper half is `high_S`."""
+    """(S, B) tokens of a part, by the upper 16 bits of the windows' codes.
+
+    Given `high_S`: only windows with these upper bits, by the lower 16 bits. Windows without a leaf or a finite score are skipped.
+    """
     keep_N = np.asarray(leaf_N) >= 0
     code_NS, tokens_N = codes(score_NS[keep_N]), np.asarray(tokens_N)[keep_N]
     finite_NS = np.isfinite(score_NS[keep_N])
@@ -136,9 +147,9 @@ def code_bins(leaf_N: Ints, tokens_N: Ints, score_NS: F32, high_S: Ints | None) 
 
 
 def last_bin(bins_SB: Ints, wanted_S: F64) -> tuple[Ints, Ints]:
-    """(S,) the highest bin down to which there are `wanted_S` tokens, and the tokens above it.
+    """(S,) the highest bin that holds, with all bins above it, at least `wanted_S` tokens; and (S,) the tokens above it.
 
-    Where there are fewer, it is the lowest bin that holds any.
+    If all bins together hold fewer, it is the lowest bin that is not empty.
     """
     from_top_SB = np.cumsum(bins_SB[:, ::-1], axis=1)[:, ::-1]
     found_S, above_S = np.zeros(len(bins_SB), np.int64), np.zeros(len(bins_SB), np.int64)
@@ -152,7 +163,7 @@ def last_bin(bins_SB: Ints, wanted_S: F64) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True, kw_only=True)
 class StrataCounts:
-    """What the strata of some parts hold; a fold, as large as the strata that were seen, however many leaves there are."""
+    """Counts of the strata of some parts; the state of a fold. Sparse: one entry per stratum that occurs."""
 
     key_C: I64  # leaf · 2^16 + stratum, ascending
     windows_C: I64
@@ -162,7 +173,7 @@ class StrataCounts:
 
     @classmethod
     def zero(cls, num_specialists: int) -> Self:
-        """Nothing counted yet."""
+        """The initial state."""
         none, none_S = np.empty(0, np.int64), np.zeros((num_specialists, 0), np.int64)
         return cls(key_C=none, windows_C=none, tokens_C=none, mass_SC=none_S, unshared_SC=none_S)
 
@@ -177,12 +188,12 @@ class StrataCounts:
         return cls._merged(_keys(leaf_M, q_M), np.ones_like(tokens_M), tokens_M, mass_SM, unshared_SM)
 
     def add(self, other: Self) -> Self:
-        """Both together."""
+        """This and another state, merged."""
         return self.combine([self, other])
 
     @classmethod
     def combine(cls, parts: Iterable[Self]) -> Self:
-        """Everything in one or more parts, in any order and grouping."""
+        """One or more states merged, in any order and grouping."""
         columns = zip(*((part.key_C, part.windows_C, part.tokens_C, part.mass_SC, part.unshared_SC) for part in parts), strict=True)
         return cls._merged(*(np.concatenate(column, axis=-1) for column in columns))
 
@@ -194,16 +205,16 @@ class StrataCounts:
         return cls(key_C=key_C, windows_C=windows_C, tokens_C=tokens_C, mass_SC=np.stack(mass_C), unshared_SC=np.stack(unshared_C))
 
     def asked_SL(self, num_leaves: int) -> F64:
-        """(S, L) what each specialist asks of each leaf."""
+        """(S, L) the share of each specialist's mixture in each cluster; rows sum to 1."""
         mass_SL = np.stack([sums_by(self.key_C >> 16, unshared_C, num_leaves) for unshared_C in self.unshared_SC])
         return np.asarray(mass_SL / np.maximum(mass_SL.sum(axis=1, keepdims=True), 1), np.float64)
 
     def strata(self, target: Target) -> "Strata":
-        """The strata, with what is asked of them."""
+        """The strata, with the claims on them."""
         asked_SC = self.mass_SC.astype(np.float64)
         if not target.natural_share:
-            # What is next to nothing is lost in fixed point, and would be missing where a large budget needs it. The stratum says
-            # how much it is, and all its leaf, or the shares, who asks.
+            # A very small mass is lost in fixed point, but a large budget may need it. So take the mass from the stratum's q, and
+            # divide it among specialists as in the whole leaf, or by their shares if the leaf's masses are lost too.
             stratum_C = self.key_C & 0xFFFF
             q_C = np.where(stratum_C > 0, np.exp((stratum_C - _HALF + 0.5) * _WIDTH), 0.0)
             leaf_E, row_C = np.unique(self.key_C >> 16, return_inverse=True)
@@ -223,26 +234,26 @@ class StrataCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Strata:
-    """Windows of a leaf of which about as much is asked, as one."""
+    """All strata of the generalist corpus, with the claims on them."""
 
-    key_C: I64
+    key_C: I64  # leaf · 2^16 + stratum, ascending
     windows_C: I64
     tokens_C: I64
-    claim_RC: F64  # shares of the corpus that each specialist, and last natural text, asks of it (`estimators.claims`)
+    claim_RC: F64  # share of the new corpus that each row wants from each stratum (`estimators.claims`)
 
     @property
     def leaf_C(self) -> I64:
         return self.key_C >> 16
 
     def rows(self, leaf_N: Ints, q_N: F64) -> I64:
-        """(N,) the stratum of each window; windows without a leaf are in the first."""
+        """(N,) the index of each window's stratum, given its q; any index for windows without a leaf."""
         key_N = _keys(np.maximum(leaf_N, 0).astype(np.int64), q_N)
         row_N = np.minimum(np.searchsorted(self.key_C, key_N), len(self.key_C) - 1)
         assert (self.key_C[row_N] == key_N)[np.asarray(leaf_N) >= 0].all(), "a window lies in no stratum"
         return row_N
 
     def table(self) -> pa.Table:
-        """As a STRATA table."""
+        """The strata as a STRATA table, one row per stratum."""
         columns = {"leaf": self.leaf_C, "stratum": (self.key_C & 0xFFFF) - _HALF, "windows": self.windows_C}
         claims = pa.array(self.claim_RC.T.tolist(), pa.list_(pa.float64()))
         return cast(pa.table({**columns, "tokens": self.tokens_C, "claims": claims}), STRATA)
@@ -257,13 +268,13 @@ class Strata:
 
 
 def log_weights(p_L_of: Iterable[F64], p_generalist_L: F64) -> F64:
-    """(S, L) log of P(leaf | specialist) / P(leaf | generalist), with a floor."""
+    """(S, L) log of the weight P(cluster | specialist) / P(cluster | generalist), at least -20."""
     rows: Sequence[F64] = [np.log(np.maximum(p_L, 1e-300)) - np.log(np.maximum(p_generalist_L, 1e-300)) for p_L in p_L_of]
     return np.maximum(np.stack(rows), _LEAST_WEIGHT)
 
 
 def _per_bin(log_weight_SL: F64, sharpness: float, leaf_N: Ints, score_NS: F32) -> I64:
-    """(N, S) log of the weight of the leaf times the odds, to a power, in whole 256ths of a nat: the same on every machine."""
+    """(N, S) log of the unnormalised ratio, rounded to a 256th of a nat so that it is the same on every machine."""
     score_NS = np.nan_to_num(score_NS.astype(np.float64), neginf=-1e6)
     log_NS = (log_weight_SL.T[np.maximum(leaf_N, 0)] + score_NS) * (float(sharpness) / 2)
     return np.asarray(np.clip(np.rint(log_NS * _PER_NAT), -_HALF, _HALF - 1), np.int64)

@@ -1,4 +1,4 @@
-"""Sums that are the same in any order: of integers, and of fractions in fixed point.
+"""Sums that do not depend on the order: of integers, and of fractions in fixed point.
 
 Shapes: M entries, G groups.
 """
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import I64
 
-FIXED = 2.0**18  # of a token: 2^63 holds 3.5e13 tokens
+FIXED = 2.0**18  # units per token: an int64 holds 3.5e13 tokens
 
 
 def fixed(x_M: NDArray[Any]) -> I64:
-    """The numbers as multiples of 1 / FIXED."""
+    """The numbers in fixed point: rounded multiples of 1 / FIXED."""
     return np.rint(x_M * FIXED).astype(np.int64)
 
 
 def sums_by(group_M: NDArray[Any], x_M: NDArray[Any], num_groups: int) -> I64:
-    """(G,) sums of integers."""
+    """(G,) integer sums of `x_M` over each group."""
     sum_G = np.zeros(num_groups, np.int64)
     np.add.at(sum_G, group_M, x_M)
     return sum_G

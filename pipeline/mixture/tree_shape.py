@@ -1,6 +1,7 @@
-"""The tree as the mixture sees it: which leaves lie below which node.
+"""The structure of a cluster tree, without centroids: which leaves lie below which node; and pruning of untouched leaves.
 
-Shapes: V nodes breadth first (0 is the root), L leaves numbered depth first, H levels below the root, E chosen leaves, A atoms.
+Shapes: V nodes breadth first (0 is the root), L leaves numbered depth first, H levels below the root, E chosen leaves, T kept
+nodes, R merged leaves (and their parents, in the same order), U nodes of the pruned tree (kept nodes, then merged leaves).
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from pipeline.arrays import I64, Ints
 
 
 class TreeShape(Protocol):
-    """What is read of a tree. Nodes breadth first; the leaves below node v are `first_leaf_V[v] + range(num_leaves_V[v])`."""
+    """The arrays that this package reads of a tree.
+
+    Nodes are in breadth-first order. The leaves below node v are numbered from `first_leaf_V[v]`, `num_leaves_V[v]` of them.
+    """
 
     @property
     def parent_V(self) -> Ints: ...
@@ -35,14 +39,14 @@ def node_totals(tree: TreeShape, x_L: NDArray[Any]) -> Any:
 
 
 def level_slices(tree: TreeShape) -> list[slice]:
-    """The nodes of levels 0, 1, …, H: each level is one run, for nodes are breadth first."""
+    """The nodes of levels 0, 1, …, H: breadth first, so each level is contiguous."""
     level_V = np.asarray(tree.level_V)
     starts = np.searchsorted(level_V, np.arange(int(level_V[-1]) + 2))
     return [slice(int(start), int(end)) for start, end in pairwise(starts)]
 
 
 def leaf_nodes(tree: TreeShape) -> I64:
-    """(L,) the node that is leaf 0, 1, …: the nodes without children."""
+    """(L,) the node of each leaf, a node without children."""
     childless_V = np.ones(len(tree.parent_V), dtype=bool)
     childless_V[tree.parent_V[1:]] = False
     node_L = np.empty(int(tree.num_leaves_V[0]), dtype=np.int64)
@@ -51,7 +55,7 @@ def leaf_nodes(tree: TreeShape) -> I64:
 
 
 def paths(tree: TreeShape, leaf_E: Ints) -> I64:
-    """(H, E) the node at level 1, …, H above each leaf, itself included; -1 below a leaf that ends higher up."""
+    """(H, E) the nodes on the path to each leaf at levels 1, …, H, the leaf included; -1 at levels deeper than the leaf."""
     node_E = leaf_nodes(tree)[leaf_E]
     path_HE = np.full((int(tree.level_V[-1]), len(node_E)), -1, dtype=np.int64)
     for level in range(len(path_HE), 0, -1):
@@ -63,22 +67,22 @@ def paths(tree: TreeShape, leaf_E: Ints) -> I64:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedTree:
-    """A tree in which leaves that nobody's sample touches are merged: its leaves are the atoms of the mixture.
+    """A tree in which the leaves without sample windows are merged. Its leaves are the atoms of the mixture.
 
-    Below a node without counts every estimator here keeps the generalist's mix, so the untouched children of a node share one
-    ratio P/G, and act as one child. Merging them is exact, and what is left is as small as the sample: a bootstrap over a tree
-    of 16 million leaves costs no more than its few thousand touched ones.
+    Below a node without sample windows, the estimators for which the tree is pruned keep the generalist's proportions. So the
+    untouched children of a node share one ratio P/G and act as one child. Merging them is exact, and the size of the pruned tree
+    depends on the sample: a bootstrap over a tree of 16 million leaves costs no more than its few thousand touched leaves.
     """
 
     parent_V: I64
     level_V: I64
     first_leaf_V: I64
     num_leaves_V: I64
-    atom_L: I64  # atom of each leaf of the whole tree
+    atom_L: I64  # atom of each leaf of the full tree
 
 
 def prune(tree: TreeShape, leaf_E: Ints) -> PrunedTree:
-    """Keep the nodes above the leaves `leaf_E`, and under each of them one more leaf for all its other children."""
+    """Keep the leaves `leaf_E` and the nodes above them; merge all other children of a kept node into one more leaf."""
     num_leaves = int(tree.num_leaves_V[0])
     touched_L = np.zeros(num_leaves, dtype=np.int64)
     touched_L[leaf_E] = 1
@@ -89,7 +93,7 @@ def prune(tree: TreeShape, leaf_E: Ints) -> PrunedTree:
     kept_T = np.flatnonzero(touched_V)
     rest_R = np.unique(parent_V[1:][~touched_V[1:] & touched_V[parent_V[1:]]])  # kept nodes with merged children
 
-    # A merged leaf comes last below its node, so that the leaves below every node stay one run.
+    # A merged leaf is numbered last below its node, so that the leaves below every node stay contiguous.
     end_R = first_V[rest_R] + np.asarray(tree.num_leaves_V, dtype=np.int64)[rest_R]
     rest_before_M = np.concatenate([[0], np.cumsum(np.bincount(end_R, minlength=num_leaves + 1))])
     first_T = np.concatenate([[0], np.cumsum(touched_L)])[first_V[kept_T]] + rest_before_M[first_V[kept_T] + 1]

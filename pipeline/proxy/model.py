@@ -1,4 +1,4 @@
-"""The model: a small Qwen3 (Llama with normed queries and keys) from transformers, and its bits per byte on text.
+"""The proxy model, a small Qwen3 (Llama with normalised queries and keys) from transformers, and its bits per byte on text.
 
 Shapes: D documents, B contexts of a batch, T tokens of a context.
 """
@@ -16,12 +16,13 @@ from pipeline.execution.processor import processor_has_bf16
 from pipeline.proxy.settings import SHAPES, ProxySettings
 from pipeline.proxy.tokens import encode_each, end_token
 
-_SCORED_TOGETHER = 64  # contexts, or fewer:
-_MOST_LOGITS = 1 << 27  # half a gigabyte
+# Most contexts and most logits in a batch that is scored; the logits take half a gigabyte in float32.
+_SCORED_TOGETHER = 64
+_MOST_LOGITS = 1 << 27
 
 
 def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
-    """A model with random weights that depend on the seed alone."""
+    """A model with random weights. For given settings they depend only on `seed`; the global random state is left unchanged."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     shape = SHAPES[settings.size]
@@ -45,23 +46,23 @@ def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of documents: bits to write each, and its bytes of UTF-8."""
+    """Code length of each document under a model, in bits, and its size in bytes of UTF-8."""
 
     bits_D: F64
     bytes_D: I64
 
     @property
     def bits_per_byte(self) -> float:
-        """Of all documents together."""
+        """Total bits of all documents divided by their total bytes."""
         return float(self.bits_D.sum() / self.bytes_D.sum())
 
 
 @torch.inference_mode()
 def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: ProxySettings) -> Score:
-    """Bits that the model needs for each text, its end included.
+    """The bits that the model needs to encode each text, including its end token.
 
-    Long texts are cut into contexts that overlap by half, so that all but a text's beginning is predicted from at least half a
-    context. Bytes, not tokens, are what bits are divided by: tokenizers then compare.
+    Long texts are cut into contexts that overlap by half, so that each token after the first context is predicted from at least
+    half a context. Bits are divided by bytes, not by tokens, so that results with different tokenizers are comparable.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -85,7 +86,7 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
             bits_D[document] += nats / np.log(2)
         batch.clear()
 
-    # By length, so that little of a batch is padding.
+    # Sort by length, so that batches contain little padding.
     together = min(_SCORED_TOGETHER, max(1, _MOST_LOGITS // (settings.context * model.config.vocab_size)))
     pieces = sorted(_contexts(tokenizer, texts, settings.context), key=lambda piece: len(piece[1]))
     for piece in pieces:
@@ -98,7 +99,10 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
 
 
 def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[tuple[int, I64, int]]:
-    """Document, tokens of a context, and the first of them that is counted; each token after the opening one is counted once."""
+    """For each context: the document number, the tokens, and the position of the first token that is counted.
+
+    Each text begins with an end token, from which its first token is predicted. Every token after it is counted exactly once.
+    """
     end = end_token(tokenizer)
     for document, of_text in enumerate(encode_each(tokenizer, texts)):
         tokens = np.concatenate([[end], of_text]).astype(np.int64)
@@ -112,7 +116,7 @@ def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator
 
 
 def autocast(settings: ProxySettings, device: torch.device) -> Any:
-    """The precision that was asked for, or the better one that the hardware has."""
+    """A context manager that enables bf16 if `precision` is bf16, or auto and the hardware has bf16; otherwise it does nothing."""
     has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else processor_has_bf16()
     wanted = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16)
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

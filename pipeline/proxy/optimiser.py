@@ -1,8 +1,9 @@
-"""The optimiser of proxies: Muon on the matrices between the embeddings, AdamW on embeddings and gains.
+"""The optimisers of proxy models: Muon for the matrices of the hidden layers, AdamW for embeddings and norm gains.
 
-Muon (K. Jordan et al. 2024) steps by the orthogonal matrix nearest to the momentum. A small model learns as much from few tokens as
-with twice as many under AdamW, and its seeds agree (decision 0012). torch's own iterates in bfloat16 alone, for which a processor
-without it takes twenty times as long; this one iterates in the precision of the weights, on all matrices of a shape at once.
+Muon (K. Jordan et al. 2024) updates a matrix by the orthogonal matrix nearest to its momentum. With it, a small model learns from
+few tokens as much as from twice as many with AdamW, and results differ little between seeds (docs/decisions/0012). torch's own
+Muon iterates in bfloat16 only, which takes twenty times as long on a processor without bfloat16; this implementation iterates in
+the precision of the weights, on all matrices of one shape at once.
 
 Shapes: K matrices of one shape, R × C.
 """
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 
-# Coefficients and momentum of Jordan et al.: singular values come out between 0.7 and 1.2, which is as good as 1.
+# Coefficients and momentum of Jordan et al.: they bring singular values to between 0.7 and 1.2, which works as well as exactly 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
-# The update's root mean square is AdamW's, so that one learning rate serves both (Moonlight, arXiv 2502.16982, section 2.2).
+# Scales updates to the root mean square of AdamW's, so that both use one learning rate (Moonlight, arXiv 2502.16982, section 2.2).
 _ROOT_MEAN_SQUARE = 0.2
 _BETAS = (0.9, 0.95)
 
@@ -28,7 +29,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 no closure is ever given
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 no caller passes a closure
         for group in self.param_groups:
             of_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for matrix in group["params"]:
@@ -50,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(any_KRC: torch.Tensor) -> torch.Tensor:
-    """(K, R, C) about the nearest (semi-)orthogonal matrices, by Newton–Schulz iteration on the smaller side."""
+    """(K, R, C) approximations to the nearest (semi-)orthogonal matrices, by Newton–Schulz iteration on the smaller side."""
     turned = any_KRC.size(1) > any_KRC.size(2)
     x = any_KRC.mT if turned else any_KRC
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -62,7 +63,7 @@ def orthogonal(any_KRC: torch.Tensor) -> torch.Tensor:
 
 
 def make_optimisers(model: Any, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Those of a model; every parameter belongs to one."""
+    """The two optimisers of a model; each parameter belongs to exactly one of them."""
     embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2 and id(parameter) not in embeddings]
     known = {id(matrix) for matrix in matrices}

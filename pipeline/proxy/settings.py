@@ -12,14 +12,14 @@ Size = Literal["1M", "3M", "10M", "30M", "100M"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers, width and heads of a decoder; each layer has about 12 · width² parameters."""
+    """Number of layers, width and number of heads of a decoder; each layer has about 12 · width² parameters."""
 
     layers: int
     width: int
     heads: int
 
 
-# Parameters without the embeddings, which depend on the vocabulary.
+# Names give the number of parameters without the embeddings, whose number depends on the vocabulary.
 SHAPES: dict[Size, Shape] = {
     "1M": Shape(4, 128, 2),
     "3M": Shape(6, 192, 3),
@@ -30,12 +30,16 @@ SHAPES: dict[Size, Shape] = {
 
 
 def _batch(tokens: int, context: int) -> int:
-    """Few steps are the steep part of learning, where seeds differ by more than arms do (decision 0012)."""
+    """The default contexts per step: as many as leave 1,000 steps, but between 8 and 64.
+
+    With few steps, training ends in the steep part of the learning curve, where seeds differ more than arms
+    (docs/decisions/0012).
+    """
     return min(64, max(8, tokens // (1000 * context)))
 
 
 class ProxySettings(Section):
-    """A decoder-only model (Qwen3's architecture) and how long it is trained."""
+    """Settings of a decoder-only model (Qwen3 architecture) and of its training."""
 
     size: Size = Field("1M", description="parameters without the embeddings")
     vocabulary: int = Field(
@@ -64,5 +68,5 @@ class ProxySettings(Section):
 
     @property
     def steps(self) -> int:
-        """Steps of training."""
+        """Number of training steps."""
         return self.tokens // (self.batch * self.context)

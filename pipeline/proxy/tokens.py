@@ -1,4 +1,4 @@
-"""From text to the tokens that a proxy model reads.
+"""Train the tokenizer of proxy models, and encode texts with it.
 
 Shapes: N tokens of a corpus.
 """
@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-_END = "<|end|>"  # after each document; also what the first token of a text is predicted from
-_CHUNK = 512  # texts encoded at once
+_END = "<|end|>"  # ends each document; the first token of a text is predicted from it
+_CHUNK = 512  # texts encoded in one call
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with at most `vocabulary` entries: every text can be written in it, whatever its language.
+    """Train a byte-level BPE tokenizer with at most `vocabulary` entries; it can encode text in any language.
 
-    The same texts give the same tokenizer. All arms of a comparison share one; bits per byte compare across others.
+    The same texts give the same tokenizer. All arms of a comparison share one tokenizer, although bits per byte are comparable
+    between tokenizers too.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -33,14 +34,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def end_token(tokenizer: Tokenizer) -> int:
-    """The token that ends a document."""
-    return int(tokenizer.token_to_id(_END) or 0)  # it is the first
+    """The id of the token that ends a document."""
+    return int(tokenizer.token_to_id(_END) or 0)  # id 0: special tokens come first
 
 
 def encode_each(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[NDArray[np.uint16]]:
-    """The tokens of each text, the end token last.
+    """The tokens of each text, followed by the end token.
 
-    A text that happens to hold the end token's letters is written with them, not with the token.
+    A text that contains the spelling of the end token is encoded as ordinary characters.
     """
     end = end_token(tokenizer)
     plain = Tokenizer.from_str(tokenizer.to_str())
@@ -52,7 +53,10 @@ def encode_each(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[NDArray[
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str], most: int) -> NDArray[np.uint16]:
-    """(N,) the tokens of all texts, one after the other; at most `most`, and hardly a text is read beyond that."""
+    """(N,) the concatenated tokens of all texts, truncated to `most` tokens.
+
+    Texts are read in chunks of 512, so up to 511 texts beyond the last one needed are read.
+    """
     pieces: list[NDArray[np.uint16]] = []
     held = 0
     for tokens in encode_each(tokenizer, texts):

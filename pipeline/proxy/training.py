@@ -1,4 +1,4 @@
-"""Train a proxy model for a fixed number of tokens, and follow its bits per byte on held-out text.
+"""Train a proxy model on a fixed number of tokens, and measure its bits per byte on held-out text at regular intervals.
 
 Shapes: N tokens of a corpus, C contexts in it, B contexts of a step, T tokens of a context.
 """
@@ -23,32 +23,32 @@ from pipeline.proxy.optimiser import make_optimisers
 from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
-STATE = "state.safetensors"  # in the folder; of no more use once a training is done
+STATE = "state.safetensors"  # the checkpoint; not needed after training has finished
 _CURVE = "curve.json"
 _WEIGHT = "weight"
-_WARM_UP = 0.05  # of the steps
-_LAST_RATE = 0.1  # of the peak
-_MOST_NORM = 1.0
+_WARM_UP = 0.05  # fraction of the steps
+_LAST_RATE = 0.1  # final learning rate as a fraction of the peak
+_MOST_NORM = 1.0  # gradients are clipped to this norm
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a curve."""
+    """One evaluation during training."""
 
     step: int
     tokens: int  # trained on so far
     epochs: float  # passes over the corpus so far
-    loss: float  # nats a token, mean over the steps since the point before
+    loss: float  # nats per token, mean over the steps since the previous point
     bits_per_byte: Mapping[str, float]  # of each held-out set
-    seconds: float  # of training alone, so far
+    seconds: float  # of training so far, without evaluations
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training."""
+    """The result of one training."""
 
     points: Sequence[Point]
-    bits: Mapping[str, F64]  # of each document of each held-out set, at the end
+    bits: Mapping[str, F64]  # by held-out set: (D,) bits of each document at the end of training
 
 
 def train(
@@ -60,13 +60,13 @@ def train(
     held_out: Mapping[str, Sequence[str]],
     threads: int = 1,
 ) -> Trained:
-    """Train from random weights; stopped at any moment and called again, it goes on from its last point and ends the same.
+    """Train from random weights. An interrupted call resumes from its last point in `folder` and gives the same result.
 
-    The corpus is cut into contexts, which are passed over in an order drawn anew for each epoch: seeds differ in weights and order.
-    The learning rate has a warm-up and a cosine. On the CPU, `threads` is part of what the last bits depend on.
+    The corpus is cut into contexts, which each epoch visits in a new random order; `seed` determines the initial weights and this
+    order. The learning rate follows a linear warm-up and a cosine decay. On a CPU, the last bits of the result depend on `threads`.
 
     Raises:
-        InputError: the corpus is smaller than a step.
+        InputError: the corpus has fewer contexts than one step uses.
     """
     contexts_CT = _contexts(tokens_N, settings)
     torch.set_num_threads(threads)
@@ -86,7 +86,7 @@ def train(
         trained = stop * settings.batch * settings.context
         points.append(Point(stop, trained, trained / contexts_CT.size, loss, of_set, seconds))
         _keep(folder, model, optimisers, points)
-    scores = scores or _scores(model, tokenizer, held_out, settings)  # none yet: stopped after its last point
+    scores = scores or _scores(model, tokenizer, held_out, settings)  # empty if a finished training was resumed
     return Trained(points, {name: found.bits_D for name, found in scores.items()})
 
 
@@ -95,7 +95,7 @@ def _scores(model: Any, tokenizer: Tokenizer, held_out: Mapping[str, Sequence[st
 
 
 def _contexts(tokens_N: NDArray[np.uint16], settings: ProxySettings) -> NDArray[np.uint16]:
-    """(C, T) whole contexts; what is left over at the end of the corpus is not trained on."""
+    """(C, T) full contexts; the remainder at the end of the corpus is discarded."""
     count = len(tokens_N) // settings.context
     if count < settings.batch:
         raise InputError(
@@ -114,7 +114,7 @@ def _steps(
     steps: range,
     device: torch.device,
 ) -> float:
-    """Take the steps; their mean loss in nats a token."""
+    """Run the training steps in `steps`; return their mean loss in nats per token."""
     model.train()
     total = 0.0
     for step, rows_B in zip(steps, _order(len(contexts_CT), settings.batch, seed, steps), strict=True):
@@ -134,7 +134,7 @@ def _steps(
 
 
 def _order(count: int, batch: int, seed: int, steps: range) -> Iterator[I64]:
-    """The rows of each step: epoch after epoch, each in an order of its own, with no row twice before all have been once."""
+    """The row numbers of each step. Every epoch visits each row once, in its own random order; a step may span two epochs."""
     epoch, order_C = -1, np.empty(0, np.int64)
     for step in steps:
         rows: list[int] = []
@@ -148,7 +148,7 @@ def _order(count: int, batch: int, seed: int, steps: range) -> Iterator[I64]:
 
 
 def _rate(step: int, steps: int) -> float:
-    """The learning rate of a step, as a share of its peak."""
+    """The learning rate of a step as a fraction of the peak."""
     warm = max(1.0, _WARM_UP * steps)
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -156,7 +156,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _keep(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer], points: Sequence[Point]) -> None:
-    """Weights, what the optimisers remember, and the curve so far: in one file, so that they are of the same step. No pickle."""
+    """Save weights, optimiser state and the points so far. One file keeps them consistent; it uses no pickle."""
     tensors = {f"{_WEIGHT}.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for optimiser in optimisers:
@@ -167,7 +167,7 @@ def _keep(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer
 
 
 def _restore(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer]) -> list[Point]:
-    """Put model and optimisers where they were; the points so far, none where nothing was kept."""
+    """Load the saved state into the model and the optimisers; return the points so far, none if nothing was saved."""
     if not folder.exists(STATE):
         return []
     data = folder.read_bytes(STATE)
@@ -181,7 +181,8 @@ def _restore(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimi
         if kind == _WEIGHT:
             with torch.no_grad():
                 parameter.copy_(tensor)
-        else:  # AdamW counts its steps on the CPU
+        else:  # AdamW's step count, a scalar, stays on the CPU
             optimiser_of[parameter].state[parameter][kind] = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the format's own: length, then JSON
+    # A safetensors file begins with the length of its JSON header in 8 bytes.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return [Point(**point) for point in json.loads(header["__metadata__"][_CURVE])]

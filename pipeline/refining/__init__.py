@@ -1,11 +1,17 @@
-"""datatrove's extractors, formatters and filters as settings: found and checked by name, run document by document."""
+"""Refining of documents: datatrove's extractors, formatters and filters, contamination checks, and MinHash signatures.
+
+A refining step is one of the datatrove steps listed in `prepare.steps` of the config; it is not a step of the pipeline graph.
+
+The package may import `pipeline.sources`, `pipeline.clustering` and the layers below them. It must not import the other packages of
+its own layer, such as `pipeline.scoring` and `pipeline.mixture`.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A document that a step does not let through: the step's place in the config, its reason, the beginning of what it saw."""
+    """A document that a step dropped: the step's index in the config, its reason, and the beginning of the text at that point."""
 
     step: int
     reason: str
@@ -13,4 +19,4 @@ class Dropped:
 
 
 class StepError(Exception):
-    """A step could not deal with a document, which goes to quarantine."""
+    """A refining step failed on a document; the document is quarantined."""

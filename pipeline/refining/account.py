@@ -1,4 +1,4 @@
-"""What the steps of a corpus did not let through: counts by step and reason, and examples for a person to read."""
+"""Records the documents that the refining steps dropped: counts by step and reason, and excerpts for reports."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +14,12 @@ from pipeline.tables import DROPPED, QUARANTINE
 if TYPE_CHECKING:
     from pipeline.refining.chain import Chain
 
-EXAMPLES = 20  # of each step
-_FAILED = "step_failed"  # the reason in quarantine
+EXAMPLES = 20  # dropped documents shown per step
+_FAILED = "step_failed"  # the reason in the quarantine table
 
 
 class Account:
-    """Of one part. Which examples are kept depends on the ids alone."""
+    """Dropped and failed documents of one part. Excerpts are selected by a hash of document ids, whatever the order of work."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[int, str]] = Counter()
@@ -27,9 +27,9 @@ class Account:
         self._failed: list[dict[str, Any]] = []
 
     def refined(self, chain: "Chain", file: InputFile, row: Row, most_bytes: int) -> Document | None:
-        """The document of a good row as the chain leaves it; None, and noted, where it does not let it through.
+        """Return the document of a good row after the chain; None if it was dropped or a step failed, which is recorded.
 
-        `most_bytes` is the most metadata that a document may have after the steps.
+        `most_bytes` limits the metadata of a document after the steps, in bytes of JSON.
         """
         document = row.document
         assert document is not None
@@ -53,25 +53,25 @@ class Account:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the part's footer."""
+        """Counts for the part's Parquet footer."""
         return {
             "dropped": [[step, reason, count] for (step, reason), count in sorted(self._counts.items())],
             "failed": len(self._failed),
         }
 
     def examples(self) -> pa.Table:
-        """A DROPPED table."""
+        """Return at most `EXAMPLES` dropped documents of each step as a DROPPED table."""
         for shown in self._examples.values():
             _keep_first(shown)
         return pa.Table.from_pylist([row for step in sorted(self._examples) for _, row in self._examples[step]], DROPPED)
 
     def failed(self) -> pa.Table:
-        """A QUARANTINE table."""
+        """Return the documents on which a step failed as a QUARANTINE table."""
         return pa.Table.from_pylist(self._failed, QUARANTINE)
 
 
 def summed(parts: Iterable[Mapping[str, Any]], types: Sequence[str]) -> list[dict[str, Any]]:
-    """From the facts of all parts: for each step its type, how many documents it dropped, and why, most frequent first."""
+    """Sum the `facts` of all parts: for each step its type, number of dropped documents, and reasons, most frequent first."""
     counts: Counter[tuple[int, str]] = Counter()
     for part in parts:
         for step, reason, count in part["dropped"]:
@@ -83,7 +83,7 @@ def summed(parts: Iterable[Mapping[str, Any]], types: Sequence[str]) -> list[dic
 
 
 def merged(tables: Sequence[pa.Table]) -> pa.Table:
-    """The examples of a corpus, of those of its parts; what comes twice counts once."""
+    """Merge the DROPPED tables of parts into that of the corpus, with at most `EXAMPLES` rows per step; duplicates count once."""
     rows = {(row["file"], row["row"], row["step"]): row for table in tables for row in table.to_pylist()}
     by_step: dict[int, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
     for row in rows.values():
@@ -94,7 +94,7 @@ def merged(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def said(steps: Sequence[Mapping[str, Any]], documents: int) -> Iterable[str]:
-    """A line a step, for the log."""
+    """Yield one log line per step. `documents` is the number of documents that entered the first step."""
     for step in steps:
         share = step["documents"] / max(1, documents)
         why = ", ".join(f"{reason} {count:,}" for reason, count in step["reasons"].items())

@@ -1,6 +1,6 @@
-"""What datatrove offers by name, and whether a config's settings are ones that it takes.
+"""Finds datatrove's classes for refining steps and readers by name, checks their settings and builds the steps.
 
-Importing this module imports datatrove (half a second); only a config that names a step of it needs that.
+datatrove is imported by the functions that need it (half a second), so only configs that name one of its classes pay for it.
 """
 
 import inspect
@@ -13,20 +13,20 @@ from pydantic import ConfigDict, ValidationError, create_model
 from pipeline.errors import ConfigError, nearest, one_line
 from pipeline.sources.listing import READERS
 
-# What we hand over ourselves, or what cannot be written in YAML.
+# Parameters that crispwrap sets itself or that cannot be written in YAML.
 _OURS = ("self", "exclusion_writer", "batch_size")
 _OF_THE_CORPUS = (
     *("data_folder", "paths_file", "dataset", "limit", "skip", "file_progress", "doc_progress", "adapter", "text_key", "id_key"),
     *("default_metadata", "recursive", "glob_pattern", "shuffle_files", "add_file_path"),
 )
 _WITHOUT_YAML = {"LambdaFilter": "its filter is a function; use RegexFilter, or filter before"}
-# A timeout is a race between a document and whatever else runs: long, so that only what never ends loses it.
+# Whether a document meets a timeout depends on the load of the machine: long, so that only an extraction that hangs is stopped.
 _TIMEOUT_S = 60.0
 
 
 @cache
 def offered() -> Mapping[str, type]:
-    """Every extractor, formatter and filter of the installed datatrove, by the name of its class."""
+    """Return every extractor, formatter and filter of the installed datatrove by class name."""
     from datatrove.pipeline import extractors, filters, formatters
     from datatrove.pipeline.extractors.base import BaseExtractor
     from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -40,17 +40,18 @@ def offered() -> Mapping[str, type]:
 
 
 def checked(steps: Sequence[Mapping[str, Any]], setting: str) -> None:
-    """Find what is wrong with some steps before anything runs.
+    """Check the steps of a config before anything runs.
 
     Raises:
-        ConfigError: a type or a setting is unknown or of the wrong kind (the nearest name is given), or a package is missing.
+        ConfigError: a type or setting is unknown (the message suggests the nearest name), a value is invalid, or a package is
+            missing.
     """
     for number, step in enumerate(steps):
         build(step, f"{setting}[{number}]")
 
 
 def build(step: Mapping[str, Any], where: str) -> Any:
-    """The datatrove object that a step of the config describes.
+    """Build the datatrove object that a step of the config describes.
 
     Raises:
         ConfigError: as `checked`.
@@ -65,15 +66,16 @@ def build(step: Mapping[str, Any], where: str) -> Any:
         return kind(**settings)
     except ImportError as error:
         raise ConfigError(f'{where}: {one_line(error)} Or: pip install "crispwrap[filters]"') from error
-    except Exception as error:  # datatrove's own checks raise what they like
+    except Exception as error:  # datatrove's own checks raise various exception types
         raise ConfigError(f"{where}: {one_line(error) or type(error).__name__}") from error
 
 
 def checked_reader(reader: Mapping[str, Any], setting: str) -> None:
-    """Find what is wrong with a corpus's reader before anything runs.
+    """Check the `reader` setting of a corpus before anything runs.
 
     Raises:
-        ConfigError: it is none of datatrove's, a setting is unknown or of the wrong kind, or a package is missing.
+        ConfigError: it is not a supported reader of datatrove, a setting is unknown or invalid or belongs to the corpus, or a
+            package is missing.
     """
     from datatrove.pipeline import readers
 
@@ -94,7 +96,7 @@ def checked_reader(reader: Mapping[str, Any], setting: str) -> None:
 
 
 def extracts(steps: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an extractor is among some steps."""
+    """Whether the steps include an extractor."""
     from datatrove.pipeline.extractors.base import BaseExtractor
 
     return any(issubclass(offered()[step["type"]], BaseExtractor) for step in steps)
@@ -114,7 +116,11 @@ def _kind(step: Mapping[str, Any], where: str) -> type:
 
 
 def _checked_settings(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings as the class takes them."""
+    """Return the settings, validated against the class's signature and converted to its types.
+
+    Raises:
+        ConfigError: a setting is unknown or its value is invalid.
+    """
     parameters = inspect.signature(kind).parameters
     ours = (*_OURS, *_OF_THE_CORPUS)
     known = {name: one for name, one in parameters.items() if name not in ours and one.kind is not one.VAR_KEYWORD}
@@ -127,7 +133,7 @@ def _checked_settings(kind: type, given: Mapping[str, Any], where: str) -> dict[
         if name in known:
             one = known[name]
             annotation = Any if one.annotation is one.empty else one.annotation
-            if one.default is None:  # written `seed: int = None`
+            if one.default is None:  # datatrove declares `seed: int = None`
                 annotation = annotation | None if annotation is not Any else Any
             fields[name] = (annotation, ...)
     model = create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True, extra="allow"), **fields)

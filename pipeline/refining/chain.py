@@ -1,8 +1,9 @@
-"""Documents through datatrove's steps, one at a time: what comes out of each depends on nothing but itself.
+"""Passes documents through datatrove's steps one at a time; the result for a document depends only on that document.
 
-datatrove chains generators over a shard. Here each document passes all steps before the next begins, so that what drops it is
-known, an error is that document's own, and no step remembers others: some of datatrove's do (generators of random numbers,
-replacements that take turns, a cache of paragraphs seen), and what they did would depend on how files are shared out.
+datatrove chains generators over a shard. Here a document passes all steps before the next one starts, so the step that drops it is
+known and an error affects only that document. State that datatrove's steps keep between documents (random number generators,
+replacements used in turn, a cache of seen paragraphs) is reset, because results would otherwise depend on how files are
+distributed over workers. See docs/decisions/0013-datatrove-a-document-at-a-time.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +31,16 @@ _EMPTY = "empty"
 
 @cache
 def chain_of(steps: bytes, setting: str) -> "Chain":
-    """The chain of some steps (JSON), made once a worker: some of datatrove's read long lists when they are made."""
+    """Return the chain of the steps given as JSON, built once per worker: some datatrove steps load long lists when built."""
     return Chain(orjson.loads(steps), setting)
 
 
 class Chain:
-    """The steps of a config; a context manager, as extractors run in processes of their own, which end with each use.
+    """The refining steps of a config. A context manager: leaving it ends the subprocesses in which extractors run.
 
     Args:
-        steps: as in the config, checked (`catalogue.checked`).
+        steps: the steps of the config, already checked by `catalogue.checked`.
+        setting: name of the setting in messages.
     """
 
     def __init__(self, steps: Sequence[Mapping[str, Any]], setting: str = "prepare.steps") -> None:
@@ -54,10 +56,10 @@ class Chain:
             sandbox.__exit__(kind, error, trace)
 
     def refine(self, document: Document) -> Document | Dropped:
-        """The document as the steps leave it, or which of them dropped it and why.
+        """Return the document after all steps, or the step that dropped it and why.
 
         Raises:
-            StepError: a step failed, or left what is no text.
+            StepError: a step failed, or the text after the steps is invalid.
         """
         metadata = exact_json.load(document.metadata)
         trove = TroveDocument(text=document.text, id=document.id, metadata={"source": document.source, **metadata})
@@ -79,7 +81,7 @@ class Chain:
         return Document(document.id, text, str(source), written if trove.metadata != metadata else document.metadata)
 
     def _one(self, step: Any, number: int, settings: Mapping[str, Any]) -> Callable[[TroveDocument], str | None]:
-        """What one step does to a document: why it drops it, or None."""
+        """Return a function that applies one step to a document in place and returns the reason to drop it, or None."""
         if isinstance(step, BaseFilter):
             return self._filter(step, number, int(settings.get("seed") or 0))
         if isinstance(step, BaseExtractor):
@@ -88,17 +90,17 @@ class Chain:
 
         def formatted(document: TroveDocument) -> None:
             for replacer in replacers:
-                replacer._replace_i = 0  # replacements take turns within a document, not over all of them
+                replacer._replace_i = 0  # replacements are used in turn within a document, not across documents
             document.text = step.format(document.text)
 
         return formatted
 
     def _filter(self, step: BaseFilter, number: int, seed: int) -> Callable[[TroveDocument], str | None]:
-        if hasattr(step, "tldextractor"):  # URLFilter: the list of suffixes that came with the package, not today's
+        if hasattr(step, "tldextractor"):  # URLFilter: use the suffix list bundled with tldextract; do not download the latest
             from tldextract import TLDExtract
 
             step.tldextractor = TLDExtract(suffix_list_urls=())
-        drawn = hasattr(step, "uniform")  # SamplerFilter, C4BadWordsFilter: a document's fate is by its id
+        drawn = hasattr(step, "uniform")  # SamplerFilter, C4BadWordsFilter: replace the generator by a hash of the document's id
 
         def filtered(document: TroveDocument) -> str | None:
             if drawn:
@@ -121,7 +123,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class _Forgetful:
-    """An extraction without what trafilatura remembers of the documents before."""
+    """Clears trafilatura's cache of earlier documents before each extraction."""
 
     extract: Callable[[str], str]
 
@@ -136,5 +138,5 @@ class _Forgetful:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know, of what datatrove's steps put into metadata."""
+    """Convert metadata values of datatrove's steps that JSON does not support: collections to lists, others to text."""
     return list(value) if isinstance(value, set | tuple | frozenset) else str(value)

@@ -1,12 +1,13 @@
-"""Held-out text inside other text: shares of its runs of words, whatever the case, the signs and the white space.
+"""Finds held-out text in other text by shared word n-grams, ignoring case, punctuation and white space.
 
-A row of held-out text is looked for in one or several readings. A text is one reading. A question with choices is the question
-alone, which is enough to spoil it, whatever choices follow it and how they are numbered; where the question is shorter than
-a run, what follows it in the usual layouts takes part, and the runs cross the border: the answer, the choices, the choices with
-letters. A document holds a row if it has at least a share of the different runs of one of its readings.
+A held-out row has one or several readings: the texts that are searched for. A plain text is its only reading. For a question with
+choices the reading is the question alone, because its presence contaminates the row whatever choices follow and however they are
+numbered. If the question is shorter than an n-gram, it has one reading for each usual continuation (the answer, the choices, the
+choices with letters), so that n-grams extend across the border. A document contains a row if it has at least a given share of the
+distinct n-grams of one of its readings. Names in the code call an n-gram a run.
 
-Shapes: G different runs of all readings, P runs of readings (a run may be in several), R readings; T runs of a text, of which H are
-among the G, F readings that have one of these.
+Shapes: G distinct n-grams of all readings, P pairs of n-gram and reading, R readings; T n-grams of the searched text, H distinct
+ones that are among the G, F readings with at least one of those.
 """
 
 import string
@@ -27,17 +28,17 @@ _LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class Found:
-    """The row of held-out text that a document has most of."""
+    """The held-out row that best matches a document."""
 
-    name: str  # of the held-out text
+    name: str  # of the held-out set
     row: int
-    share: float  # of the runs of that reading
-    words: str  # the first run
+    share: float  # of the reading's distinct n-grams that the document contains
+    words: str  # the first shared n-gram in the document
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Readings by their runs of `length` words."""
+    """Index of readings by their n-grams of `length` words."""
 
     length: int
     names: tuple[str, ...]
@@ -48,7 +49,10 @@ class Index:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int, Sequence[str]]], names: Sequence[str], length: int) -> tuple[Self, list[int]]:
-        """From (which of the names, row, readings); and for each name how many rows have no reading of `length` words."""
+        """Build the index from (index into `names`, row, readings).
+
+        Also return for each name the number of rows whose readings are all shorter than `length` words.
+        """
         runs: list[NDArray[np.uint64]] = []
         name_R: list[int] = []
         row_R: list[int] = []
@@ -67,12 +71,12 @@ class Index:
 
     @cached_property
     def _runs(self) -> tuple[NDArray[np.uint64], I64, I64]:
-        """(G,) different runs, (G + 1,) where each begins among the P, and (R,) how many each reading has."""
+        """(G,) distinct n-grams, (G + 1,) their offsets in the P pairs, (R,) number of n-grams of each reading."""
         run_G, start_G = np.unique(self.run_P, return_index=True)
         return run_G, np.append(start_G, len(self.run_P)), np.bincount(self.reading_P, minlength=len(self.row_R))
 
     def found(self, text: str, min_share: float) -> Found | None:
-        """The row that the text has most of; None where it has less than `min_share` of each."""
+        """Return the row with the largest shared n-gram share; None if it is under `min_share`. Ties go to the first reading."""
         run_G, start_G, size_R = self._runs
         if not len(run_G):
             return None
@@ -80,7 +84,7 @@ class Index:
         hit_H = np.unique(np.concatenate(hits))
         if not len(hit_H):
             return None
-        # Of each of the H runs, the readings that have it: those from `start_G` on.
+        # Gather the readings of each of the H n-grams: a contiguous range of the P pairs.
         times_H = start_G[hit_H + 1] - start_G[hit_H]
         before_H = np.cumsum(times_H) - times_H
         reading = self.reading_P[np.arange(times_H.sum()) + np.repeat(start_G[hit_H] - before_H, times_H)]
@@ -95,7 +99,7 @@ class Index:
         return Found(name, int(self.row_R[of_best]), float(share_F[best]), first)
 
     def _hits(self, wording: Wording) -> tuple[I64, I64]:
-        """Where in a wording there are runs of the index, and which of the G they are."""
+        """Return the positions in a wording of n-grams that are in the index, and which of the G each is."""
         run_G, _, _ = self._runs
         run_T = wording.runs(self.length)
         place_T = np.minimum(np.searchsorted(run_G, run_T), len(run_G) - 1)
@@ -103,7 +107,7 @@ class Index:
         return at, place_T[at]
 
     def _first(self, text: str, of_reading: I64) -> str:
-        """The words of the first run of a text that is among some of the G."""
+        """Return the words of the first n-gram of the text that is among `of_reading`, indices into the G."""
         for wording in wordings(text, self.length):
             at, place = self._hits(wording)
             if len(mine := at[np.isin(place, of_reading)]):
@@ -111,14 +115,14 @@ class Index:
         raise AssertionError("none of its runs was found twice")
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
-        """As HELD_OUT_RUNS and HELD_OUT_ROWS."""
+        """Return the index as a HELD_OUT_RUNS and a HELD_OUT_ROWS table."""
         runs = pa.table({"run": self.run_P, "reading": self.reading_P})
         names = pa.array([self.names[name] for name in self.name_R], pa.string())
         return runs, pa.table({"name": names, "row": self.row_R})
 
     @classmethod
     def from_tables(cls, runs: pa.Table, rows: pa.Table, length: int) -> Self:
-        """The inverse of `tables`."""
+        """Build the index from the result of `tables`."""
         names = sorted(set(rows["name"].to_pylist()))
         number = {name: i for i, name in enumerate(names)}
         name_R = np.array([number[name] for name in rows["name"].to_pylist()], np.int64)
@@ -130,12 +134,12 @@ def _different_runs(text: str, length: int) -> NDArray[np.uint64]:
 
 
 def choices_of(value: Any) -> tuple[list[str], list[str]]:
-    """The texts of a question's choices, and their labels, if they have any.
+    """Return the texts of a question's choices, and their labels if they have any.
 
     `value` is a list of texts, an object with the lists `text` and `label` (as in ARC), or a list of objects with these keys.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: `value` has another shape, or the number of labels differs from the number of choices.
     """
     labels: Any = []
     if isinstance(value, dict):
@@ -151,9 +155,10 @@ def choices_of(value: Any) -> tuple[list[str], list[str]]:
 
 
 def readings(text: str, length: int, *, answer: Any = None, choices: Sequence[str] = (), labels: Sequence[str] = ()) -> list[str]:
-    """The readings of a row: a text, or a question with its answer and choices.
+    """Return the readings of a row: a text, or a question with its answer and choices.
 
-    `answer` is its text, or which of the choices it is: a label, a letter, or a number from 0.
+    `answer` is the text of the answer, or names a choice by its label, letter or number from 0. `length` is the number of words of
+    an n-gram.
     """
     answered = _answer(answer, choices, labels)
     if not (answered or choices) or any(len(wording.words) >= length for wording in wordings(text, length)):
@@ -164,7 +169,7 @@ def readings(text: str, length: int, *, answer: Any = None, choices: Sequence[st
 
 
 def _answer(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> str:
-    """The text of an answer. Of several meanings that it could have the first: label, letter, text of a choice, number."""
+    """Return the text of an answer. An ambiguous one is read as, in this order: label, letter, text of a choice, number."""
     if isinstance(answer, dict) and "text" in answer:  # as in SQuAD
         answer = answer["text"]
     if isinstance(answer, list | tuple):

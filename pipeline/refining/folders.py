@@ -1,7 +1,6 @@
-"""Folders as steps of datatrove take them, but safe on a store: files appear whole, and are read by names that are known.
+"""A datatrove folder with a fixed list of files.
 
-Left to themselves, its steps write as they go, so that a kill leaves half a file, and find their input by a listing, which on a
-store may not have the latest.
+datatrove's steps find their input by listing the folder, and a listing on a remote store may lag behind the latest writes.
 """
 
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ from pipeline.storage import Folder
 
 
 class NamedFiles(DataFolder):  # type: ignore[misc]
-    """Files of a folder, of which nobody needs to ask which there are."""
+    """A folder whose file names are given, so that it is never listed."""
 
     def __init__(self, folder: Folder, names: Sequence[str]) -> None:
         super().__init__(folder.path, fs=folder.fs, auto_mkdir=False)
         self.names = sorted(names)
 
     def list_files(self, subdirectory: str = "", **_patterns: Any) -> list[str]:
-        """Their names, or those below a folder."""
+        """Return the names, sorted; with `subdirectory` only those below it."""
         below = f"{subdirectory}/" if subdirectory else ""
         return [name for name in self.names if name.startswith(below)]

@@ -1,7 +1,7 @@
-"""datatrove's MinHash signatures, of documents of any length: the same numbers in bounded memory.
+"""datatrove's MinHash signatures for documents of any length: the same values in bounded memory.
 
-datatrove makes a table of all shingles × all hashes (240 by default, 8 bytes each, several times over), and the words of the whole
-text at once: 2.8 GB for a document of 4 MB. Here words are found piece by piece, and the table is made in blocks.
+datatrove builds a table of all shingles × all hashes (240 by default, 8 bytes each, with several copies) and splits the whole text
+into words at once: 2.8 GB for a document of 4 MB. Here the text is split piece by piece, and the table is built in blocks.
 
 Shapes: S shingles, K buckets, H hashes of a bucket.
 """
@@ -16,21 +16,22 @@ from numpy.typing import NDArray
 
 from pipeline.text.ngrams import pieces
 
-PIECE_CHARACTERS = 1_000_000  # a novel; its words take some 60 MB
-_BLOCK_SHINGLES = 4096  # × 240 hashes × 8 bytes: 8 MB
+PIECE_CHARACTERS = 1_000_000  # a long novel; its words take about 60 MB
+_BLOCK_SHINGLES = 4096  # × 240 hashes × 8 bytes = 8 MB
 
 
 class BoundedSignature(MinhashDedupSignature):  # type: ignore[misc]
-    """Signatures as datatrove's own: always for a text of at most `piece_characters`, which is one piece.
+    """Computes the same signatures as datatrove for texts of at most `piece_characters`, which are one piece.
 
-    For a longer one where words end at white space. Tokenizers that look beyond it (Thai, Korean, Japanese), and texts in which
-    a whole piece has none, may have other words at the ends of pieces, a few in a million.
+    Longer texts also get the same signatures if words end at white space. With word tokenizers that look beyond white space (Thai,
+    Korean, Japanese), or if a whole piece has no white space or punctuation, words at the ends of pieces may differ: a few in a
+    million.
     """
 
     piece_characters = PIECE_CHARACTERS
 
     def get_shingles(self, text: str) -> NDArray[np.uint64]:
-        """(S, 1) hashes of the runs of `n_grams` words."""
+        """Return (S, 1) hashes of the shingles, the n-grams of `config.n_grams` words."""
         n = self.config.n_grams
         before: list[str] = []
         hashes: list[NDArray[np.uint64]] = []
@@ -41,7 +42,7 @@ class BoundedSignature(MinhashDedupSignature):  # type: ignore[misc]
         return np.concatenate(hashes).reshape(-1, 1)
 
     def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
-        """K lists of H hashes, the least of each over all shingles."""
+        """Return K lists of H hashes; each is the minimum over all shingles."""
 
         def signatures() -> Iterator[NDArray[np.uint64]]:
             for begin in range(0, len(shingles), _BLOCK_SHINGLES):

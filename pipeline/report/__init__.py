@@ -1,2 +1,5 @@
-"""The report of a run: one HTML file that says what is in the corpus, what the sample asked for, what will be trained on, how sure
-that is and what it took. `facts` reads the run, `page` makes the file; what a browser does with it is in `page.js`."""
+"""The report of a run: one HTML file about the corpus, the specialist sample, the new corpus, the uncertainty and the cost.
+
+`facts` reads the run, `page` renders the HTML, and `templates/` holds the HTML template, the style sheet and the browser script.
+The package may import `results`, `costs`, `stages` and the layers below them, but not `graph` or the command line.
+"""

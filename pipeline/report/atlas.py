@@ -1,6 +1,6 @@
-"""The clusters as the page's map and lists show them: columns over the mapped nodes, and text of each.
+"""Data of the page's cluster map and cluster lists: one column per value over the mapped nodes, and excerpts of each node.
 
-Shapes: M nodes of the map and those above, L leaves.
+Shapes: M mapped nodes and their ancestors, L leaves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,34 +17,31 @@ from pipeline.errors import shown
 from pipeline.results.shares import Shares
 from pipeline.stages.report import OF_DRAWN
 
-_FEWEST_CHARACTERS, _LEAST_CHARACTERS, _MOST_CHARACTERS = (
-    30,
-    100,
-    420,
-)  # of an excerpt; less than 100 only where there is one of a kind
-_EXCERPT_BYTES = 4_500_000  # of all excerpts: a page of 4,096 clusters stays below 10 MB
-_BESIDE_BYTES = 20  # of an excerpt in JSON, beside text and id
+# Length of an excerpt. It falls below 100 only after each node has been cut to one excerpt per origin.
+_FEWEST_CHARACTERS, _LEAST_CHARACTERS, _MOST_CHARACTERS = 30, 100, 420
+_EXCERPT_BYTES = 4_500_000  # limit for all excerpts: keeps a page of 4,096 clusters below 10 MB
+_BESIDE_BYTES = 20  # JSON overhead of an excerpt, without its text and document id
 _ID_CHARACTERS = 80
-_DIGITS = 5  # of shares and places
+_DIGITS = 5  # shares and map coordinates below 1e-5 keep 3 significant digits
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn of each leaf, and of each copy."""
+    """Sampled tokens by leaf, and by copy number."""
 
     tokens_L: F64
-    new_L: F64  # that are no repeats
+    new_L: F64  # tokens of first copies
     rewritten_L: F64
-    by_copy: Mapping[tuple[int, str], int]  # tokens, by the copy of a window (0 is the first) and its origin, in order
+    by_copy: Mapping[tuple[int, str], int]  # tokens by (copy number of a window, 0 first; origin), sorted by key
 
     @property
     def most_copies(self) -> int:
-        """Of one window."""
+        """The largest number of copies of one window; 0 if nothing was sampled."""
         return 1 + max((copy for copy, _ in self.by_copy), default=-1)
 
     @classmethod
     def of_table(cls, table: pa.Table, num_leaves: int) -> "Drawn":
-        """From a DRAWN table."""
+        """Aggregate a table with the DRAWN schema."""
         leaf, tokens = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.float64)
         copy, origin = table["copy"].to_numpy(), np.array(table["origin"].to_pylist(), dtype=object)
 
@@ -58,10 +55,17 @@ class Drawn:
 
 
 def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, list[Any]]:
-    """Of each node what the map shows; `after` is what was drawn, or before anything is what is asked for.
+    """The columns of the map: name to one value per node of `nodes`.
 
-    `sample0` is the first specialist's sample as it is, `claim0` what the estimator asks for in its name, with an interval from
-    `low0` to `high0`: of a leaf alone, for the ends of several do not add up. All else are sums over the leaves below.
+    Token counts and shares of a node are sums over the leaves below it. `before` is its share of the generalist corpus, `asked` its
+    share of the target mixture, and `after` its share of the sampled tokens, or of the target mixture before sampling. `epochs` is
+    raw sampled tokens / generalist tokens.
+
+    Columns of a specialist end in its number, from 0: `sample0` is the node's share of the specialist sample, `claim0` its share of
+    the specialist's estimated mixture, `heard0` its number of sample windows. `low0` and `high0` bound the 90% interval of
+    `claim0`. They are None for inner nodes, because interval bounds of several leaves do not add up.
+
+    `epochs`, `fresh` (tokens of first copies) and `rewritten` exist only with `drawn`; `missing` only where `shares` has a deficit.
     """
     first, num = nodes["first_leaf"].to_numpy(), nodes["num_leaves"].to_numpy()
 
@@ -103,7 +107,7 @@ def columns(nodes: pa.Table, shares: Shares, drawn: Drawn | None) -> dict[str, l
 
 
 def _names(nodes: pa.Table, shares: Shares) -> dict[str, list[Any]]:
-    """What each node is called: by a model's title where there is one, and then its words beside that."""
+    """The columns `name` and `words`: a cluster's title and terms, or the terms and "" where a node has no title."""
     first, num, terms = (nodes[name].to_pylist() for name in ("first_leaf", "num_leaves", "terms"))
     titles = [
         shares.names[leaf].title if leaves == 1 and leaf in shares.names else "" for leaf, leaves in zip(first, num, strict=True)
@@ -113,7 +117,11 @@ def _names(nodes: pa.Table, shares: Shares) -> dict[str, list[Any]]:
 
 
 def excerpts(table: pa.Table, specialists: Sequence[str]) -> dict[str, dict[str, list[list[Any]]]]:
-    """Of each node, by whose they are: [text, document, window, copies]; keys are short, as there are thousands."""
+    """Excerpts by node, then by origin, as lists of [text, document id, window, copies], shortened to fit the page.
+
+    The origin is `g` (generalist corpus), `d` (new corpus) or `s0`, `s1`, … (specialist sample); keys are short because there are
+    thousands.
+    """
     key_of = {GENERALIST: "g", OF_DRAWN: "d", **{name: f"s{number}" for number, name in enumerate(specialists)}}
     found: dict[str, dict[str, list[list[Any]]]] = {}
     for row in table.to_pylist():
@@ -123,7 +131,11 @@ def excerpts(table: pa.Table, specialists: Sequence[str]) -> dict[str, dict[str,
 
 
 def shortened(found: dict[str, dict[str, list[list[Any]]]]) -> dict[str, dict[str, list[list[Any]]]]:
-    """The excerpts, so short, and where that would say nothing so few of a kind, that all are within what the page may hold."""
+    """The excerpts, cut so that all of them fit into the page's byte limit.
+
+    Every text is cut to one common length. Where that length would be below 100 characters, each node keeps fewer excerpts of each
+    origin, but at least one.
+    """
     most_each = max((len(texts) for of in found.values() for texts in of.values()), default=0)
     for each in range(most_each, 0, -1):
         kept = {node: {whose: texts[:each] for whose, texts in of.items()} for node, of in found.items()}
@@ -143,11 +155,11 @@ def shortened(found: dict[str, dict[str, list[list[Any]]]]) -> dict[str, dict[st
 
 
 def excerpt_of(text: str, most: int) -> str:
-    """The beginning of a text in one line, without what could upset a reader's terminal or page."""
+    """The first `most` characters of a text on one line, control characters replaced; " …" marks a cut."""
     line = shown(" ".join(text[: 4 * most].split()))
     return line[:most].rstrip() + " …" if len(line) > most or len(text) > 4 * most else line
 
 
 def _rounded(value_M: NDArray[Any]) -> list[float]:
-    """Shares are told to a hundred-thousandth, and smaller ones to three digits."""
+    """The values rounded to 6 decimals, and those below 1e-5 to 3 significant digits."""
     return [float(f"{value:.3g}") if abs(value) < 10**-_DIGITS else round(float(value), _DIGITS + 1) for value in value_M]

@@ -1,6 +1,6 @@
-"""How sure a sample lets us be of a mixture, and what more of it would change.
+"""The uncertainty of a mixture estimated from a specialist sample, and how it shrinks as the sample grows.
 
-Shapes: L leaves, U nodes of a level.
+Shapes: L leaves, U nodes of one level with sample windows below them.
 """
 
 from dataclasses import dataclass
@@ -10,25 +10,29 @@ import numpy as np
 from pipeline.arrays import F64, I64
 from pipeline.clustering.tree import Tree
 
-MULTIPLES = (1, 2, 4, 8, 16)  # of the sample that there is
-_SIGMAS = 2 * 1.6448536269514722  # between the 5th and the 95th percentile of a normal distribution
+MULTIPLES = (1, 2, 4, 8, 16)  # of the present sample size
+_SIGMAS = 2 * 1.6448536269514722  # standard deviations between the 5th and 95th percentile of a normal distribution
 
 
 @dataclass(frozen=True)
 class Level:
-    """How far down the tree the sample decides."""
+    """How much the specialist sample, rather than the generalist corpus, determines the shares of one level of the tree."""
 
     level: int
-    nodes: int  # that the sample touches
-    alpha: float  # pseudo-windows of the generalist's mix
-    decided: tuple[float, ...]  # the sample's part in the shares of this level, for each of MULTIPLES
+    nodes: int  # with sample windows below them
+    alpha: float  # pseudo-windows of the generalist's shares; inf: the level keeps the generalist's shares
+    decided: tuple[float, ...]  # the sample's part of the estimate, from 0 to 1, for each of MULTIPLES
 
 
 def expected_error(p_low_L: F64, p_high_L: F64) -> float | None:
-    """How much of the mixture another sample of this size would put elsewhere, on the mean; None without intervals.
+    """The expected total variation distance between the estimated and the true mixture, from 0 to 1; None without intervals.
 
-    Half of Σ E|p' - p|, the total variation distance, with each share normally distributed over its 90% interval, as half the mean
-    distance between an estimate and the truth would be. It falls with the square root of the number of documents.
+    This is ½ Σ E|p̂ - p| over the leaves with an interval. The error of each share is taken to be normal, with σ from the width of
+    the 90% interval, so E|p̂ - p| = σ √(2/π). It shrinks as 1 / √(number of documents).
+
+    Args:
+        p_low_L: 5th percentile of each share; NaN: unknown.
+        p_high_L: 95th percentile.
     """
     known_L = np.isfinite(p_low_L) & np.isfinite(p_high_L)
     if not known_L.any():
@@ -38,10 +42,14 @@ def expected_error(p_low_L: F64, p_high_L: F64) -> float | None:
 
 
 def levels(tree: Tree, windows_L: I64, alphas: list[float]) -> list[Level]:
-    """For each level of the tree what the sample decides there: n / (n + α), with n the windows of the node above.
+    """How much of each level's shares the specialist sample determines.
 
-    By windows of the sample: the mean over them, so that where most of it lies counts most. `windows_L` are the sample's, `alphas`
-    those of levels 1, 2, … (docs/decisions/0004; `pipeline.mixture.smoothing`). A level without an α is left out.
+    A parent with n sample windows gives the sample the part n / (n + α) in the shares of its children (docs/decisions/0004;
+    `pipeline.mixture.smoothing`). A level's value is the mean over sample windows, so parents with many windows count more.
+
+    Args:
+        windows_L: windows of the specialist sample.
+        alphas: pseudo-windows of levels 1, 2, … in order; deeper levels are omitted.
     """
     found = []
     total = max(1, int(windows_L.sum()))

@@ -1,6 +1,7 @@
-"""The page's charts as Vega-Lite specifications; the page fills in the colours of its theme, and the width that there is.
+"""The page's charts as Vega-Lite specifications. The page's script replaces `$` names by theme colours and sets the width.
 
-What is compared has one colour everywhere: `$before` the generalist corpus, `$sample` a sample, `$after` the new corpus.
+Each corpus has the same colour in every chart: `$before` the generalist corpus, `$sample` a specialist sample, `$after` the new
+corpus.
 """
 
 from collections.abc import Sequence
@@ -8,16 +9,19 @@ from typing import Any
 
 Spec = dict[str, Any]
 
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # the name of the grammar, not fetched
-_MOVERS = 10  # clusters at each end
-_SMALLEST, _LARGEST = 12, 900  # areas of a mark of the map, in square pixels
-_FOLD = 4.0  # weights of 16 times and more have the strongest colour, so that a few extremes do not make all others pale
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # identifies the grammar; never fetched
+_MOVERS = 10  # clusters shown of those that gained most, and of those that lost most
+_SMALLEST, _LARGEST = 12, 900  # area of a mark on the map, in square pixels
+_FOLD = 4.0  # log2: weights from 16 up have the strongest colour, or a few extremes would make all others pale
 _ROW = 22  # pixels
-_ROOT = {"type": "sqrt"}  # of shares: a few are large, and what becomes of the small ones is to be seen too
+_ROOT = {"type": "sqrt"}  # for shares: a few are large, and the small ones must stay visible
 
 
 def drawn_map() -> Spec:
-    """Clusters at their places: area by tokens, colour by weight; wheel and drag move it. Its data, `nodes`, are the page's."""
+    """The map of the clusters: area by tokens, colour by log2 of the weight, wheel and drag to zoom and pan.
+
+    The page's script supplies its data set, `nodes`.
+    """
     fold = {"domainMin": -_FOLD, "domainMid": 0, "domainMax": _FOLD, "range": ["$less", "$middle", "$more"], "clamp": True}
     return _chart(
         {"name": "nodes", "values": []},
@@ -69,7 +73,13 @@ def drawn_map() -> Spec:
 
 
 def dots(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]], label: str) -> Spec:
-    """For each row a line with a dot for each series: (field, what it is called, its colour); shares, largest change first."""
+    """A dot plot of shares: one line per row, in the order given, with one dot per series.
+
+    Args:
+        rows: each with its name under `label` and a share under the field of each series.
+        series: (field, displayed name, colour).
+        label: the field that names a row.
+    """
     names = [name for _, name, _ in series]
     values = [
         {"row": row[label], "order": number, "series": name, "share": row[field]}
@@ -117,7 +127,10 @@ def _series(series: Sequence[tuple[str, str, str]]) -> Spec:
 
 
 def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
-    """What is asked for a specialist of clusters, with 90% intervals, and beside it the shares of its sample and of the corpus."""
+    """A specialist's estimated share of each cluster with its 90% interval, next to the shares of its sample and of the corpus.
+
+    Each row has `row` (the cluster's title), `share`, `low`, `high`, `sample` and `before`; `low` and `high` may be None.
+    """
     y = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": {"grid": True, "ticks": False, "labelPadding": 10}}
     x = {"type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _ROOT}
     tooltip = [
@@ -146,13 +159,13 @@ def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
             "encoding": {"x": {"field": "before", **x}, "tooltip": tooltip},
         },
     ]
-    known = any(row["low"] is not None for row in rows)  # without one their line has no scale
+    known = any(row["low"] is not None for row in rows)  # without any interval, the interval layer would have no scale
     layer = layer if known else layer[1:]
     return _chart({"values": list(rows)}, {"height": _ROW * len(rows), "encoding": {"y": y}, "layer": layer})
 
 
 def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
-    """How much of the mixture would lie elsewhere, over multiples of the sample."""
+    """The expected error of the mixture (`share`) over multiples of the sample size (`times`)."""
     encoding = {
         "x": {
             "field": "times",
@@ -184,7 +197,7 @@ def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
 
 
 def passes(rows: Sequence[dict[str, Any]]) -> Spec:
-    """Tokens of the new corpus by the copy that they are in."""
+    """Tokens of the new corpus by copy number (`pass`, from 1) and origin."""
     encoding = {
         "x": {"field": "pass", "type": "ordinal", "title": "copy of a window", "axis": {"labelAngle": 0}},
         "y": {"field": "tokens", "type": "quantitative", "title": "tokens", "axis": {"format": "~s", "tickCount": 5}},
@@ -196,7 +209,7 @@ def passes(rows: Sequence[dict[str, Any]]) -> Spec:
 
 
 def epochs(rows: Sequence[dict[str, Any]], cap: float | None) -> Spec:
-    """Each cluster by the text that it holds and how often that is passed over."""
+    """Epochs of each cluster over its generalist tokens, with a line at the cap on epochs; `cap` None draws no line."""
     points = {
         "data": {"values": list(rows)},
         "mark": {"type": "circle", "color": "$after", "opacity": 0.65, "size": 45, "tooltip": True},
@@ -217,20 +230,20 @@ def epochs(rows: Sequence[dict[str, Any]], cap: float | None) -> Spec:
             ],
         },
     }
-    if cap is None:  # there are several
+    if cap is None:  # phases with different caps
         return _chart(None, {"height": 220, "layer": [points]})
     rule = {"data": {"values": [{"cap": cap}]}, "encoding": {"y": {"field": "cap", "type": "quantitative"}}}
     line = rule | {"mark": {"type": "rule", "color": "$less", "strokeDash": [5, 4], "strokeWidth": 1.5}}
     said = rule | {
         "mark": {"type": "text", "align": "left", "x": 4, "dy": -7, "color": "$less", "text": f"cap, {cap:g} passes"},
     }
-    # A cap far above everything would leave the clusters at the bottom.
+    # A cap far above all clusters would squeeze them at the bottom.
     layer = [points, line, said] if cap <= 4 * max((row["epochs"] for row in rows), default=0) else [points]
     return _chart(None, {"height": 220, "layer": layer})
 
 
 def times(rows: Sequence[dict[str, Any]]) -> Spec:
-    """Seconds of each step."""
+    """Wall-clock seconds of each step."""
     encoding = {
         "y": {"field": "step", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False, "labelPadding": 8}},
         "x": {"field": "seconds", "type": "quantitative", "title": "seconds", "axis": {"tickCount": 5, "format": "~s"}},
@@ -247,7 +260,7 @@ def times(rows: Sequence[dict[str, Any]]) -> Spec:
 
 
 def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
-    """What became of the prompts of each style."""
+    """Share of each outcome (accepted, or the reason of a rejection) among the prompts of each style."""
     encoding = {
         "y": {"field": "style", "type": "nominal", "title": None, "axis": {"ticks": False, "labelPadding": 8}},
         "x": {"field": "share", "type": "quantitative", "stack": True, "title": None, "axis": {"format": "~%", "tickCount": 5}},
@@ -266,7 +279,11 @@ def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
 
 
 def movers(columns: dict[str, list[Any]], most: int = _MOVERS) -> list[int]:
-    """Rows of the columns of the map: the clusters that gained most and lost most, of those with nothing below them on it."""
+    """The clusters that gained most and lost most, as row numbers of `columns` (`atlas.columns`).
+
+    Only nodes without children on the map count. At most `most` winners, largest gain first, then at most `most` losers, largest
+    loss last. Ties are in node order.
+    """
     parents = set(columns["parent"])
     moved = sorted(
         (i for i, node in enumerate(columns["node"]) if node not in parents),

@@ -1,7 +1,7 @@
-"""Two runs beside each other: what moved between them.
+"""Compare a run with another one: numbers, settings, sources and clusters.
 
-Where both draw from the same windows, parts are aligned, and what the other run drew is told by this run's clusters, window by
-window; its own tree may be another. Where they do not, numbers, settings and sources are what can be compared.
+If both runs sample from the same windows, their parts are aligned, and the copies that the other run sampled are counted by this
+run's clusters, even if its own cluster tree differs. Otherwise only numbers, settings and sources are compared.
 
 Shapes: L leaves of this run, N windows of a part.
 """
@@ -30,8 +30,10 @@ _SOURCES = 20
 
 
 def check(graph: PipelineGraph, other: PipelineGraph) -> None:
-    """Raises:
-    ConfigError: one of the two has not drawn its corpus.
+    """Check that both runs can be compared.
+
+    Raises:
+        ConfigError: one of the two has not finished sampling.
     """
     for one, setting in ((graph, "--config"), (other, "--against")):
         if not one.drawn:
@@ -39,7 +41,10 @@ def check(graph: PipelineGraph, other: PipelineGraph) -> None:
 
 
 def comparison(engine: Engine, here: Material, other: PipelineGraph) -> dict[str, Any]:
-    """What the page says of this run against another, both drawn."""
+    """The page's comparison of this run (`here`) with another (`there`); both have finished sampling.
+
+    `clusters` lists up to 20 clusters, largest change first. It is empty if the runs do not share their windows.
+    """
     run = here.run
     there = other.corpus.manifest
     mine, theirs = (
@@ -84,14 +89,18 @@ def comparison(engine: Engine, here: Material, other: PipelineGraph) -> dict[str
 
 
 def name_of(graph: PipelineGraph, other: PipelineGraph) -> str:
-    """What the other run is called beside this one: the end of its workdir, as much of it as differs."""
+    """A short name for the other run.
+
+    It is the last component of its workdir, the last two if the last one is the same in both, or "the other config" if both runs
+    share the workdir.
+    """
     here, there = (one.workdir.url.rstrip("/").split("/") for one in (graph, other))
     name = there[-1] if there[-1] != here[-1] else "/".join(there[-2:])
     return shown(name) if there != here else "the other config"
 
 
 def specifications(comparison: Mapping[str, Any]) -> dict[str, Spec]:
-    """Its charts, by their place in the page."""
+    """The charts of a comparison, by their place in the page."""
     series = [("here", "this run", "$after"), ("there", str(comparison["name"]), "$sample")]
     found = {}
     if comparison["clusters"]:
@@ -102,7 +111,7 @@ def specifications(comparison: Mapping[str, Any]) -> dict[str, Spec]:
 
 
 def differing(here: Config, there: Config) -> list[dict[str, str]]:
-    """Settings that are not the same in both, with their dotted names."""
+    """Settings whose values differ, with their dotted names, sorted by name; `weights` is compared with its defaults resolved."""
     mine, theirs = (_flat({**one.model_dump(mode="json"), "weights": one.full_weights.model_dump()}) for one in (here, there))
     names = sorted(name for name in mine.keys() | theirs if mine.get(name) != theirs.get(name))
     return [{"setting": name, "here": _said(mine.get(name)), "there": _said(theirs.get(name))} for name in names]
@@ -125,7 +134,12 @@ def _same_tree(graph: PipelineGraph, other: PipelineGraph) -> bool:
 
 
 def _by_leaf(engine: Engine, graph: PipelineGraph, other: PipelineGraph) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]:
-    """(L,) tokens held, drawn here and drawn there of this run's leaves; tokens that both drew, the fewer copies of each."""
+    """Token counts by this run's clusters.
+
+    Returns:
+        (L,) generalist tokens; (L,) tokens sampled by this run; (L,) tokens sampled by the other run; the tokens that both sampled,
+        counting for each window the smaller number of copies.
+    """
     assigned = graph.step("assign", GENERALIST)
     num_leaves = int(graph.step("cluster").manifest["leaves"])
     draws = [[sample.folder.child("draws") for sample in one.samples] for one in (graph, other)]

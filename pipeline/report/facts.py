@@ -1,4 +1,4 @@
-"""Everything that the page says of a run, as plain values: read from manifests and tables that the stages left."""
+"""The contents of the page as plain values, read from the manifests and tables of the stages."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from pipeline.report.verdict import of_phases, verdict
 from pipeline.results.shares import divergence, facts_of
 from pipeline.rewriting.accounts import account_line, collapsed
 
-_INTERVALS = 15  # clusters whose intervals are drawn
+_INTERVALS = 15  # clusters in the chart of intervals
 _SOURCES = 12
 
 
 def facts(material: Material) -> dict[str, Any]:
-    """The whole page: sections by name, plain values that a template and a script read."""
+    """The whole page: sections by name, as plain values for the template and the browser script."""
     graph = material.run
     sure = {name: certainty(material, name) for name in graph.config.specialists}
     return {
@@ -48,7 +48,10 @@ def facts(material: Material) -> dict[str, Any]:
 
 
 def certainty(material: Material, name: str) -> dict[str, Any]:
-    """What the size of a sample allows: intervals, depth, and what more of it would change."""
+    """The uncertainty of one specialist's mixture: intervals, error, depth in the tree, and the effect of a larger sample.
+
+    `kl_before` is KL(specialist sample || generalist corpus) over clusters, in nats; `kl_after` is the same for the new corpus.
+    """
     shares, weighted = material.shares, material.run.step("weights")
     low_L, high_L, p_L, raw_L = (shares.of_sample(name, column) for column in ("p_low", "p_high", "p", "p_raw"))
     touched_L = np.zeros(len(p_L), bool)
@@ -73,9 +76,10 @@ def certainty(material: Material, name: str) -> dict[str, Any]:
 
 
 def sources(material: Material) -> list[dict[str, Any]]:
-    """Shares of each source in the corpus, the samples and the new corpus; those that moved most first.
+    """The share of each source in the generalist corpus, the specialist samples and the new corpus, at most 24 sources.
 
-    Of a sample only where it has a source of the corpus's: one that is a file by itself has its own, which says nothing.
+    The largest change comes first, ties by name; empty before sampling. A sample is included only if it shares a source with the
+    corpus: a sample from a file of its own has only its own source, and all its shares would be 0.
     """
     if material.manifest is None:
         return []
@@ -106,7 +110,7 @@ def sources(material: Material) -> list[dict[str, Any]]:
 
 
 def repetition(material: Material) -> dict[str, Any] | None:
-    """How often text is passed over, and what became of what the cap cut off."""
+    """How often text is repeated, and how much of the budget the cap on epochs cut off; None before sampling."""
     if material.manifest is None or material.drawn is None:
         return None
     manifest, weights = material.manifest, material.run.config.weights
@@ -123,13 +127,16 @@ def repetition(material: Material) -> dict[str, Any] | None:
         "clipped": of_phases(material.run, "clipped_mass"),
         "deficit": of_phases(material.run, "deficit_share"),
         "rewritten": manifest["rewritten_tokens"] / max(1, manifest["budget_tokens"]),
-        # Of one weighting: with schedule.ending they would be of the first part alone.
+        # These describe one mixture. With schedule.ending they would describe the first phase only.
         "facts": [of_all[key] for key in ("epochs_p99", "repeats_value", "effective_share")] if len(caps) == 1 else [],
     }
 
 
 def rephrasing(material: Material) -> dict[str, Any]:
-    """What became of prompts, by style and rule, how answers begin, and some of them beside their passages."""
+    """Outcomes of the prompts by style and rule, how answers begin, and examples of answers with their passages.
+
+    `pairs` starts with one pair of each style and verdict.
+    """
     step = material.run.step("rephrase")
     manifest = step.manifest
     styles = []
@@ -152,7 +159,7 @@ def rephrasing(material: Material) -> dict[str, Any]:
             {**row, **{name: atlas.excerpt_of(row[name], 900) for name in ("source_text", "text", "detail")}, "rank": seen[kind]}
         )
         seen[kind] += 1
-    pairs.sort(key=lambda pair: pair["rank"])  # one of each style and verdict first
+    pairs.sort(key=lambda pair: pair["rank"])
     return {
         "model": manifest["model"],
         "line": account_line(manifest),
@@ -166,7 +173,10 @@ def rephrasing(material: Material) -> dict[str, Any]:
 
 
 def cost(graph: PipelineGraph) -> dict[str, Any]:
-    """What each step took when it was made, on whatever machine that was, and what training on the corpus takes."""
+    """The cost of each step, measured when and where it first ran, and the estimated cost of training on the corpus.
+
+    Before sampling, the training estimate uses `sample.budget_tokens`.
+    """
     steps = []
     for step in graph.steps:
         usage = step.folder.read_json(USAGE) if step.done else None
@@ -192,13 +202,16 @@ GPU_FLOPS = 4e14  # of an H100 in bf16 while training: 40% of its 989 TFLOP/s
 
 
 def training(tokens: float, price: float) -> list[dict[str, Any]]:
-    """Hours of a GPU to train on so many tokens once: 6 FLOPs a parameter and token (arXiv 2001.08361)."""
+    """GPU-hours to train models of several sizes for one epoch on `tokens`, at 6 FLOPs per parameter and token (arXiv 2001.08361).
+
+    `price` is per GPU-hour; 0: unknown, and the prices are None.
+    """
     hours = [(name, 6 * parameters * tokens / GPU_FLOPS / 3600) for name, parameters in TRAINED]
     return [{"model": name, "hours": value, "price": value * price if price else None} for name, value in hours]
 
 
 def provenance(graph: PipelineGraph) -> dict[str, Any]:
-    """Settings, fingerprints, versions and hardware."""
+    """Settings, step fingerprints, package versions, hardware, and the first 50 shards."""
     manifest = graph.corpus.manifest if graph.corpus.done else {}
     given = graph.config.model_dump(mode="json", exclude_unset=True)
     return {

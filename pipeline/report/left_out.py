@@ -1,4 +1,4 @@
-"""What did not get as far as the clusters, by step: counts by reason, and examples for a person to read."""
+"""Rows and documents that were removed before clustering, with examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,16 @@ from pipeline.stages.scan import QUARANTINED
 from pipeline.storage import Folder
 from pipeline.terminal.formatting import percent
 
-_FILES = 64  # that are read for examples
-_EXAMPLES = 5  # of a reason or step
-_TEXT = 300  # characters of one
+_FILES = 64  # most files read for examples
+_EXAMPLES = 5  # per reason or filter
+_TEXT = 300  # characters of an example
 
 
 def left_out(graph: PipelineGraph) -> list[dict[str, Any]]:
-    """What did not get as far as the clusters, by step: counts by reason, and examples."""
+    """Rows and documents removed before clustering, by step: counts by reason, the largest first, and examples.
+
+    Covers quarantined rows, rows without text, documents dropped by filters, near-duplicates and contaminated documents.
+    """
     found = []
     for step in graph.steps:
         if step.stage not in ("prepare", "dedup", "decontaminate") or not step.done or "quarantined" not in step.manifest:
@@ -43,7 +46,7 @@ def _group(step: Step, what: str, reasons: Mapping[str, int], examples: Sequence
 
 
 def _quarantined(folder: Folder) -> list[dict[str, str]]:
-    """Some rows of each reason."""
+    """Up to five quarantined rows of each reason, from the first 64 files."""
     kept: dict[str, list[dict[str, str]]] = {}
     for name in folder.names(".parquet")[:_FILES]:
         for row in folder.read_table(name).to_pylist():
@@ -64,7 +67,7 @@ def _dropped(folder: Folder, number: int) -> list[dict[str, str]]:
 
 
 def _examples_of(step: Step) -> list[dict[str, str]]:
-    """Of dedup and decontaminate."""
+    """Examples of the documents that a dedup or decontaminate step dropped."""
     if step.stage == "dedup":
         folder = step.folder.child("dropped")
         rows = folder.read_table("examples.parquet").to_pylist() if folder.exists("examples.parquet") else []

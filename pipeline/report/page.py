@@ -1,7 +1,7 @@
-"""The page as one file: a template for what can be read without a script, data and charts for the script beside it.
+"""Render the page as one HTML file: a template that is readable without scripts, plus embedded data, charts and scripts.
 
-Text of a corpus is hostile until shown otherwise: the template escapes it, data stand in the page as JSON without a `<`, the script
-puts them in as text alone, and a content security policy keeps whatever gets past that from being run or fetched.
+Corpus text is untrusted. The template escapes it, the embedded JSON contains no `<`, the script inserts it only as text content,
+and a content security policy stops anything that gets past these from running or being fetched.
 """
 
 import base64
@@ -21,12 +21,14 @@ from pipeline.terminal.formatting import bytes_said, number_said, percent, time_
 
 _TEMPLATES = Path(__file__).parent / "templates"
 VERSION = 1  # raise it when what a page shows changes: pages of an older version are written again
-_VEGA_LITE = "6.4"  # of the grammar that `charts` is written in; vl-convert carries several
+_VEGA_LITE = "6.4"  # grammar version used by `charts`; vl-convert bundles several
 
 
 def check() -> None:
-    """Raises:
-    ConfigError: a package of `crispwrap[report]` is missing.
+    """Check that the packages of `crispwrap[report]` are installed.
+
+    Raises:
+        ConfigError: one is missing.
     """
     try:
         import jinja2  # noqa: F401
@@ -36,15 +38,20 @@ def check() -> None:
 
 
 def stamp(fingerprint: str) -> str:
-    """What the beginning of a page says of what it is made from; `fingerprint` is that of the report step."""
+    """The text in the head of a page that identifies its inputs and version; `fingerprint` is that of the report step."""
     return f"crispwrap report {fingerprint} {VERSION}"
 
 
 def render(facts: Mapping[str, Any], *, fingerprint: str = "", comparison: Mapping[str, Any] | None = None) -> str:
     """The HTML of a report.
 
+    Args:
+        facts: from `pipeline.report.facts.facts`.
+        fingerprint: of the report step; it goes into the page's stamp.
+        comparison: from `pipeline.report.comparison.comparison`.
+
     Raises:
-        ConfigError: as `check`.
+        ConfigError: a package of `crispwrap[report]` is missing.
     """
     check()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -75,7 +82,7 @@ def render(facts: Mapping[str, Any], *, fingerprint: str = "", comparison: Mappi
 
 
 def specifications(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The charts by the place in the page that they are for."""
+    """The Vega-Lite charts of a report, by their place in the page."""
     nodes = facts["nodes"]
     names = facts["specialists"]
     after = "new corpus" if facts["drawn"] else "asked for"
@@ -142,7 +149,11 @@ def _titles(nodes: Mapping[str, list[Any]]) -> list[tuple[int, int, str]]:
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand in a script element: nothing in it closes that, opens a comment, or ends a line for JavaScript alone."""
+    """JSON that is safe in a script element.
+
+    `<`, `>` and `&` are escaped, because they could close the element or open a comment. U+2028 and U+2029 are escaped, because
+    JSON allows them in strings but JavaScript treated them as line ends.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -150,7 +161,10 @@ def _json(value: Any) -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """Nothing is fetched, whatever a text says; only the page's own scripts run. Vega compiles its expressions: unsafe-eval."""
+    """A content security policy under which nothing is fetched and only the page's own scripts run.
+
+    Vega compiles its expressions at run time, so it needs `unsafe-eval`.
+    """
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {hashes} 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -160,7 +174,7 @@ def _policy(scripts: list[str]) -> str:
 
 @functools.cache
 def _vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, which a script element can hold."""
+    """Vega, Vega-Lite and Vega-Embed as one script that is safe in a script element; cached between runs."""
     import vl_convert
 
     def bundled() -> bytes:  # takes some seconds

@@ -1,4 +1,4 @@
-"""Three sentences, six numbers, and what should be looked at before a model is trained."""
+"""The summary at the top of the page: three sentences, six numbers, and warnings to check before training."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from pipeline.report.material import Material
 from pipeline.results.shares import SHARE_OFF, Shares, asked_shares, divergence, fact, facts_of, most_passes
 from pipeline.terminal.formatting import percent
 
-_UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # beyond these a reader is warned
+_UNIQUE, _NEAR, _WITHOUT, _ERROR, _DEFICIT = 0.6, 0.5, 0.02, 0.2, 0.01  # thresholds of the warnings
 
 
 def verdict(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The section; `sure` is what `facts.certainty` found of each specialist."""
+    """The verdict section; `sure` is the result of `facts.certainty` for each specialist."""
     return {
         "sentences": list(_sentences(material, sure)),
         "numbers": numbers(
@@ -27,9 +27,11 @@ def verdict(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 
 def numbers(graph: PipelineGraph, shares: Shares, after_L: F64, *, copies: int | None = None) -> list[dict[str, str]]:
-    """The six numbers of a run, of what was drawn or of what is asked for: label, value and a note on each.
+    """Six numbers about the new corpus, or before sampling about the target mixture: label, value and note of each.
 
-    `after_L` are shares of the new corpus; `copies` of one window that it has at most, where they were counted.
+    Args:
+        after_L: cluster shares of the new corpus.
+        copies: the largest number of copies of one window; None: the largest epochs in the plan are shown instead.
     """
     weighted, corpus, drawn = graph.step("weights"), graph.windows(GENERALIST).manifest, graph.drawn
     manifest = graph.corpus.manifest if drawn else None
@@ -58,7 +60,7 @@ def numbers(graph: PipelineGraph, shares: Shares, after_L: F64, *, copies: int |
 
 
 def of_phases(graph: PipelineGraph, name: str) -> float:
-    """What the manifests of the steps that drew the corpus say, by their part of the budget."""
+    """A value of the sample steps' manifests, averaged over the phases by their part of the budget."""
     phases = zip(graph.config.phases, graph.samples, strict=True)
     return sum(graph.config.share_of(phase) * float(sampled.manifest[name]) for phase, sampled in phases)
 
@@ -140,7 +142,7 @@ def _warnings(material: Material, sure: Mapping[str, Mapping[str, Any]]) -> Iter
 
 
 def _off(graph: PipelineGraph, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Where the corpus is not what was asked for."""
+    """Warnings about a corpus that misses its target: shares of specialists, and the unfilled budget."""
     total = max(1, manifest["tokens"])
     for name, share in asked_shares(graph.config).items():
         got = manifest["tokens_by_specialist"].get(name, 0) / total

@@ -1,4 +1,4 @@
-"""What rewriting will cost, and what it came to, for a person to read."""
+"""The estimated cost of rewriting before it runs, and the report on a finished rephrase step, both as text for a person."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from pipeline.rewriting.choosing import Tally, Way, asked_share
 from pipeline.rewriting.styles import Style
 from pipeline.text.windows import WindowCutter
 
-# A style has collapsed into a template when its answers begin alike: FinePhrase saw 40 openings in 10,000 answers of one model, and
-# 1,897 of another.
-_FEW_OPENINGS = 0.02
-_COMMON_OPENING = 0.5
-_ENOUGH = 200
+# A style has collapsed into a template when its answers begin alike. FinePhrase counted 40 distinct openings in 10,000 answers of
+# one model, and 1,897 in those of another.
+_FEW_OPENINGS = 0.02  # distinct openings per answer: fewer mean collapse
+_COMMON_OPENING = 0.5  # share of the most common opening: more means collapse
+_ENOUGH = 200  # answers: with fewer, no style counts as collapsed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the first rounds will come to, if answers are as styles expect."""
+    """The estimated cost of the first round, if answers have the lengths that the styles expect."""
 
     wanted_tokens: float
     passages: float
     prompt_tokens: float
     output_tokens: float
-    met_share: float  # of wanted_tokens, if all that there is were asked for
+    met_share: float  # of wanted_tokens, if all available text were rewritten
     gpu_hours: float
 
 
@@ -43,9 +43,11 @@ def estimate(
     tokens_per_second: float,
     cutter: WindowCutter,
 ) -> Estimate:
-    """The cost of a plan, before anything is sent, with passages of `passage_tokens`.
+    """Estimate the cost of a plan before any prompt is sent, for passages of `passage_tokens` tokens each.
 
-    Tokens are the embedder's; models' own differ by some percent. What the filters reject, and later rounds replace, comes on top.
+    Tokens are those of the embedder's tokenizer; the model's own count differs by a few percent. The estimate covers the first
+    round, which allows for the usual rejections (`choosing._FIRST_ACCEPTANCE`). Further rejections, which later rounds replace,
+    are not included.
     """
     rate_L = tally.next_rates(used, by_leaf=by_leaf)
     share_L = asked_share(rate_L, used) if rate_L is not None else np.zeros(len(tally.wanted_L))
@@ -68,7 +70,7 @@ def estimate(
 
 
 def estimate_line(cost: Estimate, tokens_per_second: float) -> str:
-    """The estimate in a sentence or two."""
+    """Format the estimate as one line."""
     if not cost.wanted_tokens:
         return "rephrase: nothing to write, no cluster is asked for more than weights.max_epochs allows"
     line = (
@@ -85,14 +87,14 @@ def estimate_line(cost: Estimate, tokens_per_second: float) -> str:
 
 
 def account_line(facts: Mapping[str, Any]) -> str:
-    """What became of every prompt: the three add up."""
+    """Format the numbers of prompts, and of accepted, rejected and quarantined answers, which add up to it."""
     counts = totals(facts["outcomes"])
     said = ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in ("accepted", "rejected", "quarantined"))
     return f"{facts['requests']:,} prompts: {said}"
 
 
 def totals(outcomes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Passages accepted, rejected and quarantined."""
+    """Count the passages accepted, rejected and quarantined, over all styles."""
     accepted = sum(of_style.get("accepted", 0) for of_style in outcomes.values())
     quarantined = sum(of_style.get("no_answer", 0) for of_style in outcomes.values())
     asked = sum(sum(of_style.values()) for of_style in outcomes.values())
@@ -100,7 +102,7 @@ def totals(outcomes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def account(facts: Mapping[str, Any], usage: Mapping[str, Any] | None) -> Iterator[RenderableType]:
-    """The accounts of a finished rephrase step; `usage` is what making it took, where that is known."""
+    """Yield the report on a finished rephrase step; `usage` holds the resources that the step used, if known."""
     table = Table(title="\nRewrites", title_justify="left", box=None, pad_edge=False)
     for heading in ("style", "prompts", "accepted", "rejected because", "openings"):
         table.add_column(heading, justify="right" if heading in ("prompts", "accepted") else "left")
@@ -141,7 +143,7 @@ def account(facts: Mapping[str, Any], usage: Mapping[str, Any] | None) -> Iterat
 
 
 def collapsed(opened: Mapping[str, Any]) -> bool:
-    """Whether a style's answers begin so much alike that they follow a template."""
+    """Return whether a style's answers begin so alike that they follow a template."""
     few = opened["distinct"] < _FEW_OPENINGS * opened["answers"] or opened["commonest_share"] > _COMMON_OPENING
     return bool(opened["answers"] >= _ENOUGH and few)
 
@@ -175,5 +177,5 @@ def _mend(facts: Mapping[str, Any]) -> str:
 
 
 def mean_ratio(used: Sequence[Way]) -> float:
-    """Tokens of an answer for each of its passage, over the ways as they are used."""
+    """Return the expected answer tokens per passage token, averaged over the ways by weight."""
     return float(np.average([way.expected_ratio for way in used], weights=[way.weight for way in used]))

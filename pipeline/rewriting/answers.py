@@ -1,7 +1,10 @@
-"""The store of answers: what a model was paid for is kept, whatever becomes of the run, and serves every later one.
+"""The store of model answers. Answers outlive a failed run, and every later run reuses them.
 
-It lies at `<workdir>/answers/`, beside the steps; an answer's key says what it depends on (model, settings, prompt, window). Files
-appear whole and are never changed; small ones are merged when a run begins. Shapes: A answers, R requests.
+The store lies at `<workdir>/answers/<generator>/`, outside the folders of the steps. The key of an answer is a hash of everything
+the answer depends on: model, settings, prompt, window (for a cluster title no window). Files are written atomically and never
+modified; small files are merged when a step begins. See docs/decisions/0009-answers-are-stored-by-key.md.
+
+Shapes: A answers, R requests.
 """
 
 import hashlib
@@ -19,13 +22,13 @@ from pipeline.tables import ANSWERS
 
 FOLDER = "answers"
 
-_FULL = 8192  # answers; a file of fewer is small
-_MANY_SMALL = 1024
+_FULL = 8192  # answers; a file with fewer is small
+_MANY_SMALL = 1024  # files; fewer small files are not merged
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What one file of the store answers."""
+    """One file of the store: its name without extension, the keys of its answers, and their output tokens where counted."""
 
     name: str
     keys: Keys
@@ -33,7 +36,7 @@ class Stored:
 
 
 def write_answers(folder: Folder, answers: Sequence[Answer]) -> Stored:
-    """Store answers. The file is named by its keys: a retried task replaces its own file."""
+    """Write answers to one file. Its name is a hash of the keys, so a retried task overwrites its own file."""
     answers = sorted(answers, key=lambda answer: answer.key)
     return _write(folder, pa.Table.from_pylist([vars(answer) for answer in answers], schema=ANSWERS))
 
@@ -46,9 +49,9 @@ def _write(folder: Folder, table: pa.Table) -> Stored:
 
 
 def small_files(files: Sequence[Stored]) -> list[list[str]]:
-    """Names of files to be merged, each list into one file; none while there are few.
+    """Return lists of files to merge, each list into one file; empty if there are fewer than 1024 small files.
 
-    Answers come in by dozens, and every file costs a listing, a request and a place in the index.
+    Answers are stored a few dozen at a time, and every file costs a directory entry, a read request and an index entry.
     """
     small = sorted((one for one in files if len(one.keys) < _FULL), key=lambda one: one.name)
     if len(small) < _MANY_SMALL:
@@ -65,9 +68,9 @@ def small_files(files: Sequence[Stored]) -> list[list[str]]:
 
 
 def merge_files(names: Sequence[str], folder: Folder) -> None:
-    """One file instead of several; they go when it is there. Of answers that are there twice, that of the first name is kept.
+    """Merge files into one, then delete them. Of answers with the same key, the one from the file listed first is kept.
 
-    Stopped in the middle and done again, it merges what is still there.
+    A merge that was interrupted can be repeated: it merges the files that still exist.
     """
     names = [name for name in names if folder.exists(f"{name}.parquet")]
     if len(names) < 2:
@@ -81,24 +84,24 @@ def merge_files(names: Sequence[str], folder: Folder) -> None:
 
 
 def read_keys(names: Sequence[str], folder: Folder) -> list[Stored]:
-    """What files of the store answer."""
+    """Read the keys of the named files; output tokens are not counted."""
     return [Stored(name, folder.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()) for name in names]
 
 
 @dataclass
 class AnswerIndex:
-    """Which file of the store holds which answer. 8 bytes an answer and more on the driver: fine for hundreds of millions."""
+    """Which file of the store holds which answer. At least 8 bytes per answer, on the driver: hundreds of millions fit."""
 
     files: dict[str, Keys] = field(default_factory=dict)
 
     def add(self, stored: Iterable[Stored]) -> None:
-        """Note more files."""
+        """Add files to the index; empty ones are ignored."""
         for one in stored:
             if len(one.keys):
                 self.files[one.name] = one.keys
 
     def frozen(self) -> "FrozenIndex":
-        """The index as arrays, for workers. An answer that is there twice is that of the first file by name."""
+        """Return the index as arrays, to be sent to workers. Of duplicate answers, the one in the file first by name counts."""
         names = sorted(self.files)
         if not names:
             return FrozenIndex([], np.empty(0, np.uint64), np.empty(0, np.int32))
@@ -110,18 +113,22 @@ class AnswerIndex:
 
 @dataclass(frozen=True)
 class FrozenIndex:
-    """Sorted keys, and the file of each."""
+    """Sorted keys, each once, and for each the position of its file in `names`."""
 
     names: list[str]
     key_A: Keys
     file_A: I32
 
     def has(self, key_R: Keys) -> NDArray[np.bool_]:
-        """(R,) whether each is answered."""
+        """Return (R,) whether the store has an answer to each request."""
         return np.isin(key_R, self.key_A, kind="sort")
 
     def read(self, folder: Folder, key_R: Keys) -> pa.Table:
-        """ANSWERS rows of the requests, in their order; a request without an answer is an assertion failure."""
+        """Return the ANSWERS rows of the requests, in their order.
+
+        Raises:
+            AssertionError: a request has no answer.
+        """
         if not len(key_R):
             return ANSWERS.empty_table()
         place_R = np.searchsorted(self.key_A, key_R)

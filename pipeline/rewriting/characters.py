@@ -1,19 +1,19 @@
-"""Characters of an answer that no text has: those that can go without a word of it changing are taken out, others reject it.
+"""Handle control and invalid characters in answers. Those that carry no text are removed; others reject the answer.
 
-| in an answer | what becomes of it |
+| in an answer | effect |
 |---|---|
-| tab, line feed, carriage return | stay |
-| escape sequences of a terminal (CSI such as ESC [31m, OSC up to its end) | taken out: they colour and move, and say nothing |
-| vertical tab, form feed, U+0085 | a line feed: they end lines |
-| U+001C to U+001F | a space between two letters, else taken out: they separate |
-| other controls below U+0020, and DEL | taken out: they ring and signal, and print nothing |
-| NUL, backspace | rejected: input text with NUL is refused as well; what a backspace takes back cannot be known |
-| ESC that begins no sequence known here | rejected: how much belongs to it cannot be known |
-| U+0080 to U+009F but U+0085 | rejected: bytes of another encoding, mostly quotes and dashes, that nobody decoded |
-| U+FFFD | rejected, in the source or not: a character was lost |
-| halves of surrogate pairs, noncharacters (U+FFFE, U+FDD0 …) | rejected: UTF-8 has none of the former, no text any of the latter |
+| tab, line feed, carriage return | kept |
+| terminal escape sequences (CSI such as ESC [31m, OSC up to its end) | removed: they set colours and move the cursor |
+| vertical tab, form feed, U+0085 | replaced by a line feed: they end lines |
+| U+001C to U+001F | separators: removed next to a space, tab or line end, else replaced by a space |
+| other control characters below U+0020, and DEL | removed: they print nothing |
+| NUL, backspace | rejected: input text with NUL is refused as well, and what a backspace deletes is unknown |
+| ESC that begins none of the sequences known here | rejected: the length of the sequence is unknown |
+| U+0080 to U+009F except U+0085 | rejected: undecoded bytes of another encoding, mostly quotes and dashes |
+| U+FFFD | rejected, even if the source has it: a character was lost |
+| unpaired surrogates, noncharacters (U+FFFE, U+FDD0 …) | rejected: UTF-8 cannot encode the former, no text contains the latter |
 
-Joiners, marks of the direction of writing and characters for private use are text of some language or font, and stay.
+Joiners, writing-direction marks and private-use characters belong to the text of some language or font, and are kept.
 """
 
 import re
@@ -21,9 +21,9 @@ import re
 import regex
 
 _SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b(?=[0-9;]))[0-?]*[ -/]*[@-~]"  # CSI; of its one-byte form only what has a number, for U+009B may be a quote
-    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: titles of windows, links
-    r"|\x1b[()][0-9A-Za-z]"  # another set of characters
+    r"(?:\x1b\[|\x9b(?=[0-9;]))[0-?]*[ -/]*[@-~]"  # CSI; one-byte form only before a number: U+009B may be a quote
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: window titles, links
+    r"|\x1b[()][0-9A-Za-z]"  # character set selection
 )
 _LINE_END = re.compile(r"[\x0b\x0c\x85]")
 _SEPARATOR = re.compile(r"([ \t\n\r]?)[\x1c-\x1f]+(?=([ \t\n\r]?))")
@@ -32,21 +32,21 @@ _BROKEN = regex.compile(r"[\0\x08\x1b\x80-\x84\x86-\x9f\ufffd\p{Cs}\p{Noncharact
 
 
 def without_controls(text: str) -> str:
-    """The text without control characters whose going changes no word of it; done again, it changes nothing."""
+    """Remove the control characters that can go without changing a word. The function is idempotent."""
     while True:
         before = text
         text = _LINE_END.sub("\n", _SIGNAL.sub("", _SEQUENCE.sub("", text)))
         text = _SEPARATOR.sub(lambda found: found[1] or ("" if found[2] else " "), text)
-        if text == before:  # what stood apart may have become a sequence
+        if text == before:  # a removal may have joined the pieces of another sequence
             return text
 
 
 def broken(text: str) -> str:
-    """The first character that no text has, and where; "" if there is none."""
+    """Describe the first character that rejects the text, and its position; return "" if there is none."""
     found = _BROKEN.search(text)
     return f"U+{ord(found[0]):04X} at character {found.start()}" if found else ""
 
 
 def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which no file of ours can hold."""
+    """Replace each unpaired surrogate with U+FFFD, because UTF-8 files cannot hold it."""
     return re.sub(r"[\ud800-\udfff]", "\ufffd", text)

@@ -1,7 +1,7 @@
-"""What models put around a rewritten text, taken off: thoughts, announcements, wrappers and farewells.
+"""Remove what models put around a rewritten text: thoughts, announcements, wrappers and closing remarks.
 
-Each pattern asks for a word of rewriting near an announcement: "Here is the church that Henry built." is text. Where the source is
-given, nothing is taken off that it says too.
+Announcement patterns require a word for rewriting nearby, because "Here is the church that Henry built." is text. Announcements,
+labels and closing remarks that the source also contains are kept.
 """
 
 import re
@@ -9,20 +9,20 @@ from collections.abc import Callable
 
 from pipeline.text.ngrams import words
 
-_MOST_ROUNDS = 4  # an announcement before a fence before a thought …
-_HEAD_CHARACTERS = 400  # an announcement is shorter
+_MOST_ROUNDS = 4  # wrappers nest: an announcement around a fence around a thought …
+_HEAD_CHARACTERS = 400  # longer than any announcement
 
 _THOUGHT = r"think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad"
-# At the beginning of a line only: a text may speak of the tag. The whole may be a short text that says nothing else.
+# Opening tags count only at the beginning of a line, because a text may mention the tag.
 _THOUGHT_BLOCK = re.compile(rf"(?ims)^[ \t]*<({_THOUGHT})>.*?</\1>\s*")
 _THOUGHT_OPEN = re.compile(rf"(?im)^[ \t]*<(?:{_THOUGHT})>")
 _THOUGHT_TAG = re.compile(rf"(?i)<(?:{_THOUGHT})>")
 _THOUGHT_CLOSE = re.compile(rf"(?i)</(?:{_THOUGHT})>\s*")
-# Signs of the end of a turn, at either end of the answer. Those that begin a turn are left for `prompt_leak`.
+# End-of-turn tokens at either end of the answer. Tokens that begin a turn are left to the rule `prompt_leak`.
 _CONTROL = r"(?:<\|(?!im_start|start_header|user|system|assistant)[\w. -]{1,40}\|>|</?s>|<(?:eos|bos|end_of_turn|pad)>)"
 _CONTROL_EDGES = re.compile(rf"\A(?:\s*{_CONTROL})+\s*|\s*(?:{_CONTROL}\s*)+\Z", re.IGNORECASE)
 
-# One language a row: what begins an announcement, and what it says of rewriting.
+# By language: how an announcement begins, and the words for rewriting of which one must follow.
 _ANNOUNCED = {
     "en": (
         r"here(?:'s|’s| is| are| you go| comes)|below (?:is|are)|the following (?:is|are)|this is (?:a|the|my)\b|i(?:'ve|’ve|"
@@ -72,7 +72,8 @@ _ANNOUNCED = {
     "ko": (r"다음은|아래는|물론|네[,.! ]|여기", r"다시 (?:쓴|작성)|바꿔 쓴|재작성|패러프레이즈"),
     "ar": (r"إليك|فيما يلي|بالتأكيد|هذا هو|بالطبع", r"إعادة (?:صياغة|كتابة)|صياغة|المعاد"),
 }
-# Where text follows on the line of the announcement itself, English needs all of it; other languages' words of rewriting are rarer.
+# Announcements with text after them on the same line. English needs a whole phrase, because its words for rewriting are common in
+# text; those of the other languages are rarer.
 _TEXT = r"(?:text|passage|paragraph|article|sentence|excerpt|version|original|content|document)"
 _ANNOUNCED_SHORT = {
     language: rf"(?:{begin})(?=[^\n:：]{{0,120}}(?:{stem}))[^\n:：]{{0,120}}" for language, (begin, stem) in _ANNOUNCED.items()
@@ -85,7 +86,7 @@ _ANNOUNCED_SHORT = {
 _COLON = r"\s*[:：]\s*(?:\*\*|__)?[ \t]*"
 _ANNOUNCEMENT = re.compile(
     "|".join(
-        # A colon or a full stop that ends the line, or a colon within it.
+        # Ended by a colon or full stop at the end of the line, or by a colon within the line.
         rf"\A[*_#>¡ ]*(?:(?:{begin})(?=[^\n]{{0,200}}?(?:{stem}))(?:[^\n:：]{{0,200}}{_COLON}\s*\n|"
         rf"[^\n:：]{{0,200}}[.。!！][ \t*_]*\n)|"
         rf"{_ANNOUNCED_SHORT[language]}{_COLON})\s*"
@@ -93,10 +94,10 @@ _ANNOUNCEMENT = re.compile(
     ),
     re.IGNORECASE,
 )
-# However it begins: a first line that speaks of rewriting, with a colon and a blank line after it, where the source speaks of none.
+# Any first line that ends with a colon before a blank line. It is removed if it mentions rewriting and the source does not.
 _FIRST_LINE = re.compile(r"\A[^\n:：]{1,160}[:：][ \t*_]*\n\s*\n\s*")
 _REWRITING = re.compile("|".join(stem for _, stem in _ANNOUNCED.values()), re.IGNORECASE)
-# Alone on the first line.
+# Assent alone on the first line.
 _ASSENT = re.compile(
     r"\A[*_¡ ]*(?:(?:sure|okay|ok|certainly|of course|alright)[,!.] here (?:you go|it is)|here (?:you go|it is)|sure(?: thing)?|"
     r"certainly|of course|okay|ok|absolutely|alright|got it|understood|no problem|bien sûr|d['’]accord|"
@@ -171,7 +172,7 @@ _REMARK_ENGLISH = (
 _FAREWELL_LINE = re.compile(
     rf"(?:\A|\n)[ \t*_>-]*(?:{_FAREWELL}|{_REMARK}|{_REMARK_ENGLISH})[^\n]*(?:\n[^\n]+){{0,3}}\s*\Z", re.IGNORECASE
 )
-# Behind the last sentence on its own line: only what no text says of itself.
+# On the same line as the last sentence: only phrases that no ordinary text ends with.
 _FAREWELL_SENTENCE = re.compile(
     r"(?<=[.!?。！？\"”])\s*(?:i hope (?:this|that) helps|let me know if you(?:['’]d like| would like| need| want)[^\n.!?]{0,80}|"
     r"j['’]espère que cela vous aide|ich hoffe,? das hilft|espero que esto (?:te |le )?(?:ayude|sirva)|espero que isso ajude|"
@@ -181,11 +182,15 @@ _FAREWELL_SENTENCE = re.compile(
 
 
 def clean(answer: str, source: str = "") -> tuple[str, tuple[str, ...]]:
-    """The answer without what the model put around it, and the names of the cleanings that changed something, in their order.
+    """Return the answer without what the model put around it, and the names of the cleanings that changed it, in this order.
 
-    `think`: thoughts in tags, and signs of a turn's end. `preamble`: "Here is a paraphrase:", a label. `wrapper`: a fence, quotes
-    or tags around the whole. `trailer`: wishes, offers and notes behind it. In a dozen languages. A thought that never ends stays.
-    White space at either end goes and counts as no cleaning.
+    - `think`: thoughts in tags, and end-of-turn tokens. An unclosed thought is kept.
+    - `preamble`: an announcement ("Here is a paraphrase:") or a label.
+    - `wrapper`: a code fence, quotation marks or tags around the whole answer.
+    - `trailer`: wishes, offers and notes at the end.
+
+    Announcements, labels and closing remarks are recognised in a dozen languages. White space at either end is removed too, and
+    does not count as a cleaning.
     """
     text, applied = answer.strip(), set()
     for _ in range(_MOST_ROUNDS):
@@ -201,7 +206,7 @@ def clean(answer: str, source: str = "") -> tuple[str, tuple[str, ...]]:
 
 
 def unfinished_thought(text: str) -> bool:
-    """Whether a cleaned answer opens a thought and never closes it, or closes one and says nothing more."""
+    """Return whether a cleaned answer begins with an unclosed thought, or has no text after the end of a thought."""
     close = _THOUGHT_CLOSE.search(text)
     if close:
         return not text[close.end() :].strip()
@@ -209,7 +214,7 @@ def unfinished_thought(text: str) -> bool:
 
 
 def _said(passage: str, source: str) -> bool:
-    """Whether the source says how the passage begins: then it is text."""
+    """Return whether the source contains the first five words of `passage`, which is then text of its own and is kept."""
     first = " ".join(words(passage)[:5])
     return bool(first) and f" {first} " in f" {' '.join(words(source))} "
 
@@ -217,7 +222,7 @@ def _said(passage: str, source: str) -> bool:
 def _think(text: str, source: str) -> str:
     del source
     text = _CONTROL_EDGES.sub("", _THOUGHT_BLOCK.sub("", text))
-    # Templates that open the thought in the prompt: all up to its close is thought.
+    # Some chat templates open the thought in the prompt: without an opening tag, everything up to the closing tag is thought.
     close = None if _THOUGHT_TAG.search(text) else _THOUGHT_CLOSE.search(text)
     rest = text[close.end() :] if close else ""
     return rest if rest.strip() else text

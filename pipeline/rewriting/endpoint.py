@@ -1,7 +1,7 @@
-"""Ask a server that speaks OpenAI's chat completions protocol: vLLM, SGLang, llama.cpp, Ollama, or a provider.
+"""Client for servers with OpenAI's chat completions protocol: vLLM, SGLang, llama.cpp, Ollama, or a provider.
 
-Retries, their backoff and Retry-After are the `openai` client's. A thread of its own drives the requests: they go on while the
-caller is busy with what came, and a caller may have an event loop running.
+The `openai` client does the retries, with backoff and Retry-After. Requests run in a separate thread, so they continue while the
+caller processes earlier answers, and the caller may have an event loop running.
 """
 
 import asyncio
@@ -25,31 +25,31 @@ from pipeline.rewriting.parameters import MAX_TOKENS, TOKEN_LIMITS, refused_para
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-# Of sampling: what the protocol knows. The rest goes along in the body, where vLLM and SGLang read it.
+# Sampling settings of the protocol. All others are sent as extra fields of the body, where vLLM and SGLang read them.
 _KNOWN = frozenset({"temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"})
 _ALL_WOULD_FAIL = frozenset({401, 403, 404})
-_PROMPT_AT_FAULT = frozenset({400, 413, 422})  # unless a parameter is, which is the same in all requests
+_PROMPT_AT_FAULT = frozenset({400, 413, 422})  # unless a parameter is refused, which is the same in all requests
 _PARAMETER_AT_FAULT = frozenset({400, 422})
-_CONNECT_S = 10.0  # a host that is not there is known to be gone long before an answer is late
+_CONNECT_S = 10.0  # an unreachable host is detected long before an answer times out
 _HEAD_START_S = (
-    1.0  # of the first request to a server: a parameter is refused in less, and then in one request, not in all in flight
+    1.0  # for the first request to a server: a refused parameter shows within it, in one request instead of all in flight
 )
-_NO_KEY = "no-key"  # the client wants one; a server without keys ignores it
+_NO_KEY = "no-key"  # the client requires a key; a server without keys ignores it
 _ERROR_CHARACTERS = 300
 _LONG_CHARACTERS = 500
-_SAID_CHARACTERS = 120  # of what the server said, where we have something to say ourselves
+_SAID_CHARACTERS = 120  # of the server's message, where our own message goes with it
 
 Outcome = Answer | Failure
 
-# By URL and model, for this process: the parameter that limits the tokens of an answer and was not refused.
+# By URL and model, for this process: the parameter for the token limit of an answer that the server accepts.
 _limit_taken: dict[tuple[str, str], str] = {}
 
 
 def check(endpoint: Endpoint) -> None:
-    """Refuse settings with which no request could be made, before anything runs.
+    """Preflight check of the endpoint's settings; it sends no request.
 
     Raises:
-        ConfigError: the URL or the key cannot be used.
+        ConfigError: the URL or the key is invalid.
     """
     _check_url(endpoint.url)
     _api_key(endpoint)
@@ -63,17 +63,18 @@ def ask(
     sampling: Mapping[str, Any],
     chat_template_kwargs: Mapping[str, Any],
 ) -> Iterator[Outcome]:
-    """Exactly one outcome for each request, as they come, in any order. Closing the generator cancels what runs.
+    """Yield exactly one outcome for each request, in order of completion. Closing the generator cancels the requests in flight.
 
-    An answer without text is an Answer. A Failure is of kind `prompt` if the server refused the prompt (HTTP 400, 413, 422, or its
-    content filter), else of kind `backend`: what is left after the retries, and replies that are no chat completion.
+    An answer without text is an Answer. A Failure has the kind `prompt` if the server refused the prompt (HTTP 400, 413, 422, or
+    its content filter), else the kind `backend`: errors that remain after the retries, and replies that are not a chat completion.
 
     Raises:
-        ConfigError: a setting that cannot be used, or one that the server refuses for every request (HTTP 401, 403, 404, and 400 or
-            422 for a parameter). Of the two that limit the tokens of an answer it is first given the other.
+        ConfigError: a setting is invalid, the openai package is missing, or the server refuses a setting in every request (HTTP
+            401, 403, 404, or 400 or 422 for a parameter). If `token_limit` is `auto` and the server refuses one of the two
+            parameters that limit an answer, the other is tried first.
     """
     try:
-        import openai  # noqa: F401  here rather than in the thread, whose first request should not wait for it
+        import openai  # noqa: F401  imported here so that the first request in the thread does not wait for it
     except ImportError as error:
         raise ConfigError("rephrase.backend: endpoint needs the openai package; pip install openai") from error
     _check_url(endpoint.url)
@@ -82,7 +83,7 @@ def ask(
     api_key = _api_key(endpoint)
     loop = asyncio.new_event_loop()
     task = loop.create_task(_ask_all(requests, endpoint, api_key, body, coming.put))
-    # A daemon: where nobody closes the generator, as after Ctrl-C, the process can end all the same.
+    # A daemon thread, so that the process can exit if the generator is never closed, as after Ctrl-C.
     thread = threading.Thread(target=_drive, args=(loop, task, coming.put), name="endpoint", daemon=True)
     thread.start()
     try:
@@ -91,13 +92,13 @@ def ask(
                 raise outcome
             yield outcome
     finally:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to cancel
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so there is nothing left to cancel
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
 
 
 def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], put: Callable[[BaseException | None], None]) -> None:
-    """Run the loop until the task is done, close it, then put the task's error, or None."""
+    """Run the loop until the task is done, close the loop, then put the task's exception, or None."""
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(asyncio.wait([task]))
@@ -130,11 +131,11 @@ async def _ask_all(
             for number in range(min(endpoint.concurrency, len(requests))):
                 if number == 1 and endpoint.token_limit == "auto" and (endpoint.url, body["model"]) not in _limit_taken:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_HEAD_START_S):  # `wait_for` may swallow that we are cancelled
+                        async with asyncio.timeout(_HEAD_START_S):  # `wait_for` may swallow a cancellation
                             await answered.wait()
                 workers.create_task(work())
     except ExceptionGroup as group:
-        raise group.exceptions[0] from None  # the first ends them all
+        raise group.exceptions[0] from None  # the first exception has cancelled the other workers
 
 
 async def _ask_one(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Outcome:
@@ -152,7 +153,7 @@ async def _ask_one(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, 
             f"HTTP {error.status_code}: {_said(error)}", "prompt" if error.status_code in _PROMPT_AT_FAULT else "backend"
         )
     except openai.OpenAIError as error:
-        cause = error.__cause__  # "Connection error." says nothing
+        cause = error.__cause__  # the client's own message is only "Connection error."
         return failure(f"{type(cause or error).__name__}: {cause or error}")
     content = reply.http_response.content
     try:
@@ -165,9 +166,10 @@ async def _ask_one(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, 
 
 
 async def _send(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Any:
-    """The raw reply. Where the server refuses the parameter that limits the answer, this request and all later ones have the other.
+    """Send a request and return the raw reply.
 
-    Raw: the client builds its types without looking, so a reply that is something else would surface as an AttributeError.
+    If `token_limit` is `auto` and the server refuses the parameter for it, this request and all later ones use the other one. The
+    reply is raw because the client builds its types without validation: a reply of another form would end in an AttributeError.
 
     Raises:
         ConfigError: the server refuses a parameter that is the same in all requests.
@@ -198,7 +200,7 @@ async def _send(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, bod
 
 
 def _unwanted(error: "APIStatusError", client: "AsyncOpenAI", name: str, body: Mapping[str, Any]) -> str:
-    """The message for a parameter that a server refuses in every request."""
+    """Return the message for a parameter that the server refuses in every request."""
     answered = f"{client.base_url} answered HTTP {error.status_code} ({_line(_said(error), client.api_key, _SAID_CHARACTERS)})"
     if name in TOKEN_LIMITS:
         return f"rephrase.endpoint.token_limit: to {name} {answered}; set it to auto or {TOKEN_LIMITS[name]}"
@@ -214,10 +216,13 @@ def _unwanted(error: "APIStatusError", client: "AsyncOpenAI", name: str, body: M
 
 
 def _read(key: int, content: bytes) -> Answer:
-    """The answer in a reply, what it leaves out counted as nothing; where there is none, whatever error looking for it makes.
+    """Parse the answer in a reply; missing fields count as empty or 0.
 
-    A reply that is JSON, but for bytes that are no UTF-8 or halves of surrogate pairs, is an answer with U+FFFD there: it was paid
-    for, and is rejected for what it is (`characters`).
+    Bytes that are not UTF-8, and unpaired surrogates, become U+FFFD. Such an answer was paid for, so it is stored, and the rule
+    `broken_text` rejects it later.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: the reply is not a chat completion.
     """
     try:
         reply = orjson.loads(content)
@@ -237,7 +242,7 @@ def _read(key: int, content: bytes) -> Answer:
 
 
 def _body(model: str, sampling: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is the same in all requests, as arguments of the client."""
+    """Return the arguments of the client that are the same in all requests."""
     extra = {name: value for name, value in sampling.items() if name not in _KNOWN}
     if chat_template_kwargs:
         extra["chat_template_kwargs"] = dict(chat_template_kwargs)
@@ -262,7 +267,7 @@ def _api_key(endpoint: Endpoint) -> str:
     setting = f"rephrase.endpoint.api_key_env: the environment variable {endpoint.api_key_env}"
     if not key:
         raise ConfigError(f"{setting} is not set; export it where the run and Ray start, or set another one, or null for no key")
-    if not (key.isascii() and key.isprintable()):  # no HTTP header can hold it, and the error would quote it
+    if not (key.isascii() and key.isprintable()):  # no HTTP header can hold it, and the client's error would quote it
         raise ConfigError(f"{setting} holds no key: there are line breaks or letters beyond ASCII in it; export the key alone")
     return key
 
@@ -282,6 +287,6 @@ def _said(error: "APIStatusError") -> str:
 
 
 def _line(text: str, api_key: str, characters: int = _ERROR_CHARACTERS) -> str:
-    """One line of at most so many characters, without the key: some servers quote it."""
+    """Return the text as one line of at most `characters`, with the API key masked, because some servers quote it."""
     line = " ".join(text.replace(api_key, "***").split())
     return line if len(line) <= characters else f"{line[: characters - 1]}…"

@@ -1,6 +1,7 @@
-"""What is kept of a model's answers: they are cleaned, and judged by rules, the first of which that fails gives the reason.
+"""Clean the answers of a model and filter them by rules; the first rule that an answer fails is the reason for its rejection.
 
-The rules compare words, not characters (`wording`), and an answer with its own source: what the source does, an answer may do.
+The rules compare words, not characters (`wording`), and compare an answer with its own source: a fault that the source has too does
+not reject the answer.
 """
 
 import re
@@ -20,20 +21,20 @@ from pipeline.text.ngrams import Wording, foreign_share, wording, wordings, word
 
 _OPENING_WORDS = 5
 
-_LEAKED_INSTRUCTIONS = 8  # words in a row; of a script without spaces twice as many characters
+_LEAKED_INSTRUCTIONS = 8  # consecutive words; in a script without spaces, twice as many characters
 _LEAKED_EXAMPLE = 13
-# Chat templates' signs of a turn, and the headings of the usual prompts.
+# Turn markers of chat templates, and headings of common prompts.
 _MARKER = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|system|assistant|endoftext)\|>|\[/?INST\]|<</?SYS>>|"
     r"<(?:start|end)_of_turn>|^#{2,4} (?:Instructions?|Response|Input|System|User|Assistant)\b:?|"
     r"^(?:USER|ASSISTANT|SYSTEM|Assistant|Human): |^Text:",
     re.MULTILINE,
 )
-_EXAMPLE = re.compile(r"^Example \d+:", re.MULTILINE)  # as `prompts` heads them
-_LABEL_WORDS = 4  # at most, in a line of the prompt that ends with a colon and heads the passage or the examples
+_EXAMPLE = re.compile(r"^Example \d+:", re.MULTILINE)  # the heading that `prompts` writes
+_LABEL_WORDS = 4  # most words of a label: a line of the prompt, ending with a colon, that introduces the passage or the examples
 
-_SURE = 0.6  # of both languages; for a passage of a few sentences the detector is at 0.9 and more
-# Languages that the detector, and sometimes their readers, take for each other.
+_SURE = 0.6  # least confidence in both languages; for a passage of a few sentences the detector reports 0.9 or more
+# Languages that the detector confuses with each other.
 _NEAR = (
     {"no", "nb", "nn", "da"},
     {"hr", "sr", "bs", "sh"},
@@ -53,61 +54,61 @@ _NEAR = (
     {"tr", "az"},
     {"en", "sco"},
 )
-_FOREIGN = 0.12  # of an answer's letters in a script that its source does not use: models slip into the language they know best
+_FOREIGN = 0.12  # share of letters in a script that the source does not use: models switch to the language they know best
 
-_SAME = 0.95  # words that answer and source have in the same order; one in twenty changed is no rewriting
-_SAME_RUNS = 0.9  # of the answer's runs of 5 words that the source has too
+_SAME = 0.95  # share of words that are the same in the same order; changing one word in twenty is not a rewrite
+_SAME_RUNS = 0.9  # share of the answer's runs of 5 words that the source has too
 _SHORT_RUN, _LONG_RUN = 5, 25
-_COPIED = 0.9  # of the answer's words that lie in runs of 25 of the source
+_COPIED = 0.9  # share of the answer's words within runs of 25 words of the source; a script without spaces uses runs of 50
 
 _HELD_OUT_RUN, _HELD_OUT_LEAST = 13, 8
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to become of an answer."""
+    """The result of filtering one answer."""
 
     text: str  # cleaned
-    removed: tuple[str, ...]  # cleanings that applied
-    reason: str  # one of styles.RULES, or "" for accepted
-    detail: str  # one short line: what was found, with numbers
+    removed: tuple[str, ...]  # names of the cleanings that changed it
+    reason: str  # the rule of styles.RULES that rejects it, or "" if accepted; `judging` adds "no_answer"
+    detail: str  # one short line: what the rule found, with numbers
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Text that must not come back in rewrites: its runs of 13 words; of shorter texts, from 8 words on, the whole."""
+    """Held-out text that must not occur in rewrites: the hashes of its runs of 13 words. A text of 8 to 12 words is one run."""
 
     ngram_N: NDArray[np.uint64]  # sorted, each once
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "HeldOut":
-        """The runs of some texts."""
+        """Collect the runs of the given texts."""
         found: list[NDArray[np.uint64]] = []
         for text in texts:
             runs = []
             for of_piece in wordings(text, _HELD_OUT_RUN):
                 runs.append(of_piece.runs(_HELD_OUT_RUN))
             if not any(map(len, runs)) and len(of_piece.words) >= _HELD_OUT_LEAST:
-                runs = [of_piece.runs(len(of_piece.words))]  # all words: they are too few for a run, so each piece begins with them
+                runs = [of_piece.runs(len(of_piece.words))]  # no run of 13, so the last piece holds all words
             found += runs
         return cls(np.unique(np.concatenate([np.empty(0, np.uint64), *found])))
 
     @classmethod
     def combine(cls, parts: Sequence["HeldOut"]) -> "HeldOut":
-        """What any of the parts holds."""
+        """Return the union of the parts."""
         return cls(np.unique(np.concatenate([np.empty(0, np.uint64), *(part.ngram_N for part in parts)])))
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "HeldOut":
-        """The inverse of `to_table`; rows may be in any order."""
+        """Read a table written by `to_table`; its rows may be in any order."""
         return cls(np.unique(table["ngram"].to_numpy()))
 
     def to_table(self) -> pa.Table:
-        """One row for each run, in ascending order of its hash."""
+        """Return a table with one row per run, in ascending order of its hash."""
         return pa.table({"ngram": pa.array(self.ngram_N, pa.uint64())})
 
     def overlap(self, text: str) -> str:
-        """The first run of words that the text shares with what is held out, the longest of those; "" if there is none."""
+        """Return the first run of words shared with the held-out text, the longest of those that begin there; "" without one."""
         if not len(self.ngram_N):
             return ""
         of_text = wording(text)
@@ -133,10 +134,10 @@ def judge(
     count: Callable[[str], int],
     held_out: HeldOut | None = None,
 ) -> Verdict:
-    """The answer cleaned (`characters`, `cleaning`), and the first of the style's rules that it fails, in the order of `RULES`.
+    """Clean an answer (`characters`, `cleaning`) and find the first of the style's rules that it fails, in the order of `RULES`.
 
-    `instructions` is the prompt without passage and examples. `similarity` is judged elsewhere: it needs a model. A run of words of
-    the held-out text counts though the source has it too, for rewrites of held-out text are what it is there to catch.
+    `instructions` is the prompt without passage and examples. The rule `similarity` needs an embedder and is applied in `judging`.
+    The rule `held_out` rejects an answer even if the source has the run too: it exists to catch rewrites of held-out text.
     """
     answer = answer.strip()
     plain = without_controls(answer)
@@ -150,12 +151,12 @@ def judge(
 
 
 def openings(text: str) -> str:
-    """The first five words: a model in a rut opens most of its answers with few of them (FinePhrase)."""
+    """Return the first five words. A collapsed model begins most of its answers with a few such openings (FinePhrase)."""
     return " ".join(words(text[:500])[:_OPENING_WORDS])
 
 
 def collapse(counts: Mapping[str, int]) -> tuple[int, float, str]:
-    """Of counted openings: how many there are, the commonest's share, and the commonest; of two as common the first by alphabet."""
+    """Return the number of distinct openings, the share of the most common, and that opening; ties go to the first by alphabet."""
     if not counts:
         return 0, 0.0, ""
     commonest = min(counts, key=lambda opening: (-counts[opening], opening))
@@ -183,7 +184,7 @@ class _Case:
         return wording(self.source)
 
 
-# Each returns what it found, or "" where there is nothing to say against the answer.
+# Each rule returns what it found, or "" if the answer passes.
 
 
 def _empty(case: _Case) -> str:
@@ -228,7 +229,7 @@ def _example_leak(case: _Case) -> str:
 
 
 def _leak(case: _Case, secret: str, length: int) -> str:
-    """The first run of so many words that the answer has of `secret` and not of its source."""
+    """Return the first run of `length` words that the answer shares with `secret` but not with its source; or ""."""
     n = 2 * length if case.answered.unspaced else length
     in_secret_G = case.answered.shared(n, wording(secret))
     if not in_secret_G.any():

@@ -1,6 +1,6 @@
-"""What becomes of answers: accepted, rejected by a rule or quarantined; the accepted ones joined into rewrites of their windows.
+"""Judge answers as accepted, rejected by a rule, or quarantined, and join the accepted ones into rewrites of their windows.
 
-Shapes: R requests, D width of the embedding.
+Shapes: R rewrites (in `_compare`: answers), P distinct passages (in `_landed`: pairs of clusters), D width of the embedding.
 """
 
 import itertools
@@ -31,9 +31,13 @@ def judge_answers(
     held_out: HeldOut | None,
     provenance: dict[str, str],
 ) -> pa.Table:
-    """A PASSAGES row for each request, which has an answer (ANSWERS, in the same order) or an error.
+    """Return a PASSAGES row for each request, in their order.
 
-    `provenance` holds model, revision and sampling.
+    Each request has either a row in `answers` (ANSWERS, in the order of the requests) or an error in `errors`, by key; requests
+    with an error are quarantined. `provenance` holds model, revision and sampling.
+
+    Raises:
+        AssertionError: answers and requests are not aligned.
     """
     rows = []
     given = iter(answers.to_pylist())
@@ -80,16 +84,16 @@ _ASKED = ("key", "window_key", "doc_id", "window", "leaf", "style", "variant", "
 
 
 def _compare(rows: list[dict[str, Any]], sources: Sequence[str], task: Task, encode: Encode) -> None:
-    """The rule `similarity`: reject answers whose embedding is far from that of their passage."""
+    """Apply the rule `similarity`: reject answers whose embedding has too small a cosine with that of their passage."""
     compared = [i for i, row in enumerate(rows) if row["verdict"] == "accepted" and task.styles[row["style"]].applies("similarity")]
     if not compared:
         return
-    passages = list(dict.fromkeys(sources[i] for i in compared))  # one passage may have been rewritten in several styles
+    passages = list(dict.fromkeys(sources[i] for i in compared))  # once each: a passage may be rewritten in several styles
     place = {text: number for number, text in enumerate(passages)}
     x_PD, y_RD = encode(passages), encode([rows[i]["text"] for i in compared])
     for i, y_D in zip(compared, y_RD, strict=True):
         similarity = float(np.dot(x_PD[place[sources[i]]], y_D))
-        if np.isnan(similarity):  # one of them has no embedding: nothing that the model knows is in it
+        if np.isnan(similarity):  # one of the texts has no embedding, because no word of it is known to the embedder
             similarity = -1.0
         least = task.styles[rows[i]["style"]].min_similarity
         rows[i]["similarity"] = similarity
@@ -98,9 +102,10 @@ def _compare(rows: list[dict[str, Any]], sources: Sequence[str], task: Task, enc
 
 
 def rewrites_table(requests: pa.Table, passages: pa.Table, task: Task) -> pa.Table:
-    """A REWRITES row for each window of text that accepted answers make up.
+    """Return a REWRITES row for each window of text in the accepted answers.
 
-    Neighbouring answers are joined by the style's `join`; a rejected one between them ends the text, so no gap is hidden.
+    Consecutive accepted answers of one window, style and variant are joined with the style's `join` and cut into windows. A
+    rejected or quarantined answer ends the text, so that no rewrite has a hidden gap.
     """
     rows: list[dict[str, Any]] = []
     asked = zip(requests.to_pylist(), passages.select(["verdict", "text"]).to_pylist(), strict=True)
@@ -140,7 +145,11 @@ def facts_of(
     leaf_R: I32,
     openings_share: float,
 ) -> dict[str, Any]:
-    """What a group of requests adds to the accounts; `leaf_R` holds the leaf of each rewrite."""
+    """Return the counts of one group of requests, for `ledger.Ledger.of_group`.
+
+    `leaf_R` holds the cluster of each rewrite. Openings are counted for a share `openings_share` of the accepted answers, chosen by
+    key.
+    """
     outcomes: dict[str, Counter[str]] = {}
     removed: dict[str, Counter[str]] = {}
     opened: dict[str, Counter[str]] = {}
@@ -168,14 +177,14 @@ def facts_of(
 
 
 def _sums(leaf_R: NDArray[np.integer], value_R: NDArray[np.integer]) -> dict[str, int]:
-    """Sums by leaf; JSON has no other keys than text."""
+    """Return the sums by cluster. Keys are strings, because JSON has no other keys."""
     leaves, place = np.unique(leaf_R, return_inverse=True)
     sums = np.bincount(place, weights=value_R, minlength=len(leaves))
     return {str(leaf): int(total) for leaf, total in zip(leaves, sums, strict=True)}
 
 
 def _landed(leaf_R: I32, parent_R: I32, tokens_R: I32) -> list[list[int]]:
-    """Windows and tokens of each pair of an own and a parent's leaf: [leaf, parent, windows, tokens]."""
+    """Count windows and tokens by own cluster and source window's cluster: rows of [leaf, parent leaf, windows, tokens]."""
     pair_P, place, windows_P = np.unique(np.stack([leaf_R, parent_R], axis=1), axis=0, return_inverse=True, return_counts=True)
     tokens_P = np.bincount(place.ravel(), weights=tokens_R, minlength=len(pair_P))
     return [[int(v) for v in (*pair, windows, tokens)] for pair, windows, tokens in zip(pair_P, windows_P, tokens_P, strict=True)]

@@ -1,6 +1,6 @@
-"""The accounts of all groups of requests, added up on the workers that read them: the driver holds sums alone.
+"""Counts of all groups of requests. Workers read and add them up, so the driver holds only sums and one entry per group.
 
-Shapes: L leaves, P pairs of an own and a parent's leaf.
+Shapes: L clusters.
 """
 
 from collections import Counter
@@ -22,17 +22,17 @@ Counts = dict[str, Counter[str]]  # by style
 
 @dataclass
 class Ledger:
-    """Sums over `judging.facts_of`. `combine` and `add` do not depend on order or grouping."""
+    """Sums over the results of `judging.facts_of`. The result of `combine` and `add` does not depend on order or grouping."""
 
     parts: list[dict[str, Any]] = field(default_factory=list)  # name, rows, tokens of each group
     sums: Counter[str] = field(default_factory=Counter)
-    asked: Counter[int] = field(default_factory=Counter)  # source tokens sent, by leaf
-    landed: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # windows and tokens by (leaf, parent's leaf)
+    asked: Counter[int] = field(default_factory=Counter)  # source tokens sent, by cluster of the source window
+    landed: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # windows and tokens by (own leaf, source leaf)
     counts: dict[str, Counts] = field(default_factory=lambda: {name: {} for name in COUNTED})
 
     @classmethod
     def of_group(cls, name: str, facts: Mapping[str, Any]) -> Self:
-        """The entry of one group."""
+        """Return the ledger of one group, from its `judging.facts_of`."""
         return cls(
             parts=[{"name": name, "rows": facts["rewrites"], "tokens": facts["tokens"]}],
             sums=Counter({key: facts[key] for key in SUMMED}),
@@ -43,14 +43,14 @@ class Ledger:
 
     @classmethod
     def combine(cls, ledgers: Iterable[Self]) -> Self:
-        """One ledger of all."""
+        """Return the sum of the ledgers."""
         total = cls()
         for ledger in ledgers:
             total.add(ledger)
         return total
 
     def add(self, other: Self) -> Self:
-        """Enter what another holds, and give back this one; it costs what the other holds."""
+        """Add another ledger to this one in place, and return this one."""
         self.parts += other.parts
         self.parts.sort(key=lambda part: str(part["name"]))
         self.sums.update(other.sums)
@@ -64,18 +64,18 @@ class Ledger:
         return self
 
     def asked_L(self, num_leaves: int) -> F64:
-        """(L,) source tokens sent, by the leaf of the parent."""
+        """Return (L,) source tokens sent, by cluster of the source window."""
         total_L = np.zeros(num_leaves)
         for leaf, tokens in self.asked.items():
             total_L[leaf] = tokens
         return total_L
 
     def landed_table(self) -> pa.Table:
-        """The rewrites by their own leaf and their parent's, as a LANDED table."""
+        """Return windows and tokens of rewrites by own cluster and source window's cluster, as a sorted LANDED table."""
         rows = [(*pair, *counts) for pair, counts in sorted(self.landed.items())]
         columns = zip(*rows, strict=True) if rows else [[]] * len(LANDED)
         return pa.table([pa.array(column, field.type) for column, field in zip(columns, LANDED, strict=True)], schema=LANDED)
 
     def counted(self, key: str) -> dict[str, dict[str, int]]:
-        """One of COUNTED, by style and name, both sorted."""
+        """Return the counts of one `key` of COUNTED, by style and name, both sorted."""
         return {style: dict(sorted(found.items())) for style, found in sorted(self.counts[key].items())}

@@ -1,4 +1,4 @@
-"""Which model writes, by content: what an answer depends on besides its prompt."""
+"""Identify the rewriting model and its settings by content: everything that an answer depends on besides its prompt."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.execution.file_digests import file_sha256
 from pipeline.execution.fingerprint import fingerprint
 
-# Settings of vLLM's engine that say how it runs, not what it computes (beyond the last bits, which batching decides anyway).
+# Settings of vLLM's engine that change how it runs, not what it computes (except the last bits, which batching changes anyway).
 _EXECUTION = frozenset(
     {
         "tensor_parallel_size",
@@ -34,24 +34,25 @@ _EXECUTION = frozenset(
         "download_dir",
     }
 )
-_WHOLE_BYTES = 64 << 20  # files up to here are digested whole; of weights, their ends and size will do
-_END_BYTES = 4 << 20
+_WHOLE_BYTES = 64 << 20  # larger files (weights) are hashed by their size, beginning, middle and end
+_END_BYTES = 4 << 20  # of each of the three
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is found: where workers load it from, and what it is."""
+    """A resolved model: where workers load it from, and which version it is."""
 
-    source: str  # absolute folder, hub name, or the name that an endpoint knows
-    commit: str | None  # of a hub model
-    revision: str  # commit, digest of a folder, or what the config says of an endpoint's
+    source: str  # absolute folder, hub name, or the model name of an endpoint
+    commit: str | None  # of a hub model, else None
+    revision: str  # commit, digest of a folder, or rephrase.revision for an endpoint ("" if unset)
 
 
 def resolve(settings: Rephrase) -> Model:
-    """The model of `rephrase.model`; asks the hub for its commit, and for its small files, no weights.
+    """Resolve `rephrase.model`. A hub name downloads its JSON files, which gives the commit, but no weights.
 
     Raises:
-        ConfigError: there is no such model, or the hub cannot be reached and does not lie in the cache.
+        ConfigError: the folder has no config.json, the hub has no such model, the hub is unreachable and the model is not cached,
+            or huggingface_hub is missing.
     """
     if settings.backend == "endpoint":
         return Model(settings.model, None, settings.revision or "")
@@ -65,8 +66,8 @@ def resolve(settings: Rephrase) -> Model:
 
 
 def generator(settings: Rephrase, model: Model) -> str:
-    """The fingerprint of model and settings of generation: part of the identity of each answer."""
-    # A folder's path is no identity, and its digest is.
+    """Return the fingerprint of the model and the generation settings, which is part of the key of each answer."""
+    # A folder is identified by its name and digest, not by its path.
     name = os.path.basename(model.source) if os.path.isabs(model.source) else model.source
     return fingerprint(
         {
@@ -80,7 +81,7 @@ def generator(settings: Rephrase, model: Model) -> str:
 
 
 def identity(settings: Rephrase, model: Model) -> dict[str, Any]:
-    """What the outcome of rephrasing depends on, of its settings."""
+    """Return the settings of `rephrase` that change the result, for the step's fingerprint."""
     steering = ("endpoint", "engine", "model", "revision", "backend", "styles", "held_out")
     kept = {name: value for name, value in settings.identity().items() if name not in steering}
     return {**kept, "styles": settings.style_shares, "generator": generator(settings, model)}

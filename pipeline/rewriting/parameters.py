@@ -1,7 +1,7 @@
-"""Which parameter of a request a server refuses, by what it answered: in every request, and not in this prompt's alone.
+"""Find out from a server's error which parameter it refuses in every request, as opposed to refusing one prompt.
 
-OpenAI and those who follow it name it (`param`), pydantic's servers give its place (`detail: [{loc: [body, NAME]}]`), others only
-speak of it.
+OpenAI and compatible servers name the parameter (`param`), servers built on pydantic give its location
+(`detail: [{loc: [body, NAME]}]`), and others mention it only in the message.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
-TOKEN_LIMITS = {MAX_TOKENS: MAX_COMPLETION_TOKENS, MAX_COMPLETION_TOKENS: MAX_TOKENS}  # each with the other
+TOKEN_LIMITS = {MAX_TOKENS: MAX_COMPLETION_TOKENS, MAX_COMPLETION_TOKENS: MAX_TOKENS}  # each with its alternative
 
 _UNKNOWN = (
     r"unsupported|unrecogni[sz]ed|unknown|unexpected|deprecated|extra (?:inputs?|fields?)|\binstead\b|"
@@ -24,10 +24,10 @@ _OF_THE_PROMPT = re.compile(r"too (?:large|long|many)|context|input tokens", re.
 
 
 def refused_parameter(body: object, message: str, sent: Iterable[str]) -> str | None:
-    """The name, among those `sent`, of what an error with this `body` and `message` refuses; None: it is the prompt's fault.
+    """Return which of the parameters `sent` an error with this `body` and `message` refuses; None if the prompt is at fault.
 
-    A limit on tokens may be too high for one prompt alone: it counts as refused only where the server does not know it, or takes it
-    no longer.
+    A token limit may be too high for one prompt only, so it counts as refused only if the server does not know the parameter or no
+    longer supports it. Of several parameters mentioned in the message, the first is returned.
     """
     sent = list(sent)
     for name in _named(body):
@@ -38,7 +38,7 @@ def refused_parameter(body: object, message: str, sent: Iterable[str]) -> str | 
         for name in sent
         if (found := re.search(_spoken(name), message)) and _refuses(_NO_PARAMETER if name in TOKEN_LIMITS else _NO_VALUE, message)
     }
-    return min(places, key=lambda name: (places[name], name), default=None)  # the first that it speaks of
+    return min(places, key=lambda name: (places[name], name), default=None)
 
 
 def _refuses(words: re.Pattern[str], message: str, more: str = "") -> bool:
@@ -46,12 +46,12 @@ def _refuses(words: re.Pattern[str], message: str, more: str = "") -> bool:
 
 
 def _spoken(name: str) -> str:
-    """A pattern for a name in quotes, at the beginning, or behind a colon: as a word of a sentence it may be anything."""
+    """Return a pattern for a name in quotes, at the beginning or after a colon; elsewhere the name may be an ordinary word."""
     return rf"['\"`‘“]{name}['\"`’”.\[]|\A\W*{name}\b(?=\s*(?::|is|must|should|does|cannot))|: {name}\b"
 
 
 def _named(body: object) -> Iterator[str]:
-    """Names that an error gives in places of their own: `body.stop.0` is of `stop`."""
+    """Yield the parameter names in the structured fields of an error: `body.stop.0` gives `stop`."""
     if not isinstance(body, Mapping):
         return
     if isinstance(param := body.get("param"), str):

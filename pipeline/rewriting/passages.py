@@ -1,6 +1,6 @@
-"""A window's text into passages that a model rewrites one at a time; joined in order they are the text.
+"""Split the text of a window into passages, which a model rewrites one at a time. Joined in order, the passages are the text.
 
-WRAP rewrites at most about 300 tokens at once: of longer passages models make summaries.
+WRAP rewrites at most about 300 tokens at once, because models summarise longer passages.
 """
 
 from bisect import bisect_left
@@ -12,10 +12,10 @@ import regex
 
 from pipeline.rewriting.languages import detect
 
-_TINY = 1 / 3  # of the limit: a last passage below it is evened out with the one before
+_TINY = 1 / 3  # of the limit: a shorter last passage is balanced with the one before it
 _BLANK = regex.compile(r"[\s\x1c-\x1f]+")
 _LINE_FEED = regex.compile(r"\r\n|[\n\r\v\f\x85\u2028\u2029]")
-# Where to split within a sentence, best first: at line ends, after commas and the like, before words, between characters as read.
+# Where to split within a sentence, best first: at line ends, after commas and similar, between words, between grapheme clusters.
 _WITHIN = tuple(
     regex.compile(pattern) for pattern in (r"(?:\r\n|[\n\r\v\f\x85\u2028\u2029])+", r"[,;:–—]\s+|[，、；：،؛]\s*", r"\s+", r"\X")
 )
@@ -23,7 +23,7 @@ _WITHIN = tuple(
 
 @dataclass(frozen=True)
 class Passage:
-    """A run of a text, and how many tokens it counts."""
+    """A contiguous piece of a text, and its number of tokens."""
 
     text: str
     tokens: int
@@ -37,13 +37,16 @@ class _Unit:
 
 
 def cut_passages(text: str, limit: int, count: Callable[[str], int]) -> list[Passage]:
-    """The text in passages of at most `limit` tokens, in order; joined they are the text. An empty text has none.
+    """Split a text into passages of at most `limit` tokens, in order. Joined, they are the text; an empty text has no passages.
 
-    A passage ends after a sentence or line: at the last that fits, but after a paragraph if one ends within its last third. The
-    last two are evened out if the last were less than a third of the limit. A sentence above the limit is split at line ends,
-    commas, words, else characters; only a single character can be above it. White space belongs to the sentence before, indentation
-    to its line. Each sentence is counted once and a passage's tokens are the sum, which a tokenizer that joins across sentences
-    may count a little differently.
+    A passage ends after the last sentence or line that fits, but after a paragraph if one ends within the last third of the limit.
+    If the last passage has less than a third of the limit, the last two are balanced. A sentence above the limit is split at line
+    ends, commas, words, else characters; only a single character can exceed the limit. White space belongs to the sentence before
+    it, indentation to its line. The tokens of a passage are the sum over its sentences, each counted alone; a tokenizer that merges
+    across sentences may count the passage slightly differently.
+
+    Raises:
+        ValueError: `limit` is below 1.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1 token, got {limit}")
@@ -64,7 +67,7 @@ def _tokens(units: list[_Unit]) -> int:
 
 
 def _end(units: list[_Unit], begin: int, limit: int) -> int:
-    """Before which unit the passage that begins at unit `begin` ends."""
+    """Return the end (exclusive) of the passage that begins at unit `begin`."""
     tokens, end, after_paragraph = 0, begin, 0
     while end < len(units) and (end == begin or tokens + units[end].tokens <= limit):
         tokens += units[end].tokens
@@ -75,26 +78,26 @@ def _end(units: list[_Unit], begin: int, limit: int) -> int:
 
 
 def _evened(units: list[_Unit], limit: int) -> list[list[_Unit]]:
-    """The units of the last two passages, as one if that fits, else as two of about one length."""
+    """Divide the units of the last two passages again: into one passage if it fits, else into two of about equal length."""
     total = _tokens(units)
     if total <= limit:
         return [units]
     best, best_cost, before = 0, float("inf"), 0
     for border in range(1, len(units)):
         before += units[border - 1].tokens
-        # A paragraph's end may be somewhat off the middle. The earlier passage is the longer one where two are as good.
+        # The end of a paragraph may lie further from the middle. Ties make the first passage the longer one.
         cost = abs(2 * before - total) - (total / 3 if units[border - 1].ends_paragraph else 0)
         if max(before, total - before) <= limit and cost <= best_cost:
             best, best_cost = border, cost
-    # None fits only if a single character has more tokens than the limit: the first passage is then that of before.
+    # No border fits only if a single character exceeds the limit; the first passage then stays as it was.
     best = best or _end(units, 0, limit)
     return [part for part in (units[:best], units[best:]) if part]
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Sentences with the white space after them; lines too, but where a line is only wrapped. Joined, the text."""
+    """Yield sentences and lines with the white space after them; wrapped lines are not split. Joined, they are the text."""
     borders = sorted({*_sentence_ends(text), *_line_ends(text)})
-    # White space belongs to the sentence before it, but indentation to its line.
+    # Move borders behind white space, or behind its last line end, so that indentation stays with its line.
     moved = {border for border in borders if not any(map(str.isspace, text[max(0, border - 1) : border + 1]))}
     for blank in _BLANK.finditer(text):
         first = bisect_left(borders, blank.start())
@@ -111,11 +114,11 @@ def _sentences(text: str) -> Iterator[str]:
 def _sentence_ends(text: str) -> Iterator[int]:
     import sentencex
 
-    # sentencex is Rust, where a text cannot hold a half of a surrogate pair; another character keeps the place.
+    # sentencex is written in Rust, whose strings cannot hold unpaired surrogates. The replacement keeps all positions.
     clean = regex.sub(r"[\ud800-\udfff]", "\ufffd", text)
     end = 0
     for sentence in sentencex.segment(detect(text)[0], clean):
-        # The pieces join to the text for all inputs tried; should one not, its border is looked for, and the text is never touched.
+        # For all inputs tried, the sentences join to the text. If one does not match, search for it; the text itself never changes.
         found = end if clean.startswith(sentence, end) else clean.find(sentence.strip() or sentence, end)
         if found < 0:
             continue
@@ -126,13 +129,13 @@ def _sentence_ends(text: str) -> Iterator[int]:
 def _line_ends(text: str) -> Iterator[int]:
     for line_end in _LINE_FEED.finditer(text):
         following = text[line_end.end() : line_end.end() + 1]
-        # A lower-case letter goes on with the sentence: the line is wrapped, or a verse, of which `_split` makes lines if need be.
+        # Before a lower-case letter the sentence continues: the line is wrapped, or it is verse, which `_split` can still split.
         if not following.islower():
             yield line_end.end()
 
 
 def _split(sentence: str, limit: int, count: Callable[[str], int]) -> Iterator[_Unit]:
-    """The sentence, or its parts of at most `limit` tokens, halved as often as need be: each of its tokens is counted log times."""
+    """Halve a sentence until each piece has at most `limit` tokens. Each token is counted once per level of halving."""
     tokens = count(sentence)
     middle = _middle(sentence) if tokens > limit else 0
     if middle:
@@ -144,11 +147,11 @@ def _split(sentence: str, limit: int, count: Callable[[str], int]) -> Iterator[_
 
 
 def _middle(sentence: str) -> int:
-    """The border nearest to the middle, of the best kind that has one in the middle half; 0 for a single character."""
+    """Return the border nearest to the middle, of the best kind with one in the middle half; 0 for a single character."""
     half = len(sentence) / 2
     for kind in _WITHIN:
         borders = [match.end() for match in kind.finditer(sentence) if 0 < match.end() < len(sentence)]
         best = min(borders, key=lambda border: abs(border - half), default=0)
         if best and (abs(best - half) <= half / 2 or kind is _WITHIN[-1]):
             return best
-    return len(sentence) // 2  # a character of several code points, which alone is above the limit
+    return len(sentence) // 2  # a single grapheme cluster of several code points that exceeds the limit

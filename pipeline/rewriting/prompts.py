@@ -1,6 +1,6 @@
-"""From a style and a passage to what a model reads, and to the identity of its answer.
+"""Build the prompt for a style and a passage, and the key of its answer.
 
-Nothing here depends on order, place or clock: the same passage gets the same prompt and key in every run.
+Nothing here depends on order, machine or time: the same passage gets the same prompt and key in every run.
 """
 
 import heapq
@@ -18,16 +18,16 @@ from pipeline.rewriting.styles import Style
 
 _PLACEHOLDER = re.compile(r"\{(text|specialist)\}")
 _EXAMPLE = "Example {number}:\n{text}"
-_SPARE_TOKENS = 64  # of every answer: titles, labels, and passages so short that their length says little
+_SPARE_TOKENS = 64  # added to the limit of every answer, for titles, labels and very short passages
 
-# A line's end; a sentence's, with what closes it; and of scripts that put no space after one.
+# The end of a line; of a sentence with its closing quotes; of a sentence in scripts without a space after it.
 _ENDS = re.compile(r"(?=\n)|[.!?…؟।]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”）]*")
 _SPACE = re.compile(r"(?<=\S)(?=\s)")
-_MOST_CHARACTERS = 32  # of a token, as in windows: a document of any size is tokenised no further than needed
+_MOST_CHARACTERS = 32  # per token, as for windows: bounds how much of a large document is tokenised
 
 
 def messages(style: Style, text: str, examples: Sequence[str] = ()) -> list[Message]:
-    """The prompt of one passage; a system message only if the style has one. Passage and examples stand in it as they are.
+    """Return the prompt for one passage, with a system message if the style has one. Passage and examples are inserted unchanged.
 
     Raises:
         ConfigError: the style has {specialist}, and there are no examples.
@@ -44,42 +44,43 @@ def messages(style: Style, text: str, examples: Sequence[str] = ()) -> list[Mess
 
 
 def instructions(style: Style) -> str:
-    """What the prompt says besides passage and examples; an answer that holds much of it has leaked it."""
+    """Return the prompt without passage and examples, to detect answers that leak it."""
     return "\n\n".join(_fill(part, {}) for part in (style.system, style.prompt) if part)
 
 
 def needs_examples(style: Style) -> bool:
-    """Whether excerpts of the specialist's sample are part of the prompt."""
+    """Return whether the prompt includes excerpts of the specialist sample."""
     return "{specialist}" in style.prompt or "{specialist}" in style.system
 
 
 def prompt_hash(style: Style) -> str:
-    """16 hex digits that name the wording of a style, whatever its name and limits."""
+    """Return a hash of a style's wording as 16 hex digits; the style's name and limits do not change it."""
     return fingerprint({"system": style.system, "prompt": style.prompt})
 
 
 def answer_key(
     generator: str, style: Style, text: str, examples: Sequence[str], window_key: int, passage: int, variant: int
 ) -> int:
-    """The 64-bit identity of an answer: of all that it depends on, and of the place that it is for.
+    """Return the 64-bit key of an answer: a hash of everything that it depends on, and of window, passage number and variant.
 
-    Of the style that is name, wording and `max_output`; limits that judge an answer afterwards can change, and it is used again.
+    Of the style, only name, wording and `max_output` count. Limits that only filter answers may change without losing stored
+    answers.
     """
     wording = [style.name, prompt_hash(style), style.max_output, _EXAMPLE]
     place = [int(window_key), int(passage), int(variant)]
-    # Nested lists with quoted strings: no two of them have one text.
+    # Nested lists with quoted strings: different inputs never have the same JSON.
     return int(xxhash.xxh3_64_intdigest(canonical_json([generator, wording, text, list(examples), place]).encode()))
 
 
 def max_tokens(style: Style, passage_tokens: int) -> int:
-    """Where an answer is cut."""
+    """Return the token limit of an answer: `max_output` times the tokens of the passage, plus 64."""
     return round(style.max_output * passage_tokens) + _SPARE_TOKENS
 
 
 def draw_examples(samples: Sequence[str], count: int, *, seed: int, key: int) -> list[str]:
-    """`count` distinct samples, or all if there are fewer; which, and in which order, depends on seed, key and their content alone.
+    """Choose `count` distinct texts, or all if there are fewer. Choice and order depend only on seed, key and the texts' content.
 
-    Each call reads all samples: they are a pool of hundreds of excerpts, not a corpus.
+    Each call hashes all texts, so `samples` should be a pool of hundreds of excerpts, not a corpus.
     """
     distinct = list(dict.fromkeys(samples))
     id_N = np.array([xxhash.xxh3_64_intdigest(sample.encode("utf-8", "surrogatepass")) for sample in distinct], dtype=np.uint64)
@@ -88,9 +89,9 @@ def draw_examples(samples: Sequence[str], count: int, *, seed: int, key: int) ->
 
 
 def excerpt(text: str, limit: int, count: Callable[[str], int]) -> str:
-    """The beginning of a document, at most `limit` tokens by `count`, without white space at its end.
+    """Return the beginning of a document, at most `limit` tokens by `count`, without trailing white space.
 
-    It ends with the last line or sentence that ends in its second half; failing that with the last word; failing that anywhere.
+    It ends after the last line or sentence that ends in its second half, else after the last word that ends there, else anywhere.
     """
     head = text[: max(limit, 0) * _MOST_CHARACTERS]
     if len(head) == len(text) and count(head) <= limit:
@@ -100,15 +101,15 @@ def excerpt(text: str, limit: int, count: Callable[[str], int]) -> str:
         middle = (fits + too_long) // 2
         fits, too_long = (middle, too_long) if count(head[:middle]) <= limit else (fits, middle)
     for pattern in (_ENDS, _SPACE):
-        # One character more, so that an end which needs white space behind it is seen.
+        # One more character, because some ends are recognised by the white space after them.
         ends = [match.end() for match in pattern.finditer(text[: fits + 1]) if fits < 2 * match.end() <= 2 * fits]
         for end in reversed(ends):
             cut = text[:end].rstrip()
-            if cut and count(cut) <= limit:  # a prefix may have more tokens than what it is of, if hardly ever
+            if cut and count(cut) <= limit:  # a prefix may, rarely, have more tokens than the longer text
                 return cut
     return text[:fits].rstrip()
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    # One pass, so that a passage which holds a placeholder itself comes through as it is.
+    # One pass, so that a placeholder within a passage is not replaced.
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], ""), template)

@@ -1,9 +1,9 @@
-"""Answers that decline to answer, in a dozen languages."""
+"""Detect answers that refuse the task, in a dozen languages."""
 
 import re
 
-_MOST_WORDS = 150  # longer answers have a text after all; an apology is then its first line
-_SCRIPT_WORDS = 2  # characters that make about a word where each counts as one
+_MOST_WORDS = 150  # longer answers do contain a text, and an apology is its first line
+_SCRIPT_WORDS = 2  # a word is about so many characters in scripts where each character counts as a word
 _HEAD_CHARACTERS = 240
 
 _APOLOGY = (
@@ -24,7 +24,7 @@ _TASK = (
     r"discuss|write (?:about|this|that|content)|have (?:access|the ability|enough)"
 )
 _PATTERNS = (
-    # English. An apology alone is fiction; with a task of a model it is none.
+    # English. An apology alone may be fiction; together with a task of a model it is a refusal.
     rf"(?:(?:{_APOLOGY})[^.\n]{{0,40}}?\b)?(?:{_UNABLE})\b[^.\n]{{0,40}}?\b(?:{_TASK})\w*",
     r"(?:(?:i['’]m sorry|sorry|unfortunately)[^.\n]{0,20})?as an? (?:\w+ )?(?:ai|artificial intelligence|large language model|"
     r"language model)\b",
@@ -100,14 +100,17 @@ _PATTERNS = (
     # Arabic
     r"(?:آسف|أعتذر|عذر[اًا]+|للأسف)[^.\n]{0,50}(?:لا (?:أستطيع|يمكنني)|لن أتمكن)",
 )
-# Either one or two openings may stand before: "Hello! I'm sorry, but …".
+# A greeting may come first: "Hello! I'm sorry, but …".
 _LED = r"(?:(?:hi|hello|hmm|well|thank you[^.!\n]{0,60}|bonjour|hallo|hola|您好|你好|здравствуйте)[!,.。！，…]*\s*)?"
 _REFUSAL = re.compile(rf"(?:{'|'.join(_PATTERNS)})", re.IGNORECASE)
 _OPENS = re.compile(rf"\A[\s*_>#]*{_LED}(?:{'|'.join(_PATTERNS)})", re.IGNORECASE)
 
 
 def found(text: str, num_words: int, source: str) -> str:
-    """What the answer declines with, or ""; only at the beginning of 150 words or fewer, and where the source has no refusal."""
+    """Describe the refusal with which an answer begins; return "" if there is none.
+
+    Answers of more than 150 words (300 if the refusal is not ASCII) do not count, nor do sources that contain a refusal themselves.
+    """
     refusal = _OPENS.match(text[:_HEAD_CHARACTERS])
     most = _MOST_WORDS * (_SCRIPT_WORDS if not refusal or not refusal[0].isascii() else 1)
     if not refusal or num_words > most or _REFUSAL.search(source):

@@ -1,7 +1,9 @@
-"""Loops: a model that says the same again and again, beyond what its source does.
+"""Detect answers that repeat themselves more than their source does.
 
-Shares of duplicate sentences and runs are MassiveText's (Gopher, arXiv 2112.11446, table A1), here held against the source's own:
-a poem has its refrain, a list its pattern.
+The shares of duplicate sentences and runs follow MassiveText (Gopher, arXiv 2112.11446, table A1), but are compared with those of
+the source: a poem has a refrain, a list a pattern.
+
+Shapes: W words, G runs of words.
 """
 
 import re
@@ -11,19 +13,19 @@ import numpy as np
 
 from pipeline.text.ngrams import Wording
 
-_LONGEST_PERIOD = 60  # words of what is said again
-_LOOP_WORDS, _LOOP_TIMES = 24, 4  # a loop is at least so long, and says its words so often
+_LONGEST_PERIOD = 60  # words in the repeated unit
+_LOOP_WORDS, _LOOP_TIMES = 24, 4  # a loop has at least so many words and repetitions
 _RUN = 8
-_MOST_IN_RUNS = 0.25  # of the words lie in runs of 8 said before; MassiveText allows 0.14 of the characters in runs of 8
-_MOST_SENTENCES, _FEWEST_SENTENCES = 0.3, 3  # said before; MassiveText allows 0.3 of the lines
-_MOST_COMPRESSION, _LEAST_BYTES = 4.5, 400  # zlib; prose is at 1.6 to 2.2, a table at 3
-_MORE = 0.15  # than the source's share
-_MORE_COMPRESSION = 1.6  # times the source's
+_MOST_IN_RUNS = 0.25  # share of the words in runs of 8 that occur earlier; MassiveText allows 0.14 of the characters in runs of 8
+_MOST_SENTENCES, _FEWEST_SENTENCES = 0.3, 3  # repeated, as a share and a number; MassiveText allows 0.3 of the lines
+_MOST_COMPRESSION, _LEAST_BYTES = 4.5, 400  # zlib ratio, of texts of 400 bytes or more; prose has 1.6 to 2.2, a table 3
+_MORE = 0.15  # a share must exceed the source's by this
+_MORE_COMPRESSION = 1.6  # the ratio must exceed the source's by this factor
 _SENTENCE_END = re.compile(r"[.!?。！？؟।\n]+")
 
 
 def found(text: str, answered: Wording, source: str, given: Wording) -> str:
-    """What is repeated, with numbers, or ""."""
+    """Describe what the answer repeats, with numbers; return "" if it repeats no more than allowed."""
     num, period = _loop(answered)
     if num and num > 1.5 * _loop(given)[0]:
         return f"{num} words in a row repeat every {period}"
@@ -40,7 +42,10 @@ def found(text: str, answered: Wording, source: str, given: Wording) -> str:
 
 
 def _loop(of: Wording) -> tuple[int, int]:
-    """Words and period of the longest loop, where each word is that of `period` words before; (0, 0) without one."""
+    """Return length and period, in words, of a loop: words that each equal the word `period` words before; (0, 0) without one.
+
+    The loop is the longest of the shortest period that has a loop.
+    """
     ids_W = of.ids
     for period in range(1, min(_LONGEST_PERIOD, len(ids_W) // _LOOP_TIMES) + 1):
         same = ids_W[period:] == ids_W[:-period]
@@ -54,7 +59,7 @@ def _loop(of: Wording) -> tuple[int, int]:
 
 
 def _in_runs(of: Wording) -> float:
-    """Share of the words that lie in runs of 8 that were there before."""
+    """Return the share of words within runs of 8 words that occur earlier in the text."""
     run_G = of.runs(_RUN)
     before_G = np.ones(len(run_G), dtype=np.bool_)
     before_G[np.unique(run_G, return_index=True)[1]] = False
@@ -62,7 +67,7 @@ def _in_runs(of: Wording) -> float:
 
 
 def _sentences(text: str) -> tuple[float, int]:
-    """Share and number of the sentences and lines of some length that were there before."""
+    """Return share and number of repeated sentences and lines, of those with at least 12 characters."""
     sentences = [" ".join(part.casefold().split()) for part in _SENTENCE_END.split(text)]
     long = [sentence for sentence in sentences if len(sentence) >= 12]
     again = len(long) - len(set(long))

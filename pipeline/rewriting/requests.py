@@ -1,6 +1,6 @@
-"""From chosen windows to requests: passages, prompts and the identity of each answer.
+"""Turn chosen windows into requests: passages, prompts and the key of each answer.
 
-Shapes: N windows of a part, L leaves.
+Shapes: N windows of a part, L clusters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from pipeline.text.windows import WindowCutter
 
 @dataclass(frozen=True)
 class Task:
-    """What every worker that makes or judges requests has to know."""
+    """The inputs shared by all workers that build requests or judge answers."""
 
     styles: Mapping[str, Style]
     ways: Sequence[Way]
@@ -32,13 +32,13 @@ class Task:
     passage_tokens: int
     num_examples: int
     cutter: WindowCutter
-    samples: Mapping[str, Sequence[str]]  # excerpts, by specialist
-    steer_L: Sequence[str]  # the specialist that asks most of each leaf
+    samples: Mapping[str, Sequence[str]]  # excerpts of each specialist sample
+    steer_L: Sequence[str]  # for each cluster, the specialist with the largest claim on it
     seed: int
 
 
 def choose(key_N: NDArray[np.uint64], leaf_N: I32, before_L: F64, after_L: F64, task: Task) -> dict[int, list[Way]]:
-    """The ways in which windows of a part are asked for, by row."""
+    """Return the ways newly requested as rates rise from `before_L` to `after_L`, by row of the part, in ascending order."""
     chosen: dict[int, list[Way]] = {}
     for way, rows in zip(task.ways, pairs(key_N, leaf_N, before_L, after_L, list(task.ways), seed=task.seed), strict=True):
         for row in rows:
@@ -47,7 +47,7 @@ def choose(key_N: NDArray[np.uint64], leaf_N: I32, before_L: F64, after_L: F64, 
 
 
 def requests_table(windows: pa.Table, leaf_N: I32, chosen: Mapping[int, Sequence[Way]], task: Task) -> pa.Table:
-    """A REQUESTS row for each passage of each chosen window, in each of its ways; passages too short for a style are left out."""
+    """Return a REQUESTS row for each passage of each chosen window in each of its ways, except passages too short for the style."""
     rows: list[dict[str, Any]] = []
     for window, (row, used) in zip(windows.take(pa.array(list(chosen), pa.int64())).to_pylist(), chosen.items(), strict=True):
         passages = cut_passages(window["text"], task.passage_tokens, task.cutter.count)
@@ -86,7 +86,7 @@ def _examples(style: Style, leaf: int, key: int, task: Task) -> list[str]:
 
 
 def read_requests(requests: Folder, group: str, rows: I64, styles: Mapping[str, Style]) -> list[Request]:
-    """What goes to the model for rows of a group of requests."""
+    """Read the given rows of a group of requests as prompts for the model."""
     table = requests.read_table(f"{group}.parquet", columns=["key", "style", "text", "examples", "source_tokens"])
     return [
         Request(

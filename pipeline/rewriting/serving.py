@@ -1,9 +1,10 @@
-"""Which deficit a rewrite fills: that of the cluster in which it lies, else that of its parent's.
+"""Decide which deficit a rewrite fills: that of its own cluster first, then that of its source window's cluster.
 
-A rewrite in another manner often lies in another cluster than the text it was made from. It is of the same matter all the same (the
-filter on similarity sees to that), so where its own cluster needs nothing it is used for its parent's, which ran short.
+A rewrite in another style often falls into another cluster than its source window (its parent). It still has the same content,
+which the rule `similarity` ensures. So if its own cluster needs no rewrites, it is used for the source window's cluster, which has
+a deficit. See docs/decisions/0008-rewrites-serve-deficits-in-rounds.md.
 
-Shapes: L leaves, P pairs of an own and a parent's leaf, R rewrites.
+Shapes: L clusters, P pairs (own cluster, source window's cluster), R rewrites.
 """
 
 from dataclasses import dataclass
@@ -15,23 +16,23 @@ from pipeline.arrays import F64, Ints
 
 @dataclass(frozen=True)
 class Serving:
-    """How rewrites are used: the chance that one is used for its own leaf, the chance that what is left serves its parent's."""
+    """How rewrites are used."""
 
-    own_L: F64
-    parent_L: F64
-    filled_L: F64  # tokens that each leaf gets
+    own_L: F64  # probability that a rewrite in this cluster is used for it
+    parent_L: F64  # probability that a rewrite of this cluster's text, in another cluster and unused there, is used for this one
+    filled_L: F64  # expected tokens of rewrites used for each cluster
 
     def chance(self, leaf_R: Ints, parent_R: Ints) -> F64:
-        """(R,) expected copies of each rewrite, at most 1; 0 without a leaf."""
+        """Return (R,) the expected copies of each rewrite, at most 1; 0 for a rewrite without a cluster (leaf -1)."""
         own_R = self.own_L[leaf_R]
         served_R = own_R + np.where(parent_R != leaf_R, (1.0 - own_R) * self.parent_L[parent_R], 0.0)
         return np.where(leaf_R >= 0, served_R, 0.0)
 
 
 def serve(wanted_L: F64, leaf_P: Ints, parent_P: Ints, tokens_P: Ints) -> Serving:
-    """Fill each leaf's deficit with rewrites that lie in it, then with what is left of those made from its text.
+    """Fill the deficit of each cluster with rewrites in it, then with unused rewrites of its own text that fell elsewhere.
 
-    The expected tokens used are `filled_L.sum()`; no leaf gets more than it wants.
+    The expected tokens used are `filled_L.sum()`; no cluster gets more than `wanted_L`.
     """
     num_leaves = len(wanted_L)
     valid_P = leaf_P >= 0
@@ -47,7 +48,7 @@ def serve(wanted_L: F64, leaf_P: Ints, parent_P: Ints, tokens_P: Ints) -> Servin
 
 
 def serve_alike(wanted: float, leaf_P: Ints, tokens_P: Ints, num_leaves: int) -> Serving:
-    """Use all rewrites alike, wherever they lie, up to `wanted` tokens."""
+    """Use every rewrite with the same probability, whatever its cluster, up to `wanted` tokens in total."""
     valid_P = leaf_P >= 0
     held_L = np.bincount(leaf_P[valid_P], weights=tokens_P[valid_P], minlength=num_leaves)
     share = min(1.0, wanted / held_L.sum()) if held_L.sum() else 0.0

@@ -1,4 +1,4 @@
-"""Styles: in which way a text is rewritten. One YAML file each, which anyone can add to."""
+"""Rewriting styles, one YAML file each. `rephrase.styles_folder` adds a user's own."""
 
 import difflib
 import functools
@@ -13,9 +13,9 @@ from pipeline.errors import ConfigError
 
 BUILT_IN = os.path.join(os.path.dirname(__file__), "styles")
 
-PLACEHOLDERS = ("text", "specialist")  # in braces, in a prompt
+PLACEHOLDERS = ("text", "specialist")  # written in braces in a prompt
 
-# In the order in which they are tried; the first that fails gives the reason. The last two need a model or other text.
+# In the order of application; the first that fails is the reason. `held_out` needs the held-out text, `similarity` an embedder.
 RULES = (
     "empty",
     "broken_text",
@@ -34,7 +34,7 @@ RULES = (
 
 
 class Style(Section):
-    """A style file: its prompt, its limits, and which filters apply."""
+    """The content of a style file: prompt, limits, and the filters that apply."""
 
     name: str = Field("", description="of the file, without .yaml")
     about: str = Field(min_length=1, description="what it does and where it comes from, in a line")
@@ -52,7 +52,7 @@ class Style(Section):
     @field_validator("system", "prompt")
     @classmethod
     def _stripped(cls, text: str) -> str:
-        return text.strip()  # YAML's block of lines ends with a newline, which no model should see
+        return text.strip()  # a YAML block scalar ends with a newline, which the model should not see
 
     @field_validator("prompt")
     @classmethod
@@ -93,15 +93,15 @@ class Style(Section):
         return self
 
     def applies(self, rule: str) -> bool:
-        """Whether a rule of RULES is on."""
+        """Return whether a rule of RULES applies to this style."""
         return rule not in self.skip_filters
 
 
 def load_style(name: str, folder: str | None = None) -> Style:
-    """The style of `<folder>/<name>.yaml`, else the built-in one of that name.
+    """Load the style `<folder>/<name>.yaml`, else the built-in style of that name.
 
     Raises:
-        ConfigError: there is none, or its file is wrong.
+        ConfigError: there is no such style, or its file is invalid.
     """
     if os.path.basename(name) != name:
         raise ConfigError(f"rephrase.styles has {name!r}; give the name of a style, and its folder as rephrase.styles_folder")
@@ -118,7 +118,7 @@ def load_style(name: str, folder: str | None = None) -> Style:
 
 
 def style_names(folder: str | None = None) -> list[str]:
-    """Sorted names of the styles that there are."""
+    """Return the sorted names of all styles, built-in and in `folder`."""
     places = [BUILT_IN, *([folder] if folder and os.path.isdir(folder) else [])]
     return sorted({name.removesuffix(".yaml") for place in places for name in os.listdir(place) if name.endswith(".yaml")})
 
@@ -133,14 +133,14 @@ def _read(path: str, name: str) -> Style:
 
 
 def _explain(item: Any) -> str:
-    """One line for one of pydantic's errors: the setting, the rule, the value, the mend."""
+    """Format a pydantic error as one line: the setting, the rule, and the value or a suggestion."""
     setting = ".".join(str(step) for step in item["loc"])
     if item["type"] == "extra_forbidden":
         known = [name for name in Style.model_fields if name != "name"]
         near = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
         return f"unknown setting {setting}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
     if item["type"] == "missing":
-        # A setting, or the second of two numbers.
+        # A setting, or one of its two numbers.
         return f"setting {setting} is missing; {item['loc'][0]}: {Style.model_fields[str(item['loc'][0])].description}"
     message = str(item["msg"]).removeprefix("Value error, ")
     if not setting:

@@ -1,7 +1,7 @@
-"""Titles of clusters: what a language model is asked, and what of its answer is a title.
+"""Titles of clusters: build the prompt for a language model, and extract the title from its answer.
 
-Excerpts are text of the corpus, which anyone may have written: they stand between tags that nothing in them can close, and an
-answer that is no short line of plain words is none.
+Excerpts are untrusted text of the corpus. They are placed between tags that nothing in them can close, and an answer that is not
+one short line of plain words is rejected.
 """
 
 import re
@@ -21,14 +21,14 @@ from pipeline.storage import Folder
 from pipeline.text.ngrams import foreign_share, wording, words
 
 NUM_EXCERPTS = 5
-_EXCERPT_BYTES = 280  # about 70 tokens in any script, so that a prompt is no longer than one that has a passage rewritten
-_MAX_TOKENS = 256  # a title takes ten of them; the rest is for a model that thinks first, if briefly
-_MOST_WORDS, _MOST_CHARACTERS = 8, 80  # six are asked for; a title that has eight says what it should all the same
+_EXCERPT_BYTES = 280  # about 70 tokens in any script, so that a prompt is no longer than one for a rewrite
+_MAX_TOKENS = 256  # a title takes about ten; the rest is for models that think first
+_MOST_WORDS, _MOST_CHARACTERS = 8, 80  # the prompt asks for at most six words; a title of eight is still useful
 _UNSPACED_WORD = 3  # characters that make a word in a script without spaces
-_FOREIGN = 0.12  # as for rewrites: of its letters in a script that neither terms nor excerpts use
-_LEAKED, _COPIED = 4, 6  # words in a row of the instructions, or of an excerpt; of a script without spaces twice as many characters
+_FOREIGN = 0.12  # as for rewrites: share of letters in a script that neither terms nor excerpts use
+_LEAKED, _COPIED = 4, 6  # consecutive words of the instructions, of an excerpt; twice as many characters in a script without spaces
 
-# In the order in which they are tried; the first that fails gives the reason.
+# In the order of application; the first that fails is the reason. `no_answer` is for clusters without any answer.
 REASONS = (
     "no_answer",
     "unfinished_thought",
@@ -53,15 +53,15 @@ _EXCERPT = "<excerpt>\n{text}\n</excerpt>"
 _ANSWER = "Answer with the title only: one line, without quotation marks, without explanation."
 _INSTRUCTIONS = "\n\n".join((_ASKED, _WORDS.format(terms=""), _DATA, _ANSWER))
 
-# Signs that end an excerpt's tag, or that a tokenizer may take for those of a turn: <|im_end|>, </s>, [/INST].
+# Characters that could close an excerpt's tag or form a control token of a chat template: <|im_end|>, </s>, [/INST].
 _HARMLESS = str.maketrans("<>[]", "‹›()")
-# With what stands for bytes that are no character; joiners are letters' in Persian and Indic scripts.
+# Includes U+FFFD, but not the joiners, which Persian and Indic scripts need.
 _CONTROL = regex.compile(r"[[\p{C}\ufffd]--[\u200c\u200d]]", regex.VERSION1)
 _MARKUP = re.compile(r"[<>{}\[\]|\\`~^]|\*\*|__|\A#|\bhttps?:|\bwww\.", re.IGNORECASE)
 _BLANK = regex.compile(r"[\t\p{Zs}]+")
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
-# Alone they say nothing of a cluster.
+# Titles that say nothing about a cluster.
 _NOTHING = frozenset({"title", "untitled", "excerpt", "excerpts", "group", "unknown", "none", "n a", "various", "miscellaneous"})
 
 _TITLE = r"title|titre|titel|t[ií]tulo|titolo|заголовок|название|标题|標題|题目|題目|タイトル|題名|제목|عنوان"
@@ -88,50 +88,50 @@ _EDGES = (
             *(("「", "」"), ("『", "』"), ("《", "》"), ("〈", "〉"), ("【", "】")),
         )
     ),
-    # A full stop, but for that of an abbreviation with others in it, or of three.
+    # A full stop, unless the last word has other full stops in it, as an abbreviation or an ellipsis has.
     re.compile(r"\A(?P<inner>(?:.*\s)?[^\s.。．｡।۔]+)\s*[.。．｡।۔]\Z", re.DOTALL),
 )
 
 
 class Judged(NamedTuple):
-    """What an answer comes to: a title, or the reason why it is none, one of `REASONS`."""
+    """A title and the reason "", or the title "" and the reason for its rejection, one of `REASONS`."""
 
     title: str
     reason: str
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text on one line, with no sign in it that could end its tag or a turn."""
+    """Return the beginning of a text on one line, without characters that could close its tag or end a chat turn."""
     line = " ".join(text[: 4 * _EXCERPT_BYTES].split()).translate(_HARMLESS)
     return prompts.excerpt(_CONTROL.sub("", line), _EXCERPT_BYTES, lambda part: len(part.encode()))
 
 
 def messages(terms: str, excerpts: Sequence[str]) -> list[Message]:
-    """The prompt for one cluster, with its terms, if it has any, and what `excerpt` made of some of its texts."""
+    """Return the prompt for one cluster, with its terms, if any, and excerpts of its texts as `excerpt` returns them."""
     shown = "\n".join(_EXCERPT.format(text=text) for text in excerpts)
     parts = (_ASKED, _WORDS.format(terms=terms) if terms else "", _DATA, shown, _ANSWER)
     return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
 
 
 def wording_hash() -> str:
-    """16 hex digits that name the wording of the prompt, and what it shows of a text."""
+    """Return a hash of the prompt's wording and of the number and size of excerpts, as 16 hex digits."""
     return fingerprint({"prompt": messages("{terms}", ["{text}"]), "excerpts": [NUM_EXCERPTS, _EXCERPT_BYTES]})
 
 
 def answer_key(generator: str, terms: str, excerpts: Sequence[str]) -> int:
-    """The 64-bit identity of an answer: clusters of other runs with the same terms and excerpts are titled by the same."""
+    """Return the 64-bit key of an answer. Clusters of any run with the same terms and excerpts share an answer."""
     asked = canonical_json([generator, "title", messages(terms, excerpts), _MAX_TOKENS])
     return int(xxhash.xxh3_64_intdigest(asked.encode()))
 
 
 def read_prompts(requests: Folder, group: str, rows: I64) -> list[Request]:
-    """What goes to the model for rows of a TITLE_REQUESTS table."""
+    """Read the given rows of a TITLE_REQUESTS table as prompts for the model."""
     table = requests.read_table(f"{group}.parquet").take(rows)
     return [Request(row["key"], messages(row["terms"], row["excerpts"]), _MAX_TOKENS) for row in table.to_pylist()]
 
 
 def judge(answer: str, finish_reason: str, terms: str, excerpts: Sequence[str]) -> Judged:
-    """The title in an answer to the prompt of these terms and excerpts, or why there is none."""
+    """Extract the title from an answer to the prompt with these terms and excerpts, or give the reason for its rejection."""
     title = _cleaned(answer)
     shown = "\n".join((terms, *excerpts))
     if unfinished_thought(title):
@@ -156,7 +156,7 @@ def judge(answer: str, finish_reason: str, terms: str, excerpts: Sequence[str]) 
 
 
 def _cleaned(answer: str) -> str:
-    """The answer without what stands around a title; done again, it changes nothing."""
+    """Remove what surrounds the title in an answer. The function is idempotent."""
     text = answer
     while True:
         before = text
@@ -172,12 +172,12 @@ def _cleaned(answer: str) -> str:
 
 
 def _num_words(title: str) -> int:
-    """Words between spaces, and of a script without spaces about as many as its characters make."""
+    """Count words between spaces; in a script without spaces, estimate the number from the characters."""
     return sum(max(1, -(-len(_UNSPACED.findall(word)) // _UNSPACED_WORD)) for word in title.split())
 
 
 def _echoes(title: str, terms: str, excerpts: Sequence[str]) -> bool:
-    """Whether a title repeats the terms as they are, a piece of the instructions, or a stretch of an excerpt."""
+    """Return whether a title repeats all the terms, a run of words of the instructions, or a run of words of an excerpt."""
     said = wording(title)
     if said.words == words(terms) and "," in terms:
         return True

@@ -1,12 +1,14 @@
-"""Estimators that look at windows one by one: each window gets a score, how much it is like a specialist's sample.
+"""Scorers: each window of the generalist corpus gets a score per specialist, its similarity to the specialist sample.
 
-A scorer learns once, from the samples and from what it needs of the generalist, and then reads every window once. What its scores
-mean for the number of copies is said by `draws`:
+A scorer is fitted once, on the specialist sample and on a background of generalist windows. Then it reads every window once. Its
+attribute `draws` says how scores become copies (`mixture.strata`):
 
-- `odds`: a score is the log of P(x | specialist) / P(x | generalist), and copies are in proportion to that ratio, up to the cap;
-- `top`: windows with the highest scores are taken once each, until the budget is full.
+- `odds`: a score is the log of P(x | specialist) / P(x | generalist); copies grow with that ratio, up to the cap;
+- `top`: the windows with the highest scores are taken once each, until the budget is full.
 
-Shapes: N windows, S specialists, D width of the embedding.
+A new scorer is one module here and one entry in `scorer`. The package imports the foundation only (arrays, hashing, text).
+
+Shapes: N windows, S specialists, D width of the embedding, M chosen rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +20,14 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import F32
 
-# A fitted scorer, as plain arrays by name: what is kept on disk.
+# A fitted scorer as NumPy arrays by name, the form in which it is stored.
 Model = Mapping[str, NDArray[Any]]
 Draws = Literal["odds", "top"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Windows, as a scorer sees them."""
+    """The columns of windows that a scorer reads."""
 
     key_N: NDArray[np.uint64]
     texts: Sequence[str]
@@ -35,12 +37,12 @@ class Rows:
         return len(self.key_N)
 
     def take(self, row_M: NDArray[np.integer]) -> "Rows":
-        """Some of the rows."""
+        """The chosen rows, in the order of `row_M`."""
         return Rows(key_N=self.key_N[row_M], texts=[self.texts[row] for row in row_M], x_ND=self.x_ND[row_M])
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":
-        """The rows of one or more parts, in their order."""
+        """The rows of one or more parts, in the order of the parts."""
         return Rows(
             key_N=np.concatenate([part.key_N for part in parts]),
             texts=[text for part in parts for text in part.texts],
@@ -49,23 +51,23 @@ class Rows:
 
 
 class Scorer(Protocol):
-    """One way to score windows; all of it is a function of its arguments."""
+    """A method to score windows; the result of each method depends on its arguments only."""
 
     draws: Draws
-    background_windows: int | None  # how many windows of the generalist, chosen by hash, it learns from; None: all, added up
+    background_windows: int | None  # windows of the background, chosen by hash; None: all, backgrounds summed with `+`
 
     def background(self, rows: Rows) -> Any:
-        """What is learnt from some windows of the generalist; goes from a worker to the fit."""
+        """What `fit` needs of some generalist windows; computed by a worker and sent to the fit."""
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
-        """The model of one specialist, from its sample and the backgrounds of all parts, in the order of the parts."""
+        """The model of one specialist, from its sample and all backgrounds, in the order of the parts."""
 
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
-        """(N, S) score of each window by each model; -inf: not to be taken."""
+        """(N, S) score of each window by each model; -inf: never take the window."""
 
 
 def scorer(name: str) -> Scorer:
-    """The scorer of an estimator's name."""
+    """The scorer for the name of an estimator."""
     from pipeline.scoring import classifier, density, dsir, nearest
 
     made: dict[str, Scorer] = {

@@ -1,4 +1,4 @@
-"""The windows that a classifier of hashed n-grams holds most like the sample: what web-scale quality filters do, as a baseline.
+"""A baseline, as in web-scale quality filters: a classifier on hashed n-grams, and the windows that it scores highest.
 
 Shapes: N windows, S specialists, F features.
 """
@@ -16,13 +16,13 @@ _STRENGTH = 10.0
 
 
 class Classifier:
-    """A `Scorer`."""
+    """A `Scorer`: the log odds of a logistic regression, sample against background, on tf-idf of hashed words and word pairs."""
 
     draws: Draws = "top"
     background_windows: int | None = 20_000
 
     def background(self, rows: Rows) -> Any:
-        """(N, F) counts."""
+        """(N, F) sparse log(1 + count) of hashed words and word pairs."""
         return hashed_counts(rows.texts)
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
@@ -33,5 +33,5 @@ class Classifier:
         """(N, S) log odds."""
         del seed
         weight_FS = np.stack([model["weight_F"] for model in models], axis=1)
-        words_NS = word_scores(rows.texts, models[0]["idf_F"], weight_FS)  # frequencies are the generalist's: the same in all
+        words_NS = word_scores(rows.texts, models[0]["idf_F"], weight_FS)  # idf is the generalist's: all models share it
         return np.asarray(words_NS + np.concatenate([model["bias"] for model in models]), np.float32)

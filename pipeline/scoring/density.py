@@ -1,9 +1,9 @@
-"""The log odds that a window is of the sample and not of the generalist corpus: by what it means, and by what words it uses.
+"""Density ratio: the log odds that a window comes from the specialist sample and not from the generalist corpus.
 
-Two logistic regressions, one on the embedding and one on hashed words and word pairs, fitted on the sample against a hash-chosen
-part of the generalist; the score is the mean of their log odds. They err differently: the embedding sees a subject in any words but
-knows only subjects, the words see manner and register but no synonyms. Neither is trusted whole, as their mean is their geometric
-mean as ratios; `mixture.strata` multiplies that with CRISP's weight of the cluster (docs/decisions/0011).
+The score is the mean of the log odds of two logistic regressions, one on the embedding, one on hashed words and word pairs. Both
+are fitted on the sample against hash-chosen windows of the generalist. Their errors differ: the embedding finds a subject in any
+wording but sees little else; the words show style and register but miss synonyms. The mean of the log odds is the geometric mean of
+the two ratios, so neither counts in full. `mixture.strata` multiplies it with CRISP's weight of the cluster (docs/decisions/0011).
 
 Shapes: N windows, S specialists, D width of the embedding, F hashed features.
 """
@@ -21,13 +21,13 @@ _STRENGTH = 3.0
 
 
 class Density:
-    """A `Scorer`."""
+    """A `Scorer`; see the module."""
 
     draws: Draws = "odds"
     background_windows: int | None = 20_000
 
     def background(self, rows: Rows) -> Any:
-        """(N, F) counts and (N, D) embeddings."""
+        """(N, F) sparse log(1 + count) of hashed words and word pairs, and (N, D) embeddings."""
         return hashed_counts(rows.texts), rows.x_ND
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
@@ -41,7 +41,7 @@ class Density:
         """(N, S) mean of the two log odds."""
         del seed
         words_FS = np.stack([model["words_F"] for model in models], axis=1)
-        words_NS = word_scores(rows.texts, models[0]["idf_F"], words_FS)  # frequencies are the generalist's: the same in all
+        words_NS = word_scores(rows.texts, models[0]["idf_F"], words_FS)  # idf is the generalist's: all models share it
         meaning_DS = np.stack([model["meaning_D"] for model in models], axis=1)
         bias_S = np.array([model["bias"].sum() for model in models])
         return np.asarray((words_NS + rows.x_ND.astype(np.float64) @ meaning_DS + bias_S) / 2, np.float32)

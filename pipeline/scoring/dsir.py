@@ -1,10 +1,11 @@
-"""Importance weights of hashed n-grams: DSIR (arXiv 2302.03169), as its authors' package `data-selection` computes them.
+"""DSIR (arXiv 2302.03169): importance weights of hashed n-grams, computed as in the authors' package `data-selection`.
 
-Words and bigrams of the lower-cased text are hashed to 10,000 buckets; a window's log weight is
-Σ counts · (log(p_target + 1e-8) - log(p_raw + 1e-8)), and the windows with the largest log weight + Gumbel noise are taken, without
-replacement. Noise is a keyed hash of the window. The log weight is a sum, so it grows with length: give all windows one length.
+Words and bigrams of the lower-cased text are hashed to 10,000 buckets. A window's log weight is
+Σ counts · (log(p_target + 1e-8) - log(p_raw + 1e-8)). The windows with the largest log weight + Gumbel noise are taken, without
+replacement. The noise is a keyed hash of the window. The log weight is a sum and grows with length, so windows should have the same
+length.
 
-Shapes: N windows, S specialists, B buckets, T words of all windows.
+Shapes: N windows, S specialists, B buckets, T words of all windows, P distinct bigrams.
 """
 
 import hashlib
@@ -20,28 +21,29 @@ from pipeline.hashing import keyed_uniform
 from pipeline.scoring import Draws, Model, Rows
 
 BUCKETS = 10_000
-_FEWEST_WORDS = 100  # the package leaves out shorter examples
+_FEWEST_WORDS = 100  # as in the package, which leaves out shorter examples
 _SMALL = 1e-8
-# NLTK's WordPunctTokenizer. NLTK takes the engine of `regex`, to which marks on letters are part of words; they are not ASCII.
+# The pattern of NLTK's WordPunctTokenizer. NLTK compiles it with `regex`, where, unlike in `re`, combining marks belong to words.
+# ASCII text has none, so the faster `re` gives the same words.
 _WORD = regex.compile(r"\w+|[^\w\s]+")
 _ASCII_WORD = re.compile(_WORD.pattern)
 
 
 class Dsir:
-    """A `Scorer`."""
+    """A `Scorer`; see the module."""
 
     draws: Draws = "top"
     background_windows: int | None = None
 
     def background(self, rows: Rows) -> I64:
-        """(B,) counts."""
+        """(B,) occurrences of each bucket."""
         return counts(rows.texts)
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         return {"log_ratio_B": _log_shares(counts(sample.texts)) - _log_shares(np.sum(backgrounds, axis=0))}
 
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
-        """(N, S) noisy log weights; -inf where there are fewer than 100 words. The noise of a window is the same for all."""
+        """(N, S) log weights with noise; -inf for fewer than 100 words. A window has the same noise for all specialists."""
         bucket_of, words_N = _buckets(rows.texts)
         weight_NS = np.stack([_sums(model["log_ratio_B"], bucket_of, words_N) for model in models], axis=1)
         noise_N = -np.log(-np.log(keyed_uniform(rows.key_N, seed=seed, purpose="dsir")))
@@ -50,7 +52,7 @@ class Dsir:
 
 
 def counts(texts: Sequence[str]) -> I64:
-    """(B,) how often each bucket occurs in the texts."""
+    """(B,) occurrences of each bucket in the texts, words and bigrams together."""
     (unigram_T, bigram_T), _ = _buckets(texts)
     return np.bincount(unigram_T, minlength=BUCKETS) + np.bincount(bigram_T[bigram_T >= 0], minlength=BUCKETS)
 
@@ -65,9 +67,9 @@ def _log_shares(count_B: I64) -> F64:
 
 
 def _buckets(texts: Sequence[str]) -> tuple[tuple[I64, I64], I64]:
-    """Bucket of each word, and of the bigram that begins with it (-1 for the last of a text); and the words of each text.
+    """(T,) bucket of each word, (T,) bucket of the bigram that begins with it (-1 for a text's last word), (N,) words per text.
 
-    Each distinct word and bigram of all texts is hashed once: most of the package's time goes into hashing them again and again.
+    Each distinct word and bigram is hashed once; the package spends most of its time on hashing the same n-grams again.
     """
     number: dict[str, int] = {}
     word_T: list[int] = []

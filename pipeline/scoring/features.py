@@ -1,9 +1,9 @@
-"""Hashed words and word pairs of a text, and the logistic regression that reads them.
+"""Features of hashed words and word pairs, and logistic regression on features.
 
-scikit-learn's `HashingVectorizer` counts the same n-grams at a third of the speed: it joins each pair into a string. Here the
-hash of a pair is made of its words' hashes, for all pairs at once.
+scikit-learn's `HashingVectorizer` counts the same n-grams at a third of the speed, because it joins each pair into a string. Here
+the hash of a pair is computed from the hashes of its words, for all pairs at once.
 
-Shapes: N windows, T words of all windows, U different words, F features, P windows of a sample, B windows of a background.
+Shapes: N windows, T words of all windows, U distinct words, F features, S specialists, B windows of the backgrounds.
 """
 
 import re
@@ -22,12 +22,12 @@ from pipeline.text.tfidf import inverse_frequencies, weighed
 _FEATURE_BITS = 18
 NUM_FEATURES = 1 << _FEATURE_BITS
 _WORD = re.compile(r"\w+|[^\w\s]+")
-_TEXTS_AT_ONCE = 512  # what these need stays in the processor's cache, and a text's number and a feature's in 32 bits
+_TEXTS_AT_ONCE = 512  # so few that the arrays fit the CPU cache, and row (9 bits) and feature (18 bits) fit 32 bits
 _MOST_STEPS = 300
 
 
 def hashed_counts(texts: Sequence[str]) -> Any:
-    """(N, F) sparse log(1 + count) of the lower-cased words, runs of punctuation, and pairs of them, by their hash."""
+    """(N, F) sparse log(1 + count) of hashed n-grams: lower-cased words, runs of punctuation, and pairs of neighbours."""
     import scipy.sparse as sp
 
     blocks = [_hashed_counts(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
@@ -54,7 +54,7 @@ def _hashed_counts(texts: Sequence[str]) -> Any:
 
 
 def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float) -> tuple[F32, F64]:
-    """(F,) inverse frequencies in the backgrounds' counts, and `fit_logistic` of the texts against these, by tf-idf."""
+    """(F,) inverse document frequencies in the backgrounds, and `fit_logistic` on tf-idf of the texts against the backgrounds."""
     import scipy.sparse as sp
 
     background_BF = sp.vstack(backgrounds).tocsr()
@@ -63,15 +63,15 @@ def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float)
 
 
 def word_scores(texts: Sequence[str], idf_F: F32, weight_FS: F64) -> F64:
-    """(N, S) sums of the weights of the texts' words, by tf-idf."""
+    """(N, S) log odds of the texts without the bias: tf-idf times weights."""
     return np.asarray(weighed(hashed_counts(texts), idf_F) @ weight_FS, np.float64)
 
 
 def fit_logistic(sample: Any, background: Any, strength: float) -> F64:
-    """(features + 1,) weights and, last, the bias of the log odds that a row is of the sample and not of the background.
+    """(features + 1,) weights, then the bias, of the log odds that a row belongs to the sample and not to the background.
 
-    Both sides count alike, so that the odds are a density ratio whatever share of the corpus the sample's kind is. A row of the
-    sample counts as one against a penalty of |weights|² / (2 · strength): a small sample is held closer to no opinion.
+    Sample and background have the same total weight, so the odds are a density ratio and do not depend on the size of either. Each
+    row of the sample has weight 1 against a penalty of |weights|² / (2 · strength), so a small sample gives odds closer to even.
     """
     import scipy.sparse as sp
     from sklearn.linear_model import LogisticRegression
@@ -81,6 +81,6 @@ def fit_logistic(sample: Any, background: Any, strength: float) -> F64:
     num_sample, num_background = sample.shape[0], background.shape[0]
     weight = np.concatenate([np.ones(num_sample), np.full(num_background, num_sample / num_background)])
     is_sample = np.concatenate([np.ones(num_sample), np.zeros(num_background)])
-    with threadpool_limits(1):  # sums in one order, whatever the number of cores
+    with threadpool_limits(1):  # so that the order of sums does not depend on the number of cores
         fitted = LogisticRegression(C=strength, max_iter=_MOST_STEPS).fit(rows, is_sample, sample_weight=weight)
     return np.append(fitted.coef_[0], fitted.intercept_[0])

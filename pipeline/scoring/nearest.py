@@ -1,4 +1,4 @@
-"""The windows nearest to a specialist's mean embedding: the simplest selection by embeddings, as a baseline.
+"""A baseline, the simplest selection by embeddings: the windows nearest to the mean embedding of the specialist sample.
 
 Shapes: N windows, S specialists, D width of the embedding.
 """
@@ -13,7 +13,7 @@ from pipeline.scoring import Draws, Model, Rows
 
 
 class Nearest:
-    """A `Scorer`."""
+    """A `Scorer`: cosine similarity to the mean embedding of the sample. It needs no background."""
 
     draws: Draws = "top"
     background_windows: int | None = 0
@@ -26,7 +26,7 @@ class Nearest:
         return {"mean_D": sample.x_ND.mean(axis=0, dtype=np.float64)}
 
     def scores(self, models: Sequence[Model], rows: Rows, seed: int) -> F32:
-        """(N, S) cosines."""
+        """(N, S) cosine similarities; embeddings are L2-normalised."""
         del seed
         mean_DS = np.stack([model["mean_D"] / max(float(np.linalg.norm(model["mean_D"])), 1e-30) for model in models], axis=1)
         return np.asarray(rows.x_ND.astype(np.float64) @ mean_DS, np.float32)

@@ -1,7 +1,10 @@
-"""What comes in: the files, and the rows that a reader makes of them.
+"""Reading of corpora: input files, file formats, rows, and the cutting of rows into parts of windows.
 
-Every input row leaves a reader once: as a good document, as a bad row with one of the fixed words of `REASONS`, or skipped, as
-something that is no row of text, with one of the fixed words of `SKIPPED`.
+A reader yields every input row exactly once: as a document, as a bad row with a reason from `REASONS`, or, if it holds no text by
+design, as a skipped row with a reason from `SKIPPED`. This module holds the types that all readers share.
+
+The package may import `pipeline.execution`, `pipeline.engine`, `pipeline.config`, `pipeline.storage`, `pipeline.terminal`,
+`pipeline.text` and the layers below them.
 """
 
 from dataclasses import dataclass
@@ -31,14 +34,14 @@ REASONS = (
     "duplicate_id",
     "step_failed",
 )
-MAX_ID_BYTES = 4096  # of an id or a source, which every window of a document repeats
+MAX_ID_BYTES = 4096  # limit for an id or a source: every window of a document repeats both
 SKIPPED = ("blank_line", "other_record", "not_a_page")
 EXCERPT_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file. `number` is its place in the list; `digest` is the identity of its content, free of its path."""
+    """One input file. `number` is its position in the list; `digest` identifies its content and does not depend on its path."""
 
     number: int
     url: str
@@ -48,16 +51,16 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns beside id, text and source are kept as metadata, and the most bytes of them in a row (as JSON)."""
+    """The columns other than id, text and source that are kept as metadata, and the limit on their size per row (bytes of JSON)."""
 
-    names: frozenset[str] | None = None  # None: all
+    names: frozenset[str] | None = None  # None keeps all columns
     most_bytes: int = 1 << 31
 
     def keeps(self, name: str) -> bool:
         return self.names is None or name in self.names
 
     def kept(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Those of a row's columns that are kept, in their order."""
+        """Return the entries of `metadata` that are kept, in their order."""
         return metadata if self.names is None else {name: value for name, value in metadata.items() if name in self.names}
 
 
@@ -66,7 +69,7 @@ ALL_COLUMNS = Columns()
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A validated document: `text` is not blank, has no NUL, and is valid Unicode; `metadata` is the text of a JSON object."""
+    """A validated document: `text` is not blank, has no NUL and is valid Unicode; `metadata` is a JSON object as text."""
 
     id: str
     text: str
@@ -76,7 +79,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Why a row cannot be used; `id` where the row has a usable one."""
+    """Why a row cannot be used; `id` is set if the row has a usable one."""
 
     reason: str
     detail: str
@@ -86,16 +89,19 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Row `row` of a file, from 0, as one of `document`, `bad` and `skipped`. Of JSON lines it is the line; blank ones count."""
+    """One row of a file; exactly one of `document`, `bad` and `skipped` is set.
+
+    `row` counts from 0. For JSON lines it is the line number, blank lines included.
+    """
 
     row: int
     document: Document | None
     bad: Bad | None
-    skipped: str | None = None  # why it is no row of text
+    skipped: str | None = None  # the reason, from SKIPPED
 
 
 class BadRowError(Exception):
-    """Raised where a row is checked, and turned into a `Bad` by the reader; never leaves a reader."""
+    """Raised by the checks of a row. The reader turns it into a `Bad`, so it never leaves a reader."""
 
     def __init__(self, reason: str, detail: str, identifier: str | None = None) -> None:
         super().__init__(reason, detail, identifier)
@@ -103,10 +109,10 @@ class BadRowError(Exception):
 
 
 def checked_id(data: dict[str, Any], key: str) -> str:
-    """The row's id; an integer becomes its decimal digits.
+    """Return the row's id; an integer is converted to its decimal digits.
 
     Raises:
-        BadRowError: there is none, or it is neither a string nor an integer.
+        BadRowError: the id is missing or empty, is neither a string nor an integer, or contains a NUL.
     """
     value = data.get(key)
     if value is None or value == "":
@@ -120,10 +126,10 @@ def checked_id(data: dict[str, Any], key: str) -> str:
 
 
 def checked_text(data: dict[str, Any], key: str) -> str:
-    """The row's text, as it is.
+    """Return the row's text, unchanged.
 
     Raises:
-        BadRowError: missing, not a string, blank, or not storable as UTF-8 text.
+        BadRowError: the text is missing, not a string, blank, or contains a NUL.
     """
     text = data.get(key)
     if text is None:

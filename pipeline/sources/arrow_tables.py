@@ -1,4 +1,7 @@
-"""Parquet and Arrow IPC; and the rows of any Arrow batch. A value that cannot be read spoils its row and no other."""
+"""Readers for Parquet and Arrow IPC, and the conversion of any Arrow batch to rows.
+
+A value that cannot be read makes its own row bad and no other.
+"""
 
 import contextlib
 import re
@@ -14,19 +17,19 @@ from datatrove.pipeline.readers import IpcReader, ParquetReader
 from pipeline.sources import EXCERPT_CHARACTERS, BadRowError, Row, checked_id
 from pipeline.sources.row_reader import RowReader, bad_row, excerpt_of
 
-_BATCH_BYTES = 16 << 20  # of rows held at once, uncompressed
+_BATCH_BYTES = 16 << 20  # uncompressed bytes of the rows in memory at once
 _BATCH_ROWS = 1024
 _IPC_FILE = b"ARROW1"
-_YEAR = re.compile(r"(?!0000)\d{4}-")  # Arrow's text of a timestamp in the years 1 to 9999 begins with it
+_YEAR = re.compile(r"(?!0000)\d{4}-")  # how Arrow formats the beginning of a timestamp in the years 1 to 9999
 
 
 class StrictParquetReader(RowReader, ParquetReader):  # type: ignore[misc]
-    """Parquet, read in batches of a bounded number of bytes."""
+    """Reads Parquet in batches of bounded size in bytes."""
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         with (
             self.data_folder.open(filepath, "rb") as raw,
-            # With a buffer, column chunks are streamed; without, each is held whole.
+            # With a buffer size, column chunks are streamed; without one, each column chunk is loaded whole.
             pq.ParquetFile(raw, buffer_size=1 << 20, page_checksum_verification=True) as parquet,
         ):
             names = parquet.schema_arrow.names
@@ -44,7 +47,7 @@ class StrictParquetReader(RowReader, ParquetReader):  # type: ignore[misc]
 
 
 class StrictIpcReader(RowReader, IpcReader):  # type: ignore[misc]
-    """Arrow IPC files, and streams with `stream: true`."""
+    """Reads Arrow IPC files, or IPC streams with `stream: true`."""
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         with self.data_folder.open(filepath, "rb") as raw:
@@ -64,13 +67,16 @@ class StrictIpcReader(RowReader, IpcReader):  # type: ignore[misc]
 
 
 def rows_of_batch(reader: RowReader, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:
-    """The rows of a batch, the first of which is row `first` of the file; a few at a time, as Python's values are large."""
+    """Yield the rows of a batch; its first row is row `first` of the file.
+
+    Rows are converted in small slices, because Python values take much more memory than Arrow's.
+    """
     step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
     for begin in range(0, batch.num_rows, step):
         some = batch.slice(begin, step)
         try:
             rows = _values(some)
-        except Exception:  # whatever a value's conversion raises: the rows are tried one by one
+        except Exception:  # a conversion may raise anything; retry row by row to find the bad ones
             yield from _rows_one_by_one(reader, some, filepath, first + begin)
             continue
         for offset, data in enumerate(rows, first + begin):
@@ -89,7 +95,7 @@ def _rows_one_by_one(reader: RowReader, batch: pa.RecordBatch, filepath: str, fi
 
 
 def _spoilt(reader: RowReader, one: pa.RecordBatch, row: int) -> Row:
-    """The bad row of a batch of one row, of which a column cannot be read."""
+    """Return the bad row for `one`, a batch of a single row with a column that cannot be read."""
     good: dict[str, Any] = {}
     failed: tuple[str, Exception] | None = None
     for name in one.schema.names:
@@ -113,10 +119,10 @@ def _spoilt(reader: RowReader, one: pa.RecordBatch, row: int) -> Row:
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch as dictionaries.
+    """Return the rows of a batch as dictionaries.
 
     Raises:
-        Exception: a value is not valid for its type, or Python has none for it.
+        Exception: a value is invalid for its type or has no Python equivalent.
     """
     columns = {name: _column(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -124,14 +130,14 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 def _column(array: pa.Array) -> list[Any]:
     if pa.types.is_timestamp(array.type):
-        # Arrow's text needs no pandas, which nanoseconds would otherwise.
+        # Casting to strings works without pandas, which to_pylist needs for nanoseconds.
         texts: list[str | None] = array.cast(pa.string()).to_pylist()
         for text in texts:
             if text is not None and not _YEAR.match(text):
                 raise ValueError(f"{text} is beyond the years 1 to 9999")
         return texts
     if _holds_times(array.type):
-        array.validate(full=True)  # what is beyond a day would come out as another time
+        array.validate(full=True)  # a time of more than a day would be converted to a different time
     values: list[Any] = array.to_pylist()
     return values
 
@@ -143,11 +149,11 @@ def _holds_times(kind: pa.DataType) -> bool:
 
 
 def _wanted(reader: RowReader, names: list[str], *, with_metadata: bool = True) -> list[str]:
-    """The columns that a row is made from: those of its text, its id and its source, and what is kept as metadata."""
+    """Return the columns to read: text, id and source, and those kept as metadata."""
     needed = {reader.text_key, reader.id_key}
     if not with_metadata:
         return [name for name in names if name in needed]
-    # A column `metadata` is merged with the others, so what is kept of it is seen later.
+    # A `metadata` column is merged with the other columns, so its keys are filtered only after that.
     merged = needed | {"source", "metadata"}
     return [name for name in names if name in merged or reader.columns.keeps(name)]
 

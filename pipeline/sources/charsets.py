@@ -1,7 +1,7 @@
-"""The text of a page: by its byte order mark, what it is said to be in, or what its bytes look like; never by a guess that garbles.
+"""Decodes the bytes of a page by its byte order mark, its declared charset, or charset detection.
 
-datatrove takes UTF-8, else the first guess of a detector, and drops what that cannot decode. Here a charset counts only if it
-decodes every byte, to characters that exist.
+datatrove tries UTF-8, then a detector's first guess, and drops bytes that the guess cannot decode. Here a charset is accepted only
+if it decodes every byte, and only to assigned characters.
 """
 
 import codecs
@@ -12,14 +12,14 @@ import regex
 
 from pipeline.sources.http_bodies import UndecodableError
 
-_BOMS = (  # longest first: that of UTF-32 begins as that of UTF-16 does
+_BOMS = (  # UTF-32 before UTF-16: the mark of UTF-32-LE begins with that of UTF-16-LE
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# By Python's name: what such text often is in fact, a superset of it; tried where the charset itself does not fit.
+# Supersets by Python codec name: text is often mislabelled with the smaller charset. Tried if the charset itself does not fit.
 _SUPERSETS = {
     "ascii": ("cp1252",),
     "iso8859-1": ("cp1252",),
@@ -37,7 +37,7 @@ _SUPERSETS = {
     "iso2022_jp": ("iso2022_jp_ext", "iso2022_jp_2004"),
     "euc_kr": ("cp949",),
 }
-_SEVEN_BIT = ("iso2022", "hz", "utf-7")  # beginnings of the names of charsets whose bytes are ASCII, and whose text is not
+_SEVEN_BIT = ("iso2022", "hz", "utf-7")  # name prefixes of charsets that encode non-ASCII text in ASCII bytes
 _WIDE = ("utf-16", "utf-32")
 _MULTIBYTE = ("gb", "big5", "cp9", "shift_jis", "euc_", "johab")
 _NO_CHARSETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "unicode_escape", "raw_unicode_escape"}
@@ -46,29 +46,34 @@ _META = re.compile(
 )
 _META_BYTES = 8192
 _PARAMETER = re.compile(r"""\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
-_IMPOSSIBLE = regex.compile(r"[\p{Cn}\x80-\x9f\0]")  # unassigned, or a control character that nobody writes
+_IMPOSSIBLE = regex.compile(r"[\p{Cn}\x80-\x9f\0]")  # unassigned characters, C1 control characters, NUL
 _STRAY = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")
 _STRAY_SHARE = 0.01
-_SURE = 0.5  # of the detector, which is at 0.6 and more for a sentence
-_FEW = 4  # characters that two bytes of another charset may be by chance
-_MOSTLY = 4  # times as many characters of UTF-8 as bytes that are none
+_SURE = 0.5  # least confidence of the detector, which reports 0.6 or more for a sentence
+_FEW = 4  # fewer non-ASCII characters than this may be valid UTF-8 by chance, being byte pairs of another charset
+_MOSTLY = 4  # above this ratio of valid non-ASCII characters to damaged places, a page is damaged UTF-8
 
 
 def charset_of(content_type: str | None) -> str | None:
-    """The charset that a Content-Type header names."""
+    """Return the charset named by a Content-Type header, or None."""
     found = _PARAMETER.search(content_type or "")
     return found[1] if found else None
 
 
 def decoded_text(content: bytes, declared: str | None, *, markup: bool = True, cut: bool = False) -> str:
-    """The text of a page. `declared` is the charset of its Content-Type; with `markup` its `<meta>` is asked as well.
+    """Decode a page.
 
-    UTF-8 that is valid wins over another charset that is declared, for that is hardly ever chance; UTF-7 must be declared. Where
-    header and page name two charsets that fit, the detector decides, or else the header. `cut` says that the page may end within a
-    character, which is then left out.
+    Valid UTF-8 takes precedence over another declared charset, because it is hardly ever valid by chance. Exception: a page with
+    fewer than 4 non-ASCII characters that does not declare UTF-8 is decoded by a declared multi-byte charset that fits. UTF-7
+    must be declared. If header and page name two charsets that fit, the detector decides; without its verdict the header does.
+
+    Args:
+        declared: the charset of the Content-Type header.
+        markup: also use the charset of `<meta>` or of the XML declaration.
+        cut: the page may end within a character, which is then left out.
 
     Raises:
-        UndecodableError: no charset fits.
+        UndecodableError: no charset fits, or the page is damaged UTF-8.
     """
     for mark, name in _BOMS:
         if content.startswith(mark):
@@ -93,14 +98,17 @@ def decoded_text(content: bytes, declared: str | None, *, markup: bool = True, c
         narrow.sort(key=lambda name: name not in detected)
     text = _first(content, [*_wide(content, names), *narrow, *detected], cut=cut)
     if text is None and b"\0" in content:
-        text = _decoded(content, "utf-8", cut=cut)  # with its NULs, for which the row is quarantined
+        text = _decoded(content, "utf-8", cut=cut)  # NULs are kept here; the row is quarantined for them
     if text is None:
         raise UndecodableError(f"no charset fits (said to be in {', '.join(said)[:100] or 'none'})")
     return text
 
 
 def _metas(content: bytes) -> Iterator[str]:
-    """What the page itself says. It cannot be in UTF-16 where that can be read."""
+    """Yield the charsets that the page itself declares.
+
+    UTF-16 and UTF-32 are left out: in such a page the declaration could not be read as ASCII bytes.
+    """
     for found in _META.finditer(content[:_META_BYTES]):
         label = (found[1] or found[2]).decode("ascii", "replace")
         if not label.lower().startswith(_WIDE):
@@ -108,7 +116,7 @@ def _metas(content: bytes) -> Iterator[str]:
 
 
 def _codec(label: str) -> str | None:
-    """Python's name of a charset; None of what is none."""
+    """Return Python's name of a charset, or None if the label is no known text encoding."""
     label = label.strip().lower()
     plain = re.sub(r"^(?:x-)?(?:windows-|cp-?)(?=\d)", "cp", label)
     for name in (label, plain, label.removeprefix("x-"), re.sub(r"-[ie]$", "", label)):
@@ -129,7 +137,7 @@ def _decoded(content: bytes, name: str, *, cut: bool) -> str | None:
 
 
 def _first(content: bytes, names: Sequence[str], *, cut: bool) -> str | None:
-    """The text by the first of the charsets that fits, each before its supersets."""
+    """Decode by the first charset that fits, trying each before its supersets; None if none fits."""
     for name in names:
         for codec in (name, *_SUPERSETS.get(name, ())):
             text = _decoded(content, codec, cut=cut)
@@ -143,7 +151,7 @@ def _is_possible(text: str) -> bool:
 
 
 def _seven_bit(content: bytes, names: Sequence[str], *, cut: bool) -> str | None:
-    """The text of ASCII bytes that stand for other characters, if they do."""
+    """Decode ASCII bytes that encode non-ASCII characters (ISO-2022, HZ, UTF-7); None if they do not."""
     candidates = [name for name in names if name.startswith(_SEVEN_BIT)]
     if not candidates and (b"\x1b" in content or b"\x0e" in content or b"~{" in content):
         candidates = [name for name in _detected(content) if name.startswith(("iso2022", "hz"))]
@@ -151,7 +159,7 @@ def _seven_bit(content: bytes, names: Sequence[str], *, cut: bool) -> str | None
 
 
 def _damaged_utf8(content: bytes, *, declared: bool) -> int:
-    """In how many places a page is damaged that should be UTF-8 by most of its bytes; 0 of what may be in another charset."""
+    """Return the number of damaged places in a page that is mostly UTF-8; 0 if the page may be in another charset."""
     text = content.decode("utf-8", "replace")
     bad = text.count("\ufffd")
     good = sum(not character.isascii() for character in text) - bad
@@ -160,7 +168,10 @@ def _damaged_utf8(content: bytes, *, declared: bool) -> int:
 
 
 def _wide(content: bytes, names: Sequence[str]) -> list[str]:
-    """UTF-16 or UTF-32 in the byte order that the bytes show: the high bytes of characters have fewer values than the low ones."""
+    """Return the UTF-16 or UTF-32 codecs to try; empty if none is declared and under 5% of the bytes are NUL.
+
+    The byte order of UTF-16 follows from the bytes: the high bytes of characters have fewer distinct values than the low bytes.
+    """
     wanted = [name for name in names if name.startswith(_WIDE)]
     nuls = content.count(b"\0")
     if not wanted and nuls * 20 < len(content):

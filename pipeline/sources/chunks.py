@@ -1,7 +1,7 @@
-"""Rows into chunks, and chunks into parts of windows: the pure half of `prepare`.
+"""Groups rows into chunks and cuts chunks into parts of windows: the half of `prepare` that writes no files.
 
-A chunk is a run of rows of one input file and becomes one part. Where chunks end depends on the rows alone, so pass 1
-(`scan_file`) and pass 2 (`cut_chunks`) agree on it, whichever worker they run on and whatever other files hold.
+A chunk is a sequence of consecutive rows of one input file and becomes one part. Chunk borders depend only on the rows of the file,
+so pass 1 (`scan_file`) and pass 2 (`cut_chunks`) find the same borders on any worker, whatever other files contain.
 
 Shapes: N good rows of a file.
 """
@@ -28,16 +28,16 @@ from pipeline.sources.readers import columns_of, read_rows
 from pipeline.tables import QUARANTINE, WINDOWS
 from pipeline.text.windows import WindowCutter, stretches
 
-QUARANTINE_PIECE = 4096  # bad rows of a file that are held, and written, at once
-_ROWS_WITHOUT_TEXT = 10_000  # so many at the beginning of a file, and text_key is wrong
+QUARANTINE_PIECE = 4096  # most bad rows of a file that are kept in memory and written at once
+_ROWS_WITHOUT_TEXT = 10_000  # if so many rows at the beginning of a file have no text, text_key is wrong
 
 
 class Chunker:
     """Assigns good rows, in order, to the chunks of a file, numbered from 0.
 
-    A document goes into the chunk at hand unless that has `part_documents` documents, or would exceed `part_bytes` bytes of
-    text; then it opens the next one. A document that is larger by itself is split at the borders of its stretches; not where
-    steps (`pipeline.refining`) will change it.
+    A document goes into the current chunk. If that chunk already has `part_documents` documents, or would exceed `part_bytes`
+    bytes of text, id, source and metadata, the document opens the next chunk. A document whose text alone exceeds `part_bytes` is
+    split between stretches (`pipeline.text.windows.stretches`), unless `split` is false because refining steps will change it.
     """
 
     def __init__(self, prepare: Prepare, first: int = 0, *, split: bool = True) -> None:
@@ -49,13 +49,13 @@ class Chunker:
 
     @property
     def num_chunks(self) -> int:
-        """Up to the one at hand; where none was placed, those before the first."""
+        """Number of chunks up to and including the current one; before the first document, those before `first`."""
         return self._chunk + 1 if self._documents else self._chunk
 
     def place(self, text: str, beside: int = 0) -> list[tuple[int, int, int]]:
-        """The chunks of the next document, and from which to which character it is in each; nearly always one.
+        """Place the next document. Return (chunk, begin, end) for each chunk it lies in, in characters; nearly always one.
 
-        `beside` is how many bytes it has beside its text: id, source and metadata.
+        `beside` is the number of bytes of its id, source and metadata.
         """
         num_bytes = _utf8_bytes(text)
         full = self._documents == self._limits.part_documents or self._bytes + num_bytes + beside > self._limits.part_bytes
@@ -85,9 +85,9 @@ class Chunker:
 
 
 class Start(NamedTuple):
-    """Where the text of a chunk begins: a document, where in the file that is, and the chunk that was opened for it.
+    """Where to start reading for a chunk: the row of its first document, the rows before it, and that document's first chunk.
 
-    It is an earlier chunk than the one asked for where the document is split over several.
+    `rows_before` counts good and bad rows. `chunk` is earlier than the chunk to be read if the document is split over several.
     """
 
     row: int
@@ -100,13 +100,21 @@ _BEGINNING = Start(0, 0, 0)
 
 @dataclass(frozen=True)
 class Scan:
-    """What pass 1 learns of a file: `num_rows` = N good rows + those of `reasons`; those of `skipped` come on top.
+    """Result of pass 1 for one file.
 
-    `row_N`, `id_hash_N` (xxh3 of the id) and `chunk_N` (the first chunk that the document is in) are of the good rows, in order.
-    `num_bytes` is their text, id, source and metadata in UTF-8. `starts` has one entry for each chunk. `quarantine` has the
-    first 4,096 bad rows.
-    `absent` are columns of `prepare.metadata` that no good row has; `left_out` columns that cannot be metadata, and why.
-    `stopped`: bad rows were more than may be, and the rest of the file was not read.
+    Attributes:
+        num_rows: N good rows plus the bad rows; skipped rows are not included.
+        reasons: number of bad rows by reason.
+        skipped: number of skipped rows by reason.
+        left_out: columns that cannot be kept as metadata, with the reason.
+        absent: columns of `prepare.metadata` that no good row has.
+        stopped: there were too many bad rows, so the rest of the file was not read.
+        starts: one entry for each chunk.
+        num_bytes: UTF-8 bytes of the good rows' text, id, source and metadata.
+        row_N: row numbers of the good rows, in order.
+        id_hash_N: xxh3 of their ids.
+        chunk_N: the first chunk of each document.
+        quarantine: the first 4,096 bad rows.
     """
 
     num_rows: int
@@ -136,15 +144,17 @@ def scan_file(
     quarantine: Callable[[int, pa.Table], None] | None = None,
     most_bad: float = math.inf,
 ) -> Scan:
-    """Pass 1: every row of the file checked, hashed and assigned to a chunk; no tokenizer.
+    """Pass 1: check and hash every row of the file and assign it to a chunk. Does not tokenize.
 
     Args:
-        split: whether a large document may be in several chunks.
-        quarantine: takes the bad rows, in numbered pieces of at most 4,096, so that no more are ever held.
-        most_bad: reading ends after so many bad rows; and, if it is finite, after 10,000 rows none of which has a text column.
+        split: whether a large document may be split over several chunks.
+        quarantine: called with the number and the table of each piece of at most 4,096 bad rows, so that memory stays bounded.
+        most_bad: stop when a file has more bad rows than this. If it is finite, also stop when a file begins with 10,000 rows
+            that have no text.
 
     Raises:
         InputError: as `read_rows`.
+        StorageError: as `read_rows`.
     """
     chunker = Chunker(prepare, split=split)
     columns = columns_of(prepare)
@@ -193,7 +203,7 @@ def scan_file(
 
 
 class _Quarantine:
-    """The bad rows of a file: counted by reason, handed on in pieces, and only the first piece kept."""
+    """Counts the bad rows of a file by reason and writes them in pieces; only the first piece is kept in memory."""
 
     def __init__(self, file: InputFile, write: Callable[[int, pa.Table], None] | None) -> None:
         self._file = file
@@ -209,7 +219,7 @@ class _Quarantine:
 
     @property
     def lacks_text(self) -> bool:
-        """Whether many rows were read, and none has a column of the text."""
+        """Whether there are at least 10,000 bad rows and none of them has a text."""
         return self.reasons["missing_text"] == self.count >= _ROWS_WITHOUT_TEXT
 
     def add(self, row: Row) -> None:
@@ -221,7 +231,7 @@ class _Quarantine:
             self._hand_on()
 
     def close(self) -> pa.Table:
-        """The first piece."""
+        """Write the last piece and return the first one."""
         if self._rows or not self._pieces:
             self._hand_on()
         return self._first
@@ -245,19 +255,20 @@ def cut_chunks(
     start: Start = _BEGINNING,
     refine: Callable[[Row, int], Document | None] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Pass 2: the WINDOWS table of each asked chunk, in ascending order; without rows where all its rows are dropped.
+    """Pass 2: yield (chunk, WINDOWS table) for each requested chunk, in ascending order; empty if all its rows are dropped.
 
-    Only documents of these chunks are tokenised. Where a document is split over chunks, its windows are numbered on from one
-    to the next, so asking for a later chunk alone tokenises the document from its beginning: ask for runs of chunks.
+    Only documents of these chunks are tokenized. The windows of a document that is split over chunks are numbered across them, so
+    a later chunk alone requires tokenizing the document from its beginning: request consecutive chunks together.
 
     Args:
         chunks: numbers below `Scan.num_chunks`.
-        drop_rows: rows left out, such as duplicates; they still take their place when chunks are bounded.
-        start: of the first of the chunks; what lies before it in the file is not parsed.
-        refine: from a good row and its chunk to the document that is cut, or None; documents are then not split over chunks.
+        drop_rows: rows to leave out, such as duplicates. They still count towards the limits of a chunk, as in pass 1.
+        start: the entry of `Scan.starts` for the first of the chunks; rows before it are not parsed.
+        refine: maps a good row and its chunk to the document to cut, or to None to drop it. If given, documents are not split.
 
     Raises:
-        InputError: as `read_rows`; or the file has fewer chunks than were asked for, so it changed since it was scanned.
+        InputError: as `read_rows`; or the file has fewer chunks than requested, so it changed since it was scanned.
+        StorageError: as `read_rows`.
     """
     waiting = deque(sorted(chunks))
     if not waiting:
@@ -297,7 +308,7 @@ def cut_chunks(
 
 
 class _Columns:
-    """The columns of a WINDOWS table, as they grow."""
+    """Collects the columns of a WINDOWS table."""
 
     def __init__(self) -> None:
         self.lists: dict[str, list[Any]] = {name: [] for name in WINDOWS.names if name != "key"}
@@ -318,7 +329,7 @@ class _Columns:
 
 
 def _bytes_beside(document: Document) -> int:
-    """Bytes of a document beside its text."""
+    """Return the UTF-8 bytes of a document's id, source and metadata."""
     return _utf8_bytes(document.id) + _utf8_bytes(document.source) + _utf8_bytes(document.metadata)
 
 

@@ -1,4 +1,4 @@
-"""CSV. A broken quote loses no row in silence: lines from which rows cannot be told are bad rows, each by itself."""
+"""Reader for CSV. A broken quote never loses rows silently: each line that cannot be parsed reliably becomes a bad row."""
 
 import csv
 import io
@@ -14,22 +14,23 @@ from pipeline.sources import EXCERPT_CHARACTERS, Row
 from pipeline.sources.row_reader import RowReader, bad_row
 from pipeline.sources.streams import check_encoding, open_bytes
 
-MAX_RECORD_CHARACTERS = 64 << 20  # a quote that is open for longer was not closed
-# After a broken quote, lines may be rows or the rest of a text. So many in a row that have the right number of fields are rows.
+MAX_RECORD_CHARACTERS = 64 << 20  # a quoted field longer than this counts as a missing closing quote
+# After a broken quote, a line may be a row or the rest of a text. This many consecutive lines with the right number of fields count
+# as rows again.
 _ROWS_TO_TRUST = 8
-# A record of several lines, of which at least so many, inside it, are rows by themselves, began with a quote that was not closed.
+# If at least this many lines inside a multi-line record are valid rows, the record began with a quote that was never closed.
 _LINES_OF_A_MERGE = 2
 
 
 class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
-    """CSV with a line of column names, in UTF-8. Fields are separated by commas, and quotes in quoted fields doubled (RFC 4180)."""
+    """Reads CSV in UTF-8 with a header line. Fields are separated by commas; quotes in quoted fields are doubled (RFC 4180)."""
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         csv.field_size_limit(MAX_RECORD_CHARACTERS)
         with open_bytes(self.data_folder, filepath, self.compression) as raw:
             buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 18)  # type: ignore[type-var]
             check_encoding(buffered.peek(4)[:4])
-            # Bytes that are not UTF-8 become surrogates, which no good text has.
+            # Bytes that are not UTF-8 become lone surrogates, which valid text never contains; `_parse` finds them.
             records = _Records(io.TextIOWrapper(buffered, "utf-8-sig", "surrogateescape", newline=""))
             names = self._names(records, filepath)
             if names is None:
@@ -41,10 +42,10 @@ class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
                     yield self._parse(record, names, filepath, row)
 
     def _names(self, records: "_Records", filepath: str) -> list[str] | None:
-        """The column names; None where the file has no line.
+        """Return the column names; None if the file has no lines.
 
         Raises:
-            InputError: they are broken, not UTF-8, or not those that are needed.
+            InputError: the header has broken quotes, is not UTF-8, repeats a column, or lacks the text or id column.
         """
         header = next((record for record in records if record.fields != []), None)
         if header is None:
@@ -82,21 +83,21 @@ class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Record:
-    """A record: its fields, or what is wrong with its quotes; its first line and the number of that; and the lines inside it."""
+    """A CSV record, which may extend over several lines. `fields` is None if its quotes are broken; `problem` then says how."""
 
     fields: list[str] | None
-    line: str
-    number: int  # from 1
+    line: str  # the first line
+    number: int  # line number of the first line, from 1
     problem: str = ""
-    inside: Sequence[str] = ()
-    has_escapes: bool = False  # a backslash before a quote
+    inside: Sequence[str] = ()  # the lines between the first and the last
+    has_escapes: bool = False  # contains a backslash before a quote
 
     def broken(self, problem: str) -> "_Record":
         return _Record(None, self.line, self.number, problem)
 
 
 class _Records:
-    """The records of a file. Of one with broken quotes the first line is a record by itself, and the others are read again."""
+    """Iterates over the records of a file. The first line of a record with broken quotes is yielded alone; the rest is reparsed."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -122,7 +123,7 @@ class _Records:
         return record
 
     def retry(self, record: _Record, problem: str) -> _Record:
-        """The first line of the record at hand as a broken one; the others are read again."""
+        """Return the first line of `record`, the last record read, as a broken record; its other lines are reparsed next."""
         self._number = record.number
         return self._one_line(problem)
 
@@ -147,7 +148,7 @@ class _Records:
 
 
 def _trusted(records: _Records, num_columns: int, id_column: int | None) -> Iterator[_Record]:
-    """The records; those near a broken quote that may be parts of a text are broken too."""
+    """Yield the records. After a broken quote, mark records as broken until `_ROWS_TO_TRUST` consecutive ones look like rows."""
     held: list[_Record] = []
     distrust = False
     for found in records:
@@ -174,7 +175,7 @@ def _trusted(records: _Records, num_columns: int, id_column: int | None) -> Iter
 
 
 def _without_escapes(records: Iterable[_Record], num_columns: int) -> Iterator[_Record]:
-    """The records; one in which a backslash stands before a quote is broken if what follows it is: the quote closed nothing."""
+    r"""Yield the records. One that contains `\"` is marked as broken if the next record is malformed: its quotes are misplaced."""
     held: _Record | None = None
     for record in records:
         if held is not None:
@@ -188,7 +189,7 @@ def _without_escapes(records: Iterable[_Record], num_columns: int) -> Iterator[_
 
 
 def _is_merge(record: _Record, num_columns: int, id_column: int | None) -> bool:
-    """Whether the lines inside a record are rows themselves: the right number of fields, and an id without white space."""
+    """Whether all lines inside a record are rows themselves: the right number of fields, and an id without white space."""
     if id_column is None or num_columns < 2 or len(record.inside) < _LINES_OF_A_MERGE:
         return False
     for line in record.inside:
@@ -210,7 +211,7 @@ def _explained(error: csv.Error, line: str) -> str:
 
 
 def _guessed_encoding(raw: bytes) -> str:
-    """Of bytes that are not UTF-8: what Windows writes in Western Europe, where that has all of them."""
+    """Guess the encoding of bytes that are not UTF-8: cp1252 if it decodes all of them, else latin-1."""
     try:
         raw.decode("cp1252")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Datasets of the library `datasets`: what identifies their content, and their rows."""
+"""Reader and content digest for datasets of the Hugging Face `datasets` library."""
 
 import hashlib
 import os
@@ -16,10 +16,10 @@ _BATCH_ROWS = 1024
 
 
 def digest(name: str) -> str:
-    """Of a folder: SHA-256 of its files and their names. Of a name on the hub: the commit of its main branch.
+    """Return the digest of a dataset: for a folder SHA-256 of its files and their names, for a hub name its main branch's commit.
 
     Raises:
-        InputError: there is no such dataset, or the hub cannot be asked.
+        InputError: there is no such dataset, or the hub cannot be reached.
     """
     if os.path.isdir(name):
         sha256 = hashlib.sha256()
@@ -43,7 +43,7 @@ def digest(name: str) -> str:
 
 
 class StrictDatasetReader(RowReader, HuggingFaceDatasetReader):  # type: ignore[misc]
-    """What `datasets.load_dataset` loads, or `load_from_disk`."""
+    """Reads what `datasets.load_dataset` or `datasets.load_from_disk` loads."""
 
     def __init__(self, place: str, **settings: Any) -> None:
         super().__init__(place, folder=False, **settings)
@@ -52,9 +52,9 @@ class StrictDatasetReader(RowReader, HuggingFaceDatasetReader):  # type: ignore[
         return filepath
 
     def read(self, first: int, left_out: dict[str, str]) -> Iterator[Row]:
-        """Every row of the dataset from row `first` on.
+        """Yield every row of the dataset from row `first` on.
 
-        Columns of images, sound and video cannot be kept as metadata: `left_out` gets their names and kinds.
+        Image, audio and video columns cannot be kept as metadata; their names and kinds are added to `left_out`.
         """
         dataset = _dataset(self)
         if features := dataset.features:
@@ -66,7 +66,7 @@ class StrictDatasetReader(RowReader, HuggingFaceDatasetReader):  # type: ignore[
             dataset = dataset.select_columns(kept)
         row = first
         dataset = dataset.skip(first) if first else dataset
-        # As Arrow's values: those of `datasets` are decoded, and one that cannot be ends the iteration.
+        # In Arrow format: `datasets` would decode the values, and one that cannot be decoded would end the iteration.
         for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
             for batch in table.to_batches():
                 yield from rows_of_batch(self, batch, self.dataset, row)
@@ -74,8 +74,8 @@ class StrictDatasetReader(RowReader, HuggingFaceDatasetReader):  # type: ignore[
 
 
 def _media_of(feature: Any) -> str:
-    """The kind of media that a feature holds, at any depth; empty for none."""
-    if hasattr(feature, "decode"):  # what is stored as a path or encoded bytes
+    """Return the kind of media in a feature, at any depth; empty if there is none."""
+    if hasattr(feature, "decode"):  # only media features, which store a path or encoded bytes, can be decoded
         return type(feature).__name__
     inner = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list | tuple) else ()
     if hasattr(feature, "feature"):
@@ -92,7 +92,7 @@ def _dataset(reader: StrictDatasetReader) -> Any:
             if reader.load_from_disk
             else load_dataset(reader.dataset, **(reader.dataset_options or {}), streaming=reader.streaming)
         )
-    except (ValueError, TypeError, OSError) as error:  # no such configuration or split, or no dataset
+    except (ValueError, TypeError, OSError) as error:  # unknown configuration, split or dataset
         raise InputError(f"cannot load the dataset {reader.dataset}: {one_line(error)}; check paths and reader") from error
     if isinstance(loaded, dict):
         raise InputError(f"{reader.dataset} has the splits {', '.join(loaded)}; name one: reader.dataset_options: {{split: …}}")

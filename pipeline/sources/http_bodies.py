@@ -1,6 +1,6 @@
-"""The body of an HTTP answer as it was before it was sent: transfer and content encodings undone, or an error that names them.
+"""Decodes the transfer and content encodings of an HTTP response body; raises an error that names the encoding if that fails.
 
-warcio undoes gzip and deflate, passes on what it does not know, and ends in silence where compressed data is cut or damaged.
+warcio decodes only gzip and deflate, returns other encodings undecoded, and stops silently at truncated or damaged data.
 """
 
 import io
@@ -14,21 +14,25 @@ from pipeline.sources.streams import MAX_LINE_BYTES, ZstdStream
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_LOOKED_AT = 1024  # bytes, among which are control characters where they are compressed
+_LOOKED_AT = 1024  # bytes; compressed data of this length contains control characters
 
 
 class UndecodableError(Exception):
-    """Raised with what is wrong with a body, and turned into a bad row by the reader."""
+    """A body cannot be decoded; the reader turns this into a bad row."""
 
 
 def decoded_body(body: bytes, transfer: Sequence[str], content: Sequence[str], *, cut: bool = False) -> bytes:
-    """The body without the encodings of these headers, each in the order of the headers.
+    """Return the body with its encodings removed.
 
-    A body that is plain although a header says otherwise is taken as it is: many crawlers undo an encoding and keep its header.
-    `cut` says that the crawler stopped before the end, which a chunked body may show.
+    A body that is plain despite its headers is returned unchanged: many crawlers decode a body and keep the header.
+
+    Args:
+        transfer: values of the Transfer-Encoding headers, in order.
+        content: values of the Content-Encoding headers, in order.
+        cut: the crawler truncated the record, so a chunked body may end early.
 
     Raises:
-        UndecodableError: an encoding is unknown, or the body is damaged, cut or too large.
+        UndecodableError: an encoding is unknown, or the body is damaged, truncated or too large.
         InputError: a package that an encoding needs is missing.
     """
     for name in reversed(_names(transfer)):
@@ -59,7 +63,11 @@ def _decoded(body: bytes, name: str) -> bytes:
 
 
 def is_plain(body: bytes) -> bool:
-    """Whether bytes are a page in a charset that extends ASCII, and nothing compressed, also not the beginning of it."""
+    """Whether a body looks like an uncompressed page in a charset that extends ASCII.
+
+    The first 1,024 bytes must have no control characters. A shorter body must also contain markup: compressed data of that length
+    may have no control characters by chance.
+    """
     start = body[:_LOOKED_AT]
     if _CONTROL.search(start):
         return False
@@ -76,7 +84,7 @@ def _is_utf8(data: bytes) -> bool:
 
 def _dechunked(body: bytes, *, cut: bool) -> bytes:
     if not _CHUNK.match(body):
-        return body  # it was undone, and the header kept
+        return body  # the crawler removed the chunking and kept the header
     chunks: list[bytes] = []
     at = 0
     while found := _CHUNK.match(body, at):
@@ -100,7 +108,7 @@ def _checked(out: bytes) -> bytes:
 
 
 def _inflated(body: bytes, window: int) -> tuple[bytes, bytes]:
-    """A stream of zlib's, and what follows it."""
+    """Decompress one zlib stream; return its data and the bytes after it."""
     decompressor = zlib.decompressobj(window)
     out = _checked(decompressor.decompress(body, MAX_LINE_BYTES + 1))
     if not decompressor.eof:
@@ -111,7 +119,7 @@ def _inflated(body: bytes, window: int) -> tuple[bytes, bytes]:
 def _from_gzip(body: bytes) -> bytes:
     out, rest = _inflated(body, 16 + zlib.MAX_WBITS)
     members = [out]
-    while rest.startswith(_GZIP):  # what else follows is padding
+    while rest.startswith(_GZIP):  # anything else after a member is padding
         out, rest = _inflated(rest, 16 + zlib.MAX_WBITS)
         members.append(out)
     return _checked(b"".join(members))
@@ -121,7 +129,7 @@ def _from_deflate(body: bytes) -> bytes:
     try:
         return _inflated(body, zlib.MAX_WBITS)[0]
     except zlib.error:
-        return _inflated(body, -zlib.MAX_WBITS)[0]  # without zlib's header, as some servers send it
+        return _inflated(body, -zlib.MAX_WBITS)[0]  # some servers send deflate without the zlib header
 
 
 def _from_brotli(body: bytes) -> bytes:

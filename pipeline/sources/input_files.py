@@ -1,4 +1,4 @@
-"""The input files of a corpus with a digest of each, which a workdir remembers by size and time of change."""
+"""Lists the input files of a corpus with a digest of each. The workdir caches digests by file size and modification time."""
 
 import hashlib
 import os
@@ -14,16 +14,16 @@ from pipeline.storage import Folder
 
 _DIGEST_READERS = 8
 _INPUTS = "inputs.json"
-# What stores say about content, best first; S3, Google, Azure, Hugging Face and HTTP spell it differently.
+# Keys of fsspec's `info` that identify content, best first; S3, Google, Azure, Hugging Face and HTTP use different names.
 _CHECKSUMS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "checksum")
 _VERSIONS = ("generation", "versionid", "version_id", "mtime", "lastmodified", "last_modified", "updated", "created")
 
 
 def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
-    """The files of a corpus with their digests; and for `remember_digests`, what spares digesting them again.
+    """Return the files of a corpus with their digests, and the entries to cache with `remember_digests`.
 
     Raises:
-        InputError: as `list_corpus`.
+        InputError: as `list_corpus` and `digest`.
     """
     return digest_files(list_corpus(settings, setting=setting, workdir=workdir.url), workdir)
 
@@ -49,20 +49,20 @@ def digest_files(listing: Listing, workdir: Folder) -> tuple[list[InputFile], di
 
 
 def _remembered(workdir: Folder) -> dict[str, dict[str, str]]:
-    """What `remember_digests` noted; of another shape, it is noted anew."""
+    """Return the entries cached by `remember_digests`. Entries in another format are ignored, so their files are digested again."""
     noted = workdir.read_json(_INPUTS) or {}
     return {url: entry for url, entry in noted.items() if isinstance(entry, dict) and entry.keys() == {"stamp", "digest"}}
 
 
 def remember_digests(workdir: Folder, stamps: dict[str, Any]) -> None:
-    """Note the digests of files by size and time of change."""
+    """Cache the digests of files by size and modification time."""
     known = _remembered(workdir)
     if any(known.get(url) != stamp for url, stamp in stamps.items()):
         workdir.write_json(_INPUTS, {**known, **stamps})
 
 
 def _stamp(url: str) -> str:
-    """Size and time of change of a local file; empty for what is cheap to digest or not local."""
+    """Return size and modification time of a local path. Empty for remote URLs and `pydocs://`, whose digests are not cached."""
     try:
         status = os.stat(url)
     except (OSError, ValueError):
@@ -71,13 +71,14 @@ def _stamp(url: str) -> str:
 
 
 def digest(url: str, kind: str) -> str:
-    """The identity of a file's content, never of its path.
+    """Return the digest of a file's content, which does not depend on its path.
 
-    A local file: SHA-256 of its bytes. A remote one: its size with the store's checksum, else its version or time of change,
-    else SHA-256 of its bytes. `pydocs`: the distribution's name, version and SHA-256 of its RECORD.
+    Local file: SHA-256 of its bytes. Remote file: its size with the store's checksum, else with its version or modification time;
+    if the store reports none of these, SHA-256 of its bytes. `pydocs`: the distribution's name, version and SHA-256 of its RECORD.
+    `dataset`: see `pipeline.sources.datasets.digest`.
 
     Raises:
-        InputError: the file is not there, or may not be read.
+        InputError: the file does not exist or cannot be read.
     """
     if kind == "pydocs":
         return pydocs.digest(url)

@@ -1,4 +1,4 @@
-"""JSON lines; and a JSON array of rows, where it is small enough to be read as a whole."""
+"""Reader for JSON lines, and for JSON arrays of rows that are small enough to be read whole."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -12,14 +12,14 @@ from pipeline.sources import Row
 from pipeline.sources.row_reader import RowReader, bad_row, excerpt_of, excerpt_of_bytes
 from pipeline.sources.streams import MAX_LINE_BYTES, check_encoding, open_bytes
 
-MAX_ARRAY_BYTES = 64 << 20  # of a file that is one JSON array: its values take about five times as much
+MAX_ARRAY_BYTES = 64 << 20  # limit for a file that is one JSON array; its values take about five times as much memory
 _BOM = b"\xef\xbb\xbf"
 
 
 class StrictJsonlReader(RowReader, JsonlReader):  # type: ignore[misc]
-    """JSON lines. Lines end at a line feed and nowhere else; blank ones are skipped.
+    """Reads JSON lines. Only a line feed ends a line; blank lines are skipped.
 
-    A file that is one JSON array has its elements as rows.
+    If the file is one JSON array, its elements are the rows.
     """
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
@@ -74,11 +74,11 @@ class StrictJsonlReader(RowReader, JsonlReader):  # type: ignore[misc]
         return self.row(value, filepath, row, excerpt)
 
     def _array(self, filepath: str) -> list[Any] | None:
-        """The elements of the array that the file is; None where it is none.
+        """Return the elements if the file is one JSON array; None if it is not.
 
         Raises:
             OSError: the file is text in UTF-16 or UTF-32.
-            InputError: it is one, and too large.
+            InputError: the file is one JSON array of more than `MAX_ARRAY_BYTES`.
         """
         with self._open(filepath) as lines:
             line = lines.readline(MAX_ARRAY_BYTES)
@@ -89,13 +89,13 @@ class StrictJsonlReader(RowReader, JsonlReader):  # type: ignore[misc]
                 return None
             rest = lines.read(MAX_ARRAY_BYTES + 1 - len(line))
         if line.endswith(b"\n") and rest.strip() and _is_json(line):
-            return None  # lines, the first of which is an array
+            return None  # JSON lines whose first line is an array
         whole = (line + rest).removeprefix(_BOM)
         if len(whole) <= MAX_ARRAY_BYTES:
             try:
                 value = exact_json.parse_exactly(whole)
             except orjson.JSONDecodeError:
-                return None  # lines, the first of which is broken
+                return None  # JSON lines whose first line is broken
             return value if isinstance(value, list) else None
         following = next((line for line in rest.split(b"\n", 2)[:2] if line.strip()), b"")
         if _is_json(following):

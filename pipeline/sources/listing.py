@@ -1,4 +1,4 @@
-"""Which files a corpus is, and what identifies their content."""
+"""Expands the paths of a corpus to its input files: globs, folders, URLs and `pydocs://`."""
 
 import os
 import re
@@ -29,10 +29,10 @@ _KNOWN = (
     f".jsonl, .jsonlines, .ndjson, .json, .csv, .warc and .wet, each also with {', '.join(COMPRESSIONS)}; "
     ".parquet, .pq, .arrow, .ipc, .feather"
 )
-_NAMED_ENDINGS = 8  # of files that are left out, in a message
-# What `datasets` writes beside the data of `save_to_disk`.
+_NAMED_ENDINGS = 8  # endings of ignored files that a message lists
+# Files that `save_to_disk` of the library `datasets` writes next to the data.
 _SAVED = ("state.json", "dataset_dict.json")
-# What `reader` may name: ours are datatrove's of the same names, made strict.
+# Readers that `reader.type` may name; ours are strict versions of datatrove's readers of the same names.
 READERS: dict[str, Kind] = {
     "JsonlReader": "jsonl",
     "ParquetReader": "parquet",
@@ -46,13 +46,13 @@ READERS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a corpus, URL and kind of each; and of its folders how many files are no input, by their ending."""
+    """The files of a corpus as (URL, kind), and the number of ignored files in its folders by their ending."""
 
     files: Sequence[tuple[str, Kind]]
     left_out: Mapping[str, int]
 
     def describe_left_out(self, setting: str) -> str:
-        """One line for a person; empty where nothing is left out."""
+        """Return one line about the ignored files for the user; empty if there are none."""
         if not self.left_out:
             return ""
         ranked = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -62,26 +62,24 @@ class Listing:
 
 
 def list_files(corpus: Corpus, *, setting: str = "paths") -> list[tuple[str, Kind]]:
-    """The files of `list_corpus`."""
+    """Return the files of `list_corpus`."""
     return list(list_corpus(corpus, setting=setting).files)
 
 
 def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None = None) -> Listing:
-    """The URL and kind of every file of the corpus: paths in the order given, the files of each path sorted.
+    """List the URL and kind of every file of the corpus: paths in the order given, the files of each path sorted.
 
     A path is a file, a glob, a folder (its files with a known ending, at any depth), any of these at an fsspec URL, or
-    `pydocs://` (see `pipeline.sources.pydocs`). A folder that a glob without `**` matches counts as a folder. Links to folders are
-    followed, and a folder that is reached twice is read once. Local files come back as absolute paths.
+    `pydocs://` (see `pipeline.sources.pydocs`). If a glob without `**` matches a folder, the files of that folder are listed. Links
+    to folders are followed; a folder that is reached twice is listed once. Local files are returned as absolute paths.
 
     Args:
-        setting: how messages call the setting, such as `generalist.paths`.
-        workdir: where the run writes; no input may lie in it, nor it in a folder of input.
+        setting: name of the setting in messages, such as `generalist.paths`.
+        workdir: workdir of the run; it must not contain input files or lie in an input folder.
 
     Raises:
-            if not is_utf8(url):  # it goes into manifests and tables, as the source of its rows too
-                raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
-        InputError: nothing matches a path, an ending is unknown, a file comes twice, a file system is not available, a folder
-            holds a saved dataset, or input and workdir overlap.
+        InputError: nothing matches a path, an ending is unknown, a file is listed twice, a file name is not UTF-8, a file system is
+            not available, a folder holds a saved dataset, or input and workdir overlap.
     """
     found: dict[str, Kind] = {}
     origin: dict[str, str] = {}
@@ -93,34 +91,34 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
         for url in listed.files:
             if url in found:
                 raise InputError(f"{setting}: {url} comes twice, by {origin[url]!r} and {path!r}; leave one of them out")
-            if not is_utf8(url):  # it goes into manifests and tables, as the source of its rows too
+            if not is_utf8(url):  # the name is written to manifests and tables, also as the source of its rows
                 raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
             found[url], origin[url] = listed.kind_of(url), path
     return Listing(list(found.items()), left_out)
 
 
 def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL, and the path in there. What has no scheme is a local path, whatever is in its name."""
+    """Return the file system of a URL and the path in it. Anything without `://` is a local path, whatever its name contains."""
     return fsspec.core.url_to_fs(url) if "://" in url else (LocalFileSystem(), LocalFileSystem._strip_protocol(url))
 
 
 @contextmanager
 def reading(url: str) -> Iterator[None]:
-    """What cannot be read is said of the file.
+    """Turn exceptions raised while the file at `url` is read into an `InputError` that names it.
 
     Raises:
-        InputError: for anything but what is one of our errors already.
+        InputError: for any exception that is not a `CrispwrapError` already.
     """
     try:
         yield
     except CrispwrapError:
         raise
-    except Exception as error:  # clients of stores, and what unpacks, have errors of their own
+    except Exception as error:  # storage clients and decompressors raise their own exception types
         raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
 
 
 def base_name(url: str) -> str:
-    """The file's name without folder and endings: the `source` of rows that name none."""
+    """Return the file's name without folder and known ending: the `source` of rows that have none."""
     name = url.rstrip("/").rsplit("/", 1)[-1]
     ending = _ending(name)
     return name.removesuffix(ending) or name
@@ -128,7 +126,7 @@ def base_name(url: str) -> str:
 
 @dataclass(frozen=True)
 class _Expanded:
-    """The files of one path, and the endings of those of its folders that are no input."""
+    """The files of one path, and the number of ignored files in its folders by ending."""
 
     files: Sequence[str]
     read_as: Kind | None
@@ -151,7 +149,7 @@ def _expand(path: str, setting: str, read_as: Kind | None, workdir: str | None) 
     try:
         named, folders = _matches(fs, inner)
         in_folders = [file for folder in folders for file in (walk_files(folder) if is_local else fs.find(folder))]
-    except Exception as error:  # clients of stores have errors of their own
+    except Exception as error:  # storage clients raise their own exception types
         raise InputError(f"{setting}: {path!r} cannot be listed: {said(error)}") from error
     for match in named:
         if not _ending(match) and not read_as:
@@ -174,7 +172,7 @@ def _expand(path: str, setting: str, read_as: Kind | None, workdir: str | None) 
 
 
 def walk_files(folder: str) -> Iterator[str]:
-    """The files below a local folder, links to folders followed; a folder that is reached twice is walked once."""
+    """Yield the files below a local folder, following links to folders; a folder that is reached twice is walked once."""
     seen: set[str] = set()
     for inside, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(inside)
@@ -182,19 +180,19 @@ def walk_files(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        # Folders themselves before links to them, so that a file has the name of its own place.
+        # Real folders before links to them, so that a file is listed under its real path.
         folders.sort(key=lambda name: (os.path.islink(os.path.join(inside, name)), name))
         yield from (os.path.join(inside, file) for file in sorted(files))
 
 
 def _matches(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[str], list[str]]:
-    """The files and the folders that a path names."""
-    if fs.isfile(path):  # first, as a file may have brackets in its name
+    """Return the files and the folders that a path names or matches."""
+    if fs.isfile(path):  # before globbing: a file name may contain brackets
         return [path], []
     if fs.isdir(path):
         return [], [path]
     if isinstance(fs, LocalFileSystem) and "**" in path:
-        # fsspec does not follow links to folders here.
+        # fsspec's own `**` does not follow links to folders.
         root = path[: path.index("**")].rpartition("/")[0] or "/"
         wanted = re.compile(glob_translate(path))
         roots = [root] if not any(character in root for character in "*?[") else [*fs.glob(root)]
@@ -215,7 +213,11 @@ def _refuse_saved_datasets(files: Sequence[str], setting: str) -> None:
 
 
 def _refuse_overlap(path: str, folders: Sequence[str], files: Sequence[str], setting: str, workdir: str) -> None:
-    """Refuse input in the workdir, and a workdir in a folder of input: a second run would read what the first wrote."""
+    """Reject input files in the workdir and a workdir in an input folder: a second run would read the output of the first.
+
+    Raises:
+        InputError: input and workdir overlap.
+    """
     work = _real(workdir)
     if holder := next((folder for folder in folders if _is_inside(work, _real(folder))), None):
         raise InputError(f"{setting}: workdir {workdir} lies in {holder}, which {path!r} reads; choose a workdir outside of it")
@@ -233,7 +235,7 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def _ending(name: str) -> str:
-    """The known ending of a name, longest first; empty where there is none."""
+    """Return the longest known ending of a name; empty if it has none."""
     return next((ending for ending in _LONGEST_FIRST if name.lower().endswith(ending)), "")
 
 

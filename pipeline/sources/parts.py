@@ -1,4 +1,4 @@
-"""What a part of windows holds: its documents, and the counts that stand in its footer and, summed, in the step's manifest."""
+"""The documents of a part of windows, and its counts for the Parquet footer and, summed over all parts, for the step's manifest."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SHOWN_CHARACTERS = 500  # of a document that is shown to a person as an example
-# What the windows of a document repeat is stored once, however long it is; hashing their text for that would be in vain.
+SHOWN_CHARACTERS = 500  # length of an excerpt of a document in a report
+# Dictionary-encode columns that all windows of a document repeat, however long the values are; not `text`, which rarely repeats.
 WRITE_OPTIONS = {"use_dictionary": ["doc_id", "source", "metadata"], "dictionary_pagesize_limit": 1 << 30}
 
 
 def counts(table: pa.Table) -> dict[str, int]:
-    """Of a WINDOWS table, for its footer."""
+    """Return the counts of a WINDOWS table for its Parquet footer."""
     return {
         "rows": len(table),
         "tokens": pc.sum(table["tokens"]).as_py() or 0,
@@ -23,7 +23,7 @@ def counts(table: pa.Table) -> dict[str, int]:
 
 
 def _num_bytes(column: pa.ChunkedArray) -> int:
-    """Bytes of the strings of a column, each as often as it is there."""
+    """Return the bytes of all strings of a column; a repeated value counts each time."""
     if not pa.types.is_dictionary(column.type):
         return pc.sum(pc.binary_length(column)).as_py() or 0
     lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
@@ -31,7 +31,7 @@ def _num_bytes(column: pa.ChunkedArray) -> int:
 
 
 def totals(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of all parts of a step, by the facts of each, for its manifest."""
+    """Sum the counts of all parts of a step, for its manifest."""
     return {
         "windows": sum(part["rows"] for part in parts),
         "tokens": sum(part["tokens"] for part in parts),
@@ -41,7 +41,7 @@ def totals(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def documents_of(table: pa.Table) -> Iterator[tuple[str, slice]]:
-    """The id of each document of a WINDOWS table, and its rows: windows of one id that follow each other."""
+    """Yield the id and the rows of each document of a WINDOWS table: consecutive windows with the same id."""
     begin = 0
     for identifier, rows in itertools.groupby(table["doc_id"].to_pylist()):
         end = begin + sum(1 for _ in rows)

@@ -4,9 +4,9 @@
     pydocs://numpy,stdlib       only these
     pydocs://-torch,-numpy      all but these
 
-Names are those of distributions or of what they let one import (`sklearn`), in any spelling of `-`, `_` and case; `stdlib` is the
-standard library. Each distribution is one input file. Left out: tests, vendored copies, docstrings under 200 characters, repeats
-of a docstring within a distribution, and distributions without a RECORD (which only package managers other than pip make).
+A name is that of a distribution or of a module it installs (`sklearn`); case and the choice between `-`, `_` and `.` do not matter.
+`stdlib` is the standard library. Each distribution is one input file. Excluded: tests, vendored copies, docstrings under 200
+characters, repeats of a docstring within a distribution, and distributions without a RECORD (pip always writes one).
 """
 
 import ast
@@ -42,7 +42,7 @@ _SKIPPED_FILES = re.compile(r"(conftest|test_.*|.*_test|__editable__.*)\.py")
 
 @dataclass(frozen=True)
 class _Package:
-    """A distribution: its Python files as paths relative to `root`, sorted."""
+    """A distribution. `files` are its Python files as paths relative to `root`, sorted."""
 
     name: str
     root: str
@@ -55,17 +55,17 @@ class _Package:
 
 
 def expand(spec: str, *, setting: str = "paths") -> list[str]:
-    """The URLs `pydocs://<distribution>` that a `pydocs://` specification stands for, sorted.
+    """Expand a `pydocs://` specification to URLs `pydocs://<distribution>`, sorted.
 
     Raises:
-        InputError: an asked name is not installed (the nearest is given), or nothing is left.
+        InputError: a named package is not installed (the message suggests the nearest name), or no package is left.
     """
     names = [name.strip() for name in spec.removeprefix(SCHEME).split(",") if name.strip()]
     asked = [_normal(name) for name in names if not name.startswith("-")]
     left_out = {_normal(name[1:]) for name in names if name.startswith("-")}
     packages = _installed()
     spellings = {package.name: {package.name, *map(_normal, package.import_names)} for package in packages}
-    spellings[STDLIB] = {STDLIB}  # json and its like are not names of the whole library
+    spellings[STDLIB] = {STDLIB}  # a module such as `json` does not stand for the whole library
     known = set().union(*spellings.values())
     for name in asked:
         if name not in known:
@@ -79,12 +79,20 @@ def expand(spec: str, *, setting: str = "paths") -> list[str]:
 
 
 def digest(url: str) -> str:
-    """Name, version and SHA-256 of the RECORD of a distribution; of the standard library, the version of Python."""
+    """Return a distribution's name, version and SHA-256 of its RECORD; for `stdlib`, Python's implementation and version.
+
+    Raises:
+        InputError: the distribution is not installed here.
+    """
     return _find(url).digest
 
 
 def source_bytes(url: str) -> int:
-    """Of the Python files of a distribution, which are parsed for its docstrings."""
+    """Return the total bytes of a distribution's Python files, all of which are parsed for docstrings.
+
+    Raises:
+        InputError: the distribution is not installed here.
+    """
     package = _find(url)
     total = 0
     for file in package.files:
@@ -94,13 +102,13 @@ def source_bytes(url: str) -> int:
 
 
 def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False) -> Iterator[Row]:
-    """The docstrings of one distribution, file by file in sorted order, outer before inner.
+    """Yield the docstrings of one distribution, file by file in sorted order, outer before inner.
 
-    A document's id is its dotted name (`#2`, `#3` where a name comes again), its source the top-level package, its metadata
-    `kind` (module, class, function), `file` (relative) and `line`. A file that is not Python is one bad row.
+    A document's id is its dotted name (with `#2`, `#3` if a name is repeated), its source is the top-level package, its metadata
+    are `kind` (module, class, function), `file` (relative) and `line`. A file that is not valid Python is one bad row.
 
     Args:
-        sample: visit files in an order hashed from their paths, so that the first rows are a fair sample of all.
+        sample: visit files ordered by the hash of their paths, so that the first rows represent all files.
 
     Raises:
         InputError: the distribution is not installed here.
@@ -115,7 +123,7 @@ def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False)
             with open(os.path.join(package.root, file), "rb") as opened:
                 docstrings = _docstrings(opened.read(), file)
         except FileNotFoundError:
-            continue  # deleted after installation: RECORD still names it
+            continue  # deleted after installation, but still listed in RECORD
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             row += 1
             yield Row(row, None, Bad("not_python", f"{type(error).__name__}: {error}", file))
@@ -144,10 +152,10 @@ def _row(row: int, identifier: str, text: str, metadata: dict[str, Any]) -> Row:
 
 
 def _docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
-    """(dotted name, kind, line, cleaned text) of the docstrings in a file.
+    """Return (dotted name, kind, line, cleaned text) of the docstrings in a file.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: it is not Python, of this version.
+        SyntaxError, ValueError, RecursionError, MemoryError: the running Python cannot parse the file.
     """
     if len(source) < MIN_CHARACTERS or (b'"""' not in source and b"'''" not in source):
         return []
@@ -166,7 +174,7 @@ def _docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
                 kind = {ast.Module: "module", ast.ClassDef: "class"}.get(type(node), "function")
                 found.append((name, kind, node.body[0].lineno, text))
         inner = []
-        for block in ("body", "handlers", "orelse", "finalbody"):  # statements only: no expression holds a definition
+        for block in ("body", "handlers", "orelse", "finalbody"):  # statements only: expressions contain no definitions
             for child in getattr(node, block, ()):
                 if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                     inner.append((child, f"{name}.{child.name}"))
@@ -194,7 +202,7 @@ def _installed() -> list[_Package]:
     for distribution in importlib.metadata.distributions():
         package = _package(distribution)
         if package is not None:
-            packages.setdefault(package.name, package)  # the first on the path is the one that imports find
+            packages.setdefault(package.name, package)  # an import finds the first one on the path
     return list(packages.values())
 
 
@@ -225,7 +233,7 @@ def _is_wanted(file: str) -> bool:
     *folders, name = file.split("/")
     if not name.endswith(".py") or _SKIPPED_FILES.fullmatch(name):
         return False
-    # A folder that is no identifier (../bin, x.data) is not on the import path.
+    # A folder whose name is no identifier (../bin, x.data) cannot be imported.
     return all(folder.isidentifier() and folder not in _SKIPPED_FOLDERS for folder in folders)
 
 

@@ -1,6 +1,6 @@
-"""Reading a corpus: its files, their identity, their rows.
+"""Reads the rows of an input file with the reader for its kind.
 
-Cheap to import: datatrove comes in with the first file that is read.
+Cheap to import: datatrove is imported when the first file is read.
 """
 
 import csv
@@ -19,7 +19,7 @@ from pipeline.sources import ALL_COLUMNS, Columns, InputFile, Row, pydocs
 from pipeline.sources.listing import base_name, file_system
 from pipeline.storage import of_a_store, said
 
-# Imported when a file of the kind is read: datatrove takes half a second.
+# `module:Class` by kind, imported on first use: importing datatrove takes half a second.
 _READERS = {
     "jsonl": "json_lines:StrictJsonlReader",
     "parquet": "arrow_tables:StrictParquetReader",
@@ -33,7 +33,7 @@ _USERS_MISTAKE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR)  
 
 
 def columns_of(prepare: Prepare) -> Columns:
-    """The columns that `prepare.metadata` and `prepare.metadata_bytes` keep."""
+    """Return the columns that `prepare.metadata` keeps, with the limit of `prepare.metadata_bytes`."""
     names = {"all": None, "none": frozenset[str]()}
     kept = names[prepare.metadata] if isinstance(prepare.metadata, str) else frozenset(prepare.metadata)
     return Columns(kept, prepare.metadata_bytes)
@@ -48,22 +48,21 @@ def read_rows(
     columns: Columns = ALL_COLUMNS,
     left_out: dict[str, str] | None = None,
 ) -> Iterator[Row]:
-    """Every row of the file from row `first` on, in order, good, bad or skipped; at most `corpus.limit` of the whole file.
+    """Yield every row of the file from row `first` on, in order, whether good, bad or skipped.
 
-    What lies before is passed over without being parsed, a Parquet file's row groups without being read; `before` is how many
-    rows it would have given. Rows that are skipped do not count.
-
-    Without `id_key` ids are `<5-digit file number>-<row>`. `source` is the row's string column of that name, else the file's
-    name without its endings. Memory is bounded by the longest row.
+    `corpus.limit` bounds the good and bad rows of the whole file. Rows before `first` are not parsed, and whole Parquet row groups
+    before it are not read. Without `id_key`, ids are `<5-digit file number>-<row>`. `source` is the row's string column `source`,
+    else the file's name without its ending. Memory is bounded by the longest row.
 
     Args:
-        columns: which are kept as metadata. They bound it: a row with more than `columns.most_bytes` is bad.
-        left_out: gets, by name, why a column of the whole file cannot be kept.
+        before: number of good and bad rows before `first`; they count towards `corpus.limit`.
+        columns: columns kept as metadata. A row with more than `columns.most_bytes` of metadata is bad.
+        left_out: receives the columns that cannot be kept for the whole file, with the reason.
 
     Raises:
-        InputError: the file cannot be read, stops in the middle, has a column twice, or lacks the text or id column. Rows
-            before the damage have come out by then.
-        StorageError: the file system failed, which a second try may mend.
+        InputError: the file cannot be read, is damaged or truncated, has a column twice, or lacks the text or id column. Rows
+            before the damage are yielded first.
+        StorageError: the file system failed; a retry may succeed.
     """
     reached = -1
     left = None if corpus.limit is None else corpus.limit - before
@@ -106,6 +105,6 @@ def _rows(file: InputFile, corpus: Corpus, first: int, columns: Columns, left_ou
 
 
 def _reader(kind: str) -> Any:
-    """The class that reads files of a kind."""
+    """Return the reader class for files of a kind."""
     module, _, name = _READERS[kind].partition(":")
     return getattr(importlib.import_module(f"pipeline.sources.{module}"), name)

@@ -1,8 +1,8 @@
-"""What all readers share: from the raw columns of a row to a document, or to a bad row with its reason.
+"""The base class of all readers: converts the raw columns of a row to a document, or to a bad row with a reason.
 
-datatrove skips a line that is not JSON and a row without text (a log line is all that tells), and stops at the first byte that is
-not UTF-8. Its readers are the base classes here: what is kept of them are their folders and file systems, their adapter hook and
-their documents. Importing this module imports datatrove (half a second), so `pipeline.sources.readers` does it only when it reads.
+datatrove drops lines that are not JSON and rows without text with nothing but a log line, and stops at the first byte that is not
+UTF-8. Our readers derive from datatrove's and reuse their folders and file systems, their adapter hook and their documents.
+Importing this module imports datatrove (half a second), so `pipeline.sources.readers` imports it only when it reads a file.
 """
 
 import datetime
@@ -19,14 +19,17 @@ from pipeline import exact_json
 from pipeline.errors import InputError, shown
 from pipeline.sources import EXCERPT_CHARACTERS, MAX_ID_BYTES, Bad, BadRowError, Columns, Document, Row, checked_id, checked_text
 
-_DETAIL_CHARACTERS = 500  # of what is wrong with a row: it may name columns, and a row may have thousands
+_DETAIL_CHARACTERS = 500  # limit for the detail of a bad row: it may list columns, and a row may have thousands
 
 
 def _adapter(reader: "RowReader", data: dict[str, Any], path: str, row: int) -> dict[str, Any]:  # noqa: ARG001 datatrove's shape
-    """datatrove's hook from raw columns to a document: checks id and text, and keeps every other column as metadata.
+    """datatrove's adapter hook: check id and text, and keep every other column as metadata.
 
     As in datatrove's own adapter, a `metadata` column that is an object, or the JSON text of one, is merged with the columns,
-    its keys first; a column wins over a key of the same name. The id is metadata too where its column has another name.
+    its keys first; a column takes precedence over a key of the same name. An id column not named `id` is kept as metadata too.
+
+    Raises:
+        BadRowError: id or text is invalid, or the `metadata` column repeats a key.
     """
     identifier = checked_id(data, reader.id_key) if reader.id_key else f"{reader.number:05d}-{row}"
     try:
@@ -45,7 +48,11 @@ def _adapter(reader: "RowReader", data: dict[str, Any], path: str, row: int) -> 
 
 
 def _parsed(text: str) -> Any:
-    """The object that a `metadata` column holds as JSON; the text itself where it is not JSON."""
+    """Parse the JSON text of a `metadata` column; return the text itself if it is not JSON.
+
+    Raises:
+        BadRowError: an object in it repeats a key.
+    """
     try:
         return exact_json.parse(text.encode())
     except exact_json.RepeatedKeyError as error:
@@ -55,11 +62,14 @@ def _parsed(text: str) -> Any:
 
 
 class RowReader(BaseReader):  # type: ignore[misc]
-    """A reader of one kind of file. `read_file` yields every row of one file, in order, from a row on.
+    """Base class of a reader for one kind of file. Subclasses define `read_file`, which yields the rows of a file from a row on.
 
     Args:
-        columns: which columns are kept as metadata, and how large they may be.
-        settings: those of datatrove's reader of the same name.
+        place: (folder, file system); the dataset's path or name if `folder` is false.
+        number: number of the file, used in generated ids.
+        source: `source` of rows that have none.
+        columns: columns kept as metadata, and the limit on their size.
+        settings: settings of datatrove's reader of the same name.
     """
 
     number: int
@@ -80,17 +90,17 @@ class RowReader(BaseReader):  # type: ignore[misc]
     ) -> None:
         what = DataFolder(*place, auto_mkdir=False) if folder else place
         super().__init__(what, adapter=_adapter, text_key=text_key, id_key=id_key, **settings)
-        self.add_file_path = False  # metadata must not depend on where a file lies; ParquetReader does not take it as an argument
+        self.add_file_path = False  # metadata must not depend on a file's location; ParquetReader has no argument for this
         self.number = number
         self.source = source
         self.columns = columns
 
     def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Any:
-        """As datatrove's, but for what its readers of single formats add: where a file or a data set lies."""
+        """As datatrove's base class. Its readers for single formats would add the location of the file or dataset."""
         return BaseReader.get_document_from_dict(self, data, source_file, id_in_file)
 
     def row(self, data: dict[str, Any], filepath: str, row: int, excerpt: str) -> Row:
-        """The row as a document, or why it is none."""
+        """Return the row with its document, or as a bad row."""
         try:
             document = self.get_document_from_dict(data, filepath, row)
             try:
@@ -119,10 +129,10 @@ class RowReader(BaseReader):  # type: ignore[misc]
         return Document(document.id, document.text, source, written)
 
     def check_columns(self, names: Iterable[str], filepath: str) -> None:
-        """Refuse a file by the names of its columns.
+        """Check the column names of a file.
 
         Raises:
-            InputError: a name comes twice, or the column of the text or the id is missing.
+            InputError: a name is repeated, or the text or id column is missing.
         """
         names = list(names)
         place = self.place(filepath)
@@ -139,22 +149,22 @@ class RowReader(BaseReader):  # type: ignore[misc]
                 )
 
     def place(self, filepath: str) -> str:
-        """The file, for a message."""
+        """Return the file's path for messages."""
         return f"{self.data_folder.path}/{filepath}"
 
 
 def bad_row(row: int, reason: str, detail: str, excerpt: str, identifier: str | None = None) -> Row:
-    """A row that cannot be used."""
+    """Return a bad row; `detail` is truncated to 500 characters."""
     return Row(row, None, Bad(reason, detail[:_DETAIL_CHARACTERS], excerpt, identifier))
 
 
 def excerpt_of_bytes(line: bytes) -> str:
-    """The beginning of a line."""
+    """Return the beginning of a line as text."""
     return line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS].rstrip("\r\n")
 
 
 def excerpt_of(data: dict[str, Any], text_key: str) -> str:
-    """The beginning of a row: of its text where it has one."""
+    """Return the beginning of a row's text; without a text, the beginning of all its columns."""
     value = data.get(text_key)
     if isinstance(value, str):
         return value[:EXCERPT_CHARACTERS]
@@ -163,10 +173,10 @@ def excerpt_of(data: dict[str, Any], text_key: str) -> str:
 
 
 def json_text(metadata: dict[str, Any]) -> str:
-    """Compact JSON, keys in order; NaN and infinity are null, what JSON does not know is its text.
+    """Return compact JSON with keys in their order. NaN and infinity become null; other types are converted by `_text_of`.
 
     Raises:
-        BadRowError: a value has no text that is the same on every machine, or is nested too deeply.
+        BadRowError: a value has no text form that is the same on every machine, or is nested too deeply.
     """
     if not metadata:
         return "{}"
@@ -195,9 +205,9 @@ def _text_of(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
-    if isinstance(value, tuple):  # a named one
+    if isinstance(value, tuple):  # a named tuple
         return list(value)
     if isinstance(value, _TEXTS):
         return str(value)
-    # Its text would have an address in memory or a path.
+    # The text of other types may contain a memory address or a path.
     raise ValueError(f"a {type(value).__name__} cannot be metadata")

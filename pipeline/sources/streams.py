@@ -1,7 +1,7 @@
-"""The bytes of input files, decompressed, with an error where a file ends too early.
+"""Opens input files and decompresses them; a truncated file raises an error.
 
-zstandard's own stream reader, which fsspec and so datatrove use, ends in silence after the first frame of a file of several
-(what `pzstd` or `cat` write), and in silence too where a frame was cut off.
+zstandard's own stream reader, which datatrove uses through fsspec, stops silently after the first frame of a file with several
+frames (as written by `pzstd` or `cat`) and at a truncated frame.
 """
 
 import importlib
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from datatrove.io import DataFolder
 
-# Compressed bytes handed over at once. A frame may inflate each 4 of them to a block of 128 KiB, so this bounds memory.
+# Compressed bytes passed to the decompressor at once. It may turn every 4 of them into a block of 128 KiB, so this bounds memory.
 _READ_BYTES = 8 << 10
-MAX_LINE_BYTES = 1 << 30  # a longer line is skipped unread: an Arrow string ends at 2 GiB, and so does patience
-# The endings of compressed files; other spellings of the same formats are in use.
+MAX_LINE_BYTES = 1 << 30  # a longer line is discarded as a bad row: an Arrow string holds at most 2 GiB
+# File endings of compressed files; a format may have several.
 COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bz2": b"BZh", "xz": b"\xfd7zXZ\0"}
 _WIDE_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
@@ -22,23 +22,23 @@ _BUFFER_BYTES = 1 << 18
 
 
 def compression_of(name: str) -> str | None:
-    """The compression that a file's ending stands for."""
+    """Return the compression that a file's ending implies, or None."""
     return next((kind for ending, kind in COMPRESSIONS.items() if name.lower().endswith(ending)), None)
 
 
 def open_bytes(folder: "DataFolder", filepath: str, compression: str | None = "infer") -> BinaryIO:
-    """The file's bytes, decompressed, buffered.
+    """Open a file for reading, decompressed and buffered.
 
     Args:
-        compression: `infer` goes by the file's ending, None says that it has none.
+        compression: `infer` decides by the file's ending; None means uncompressed.
 
     Raises:
-        EOFError: it is compressed and has no bytes at all.
+        EOFError: the file should be compressed and is empty.
     """
     kind = compression_of(filepath) if compression == "infer" else compression
     opened: BinaryIO = folder.open(filepath, "rb")
     if kind is None:
-        # Local files are buffered by fsspec; a store's file cannot bound a line.
+        # fsspec buffers local files. For remote stores, its readline has no size limit, so they are buffered here.
         return opened if folder.is_local() else io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
     packed = io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
     head = packed.peek(8)
@@ -50,7 +50,7 @@ def open_bytes(folder: "DataFolder", filepath: str, compression: str | None = "i
 
 
 def unpacked(packed: BinaryIO, kind: str) -> io.BufferedReader:
-    """The bytes of a compressed stream, decompressed; closing them closes it."""
+    """Return a decompressed view of a compressed stream; closing it closes the stream."""
     if kind == "zstd":
         return _Unpacked(ZstdStream(packed), packed)
     module = importlib.import_module({"gzip": "gzip", "bz2": "bz2", "xz": "lzma"}[kind])
@@ -58,7 +58,7 @@ def unpacked(packed: BinaryIO, kind: str) -> io.BufferedReader:
 
 
 class _Unpacked(io.BufferedReader):
-    """A decompressed stream, buffered, as reading lines of one is done in Python otherwise."""
+    """A buffered decompressed stream: unbuffered, readline would run in Python. Closing it also closes the compressed stream."""
 
     def __init__(self, stream: Any, packed: BinaryIO) -> None:
         super().__init__(stream, _BUFFER_BYTES)
@@ -70,16 +70,16 @@ class _Unpacked(io.BufferedReader):
 
 
 def _is_unpacked_by_the_client(fs: Any, head: bytes, kind: str) -> bool:
-    """Whether a web server called the compression of the file a Content-Encoding, which HTTP clients undo."""
+    """Whether the HTTP client has already decompressed the file, because the server sent its compression as Content-Encoding."""
     protocols = fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)
     return bool({"http", "https"} & set(protocols)) and not head.startswith(_MAGIC[kind])
 
 
 def check_encoding(head: bytes) -> None:
-    """Refuse text of two or four bytes a character by the mark that such files begin with.
+    """Reject UTF-16 and UTF-32 text by its byte order mark.
 
     Raises:
-        OSError: the file begins with one.
+        OSError: the file begins with such a mark.
     """
     for mark in sorted(_WIDE_MARKS, key=len, reverse=True):
         if head.startswith(mark):
@@ -87,7 +87,7 @@ def check_encoding(head: bytes) -> None:
 
 
 class ZstdStream(io.RawIOBase):
-    """The decompressed bytes of all frames of a zstd file, in bounded memory.
+    """Decompresses all frames of a zstd file in bounded memory.
 
     Raises on reading:
         EOFError: the file ends within a frame.

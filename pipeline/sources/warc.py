@@ -1,4 +1,4 @@
-"""WARC and WET files."""
+"""Reader for WARC and WET files."""
 
 import io
 from collections import deque
@@ -15,15 +15,15 @@ from pipeline.sources.row_reader import RowReader, bad_row, excerpt_of
 from pipeline.sources.streams import open_bytes
 
 _HTML = ("text/html", "application/xhtml+xml")
-# What libmagic calls a page that it does not recognise: a fragment, XML, UTF-16. Then what the server said counts.
+# How libmagic classifies pages that it does not recognize (fragments, XML, UTF-16). Then the server's Content-Type decides.
 _PERHAPS_HTML = ("text/", "application/xml", "application/octet-stream")
 
 
 class StrictWarcReader(RowReader, WarcReader):  # type: ignore[misc]
-    """WARC and WET files: the HTML of responses, the text of conversions. Other records and what is no page are skipped.
+    """Reads WARC and WET files: the HTML of responses and the text of conversions. Other records and other content are skipped.
 
-    The status of an answer does not count, as with datatrove: the page of an error is a page. warcio takes the end of a file that
-    was cut for the end of the file; here it is an error.
+    As in datatrove, the HTTP status is ignored, so error pages are pages. warcio reads a truncated file without an error; this
+    reader raises one.
     """
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
@@ -58,7 +58,7 @@ class StrictWarcReader(RowReader, WarcReader):  # type: ignore[misc]
 
 
 class _Record:
-    """A response or a conversion whose body was read."""
+    """A response or conversion record with its body."""
 
     def __init__(self, record: Any, body: bytes) -> None:
         self._headers, self._http, self._body = record.rec_headers, record.http_headers, body
@@ -70,10 +70,10 @@ class _Record:
         return value
 
     def read(self) -> dict[str, Any] | None:
-        """The page as columns; None of what is no page.
+        """Return the page as columns; None if the record is not a page.
 
         Raises:
-            UndecodableError: it is a page, and cannot be read.
+            UndecodableError: the record is a page that cannot be decoded.
         """
         identified = self.header("WARC-Identified-Payload-Type")
         if identified is not None and _kind(identified) not in self._pages:
@@ -91,12 +91,12 @@ class _Record:
         return {
             "text": decoded_text(content, charset_of(said), markup=self._http is not None, cut=self._is_cut),
             "id": self.header("WARC-Record-ID"),
-            "url": self.header("WARC-Target-URI") or headers.get("uri"),  # the latter of older formats
+            "url": self.header("WARC-Target-URI") or headers.get("uri"),  # `uri` and `archive-date`: older formats
             "date": self.header("WARC-Date") or headers.get("archive-date"),
         }
 
     def _sent(self, name: str) -> list[str]:
-        """The values of a header of the answer, which may come several times."""
+        """Return the values of a header of the HTTP response, which may be repeated."""
         return [value for key, value in self._http.headers if key.lower() == name.lower()] if self._http else []
 
     def _looks_like_a_page(self, content: bytes, said: str) -> bool:
@@ -111,7 +111,11 @@ def _kind(content_type: str) -> str:
 
 
 def _unbroken(records: Iterator[Any]) -> Iterator[Any]:
-    """The records, as far as warcio can read them; what it dies of is an OSError."""
+    """Yield the records as warcio reads them.
+
+    Raises:
+        OSError: warcio cannot read a record's headers, or the file is not WARC.
+    """
     from warcio.exceptions import ArchiveLoadFailed
 
     while True:
@@ -119,19 +123,19 @@ def _unbroken(records: Iterator[Any]) -> Iterator[Any]:
             record = next(records)
         except StopIteration:
             return
-        except (ArchiveLoadFailed, AttributeError, ValueError) as error:  # the second and third of headers that were cut
+        except (ArchiveLoadFailed, AttributeError, ValueError) as error:  # truncated headers raise AttributeError or ValueError
             raise OSError(f"the file ends within a record's headers, or is none of WARC ({one_line(error)})") from error
         yield record
 
 
 class _Followed(io.RawIOBase):
-    """A stream that warcio reads, and what of it lies beyond the last record: warcio takes any end for the end of the file."""
+    """Wraps the stream that warcio reads. Keeps the bytes after the last record, because warcio treats any end as a clean one."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
         self._read = 0
-        self._last: deque[bytes] = deque(maxlen=8)  # blocks: no record's headers are longer
-        self.passed = 0  # bytes up to the end of the last record
+        self._last: deque[bytes] = deque(maxlen=8)  # the last blocks; no record's headers are longer
+        self.passed = 0  # position of the end of the last record
 
     def read(self, size: int = -1) -> bytes:
         try:
@@ -148,6 +152,6 @@ class _Followed(io.RawIOBase):
 
     @property
     def rest(self) -> bytes:
-        """What was read beyond the last record."""
+        """The bytes read after the end of the last record."""
         left = self._read - self.passed
         return b"".join(self._last)[-left:] if left else b""

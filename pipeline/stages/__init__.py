@@ -1,1 +1,6 @@
-"""The stages, a module each: a function that makes the step, and the pure function from tables to tables that it maps or folds."""
+"""One module per stage: a function that builds the step, and the pure functions over Arrow tables that the step maps or folds.
+
+Code that several stages share (`held_out`, `rounds`, `shards`, `strata`) is here too. Stages may import the domain packages
+(`clustering`, `embedders`, `exporting`, `mixture`, `proxy`, `refining`, `rewriting`, `scoring`, `sources`), `execution`, `engine`
+and the foundation, but not `graph`, `results`, `costs`, `report` or `evidence`.
+"""

@@ -1,7 +1,7 @@
-"""Have every request answered, or quarantined: what is in the store is never asked again, what fails is tried anew.
+"""Send requests to a model until each is answered or quarantined. Stored answers are reused; failed requests are retried.
 
-The first try sends many prompts together; what then has no answer is sent in small blocks, at last alone, so that one prompt that
-kills its engine takes nobody with it. Shapes: R requests of a group.
+The first attempt sends many prompts together. Later attempts send the unanswered prompts in smaller blocks, and the last attempt
+sends each alone, so that a prompt that kills its engine takes no other prompt with it. Shapes: R requests of a group.
 """
 
 import time
@@ -24,17 +24,17 @@ from pipeline.rewriting.answers import AnswerIndex, FrozenIndex, Stored, merge_f
 from pipeline.rewriting.model import Model
 from pipeline.storage import Folder
 
-_SMALLER = 8  # a later try sends blocks this much smaller
-_FLUSH_S = 20.0  # an endpoint's answers are stored at least this often
+_SMALLER = 8  # each retry sends blocks smaller by this factor
+_FLUSH_S = 20.0  # seconds after which the answers of an endpoint are stored
 _DIED = "the engine died, or was lost, each time this prompt was in it"
 
-# `read(requests, group, rows)`: what goes to the model for rows of a group, in their order. It travels to workers.
+# `read(requests, group, rows)` returns the requests to the model for some rows of a group, in their order. It is sent to workers.
 Read = Callable[[Folder, str, I64], list[Request]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """An item of work: rows of a group of requests."""
+    """An item of work: some rows of one group of requests."""
 
     group: str
     rows: I64
@@ -46,16 +46,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of some prompts: what is stored, and what may be tried again."""
+    """The result of sending some prompts: the files of stored answers, and the failures."""
 
     stored: list[Stored]
     failures: list[Failure] = field(default_factory=list)
 
 
 class Asking:
-    """The requests of a step, the model, and the store of its answers.
+    """Sends the requests of a step to the model, and keeps the answers in a store.
 
-    `requests` holds a table a group, with a column `key` and the fact `rows`; `read` makes prompts of it.
+    `requests` contains one table per group, with a column `key` and the footer fact `rows`; `read` turns its rows into prompts.
     """
 
     def __init__(self, engine: Engine, settings: Rephrase, model: Model, read: Read, requests: Folder, store: Folder) -> None:
@@ -64,20 +64,24 @@ class Asking:
         self._index: AnswerIndex | None = None
 
     def answer(self, names: Sequence[str], *, title: str, max_bad_fraction: float) -> tuple[FrozenIndex, dict[int, Failure]]:
-        """The index of the store, and why there is no answer to some requests of the named groups, by key; all others have one.
+        """Answer the requests of the named groups.
 
-        Errors are not stored: a run that is started again, or a later one, asks for these prompts once more.
+        Failures are not stored: a resumed or later run sends these prompts again.
+
+        Returns:
+            The index of the store, and the failure of each request without an answer, by key; all other requests are answered.
 
         Raises:
             RunError: no engine or server answers at all, or more prompts than `max_bad_fraction` of the groups have no answer.
         """
         index = self._read_index()
         sizes = [self.requests.read_facts(f"{name}.parquet")["rows"] for name in names]
-        refused: dict[int, Failure] = {}  # by the prompt's own fault: it is not tried again
+        refused: dict[int, Failure] = {}  # by the prompt's own fault: not retried
         failed: dict[int, Failure] = {}
         todo = self._unanswered(names, index.frozen(), refused)
         asked = sum(len(block.rows) for block in todo)
-        # Stragglers may well be those that fail: a server is only taken for dead, or set up wrongly, when it never answered.
+        # Requests left over by earlier runs may all fail, so a first attempt without any answer means that the server is dead or
+        # misconfigured only if the store was empty.
         fresh = not index.files
         started, output_tokens = time.monotonic(), 0
         with GpuWatch(self.engine) as gpus:
@@ -131,7 +135,7 @@ class Asking:
         return [stored for _, found in read for stored in found]
 
     def _unanswered(self, names: Sequence[str], index: FrozenIndex, refused: Iterable[int]) -> list[Block]:
-        """The rows of each group that have no answer yet, and are worth another try."""
+        """Return the rows of each group that have no answer and are not in `refused`; groups without such rows are left out."""
         shared = (self.requests, index, np.array(sorted(refused), np.uint64))
         found = self.engine.map(_missing, names, title="unanswered", unit="groups", shared=shared)
         blocks = [Block(names[i], rows) for i, rows in sorted(found, key=lambda entry: entry[0])]
@@ -152,7 +156,7 @@ class Asking:
     def _ask(self, blocks: list[Block], *, title: str, alone: bool, give_up: bool) -> Iterator[Outcome]:
         if self.settings.backend == "endpoint":
             assert self.settings.endpoint
-            # What the server may have in flight is shared out among the workers.
+            # Divide the concurrent requests that the server allows among the workers.
             concurrency = max(1, self.settings.endpoint.concurrency // self.engine.num_workers)
             endpoint = self.settings.endpoint.model_copy(update={"concurrency": concurrency})
             settings = self.settings.model_copy(update={"endpoint": endpoint})
@@ -181,7 +185,7 @@ def _missing(name: str, requests: Folder, index: FrozenIndex, refused: NDArray[n
     return np.flatnonzero(~(index.has(key_R) | np.isin(key_R, refused)))
 
 
-def _read_block(block: Block, requests: Folder, store: Folder, read: Read) -> list[Request]:  # noqa: ARG001  as `_store`
+def _read_block(block: Block, requests: Folder, store: Folder, read: Read) -> list[Request]:  # noqa: ARG001  same arguments as `_store`
     return read(requests, block.group, block.rows)
 
 
@@ -192,7 +196,11 @@ def _store(answers: Sequence[Answer], failures: Sequence[Failure], requests: Fol
 def _ask_endpoint(
     block: Block, requests: Folder, store: Folder, read: Read, settings: Rephrase, model: Model, give_up: bool
 ) -> Outcome:
-    """Ask a server for a block; `give_up`: where it answers nothing at all, it is taken to be dead, or set up wrongly."""
+    """Send a block to the endpoint and store its answers.
+
+    Raises:
+        WorkerError: `give_up` is set and the server answered none of several prompts: it is dead or misconfigured.
+    """
     from pipeline.rewriting.endpoint import ask
 
     assert settings.endpoint

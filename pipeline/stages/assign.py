@@ -1,4 +1,4 @@
-"""Assign each window to a leaf of the tree, by greedy descent: generalist and specialists down the same path (CRISP, 2410.03735).
+"""Assign each window to a cluster by greedy descent of the tree, alike for generalist and specialists (CRISP, arXiv 2410.03735).
 
 Shapes: N windows in a part, D width of the embedding.
 """
@@ -20,7 +20,7 @@ from pipeline.tables import ASSIGNMENTS
 
 
 def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) -> Step:
-    """The step that assigns the windows of one corpus."""
+    """Build the step that assigns the windows of one corpus."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         shared = (read_tree(clustered.folder), prepared.folder, embedded.folder, folder)
@@ -59,7 +59,7 @@ def assign_table(
     x_ND: NDArray[np.float16],
     tree: Tree,
 ) -> pa.Table:
-    """One ASSIGNMENTS row for each window, in order; leaf -1 where the embedding is not valid."""
+    """Return one ASSIGNMENTS row for each window, in order; leaf -1 and distance 0 where the embedding is not valid."""
     leaf_N = np.full(len(key_N), -1, np.int32)
     sq_dist_N = np.zeros(len(key_N), np.float32)
     rows = np.flatnonzero(valid_N)

@@ -1,10 +1,10 @@
-"""Fit the tree: hierarchical k-means, level by level, each node on a hash-chosen sample of its windows (CRISP, 2410.03735).
+"""Fit the cluster tree by hierarchical k-means, level by level (CRISP, arXiv 2410.03735).
 
-A level is one shuffle. Its mappers send the windows that they read down the tree so far, and keep of each node's windows those
-whose hash is low enough; its reducers fit a node each, or many small ones. So a worker holds the sample of one large node, however
-large the corpus.
+Each node is fitted on a hash-chosen subset of its windows. A level is one shuffle: the mappers assign the windows that they read to
+nodes of the tree fitted so far, and keep those whose hash is below the threshold of their node; each reducer fits one large node or
+several small ones. So a worker holds at most the windows that one large node is fitted on, however large the corpus.
 
-Shapes: N windows, D width, K children of a node.
+Shapes: N windows, D width of the embedding, K children of a node, V nodes.
 """
 
 import itertools
@@ -26,17 +26,17 @@ from pipeline.stages.embed import read_embeddings
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 
-HELD_BYTES = 8 << 20  # of vectors that one task takes out of the parts that it reads
-RUNS_PER_WORKER = 4  # of nodes that are fitted together, where they are small
-# A node's size is itself an estimate from a sample; this much more is let through, and the reducer cuts to the number wanted.
+HELD_BYTES = 8 << 20  # of vectors that one mapper keeps from the parts that it reads
+RUNS_PER_WORKER = 4  # runs of nodes that are fitted together
+# A node's size is an estimate, so mappers keep this factor of windows more, and the reducer cuts to the exact number.
 _SLACK = 1.1
 
-# The hashes, keys and vectors of a node's windows.
+# Hashes, keys and vectors of a node's windows, as aligned arrays.
 Piece = tuple[NDArray[Any], ...]
 
 
 def cluster_step(config: Config, embedded: Step) -> Step:
-    """The step that fits the tree on the generalist corpus."""
+    """Build the step that fits the tree on the generalist corpus."""
     settings = config.cluster
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def cluster_step(config: Config, embedded: Step) -> Step:
 def _grow(
     engine: Engine, tree: Tree, level: int, parts: Sequence[str], embeddings: Folder, settings: config.Cluster, seed: int
 ) -> Tree | None:
-    """The tree with one level more, or None when no node of the deepest level can be split."""
+    """Return the tree with one more level, or None if no node of the deepest level can be split."""
     fan = {int(node): _fan_out(tree, int(node), settings) for node in np.flatnonzero(tree.level_V == level)}
     nodes = [node for node, num_children in fan.items() if num_children > 1]
     work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
@@ -81,7 +81,7 @@ def _grow(
     threads = engine.threads_for(len(runs))
     moved_bytes = sum(map(work.sample_size, nodes)) * (tree.dim * 2 + 16)
     fits: dict[int, KMeansFit] = {}
-    for together in groups(runs, -(-len(runs) // MOST_PARTITIONS)):  # each reads all vectors
+    for together in groups(runs, -(-len(runs) // MOST_PARTITIONS)):  # each shuffle reads all vectors
         items = mapper_groups(
             engine, parts, moved_bytes=moved_bytes * len(together) / len(runs), partitions=len(together), held_bytes=HELD_BYTES
         )
@@ -96,14 +96,16 @@ def _grow(
             threads=threads,
         )
         for index, of_run in fitted:
-            # A node of equal vectors is a leaf.
+            # A node whose vectors are all equal stays a leaf.
             fits |= {node: fit for node, fit in zip(together[index], of_run, strict=True) if len(fit.centroid_KD) > 1}
     return tree.grow(fits) if fits else None
 
 
 def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]:
-    """The nodes in runs, each fitted by one worker: at least so many, where there are nodes for them, and none of more windows than
-    one node may take. What comes of a node does not depend on those beside it.
+    """Split the nodes into runs, each fitted by one worker.
+
+    There are about `least` runs or more, if there are enough nodes. A run of several nodes has at most `fit_windows` windows. The
+    fit of a node does not depend on the other nodes of its run.
     """
     windows = [work.sample_size(node) for node in nodes]
     return runs_within(nodes, windows, min(work.settings.fit_windows, sum(windows) / least))
@@ -124,17 +126,17 @@ class LevelFit:
             self.limit_V[node] = min(1.0, _SLACK * self.num_windows(node) / tree.size_V[node])
 
     def num_windows(self, node: int) -> int:
-        """Windows that a node is fitted on, at most: `fit_windows`, but 100 a child at the least."""
+        """Return the maximum number of windows that a node is fitted on: `fit_windows`, or 100 per child if that is more."""
         return max(self.settings.fit_windows, 100 * self.fan[node])
 
     def sample_size(self, node: int) -> float:
-        """Windows that a node will be fitted on, about."""
+        """Return the estimated number of windows that a node is fitted on."""
         return min(self.num_windows(node), float(self.tree.size_V[node]))
 
     def sample(
         self, key_N: NDArray[np.uint64], valid_N: NDArray[np.bool_], x_ND: NDArray[np.float16], nodes: Sequence[int]
     ) -> list[Piece]:
-        """(hash, key, vector) of the windows that each of the nodes takes from a part."""
+        """Return, for each of the nodes, (hash, key, vector) arrays of the windows of a part that are kept for its fit."""
         u_N = keyed_uniform(key_N, seed=self.seed, purpose=self.purpose)
         rows_N = np.flatnonzero(valid_N & (u_N <= self.limit_V.max()))
         node_N = self.tree.descend_nodes(x_ND[rows_N])
@@ -146,7 +148,7 @@ class LevelFit:
         return [(u_N[rows], key_N[rows], x_ND[rows]) for rows in (rows_N[a:b] for a, b in bounds)]
 
     def fit(self, node: int, pieces: Sequence[Piece], threads: int) -> KMeansFit:
-        """The children of one node, from its lowest hashes: the same for any order or split of the pieces."""
+        """Fit the children of one node on its windows with the lowest hashes. The order and split of the pieces do not matter."""
         u_N, key_N, x_ND = _joined(pieces)
         order_N = np.lexsort((key_N, u_N))[: self.num_windows(node)]
         return fit_kmeans(
@@ -163,7 +165,7 @@ class LevelFit:
 def _sample_parts(
     parts: Sequence[str], runs: Sequence[Sequence[int]], work: LevelFit, embeddings: Folder, _threads: int
 ) -> list[list[Piece]]:
-    """The pieces of several parts, joined node by node, for each run of nodes."""
+    """Return, for each run of nodes, the pieces of several parts, concatenated node by node."""
     nodes = [node for run in runs for node in run]
     of_parts = [work.sample(*read_embeddings(embeddings, name), nodes) for name in parts]
     joined = iter(_joined(pieces) for pieces in zip(*of_parts, strict=True))

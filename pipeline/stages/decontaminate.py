@@ -1,7 +1,8 @@
-"""Documents that hold held-out text are taken out of the corpus and of the samples; a sample that holds its own test is an error.
+"""Remove documents that contain held-out text from the generalist corpus and from the specialist samples.
 
-The held-out text becomes an index once; each part of windows is then written again without such documents. The text is cut into
-windows by now: a document is the windows of one id that follow each other in a part.
+A specialist sample that contains text of its own test set is an error. The held-out text is indexed once; then each part of windows
+is written again without the contaminated documents. The text is already cut into windows: a document is a run of consecutive
+windows with one id in one part.
 """
 
 import functools
@@ -26,16 +27,16 @@ from pipeline.stages.held_out import held_out_documents, log_blank
 from pipeline.storage import Folder
 from pipeline.tables import CONTAMINATED, HELD_OUT_ROWS, HELD_OUT_RUNS, WINDOWS
 
-REPORT = "contaminated"  # the folder of what was dropped and why, beside the parts
+REPORT = "contaminated"  # folder with the removed documents and the reasons, next to the parts
 _RUNS, _ROWS = "held_out_runs.parquet", "held_out_rows.parquet"
-_NAMED = 3  # documents that an error names
+_NAMED = 3  # documents listed in an error
 
 
 def index_step(config: Config, workdir: Folder) -> Step:
-    """The step that makes an index of all held-out text.
+    """Build the step that indexes all held-out text.
 
     Raises:
-        InputError: no file matches, or one cannot be read.
+        InputError: no file matches, or a file cannot be read.
     """
     settings = config.decontaminate
     assert settings is not None
@@ -78,7 +79,7 @@ def index_step(config: Config, workdir: Folder) -> Step:
 
 
 def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Step) -> Step:
-    """The step that takes out what holds held-out text."""
+    """Build the step that removes the documents of one corpus that contain held-out text."""
     settings = config.decontaminate
     assert settings is not None
 
@@ -133,7 +134,7 @@ def _refuse_own_test(settings: Decontaminate, corpus: str, report: Folder, repor
 
 
 def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputFile]]) -> dict[str, tuple[int, int, int]]:
-    """Write the index; by name how many rows there are, and how many of them are blank, and too short."""
+    """Write the index; return by name the numbers of rows, of blank rows, and of rows that are too short for an n-gram."""
     names = sorted(files)
     read, blank = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
 
@@ -155,7 +156,7 @@ def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputF
 
 
 def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Iterator[Sequence[str] | None]:
-    """The readings of each row; None for a blank one."""
+    """Yield the readings of each row, the texts to search for (`refining.contamination`); None for a blank row."""
     for row, document in held_out_documents(file, corpus, f"decontaminate.held_out.{name}"):
         if document is None:
             yield None
@@ -174,13 +175,13 @@ def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Itera
 
 @functools.lru_cache(maxsize=1)
 def _read_index(url: str, length: int) -> Index:
-    """The index, once a worker."""
+    """Load the index; cached in each worker process."""
     folder = Folder(url)
     return Index.from_tables(folder.read_table(_RUNS), folder.read_table(_ROWS), length)
 
 
 def _clean(name: str, windows: Folder, held_out: Folder, output: Folder, length: int, min_share: float) -> dict[str, Any]:
-    """A part without documents that hold held-out text."""
+    """Write a part without the documents that contain held-out text; return its facts."""
     index = _read_index(held_out.url, length)
     table = windows.read_table(f"{name}.parquet")
     texts = table["text"].to_pylist()

@@ -1,8 +1,9 @@
-"""Near-duplicates of the whole generalist corpus, by datatrove's MinHash stages on Ray; one document of each cluster stays.
+"""Remove near-duplicates from the whole generalist corpus with datatrove's MinHash stages on Ray.
 
-Signatures of the documents of each group of parts; matches within each band of the signatures; clusters of all matches; parts
-again, without what others stand for, and with how many that were. The text is cut into windows by now: a document is the windows of
-one id that follow each other in a part, and what lies in several parts is as many documents.
+Four passes: compute the signatures of the documents in each group of parts; match documents within each band of the signatures;
+join all matches into duplicate clusters; write the parts again, with one document of each duplicate cluster and, in `near_copies`,
+the size of that cluster. The text is already cut into windows: a document is a run of consecutive windows with one id in one part.
+A document that is split over several parts counts as several documents.
 
 Shapes: N windows of a part, D documents of a group.
 """
@@ -27,15 +28,17 @@ from pipeline.sources.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, docu
 from pipeline.storage import Folder, put_whole
 from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
 
-EXAMPLES = "dropped"  # the folder of examples, beside the parts
-# Of parts that share a file of signatures in each band: their number is bounded, whatever the corpus.
+EXAMPLES = "dropped"  # folder of examples, next to the parts
+# A group of parts has one signature file per band, so this bounds the number of files for a corpus of any size.
 _MOST_GROUPS = 1000
 _NUM_EXAMPLES = 20
-_LINES = 2048  # of a file in memory: some 200 KB, of every group's at once; datatrove's five are a request each on a store
+# Lines buffered per file, about 200 KB, of the files of all groups at once. datatrove's default of 5 would cost an object store a
+# request per 5 lines.
+_LINES = 2048
 
 
 def dedup_step(config: Config, prepared: Step) -> Step:
-    """The step that leaves one document of each cluster of near-duplicates.
+    """Build the step that keeps one document of each duplicate cluster.
 
     Raises:
         ConfigError: a package that MinHash needs is missing, or the language is unknown.
@@ -77,7 +80,7 @@ def dedup_step(config: Config, prepared: Step) -> Step:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all tasks are given."""
+    """Inputs shared by all tasks."""
 
     settings: Dedup
     seed: int
@@ -101,7 +104,7 @@ def _check(settings: Dedup) -> None:
 
 
 def _deduplicated(engine: Engine, job: _Job, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The parts without near-duplicates; their facts, in order."""
+    """Write the parts without near-duplicates; return their facts, in order."""
     runs = [f"group-{number:05d}" for number in range(len(job.runs))]
     bands = [f"band-{number:03d}" for number in range(job.settings.buckets)]
     map_parts(engine, job.scratch.child("signed"), runs, _sign, title="minhash", unit="groups", shared=(job,))
@@ -122,7 +125,7 @@ def _minhash(settings: Dedup, seed: int) -> Any:
 
 
 def _sign(name: str, job: _Job) -> dict[str, Any]:
-    """The signatures of the documents of a group of parts."""
+    """Compute the signatures of the documents in a group of parts."""
     from datatrove.data import Document
 
     from pipeline.refining.signatures import BoundedSignature
@@ -149,7 +152,7 @@ def _sign(name: str, job: _Job) -> dict[str, Any]:
 
 
 def _match(name: str, job: _Job) -> dict[str, Any]:
-    """Pairs of documents that agree on a band of their signatures."""
+    """Find the pairs of documents that agree on one band of their signatures."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     from pipeline.refining.folders import NamedFiles
@@ -165,7 +168,7 @@ def _match(name: str, job: _Job) -> dict[str, Any]:
 
 
 def _cluster(name: str, job: _Job) -> dict[str, Any]:
-    """Clusters of matching documents, which of each stays, and their sizes."""
+    """Join matching documents into duplicate clusters; write which documents to remove, the cluster ids and the cluster sizes."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupCluster
 
     from pipeline.refining.folders import NamedFiles
@@ -180,15 +183,15 @@ def _cluster(name: str, job: _Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Of a group's documents, by their number in it: D documents."""
+    """The duplicate clusters of a group; a document's index is its number in the group."""
 
     removed_D: NDArray[np.bool_]
     size_D: I32
-    cluster_D: I64  # -1: alone
+    cluster_D: I64  # -1: no near-duplicates
 
     @classmethod
     def read(cls, job: _Job, number: int) -> "_Clusters":
-        """Those of a group."""
+        """Read the duplicate clusters of the group with this number."""
         documents = job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"]
         folder = job.scratch.child("clusters")
         removed_D, size_D, cluster_D = np.zeros(documents, bool), np.ones(documents, np.int32), np.full(documents, -1, np.int64)
@@ -205,7 +208,7 @@ class _Clusters:
 
 
 def _group_of(job: _Job, part: str) -> tuple[int, int]:
-    """The group of a part, and the number of its first document in there."""
+    """Return the number of the part's group, and the number that its first document has in that group."""
     number = next(number for number, run in enumerate(job.runs) if part in run)
     counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet")
     at = counted["part"].to_pylist().index(part)
@@ -213,7 +216,7 @@ def _group_of(job: _Job, part: str) -> tuple[int, int]:
 
 
 def _keep(name: str, job: _Job) -> dict[str, Any]:
-    """A part without what others stand for."""
+    """Write a part without the removed documents, and with `near_copies` set; return its facts."""
     number, first = _group_of(job, name)
     clusters = _Clusters.read(job, number)
     table = job.windows.read_table(f"{name}.parquet")
@@ -232,8 +235,8 @@ def _keep(name: str, job: _Job) -> dict[str, Any]:
 
 
 def _write_examples(_name: str, job: _Job) -> None:
-    """Some documents that were dropped, each beside the one that stands for it."""
-    chosen: dict[int, tuple[int, int]] = {}  # cluster: group and document that was dropped
+    """Write up to 20 removed documents as examples, each with the document that is kept in its place."""
+    chosen: dict[int, tuple[int, int]] = {}  # duplicate cluster: (group, removed document)
     for number in range(len(job.runs)):
         clusters = _Clusters.read(job, number)
         for document in np.flatnonzero(clusters.removed_D).tolist():
@@ -258,7 +261,11 @@ def _write_examples(_name: str, job: _Job) -> None:
 
 
 def _document(job: _Job, number: int, document: int) -> tuple[str, str]:
-    """The id and the beginning of a document of a group."""
+    """Return the id and the first 500 characters of a document in a group.
+
+    Raises:
+        InputError: the group has fewer documents than its signatures.
+    """
     counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet").to_pylist()
     for row in counted:
         if document < row["documents"]:

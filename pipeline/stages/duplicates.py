@@ -1,6 +1,6 @@
-"""Documents whose id another has: the first by file and row stays, the others go to quarantine.
+"""Find documents with the same id: the first by file and row is kept, the others are quarantined.
 
-The hashes of all ids are regrouped by their range, so no process holds more than one range of them. Shapes: N ids.
+The hashes of all ids are shuffled by hash range, so that no process holds more than one range. Shapes: N ids, R repeated ids.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from pipeline.sources.readers import columns_of, read_rows
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE
 
-_IDS_PER_RANGE = 20_000_000  # half a gigabyte of a worker
+_IDS_PER_RANGE = 20_000_000  # half a gigabyte in a worker
 _ID_BYTES = 20
 
 
 def find_duplicates(
     engine: Engine, scanned: Folder, files: Sequence[InputFile], num_documents: int, *, title: str
 ) -> dict[int, dict[int, tuple[int, int]]]:
-    """For each file number that has some: its repeated rows, and (file number, row) of the first document with that id."""
+    """Map each file number with repeated ids to {repeated row: (file number, row) of the first document with that id}."""
     num_ranges = max(1, -(-num_documents // _IDS_PER_RANGE))
     numbers = mapper_groups(engine, [file.number for file in files], moved_bytes=_ID_BYTES * num_documents, partitions=num_ranges)
     ranges = list(range(num_ranges))
@@ -41,12 +41,12 @@ def find_duplicates(
 
 
 def scan_name(number: int) -> str:
-    """The name under which the scan and the quarantine of a file are kept."""
+    """Return the name of the scan and quarantine tables of a file."""
     return f"file-{number:05d}"
 
 
 def _ids_by_range(numbers: Sequence[int], ranges: Sequence[int], scanned: Folder) -> list[tuple[NDArray[Any], ...]]:
-    """(hash, file, row) of the ids of several files, for each range of hashes."""
+    """Return (hash, file, row) arrays of the ids of several files, one tuple for each hash range."""
     hashes, files, rows = [], [], []
     for number in numbers:
         table = scanned.read_table(f"{scan_name(number)}.parquet")
@@ -64,7 +64,7 @@ def _repeats_of_range(_number: int, pieces: Sequence[tuple[NDArray[Any], ...]], 
 
 
 def repeats(hash_N: NDArray[np.uint64], file_N: I32, row_N: I64) -> I64:
-    """(R, 4) for each id but the first of its kind: its file and row, and those of the first."""
+    """Return (R, 4): file and row of each repeated id, then file and row of the first document with that id."""
     order_N = np.lexsort((row_N, file_N, hash_N))
     hash_N, file_N, row_N = hash_N[order_N], file_N[order_N], row_N[order_N]
     repeated_N = np.zeros(len(hash_N), bool)
@@ -76,7 +76,7 @@ def repeats(hash_N: NDArray[np.uint64], file_N: I32, row_N: I64) -> I64:
 def duplicates_tables(
     file: InputFile, settings: Corpus, prepare: Prepare, firsts: dict[int, tuple[int, int]], urls: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The quarantine rows of the repeated documents of a file, in pieces; it is read once more for their ids and text."""
+    """Yield the quarantine rows of a file's repeated documents, at most 4,096 per table. Reads the file again for ids and text."""
     rows: list[dict[str, Any]] = []
     left = len(firsts)
     for row in read_rows(file, settings, columns=columns_of(prepare)):
@@ -109,7 +109,10 @@ def quarantine_duplicates(
     quarantine: Folder,
     too_many: bool,
 ) -> int:
-    """Quarantine the repeated ids of a file; where they are too many for the run, the first of them. How many there are."""
+    """Write the repeated documents of a file to quarantine; return how many there are.
+
+    If `too_many`, the run will fail, and only the first table of rows is written.
+    """
     pieces = duplicates_tables(files[number], settings, prepare, duplicates[number], [file.url for file in files])
     for piece, table in enumerate(pieces):
         name = f"duplicates-{number:05d}" + (f"-{piece:05d}" if piece else "")

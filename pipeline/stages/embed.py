@@ -1,7 +1,7 @@
-"""One vector for each window, by the model of `embed.model`.
+"""Embed each window with the model of `embed.model`.
 
-Two steps live here: `embedder` makes what a model has to be given first (a distilled static table, a fitted LSI), and is left out
-for models that need nothing; `embed` maps the parts of a corpus.
+This module defines two steps. `embedder` prepares what a model needs first (a distilled static table, a fitted LSI); it is omitted
+for models that need nothing. `embed` maps over the parts of a corpus.
 
 Shapes: N windows in a part, D width of the embedding.
 """
@@ -22,12 +22,12 @@ from pipeline.hashing import keyed_hash
 from pipeline.storage import Folder
 from pipeline.tables import embeddings_schema
 
-# LSI is fitted on this many windows: its 256 directions are settled long before.
+# LSI is fitted on about this many windows: its 256 directions are stable with far fewer.
 _FIT_WINDOWS = 20_000
 
 
 def embedder_step(config: Config, prepared: Step) -> Step | None:
-    """The step that distils or fits the embedder, or None for a model that is used as it is."""
+    """Build the step that distils or fits the embedder; None for a model that is used as is."""
     needs = embedders.fits_on(config.embed)
     if needs == "nothing":
         return None
@@ -40,8 +40,8 @@ def embedder_step(config: Config, prepared: Step) -> Step | None:
 
     return Step(
         stage="embedder",
-        version=2,  # 2: a table says the precision that it was distilled in
-        # Distilling draws nothing; what lsi is fitted on is drawn by the seed.
+        version=2,  # 2: a static table records the precision that it was distilled in
+        # Distillation uses no random numbers; the windows that LSI is fitted on depend on the seed.
         settings={"embedder": embedders.identify(config.embed), **({"seed": config.seed} if needs == "texts" else {})},
         inputs={"generalist": prepared} if needs == "texts" else {},
         workdir=prepared.workdir,
@@ -50,7 +50,7 @@ def embedder_step(config: Config, prepared: Step) -> Step | None:
 
 
 def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None) -> Step:
-    """The step that embeds the windows of one corpus."""
+    """Build the step that embeds the windows of one corpus."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         artifact = fitted.folder if fitted else None
@@ -65,7 +65,7 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
         )
         hardware = [dict(pairs) for pairs in sorted({tuple(sorted(part.pop("hardware").items())) for part in parts})]
         rows, invalid = sum(part["rows"] for part in parts), sum(part["invalid"] for part in parts)
-        # By tokens: a document's last window may be a full stop, in which a model of words sees nothing, and little is lost.
+        # Counted in tokens: a document may end in a window of one full stop, which a word-based model cannot embed; little is lost.
         lost, tokens = sum(part["invalid_tokens"] for part in parts), prepared.manifest["tokens"]
         if lost > config.max_bad_fraction * tokens:
             raise InputError(
@@ -93,24 +93,24 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
 
 
 def embedder_gpus(config: Config, engine: Engine) -> float:
-    """GPUs of a worker that embeds."""
+    """Return the GPUs per embedding worker."""
     if embedders.fits_on(config.embed) != "nothing":
-        return 0.0  # a table or a projection: the work is in the tokens
+        return 0.0  # a static table or LSI: most of the work is tokenization
     return engine.gpus_per_model
 
 
 class _Texts:
-    """The windows that an embedder is fitted on: an item of work."""
+    """The windows that an embedder is fitted on, as one item of work."""
 
     name = "model"
 
     def __init__(self, prepared: Step | None) -> None:
-        # Only what a worker needs: a step holds functions of the driver.
+        # Keep only what a worker needs: a `Step` holds functions of the driver.
         self.folder = prepared.folder if prepared else None
         self.parts = [(part["name"], part["rows"]) for part in prepared.manifest["parts"]] if prepared else []
 
     def read(self, seed: int) -> list[str]:
-        """A hash-chosen sample of the windows' texts, in the order of the parts."""
+        """Read the texts of about 20,000 windows chosen by hash, in the order of the parts; none if the model needs no texts."""
         if self.folder is None:
             return []
         rows = sum(rows for _, rows in self.parts)
@@ -139,13 +139,16 @@ def _embed_part(name: str, cfg: Embed, artifact: Folder | None, windows: Folder,
         "dim": model.dim,
         "hardware": dict(model.hardware),
     }
-    # Vectors do not compress; without a dictionary they are written and read several times faster.
+    # Vectors do not compress; without dictionary encoding they are written and read several times faster.
     folder.write_table(f"{name}.parquet", result, embeddings_schema(model.dim), facts, compression="none", use_dictionary=["key"])
     return facts
 
 
 def embed_table(windows: pa.Table, model: Embedder) -> pa.Table:
-    """The embeddings part of a windows part: same rows, same order; `valid` is false where the vector is not finite."""
+    """Return the embeddings part of a windows part: same rows, same order, vectors in float16.
+
+    Where a vector is not finite, `valid` is false and the vector is zero.
+    """
     x_ND = model.encode(windows["text"].to_pylist()) if len(windows) else np.zeros((0, model.dim), np.float32)
     valid_N = np.asarray(np.isfinite(x_ND).all(axis=1))
     half_ND = np.where(valid_N[:, None], x_ND, np.float32(0)).astype(np.float16)
@@ -154,7 +157,7 @@ def embed_table(windows: pa.Table, model: Embedder) -> pa.Table:
 
 
 def read_embeddings(folder: Folder, name: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.float16]]:
-    """(key_N, valid_N, x_ND) of an embeddings part; the vectors as they lie on disk, float16."""
+    """Return (key_N, valid_N, x_ND) of an embeddings part; the vectors are float16, as stored."""
     table = folder.read_table(f"{name}.parquet").combine_chunks()
     vectors = table["vector"].chunk(0) if table["vector"].num_chunks else pa.array([], table.schema.field("vector").type)
     x_ND = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), table.schema.field("vector").type.list_size)

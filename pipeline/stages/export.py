@@ -1,4 +1,4 @@
-"""The shards of a run once more, or its text in groups with weights, in the form that a trainer reads."""
+"""Export the shards of a run, or its text in weighted groups, to a format that a trainer reads."""
 
 import hashlib
 import itertools
@@ -22,16 +22,16 @@ from pipeline.storage import MANIFEST, PUBLISHED_MANIFEST, Folder
 from pipeline.tables import EXPORTED
 
 _MUCH_LEFT_OUT = 0.01
-_BEGUN = "_begun.json"  # an export that is not whole yet, and which
-_FORMER_MANIFEST = MANIFEST  # the name that earlier versions gave an export's manifest
-_DONE = "exported"  # the folder of what is noted of each shard
+_BEGUN = "_begun.json"  # marks an unfinished export, with its fingerprint
+_FORMER_MANIFEST = MANIFEST  # the name that earlier versions used
+_DONE = "exported"  # folder with the facts of each exported file
 
 
 def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: str | None) -> Step:
-    """The step that writes every shard in a format.
+    """Build the step that writes every shard in one format.
 
     Raises:
-        ConfigError: no such format, tokenizer or token, or what writes it is not installed.
+        ConfigError: the format, tokenizer or token is unknown, an option is missing or not allowed, or a package is missing.
     """
     form = find_format(to)
     tokenizer = _tokenizer(form, f"--to {to}", tokenizer_name, eos_token)
@@ -70,10 +70,10 @@ def export_step(sampled: Step, to: str, tokenizer_name: str | None, eos_token: s
 
 
 def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token: str | None) -> Step:
-    """The step that writes every group of text in a trainer's format, and the file that says how to mix them.
+    """Build the step that writes every group of text in a trainer's format, and the file with the weights of the groups.
 
     Raises:
-        ConfigError: as `export_step`.
+        ConfigError: as in `export_step`.
     """
     mixture = find_mixture(name)
     form = mixture.form
@@ -105,7 +105,7 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
             "seed": grouped.manifest["seed"],
             "shards": grouped.inputs["shards"].fingerprint,
             "tokens_by": f"the tokenizer {tokenizer.name}" if tokenizer else "the embedder's tokenizer",
-            # Of the plan: groups of which so little is wanted that none of their documents was kept.
+            # Share of the allocated tokens in groups that get so few that none of their documents was kept.
             "left_out_share": 1.0 - sum(group["wanted_tokens"] for group in described) / total,
         }
         if not made:
@@ -141,7 +141,7 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
 
 @dataclass(frozen=True)
 class Item:
-    """A file on its way: what writes it, and where."""
+    """An input file, the format to write it in, and the output folder."""
 
     form: Format
     shard: Shard
@@ -170,7 +170,7 @@ def _identity(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _said(form: Format, tokenizer: Tokenizer | None, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of the files."""
+    """Return what the manifest records about the exported files."""
     used = {"name": tokenizer.name, "sha256": tokenizer.digest, "eos": tokenizer.eos_token} if tokenizer else None
     return {
         "rows": sum(part["rows"] for part in parts),
@@ -183,7 +183,7 @@ def _said(form: Format, tokenizer: Tokenizer | None, parts: Sequence[Mapping[str
 def _written(
     engine: Engine, folder: Folder, items: Mapping[str, Item], tokenizer: Tokenizer | None, title: str, unit: str
 ) -> list[dict[str, Any]]:
-    """Write what is not there yet; the facts of each file, in order."""
+    """Export the missing files; return the facts of all input files, in order."""
     shared = (items, tokenizer, folder)
     return map_parts(engine, folder.child(_DONE), list(items), _write, title=title, unit=unit, shared=shared)
 
@@ -203,7 +203,7 @@ def _check_rows(folder: Folder, parts: Sequence[Mapping[str, Any]], expected: in
 
 
 def _group(group: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], *, tokenized: bool) -> Group:
-    """A group as the trainer sees it; of the files that belong together the first stands for them."""
+    """Describe a group for the trainer. Of the files written for one input file, only the first is listed."""
     return Group(
         name=group["name"],
         terms=group["terms"],
@@ -216,10 +216,10 @@ def _group(group: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], *, toke
 
 
 def begin_output(step: Step, output: Folder) -> None:
-    """Make sure that an export can go into a folder, and leave a note there of which it will be.
+    """Check that an export can be written to a folder, and mark an empty folder with the fingerprint of the export.
 
     Raises:
-        InputError: the folder holds something else than this export, or cannot be written.
+        InputError: `output` is a file, holds anything other than this export, or cannot be written.
     """
     if os.path.isfile(output.url):
         raise InputError(f"--output {output.url} is a file; name a folder, which need not be there yet")
@@ -241,7 +241,7 @@ def begin_output(step: Step, output: Folder) -> None:
 
 
 def hand_over(step: Step, output: Folder) -> None:
-    """Put a finished export into the user's folder, its manifest last."""
+    """Link a finished export into the user's folder; the manifest is written last."""
     if output.read_json(PUBLISHED_MANIFEST) is None or not output.holds(step.manifest["files"]):
         for name in step.manifest["files"]:
             below, _, file = name.rpartition("/")

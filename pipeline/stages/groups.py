@@ -1,7 +1,9 @@
-"""The text of a run in groups, each window once, with what the plan draws of each group: weights instead of copies.
+"""Write the text of a run in groups with weights instead of copies: each window at most once, and the tokens to sample per group.
 
-A fold over the draws says what is wanted of the groups (`pipeline.mixture.groups`); a shuffle then brings the text of each group
-together, in random order, in files of about a shard's size. Shapes: N windows of a part, G groups, F files.
+A fold over the draws computes the tokens that the allocation takes from each group (`pipeline.mixture.groups`). A shuffle then
+collects the text of each group, in random order, in files of about the size of a shard.
+
+Shapes: N windows of a part, M of them kept, R rows of several parts, G groups, F files, L leaves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from pipeline.stages.shards import ORDER, WRITE_OPTIONS, Pool, identifiers, in_o
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED, WINDOWS
 
-_MOST_FILES = 4096  # a piece of each is made of every part
+_MOST_FILES = 4096  # every part contributes a piece to each file
 _PIECES = pa.schema(
     [*(WINDOWS.field("metadata") if field.name == "metadata" else field for field in GROUPED), pa.field(ORDER, pa.uint64())]
 )
@@ -32,14 +34,14 @@ _PIECES = pa.schema(
 
 @dataclass(frozen=True)
 class Grouping:
-    """What the mappers and reducers need to know."""
+    """Inputs shared by the mappers and reducers."""
 
     pools: Mapping[str, Pool]
     node_L: I64
     seed: int
     output: Folder
     counts: Mapping[str, GroupCounts]
-    first_file: Mapping[str, I64]  # of each group, then one more: the files of an origin
+    first_file: Mapping[str, I64]  # by origin, (G + 1,): number of the first file of each group, then the end
 
 
 def groups_step(
@@ -52,7 +54,7 @@ def groups_step(
     rephrased: Step | None,
     sampled: Step,
 ) -> Step:
-    """The step that writes the groups of the nodes at a level of the tree.
+    """Build the step that writes the groups of the nodes at one level of the tree.
 
     Raises:
         ConfigError: the tree has no such level.
@@ -116,7 +118,7 @@ def _file(number: int) -> str:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What the plan says of the windows of a part."""
+    """The allocation for the windows of a part."""
 
     key: pa.ChunkedArray
     leaf_N: I32
@@ -141,7 +143,7 @@ def _counted(names: Sequence[str], draws: Folder, windows: Folder, node_L: I64) 
 
 
 def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], grouping: Grouping) -> list[pa.Table]:
-    """The rows of several parts (origin, name) for the files that are to be made."""
+    """Return the rows of several parts (origin, name), one table for each of the files."""
     kept = [_kept(origin, name, grouping) for origin, name in parts]
     table = pa.concat_tables([_PIECES.empty_table(), *(of_part for of_part, _ in kept)])
     of_file = split_by(table, np.concatenate([file_R for _, file_R in kept]), max(files) + 1)
@@ -149,9 +151,9 @@ def _pieces(parts: Sequence[tuple[str, str]], files: Sequence[int], grouping: Gr
 
 
 def _kept(origin: str, name: str, grouping: Grouping) -> tuple[pa.Table, I64]:
-    """Of a part, the windows that stay in their groups, and the file of each."""
+    """Return the windows of a part that are kept in their groups, and (M,) the number of the file of each."""
     pool, counts = grouping.pools[origin], grouping.counts[origin]
-    if not len(counts.key_G):  # rewrites of which the plan draws none
+    if not len(counts.key_G):  # no rewrites are sampled
         return _PIECES.empty_table(), np.empty(0, np.int64)
     drawn = _Drawn.read(name, pool.draws, grouping.node_L)
     row_N = np.minimum(np.searchsorted(counts.key_G, drawn.group_N), len(counts.key_G) - 1)
@@ -185,7 +187,7 @@ def _write_file(number: int, pieces: Sequence[pa.Table], grouping: Grouping) -> 
 
 
 def _described(grouping: Grouping, facts: Sequence[Mapping[str, Any]], terms: Mapping[int, str]) -> list[dict[str, Any]]:
-    """What the manifest says of each group."""
+    """Describe each group for the manifest."""
     found = []
     for origin, counts in grouping.counts.items():
         columns = (counts.key_G, counts.wanted_tokens_G, counts.wanted_documents_G)
@@ -210,7 +212,7 @@ def _described(grouping: Grouping, facts: Sequence[Mapping[str, Any]], terms: Ma
 
 
 def _terms(weighted: Step, node_L: I64) -> dict[int, str]:
-    """Words of each node: those of the leaf below it that is asked for most, of the leaves that have names."""
+    """Map each node to terms: those of the named leaf below it that has the largest share of the mixture."""
     names = weighted.folder.read_table("names.parquet")
     target_L = weighted.folder.read_table("mixture.parquet", columns=["p_target"])["p_target"].to_numpy()
     found: dict[int, tuple[float, str]] = {}

@@ -1,4 +1,4 @@
-"""Test text that no rewrite may overlap: rewrites of it would escape the n-gram decontamination of raw text (METHODS, WRAP)."""
+"""Held-out text that no rewrite may overlap: a rewrite of it would escape n-gram decontamination of raw text (METHODS, WRAP)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,10 +21,10 @@ _BATCH = 1000
 
 
 def held_out_identity(config: Config, workdir: Folder) -> dict[str, Any] | None:
-    """How the held-out text is read, and the digests of its files.
+    """Return by setting how held-out text is read, and the digests of its files; None if there is no held-out text.
 
     Raises:
-        InputError: none matches, or one cannot be read.
+        InputError: no file matches, or a file cannot be read.
     """
     found = _files(config, workdir)
     return {
@@ -33,7 +33,11 @@ def held_out_identity(config: Config, workdir: Folder) -> dict[str, Any] | None:
 
 
 def read_held_out(engine: Engine, config: Config, folder: Folder) -> tuple[Folder | None, dict[str, Any]]:
-    """The folder with the n-grams of the held-out text, None without such text; by setting its `rows`, and how many are `blank`."""
+    """Write the n-grams of the held-out text to `folder`, unless they are there.
+
+    Returns:
+        The folder, or None if there is no held-out text; and by setting the numbers of `rows` and of `blank` rows.
+    """
     found = _files(config, Folder(config.workdir))
     if not found:
         return None, {}
@@ -54,7 +58,7 @@ def read_held_out(engine: Engine, config: Config, folder: Folder) -> tuple[Folde
 
 
 def _files(config: Config, workdir: Folder) -> dict[str, tuple[Corpus, list[InputFile]]]:
-    """By setting: the held-out texts for rewrites and their files."""
+    """Return the held-out corpora for rewrites and their files, by setting: `rephrase.held_out`, else those of `decontaminate`."""
     assert config.rephrase
     texts: dict[str, Corpus] = {}
     if config.rephrase.held_out:
@@ -65,10 +69,10 @@ def _files(config: Config, workdir: Folder) -> dict[str, tuple[Corpus, list[Inpu
 
 
 def held_out_documents(file: InputFile, corpus: Corpus, setting: str) -> Iterator[tuple[int, Document | None]]:
-    """Every row of a file of held-out text: its number and its document, or None for a blank row, which cannot leak.
+    """Yield the number and the document of each row of a held-out file; the document of a blank row, which cannot leak, is None.
 
     Raises:
-        InputError: one of them cannot be used. Held-out text that goes unread would leak in silence.
+        InputError: a row cannot be used. If it were ignored, its text could leak unnoticed.
     """
     for row in read_rows(file, corpus):
         if row.bad and row.bad.reason != "empty_text":
@@ -78,13 +82,13 @@ def held_out_documents(file: InputFile, corpus: Corpus, setting: str) -> Iterato
 
 
 def log_blank(setting: str, rows: int, blank: int) -> None:
-    """One line where rows of a held-out text are blank."""
+    """Log one line if rows of a held-out corpus are blank."""
     if blank:
         logger.info(f"{setting}: {blank:,} of {rows:,} rows are blank and were skipped")
 
 
 def _ngrams(item: tuple[str, Corpus, InputFile]) -> tuple[HeldOut, int, int]:
-    """Of a file: its n-grams, its rows, and how many of these are blank."""
+    """Return the n-grams of a file, its number of rows, and the number of blank rows."""
     setting, corpus, file = item
     parts: list[HeldOut] = []
     texts: list[str] = []

@@ -1,4 +1,4 @@
-"""One group of passages, the unit of rewriting: chosen from windows, and judged, embedded and assigned when answered.
+"""Groups of requests, the unit of work in rewriting: choose passages of windows; later judge, embed and assign the answers.
 
 Shapes: L leaves, N windows of a part, R rewrites, D width of the embedding.
 """
@@ -26,12 +26,12 @@ from pipeline.stages.held_out import HELD_OUT
 from pipeline.storage import Folder
 from pipeline.tables import ASSIGNMENTS, PASSAGES, REQUESTS, REWRITES, embeddings_schema
 
-_GROUP_PASSAGES = 2048  # in one file of requests: bounded in memory, and judged by one worker
+_GROUP_PASSAGES = 2048  # per request file, which one worker holds in memory and judges
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The windows of some parts whose keys leave the remainder `number` when divided by `of`."""
+    """The windows of some parts whose key modulo `of` is `number`."""
 
     parts: Sequence[str]
     number: int = 0
@@ -39,7 +39,10 @@ class Slice:
 
 
 def groups_of_round(number: int, names: Sequence[str], tally: Tally, rate_L: F64, used: list[Way], size: float) -> dict[str, Slice]:
-    """What becomes one group of requests in a round, by the group's name: some parts, or a slice of one that is asked for much."""
+    """Map the name of each group of requests in a round to its windows.
+
+    They are the windows of several parts, or a slice of one part if this round requests many of its passages.
+    """
     more_L = (asked_share(rate_L, used) - asked_share(tally.rate_L, used)) * tally.tokens_L * len(used)
     count = max(1, round(float(more_L.sum()) / size / _GROUP_PASSAGES))
     of = max(1, round(count / max(1, len(names))))
@@ -57,12 +60,12 @@ def choose_group(
     task: Task,
     folder: Folder,
 ) -> dict[str, Any]:
-    """Write the requests of a group: the windows of its slice that this round asks for and the rounds before did not."""
+    """Write the requests of a group: for the windows of its slice that this round requests and earlier rounds did not."""
     tables, wanted = [REQUESTS.empty_table()], slices[name]
     for part in wanted.parts:
         assigned = assignments.read_table(f"{part}.parquet", columns=["key", "leaf"])
         key_N, leaf_N = assigned["key"].to_numpy(), assigned["leaf"].to_numpy()
-        leaf_N = np.where(key_N % wanted.of == wanted.number, leaf_N, -1)  # without a leaf none is chosen
+        leaf_N = np.where(key_N % wanted.of == wanted.number, leaf_N, -1)  # windows without a leaf are never chosen
         chosen = choose(key_N, leaf_N, before_L, after_L, task)
         if chosen:
             tables.append(requests_table(windows.read_table(f"{part}.parquet"), leaf_N, chosen, task))
@@ -87,7 +90,10 @@ def judge_group(
     folder: Folder,
     openings_share: float,
 ) -> dict[str, Any]:
-    """Judge the answers of a group; write what is accepted as windows, embedded and assigned, and what became of each passage."""
+    """Judge the answers to a group of requests; return the facts of the group.
+
+    Writes the accepted rewrites as windows, their embeddings and assignments, and the verdict on each passage.
+    """
     asked = requests.read_table(f"{name}.parquet")
     embedder = loaded_embedder(embed, artifact.url if artifact else None)
     key_R = asked["key"].to_numpy()
@@ -105,7 +111,7 @@ def judge_group(
     folder.child("rewrites").write_table(f"{name}.parquet", rewrites, REWRITES)
     folder.child("embeddings").write_table(f"{name}.parquet", vectors, embeddings_schema(embedder.dim), compression="none")
     folder.child("assignments").write_table(f"{name}.parquet", assignments, ASSIGNMENTS)
-    # Last: this is the file that says that the group is done.
+    # Written last: this file marks the group as done.
     folder.child("passages").write_table(f"{name}.parquet", passages, PASSAGES, facts)
     return facts
 

@@ -1,10 +1,10 @@
-"""Raw files to parts of windows, in two passes over each file.
+"""Convert raw files to parts of windows, in two passes over each file.
 
-`scan` reads every row, quarantines bad ones, and notes the ids; ids that appear twice are found across files (the first by file and
-row stays); `cut` passes documents through datatrove's steps, where a corpus has some, tokenises and writes the parts. A scan costs
-a tenth of a cut, and makes the outcome independent of the order in which files are read. A file that many workers share is
-parsed once in a scan and once in a cut: each begins at its chunks, or at the document that is split over them. Small files that
-follow each other are one part.
+Pass 1 (scan) reads every row, quarantines bad rows and records the ids. Ids that occur more than once are then found across all
+files; the first document by file and row is kept. Pass 2 (cut) runs the documents through the datatrove steps of the corpus, if it
+has any, tokenizes them and writes the parts. A scan costs a tenth of a cut, and makes the result independent of the order in which
+files are read. Several workers can cut one large file. Each parses only its own chunks, from their first document or from the one
+that is split over them, so a file is parsed once per pass. Consecutive small files are packed into one part.
 """
 
 import itertools
@@ -38,23 +38,26 @@ from pipeline.storage import Folder
 from pipeline.tables import DROPPED, QUARANTINE, WINDOWS
 from pipeline.text.windows import WindowCutter
 
-DROPPED_EXAMPLES = "dropped"  # the folder of examples of what the steps dropped
+DROPPED_EXAMPLES = "dropped"  # folder with examples of the documents that datatrove steps dropped
 
-# Each of them has to pass over what comes before its chunks, which of a compressed file means to decompress it.
+# Each reader must skip everything before its chunks, which means decompressing it in a compressed file.
 _READERS_PER_FILE = 16
-# Small files that become one part hold no more of the corpus than this, or next to nothing: else a few parts would keep a few
-# workers busy.
+# A part packed from small files holds at most 1/64 of the corpus, or these minima if they are more. With larger parts there would
+# be too few parts to keep the workers busy.
 _PACKED_SHARE = 64
 _LEAST_DOCUMENTS, _LEAST_BYTES = 16, 1 << 16
 _MERGED = "examples.parquet"
 
 
 def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder, setting: str | None = None) -> Step:
-    """The step that reads one corpus. Lists and digests its input files; `setting` is where the config says where they are.
+    """Build the step that reads one corpus. This lists the input files and computes their digests.
+
+    Args:
+        setting: where the config defines the corpus, for messages; by default `generalist` or `specialists.NAME`.
 
     Raises:
-        InputError: no file matches, or one cannot be read.
-        ConfigError: one of its steps is none of datatrove's, or has settings that it does not take.
+        InputError: no file matches, or a file cannot be read.
+        ConfigError: the reader or a step is unknown to datatrove, or does not accept its settings.
     """
     name = setting or (corpus if corpus == GENERALIST else f"specialists.{corpus}")
     if settings.reader:
@@ -130,7 +133,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
             "input_files": [{"digest": file.digest, "rows": scan["rows"]} for file, scan in zip(files, scans, strict=True)],
             "left_out_files": dict(sorted(listing.left_out.items())),
             "left_out_columns": left_out_columns(scans),
-            # All that was read: documents + dropped + quarantined + skipped.
+            # rows_read = documents + dropped + quarantined + skipped
             "rows_read": rows + skipped.total(),
             "documents": documents,
             "dropped": rows - bad - documents,
@@ -148,7 +151,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
         settings={
             "corpus": {name: value for name, value in settings.identity().items() if name not in ("share", "steps")},
             **({"steps": steps, "datatrove": version("datatrove")} if steps else {}),
-            # A file's name is the source of its documents, where they name none themselves.
+            # The file name is the source of documents that have no source of their own.
             "files": [{"digest": file.digest, "name": base_name(file.url)} for file in files],
             "prepare": config.prepare.identity(),
             "window": config.window.identity(),
@@ -161,7 +164,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
 
 
 def _catalogue() -> Any:
-    """Imported by who names something of datatrove's, and by nobody else: it takes half a second."""
+    """Import the catalogue of datatrove classes only when a config uses one: the import takes half a second."""
     from pipeline.refining import catalogue
 
     return catalogue
@@ -169,7 +172,7 @@ def _catalogue() -> Any:
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """A part and what it is made of: a chunk of one file, or the only chunks of several."""
+    """A part and its input: one chunk of a file, or several files of a single chunk each."""
 
     name: str
     files: Sequence[InputFile]
@@ -178,10 +181,11 @@ class PlannedPart:
 
 
 def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
-    """The parts, in the order of the files; what is in each follows from the files alone.
+    """Plan the parts, in the order of the files. Their contents depend on the files alone.
 
-    Files of one chunk that follow each other share a part within the bounds of one, and of a 64th of the corpus but for a few
-    documents: thousands of small files would else be thousands of parts, or so few that most workers would have none.
+    Consecutive files of one chunk each are packed into a part, up to the limits of a part and up to 1/64 of the corpus (at least
+    16 documents and 64 KiB). Without packing, thousands of small files would become thousands of parts; without the limit of
+    1/64, they would become so few that most workers would have none.
     """
     all_documents = sum(scan["rows"] - scan["bad"] for scan in scans)
     all_bytes = sum(scan["bytes"] for scan in scans)
@@ -199,19 +203,19 @@ def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]]
                 continue
             documents, num_bytes = good, scan["bytes"]
         elif starts:
-            documents = 0  # the next small file begins a part
+            documents = 0  # so that the next small file begins a new part
         parts += [PlannedPart(part_name(file.number, chunk), [file], chunk, start) for chunk, start in enumerate(starts)]
     return parts
 
 
 def cuts(parts: Sequence[PlannedPart], num_workers: int) -> list[list[PlannedPart]]:
-    """The parts that are missing, as items of work: several for a large file where there are fewer files than workers."""
+    """Group the missing parts into items of work: one per file, or up to 16 if there are fewer than two files per worker."""
     runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: [file.number for file in part.files])]
     readers = min(_READERS_PER_FILE, -(-2 * num_workers // max(1, len(runs))))
     return [
         item
         for run in runs
-        # Reading Python sources means parsing them, which is dearer than cutting: one reader a package.
+        # Python sources must be parsed to be read, which takes longer than cutting: one reader per package.
         for item in groups(run, 1 if run[0].files[0].kind == "pydocs" else readers)
     ]
 
@@ -219,7 +223,7 @@ def cuts(parts: Sequence[PlannedPart], num_workers: int) -> list[list[PlannedPar
 def _cut(
     engine: Engine, folder: Folder, planned: Sequence[PlannedPart], shared: tuple[Any, ...], *, title: str
 ) -> list[dict[str, Any]]:
-    """Cut the parts that are not there; the facts of all parts, in order."""
+    """Cut the missing parts; return the facts of all parts, in order."""
     present = set(folder.names(".parquet"))
     left = [part for part in planned if f"{part.name}.parquet" not in present]
     items, before = cuts(left, engine.num_workers), len(planned) - len(left)
@@ -247,7 +251,7 @@ def _cut_parts(
     drop: dict[int, set[int]],
     folder: Folder,
 ) -> dict[str, dict[str, Any]]:
-    """Parts of one file, or one part of several."""
+    """Cut parts of one file, or one part packed from several files; return the facts by part name."""
     names = {part.chunk: part.name for part in parts}
     facts: dict[str, dict[str, Any]] = {}
     tables: list[pa.Table] = []
@@ -278,7 +282,7 @@ def _chain(steps: Sequence[Mapping[str, Any]], setting: str) -> AbstractContextM
 
 
 def _merge_examples(folder: Folder, of_parts: Sequence[str]) -> None:
-    """One table of examples of those of the parts. A run that was killed in here has some of both."""
+    """Merge the example tables of the parts into one. After an interrupted merge, both kinds of table may exist."""
     names = [name for name in (*of_parts, _MERGED) if folder.exists(name)]
     folder.write_table(_MERGED, account.merged([folder.read_table(name) for name in names]), DROPPED)
     for name in names:

@@ -1,22 +1,22 @@
-"""The shards of a run where users look for them: links to what the last step made, and their manifest."""
+"""Publish the shards of a run in `shards/`: links to the output of the last step, and a manifest."""
 
 from pipeline.execution.step import Step
 from pipeline.manifest import ShardsManifest
 from pipeline.storage import MANIFEST, PUBLISHED_MANIFEST, Folder
 
-_FORMER_MANIFEST = MANIFEST  # the name that earlier versions gave it
+_FORMER_MANIFEST = MANIFEST  # the name that earlier versions used
 
 
 def published(step: Step, shards: Folder) -> bool:
-    """Whether `shards/` holds what the step made, all of it, and its manifest under the present name alone."""
+    """Return whether `shards/` holds exactly the shards of the step, and its manifest under the current name only."""
     return _holds(step, shards, PUBLISHED_MANIFEST) and not shards.exists(_FORMER_MANIFEST)
 
 
 def publish(step: Step, shards: Folder) -> None:
-    """Put the shards of a step where users look for them, and the manifest last; what lay there goes.
+    """Replace the published shards with those of the step; the manifest is written last.
 
-    Locally the files are hard links, so that they take no room twice; an object store copies them on its side. Shards of the step
-    that an earlier version published stay, and get a manifest under the present name.
+    On a local file system the files are hard links and take no extra disk space; an object store copies them on its side. Shards of
+    this step that an earlier version published are kept, and get a manifest under the current name.
     """
     if not (_holds(step, shards, PUBLISHED_MANIFEST) or _holds(step, shards, _FORMER_MANIFEST)):
         _replace(step, shards)
@@ -32,7 +32,7 @@ def publish(step: Step, shards: Folder) -> None:
 
 
 def _holds(step: Step, shards: Folder, name: str) -> bool:
-    """Whether the manifest of that name is the step's, and all of its shards are there, and no others."""
+    """Return whether the manifest `name` is that of the step, all shards of the step are present, and no others are."""
     manifest = shards.read_json(name)
     if manifest is None or manifest["fingerprint"] != step.fingerprint:
         return False
@@ -41,7 +41,7 @@ def _holds(step: Step, shards: Folder, name: str) -> bool:
 
 
 def _replace(step: Step, shards: Folder) -> None:
-    """Put the shards of a step in place of what lay there. Manifests go first: one that is there names nothing that is not."""
+    """Replace published shards with those of the step. Manifests are removed first, so that none ever lists a missing shard."""
     manifests = (PUBLISHED_MANIFEST, _FORMER_MANIFEST)
     there = set(shards.names(".parquet"))
     for name in manifests:
@@ -74,7 +74,7 @@ _PUBLISHED = (
 
 
 def _upstream(step: Step) -> dict[str, str]:
-    """The fingerprints of all steps that a step stands on."""
+    """Return the fingerprints of all steps that a step depends on, by title."""
     found: dict[str, str] = {}
     for above in step.inputs.values():
         found |= _upstream(above) | {above.title: above.fingerprint}

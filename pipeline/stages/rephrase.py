@@ -1,7 +1,8 @@
-"""Rewrite windows of clusters that run short (`deficit`), or a share of everything (`share`, WRAP, arXiv 2401.16380).
+"""Rewrite windows of clusters with a deficit (mode `deficit`), or a share of the corpus (mode `share`, WRAP, arXiv 2401.16380).
 
-In rounds: choose windows by hash, ask a language model, judge its answers, embed and assign what is accepted, count it, and ask
-for more until the plan is met or there is nothing left to ask for. Answers go to a store beside the steps.
+Each round chooses windows by hash, sends requests to a language model, judges the answers, embeds and assigns the accepted
+rewrites, and counts them. Rounds continue until the wanted tokens are reached, no useful requests are left, or `rephrase.rounds` is
+reached. Answers are kept in a store next to the steps.
 
 Shapes: L leaves.
 """
@@ -43,16 +44,17 @@ from pipeline.stages.strata import Asked, asked_of_leaves
 from pipeline.storage import Folder
 from pipeline.tables import LANDED, REWRITING
 
-_OPENINGS = 10_000  # answers of a style whose openings are counted, as FinePhrase did
+_OPENINGS = 10_000  # answers per style whose openings are counted, as in FinePhrase
 _EXAMPLE_TOKENS = 160
-_SAMPLES = 64  # excerpts of a specialist's sample to draw examples from
+_SAMPLES = 64  # excerpts per specialist sample to choose examples from
 
 
 def load_styles(config: Config) -> dict[str, Style]:
-    """The styles of `rephrase.styles`, by name.
+    """Load the styles of `rephrase.styles`, by name.
 
     Raises:
-        ConfigError: one is unknown or its file is wrong, or needs examples and none are allowed.
+        ConfigError: the styles folder does not exist, a style is unknown or its file is invalid, or a style needs examples and
+            `rephrase.examples` is 0.
     """
     settings = config.rephrase
     assert settings
@@ -78,10 +80,10 @@ def rephrase_step(
     clustered: Step,
     weighted: Step,
 ) -> Step:
-    """The step that rewrites text of the generalist corpus.
+    """Build the step that rewrites text of the generalist corpus.
 
     Raises:
-        UserError: a style, the model or the held-out text cannot be had.
+        UserError: a style, the model, its endpoint or the held-out text is not available.
     """
     settings = config.rephrase
     assert settings
@@ -213,7 +215,7 @@ def rephrase_step(
 
 
 def wanted(config: Config, weights: Folder, mixture: pa.Table) -> F64:
-    """(L,) tokens of rewrites that the corpus is to hold."""
+    """Return (L,): the tokens of rewrites wanted in the new corpus."""
     settings, p_L = config.rephrase, mixture["p_target"].to_numpy()
     assert settings
     if settings.mode == "share":
@@ -224,15 +226,15 @@ def wanted(config: Config, weights: Folder, mixture: pa.Table) -> F64:
 
 
 def _steering(config: Config, weighted: Step, num_leaves: int) -> list[str]:
-    """The specialist that asks most of each leaf."""
+    """Return, for each leaf, the specialist with the largest share of the mixture."""
     names, claim_SL = asked_of_leaves(weighted.folder, config)
-    best_L = np.argmax(claim_SL[:-1], axis=0)  # the last row is natural text
+    best_L = np.argmax(claim_SL[:-1], axis=0)  # without the last row, natural text
     assert len(best_L) == num_leaves
     return [names[best] for best in best_L]
 
 
 def _samples(engine: Engine, config: Config, prepared: Mapping[str, Step]) -> dict[str, list[str]]:
-    """Excerpts of each specialist's sample."""
+    """Return excerpts of each specialist sample, by specialist; up to 64 each."""
     return {
         name: [
             text
@@ -268,7 +270,7 @@ def _openings(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def serving(config: Config, wanted_L: F64, landed: pa.Table) -> Serving:
-    """How the rewrites that there are will be used."""
+    """Return how the accepted rewrites will be used."""
     assert config.rephrase
     leaf_P, parent_P, tokens_P = (landed[name].to_numpy() for name in ("leaf", "parent_leaf", "tokens"))
     if config.rephrase.mode == "share":
@@ -289,13 +291,13 @@ def _rewriting(tally: Tally, used: list[Way]) -> pa.Table:
 
 
 def passage_size(most: int, mixture: pa.Table) -> float:
-    """Tokens of a usual passage: it ends with a sentence, and a window is seldom a multiple of it."""
+    """Estimate the tokens of a typical passage: it ends with a sentence, and windows are rarely a multiple of the passage size."""
     mean = float(mixture["tokens"].to_numpy().sum() / max(1, mixture["windows"].to_numpy().sum()))
     return max(1.0, mean / math.ceil(mean / (0.9 * most)))
 
 
 def estimate_cost(config: Config, weighted: Step) -> str:
-    """What rewriting will cost once the plan is known, in a sentence or two."""
+    """Estimate the cost of rewriting from a finished weights step, in one or two sentences."""
     settings, styles = config.rephrase, load_styles(config)
     assert settings
     used = ways(settings.style_shares, {name: style.expected_ratio for name, style in styles.items()}, settings.variants)
@@ -314,7 +316,7 @@ def estimate_cost(config: Config, weighted: Step) -> str:
 
 
 def cutter(config: Config) -> Any:
-    """What cuts windows, and counts their tokens."""
+    """Return the window cutter, which also counts tokens."""
     from pipeline import embedders
     from pipeline.text.windows import WindowCutter
 

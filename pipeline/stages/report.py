@@ -1,8 +1,8 @@
-"""What the report page shows and no other stage keeps: where clusters lie on a map, text of each, and what was drawn of each.
+"""Collect what the report page shows and no other stage keeps: a map of the clusters, and excerpts and sampled tokens of each.
 
-A few passes over the columns of some parts and over the shards; the page itself (`pipeline.report`) is made from the tables.
+A few passes over columns of some parts and over the shards. The page itself (`pipeline.report`) is built from the resulting tables.
 
-Shapes: V nodes of the tree, M of them mapped, L leaves, N windows of a part.
+Shapes: V nodes of the tree, M of them mapped, L leaves, N windows of a part, R requests of a group.
 """
 
 from collections import Counter
@@ -24,17 +24,17 @@ from pipeline.storage import Folder
 from pipeline.tables import DRAWN, EXCERPTS, NODES, PAIRS, SAMPLE_SOURCES
 from pipeline.text.terms import cluster_terms
 
-OF_DRAWN = "drawn:"  # excerpts of the generalist that are in the new corpus; no specialist can be called so
-_MOST_NODES = 4096  # of a level that is mapped: more are a cloud, and hundreds of bytes each
-_PARTS = 64  # that are read for excerpts, chosen by hash
-_NAMED_BY, _NAME_CHARACTERS = 8, 600  # windows that name a node, and what is read of each
+OF_DRAWN = "drawn:"  # excerpts of generalist windows in the new corpus; not a valid name of a specialist
+_MOST_NODES = 4096  # of the mapped level: more would be unreadable, and take hundreds of bytes each
+_PARTS = 64  # parts that are read for excerpts, chosen by hash
+_NAMED_BY, _NAME_CHARACTERS = 8, 600  # windows that a node is named from, and characters read of each
 _EXCERPTS = 3
-_CHARACTERS = 1200  # of an excerpt; the page may show less
-_PAIRS_EACH = 4  # rewrites of a style and verdict
-_PAIR_GROUPS = 16  # groups of requests that are read for them
+_CHARACTERS = 1200  # of an excerpt; the page may show fewer
+_PAIRS_EACH = 4  # pairs of a passage and its rewrite, for each style and verdict
+_PAIR_GROUPS = 16  # groups of requests that are read for pairs
 
-Excerpt = tuple[float, str, int, int, str]  # place by hash, document, window, copies, text
-Excerpts = dict[tuple[str, int], list[Excerpt]]  # by whose they are, and node
+Excerpt = tuple[float, str, int, int, str]  # hash, document id, window, copies, text
+Excerpts = dict[tuple[str, int], list[Excerpt]]  # by corpus or `OF_DRAWN`, and node
 Tokens = Counter[tuple[Any, ...]]
 
 
@@ -47,9 +47,12 @@ def report_step(
     samples: Sequence[Step],
     rephrased: Step | None,
 ) -> Step:
-    """The step; `samples` are those that drew the new corpus, none where nothing is drawn yet.
+    """Build the report step.
 
-    `windows` and `assigned` hold the generalist, under that name, and each specialist.
+    Args:
+        windows: the step of each corpus: the generalist corpus under `GENERALIST`, and each specialist.
+        assigned: likewise.
+        samples: the steps that sampled the new corpus; empty if nothing is sampled yet.
     """
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
@@ -100,7 +103,10 @@ def report_step(
 
 
 def mapped(tree: Tree) -> I32:
-    """(L,) for each leaf the node that stands for it on the map: of the deepest level that has no more nodes than can be shown."""
+    """Return (L,): the node that represents each leaf on the map.
+
+    It is the leaf's ancestor at the deepest level that has at most 4,096 nodes; the root, if no level below it has so few.
+    """
     at_level = (tree.ancestor_at(level) for level in range(tree.depth, 0, -1))
     return next((node_L for node_L in at_level if len(np.unique(node_L)) <= _MOST_NODES), np.zeros(tree.num_leaves, np.int32))
 
@@ -108,7 +114,7 @@ def mapped(tree: Tree) -> I32:
 def _excerpts_of_part(
     name: str, corpus: str, windows: Folder, assignments: Folder, node_L: I32, draws: Sequence[Folder], seed: int
 ) -> Excerpts:
-    """Of each node the windows of a part with the lowest hashes, and of the generalist those that were drawn besides."""
+    """Return, for each node, the windows of a part with the lowest hashes; of sampled windows also those with the lowest hashes."""
     leaf_N = assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
     table = windows.read_table(f"{name}.parquet", columns=["key", "doc_id", "window", "text"])
     copies_N = np.zeros(len(leaf_N), np.int64)
@@ -126,10 +132,10 @@ def _excerpts_of_part(
 
 
 def _lowest_of_each(node_N: I32, u_N: F64, eligible_N: NDArray[np.bool_], most: int) -> I64:
-    """The rows with the lowest hashes of each node, `most` of them at the most."""
+    """Return up to `most` eligible rows of each node, those with the lowest hashes."""
     rows = np.flatnonzero(eligible_N)
     rows = rows[np.lexsort((u_N[rows], node_N[rows]))]
-    first = np.searchsorted(node_N[rows], node_N[rows])  # where the row's node begins
+    first = np.searchsorted(node_N[rows], node_N[rows])  # position of the first row of the row's node
     return np.asarray(rows[np.arange(len(rows)) - first < most])
 
 
@@ -147,7 +153,7 @@ def _excerpts(found: Excerpts) -> pa.Table:
 
 
 def _nodes(tree: Tree, node_L: I32, found: Excerpts, weighted: Step, seed: int) -> pa.Table:
-    """The mapped nodes and those above them, which lie amid what is below them."""
+    """Return the NODES table: the mapped nodes, and their ancestors, placed at the mean of their descendants weighted by tokens."""
     mixture = weighted.folder.read_table("mixture.parquet", columns=["tokens"])
     node_M = np.unique(node_L)
     place_V2, size_V = np.zeros((tree.num_nodes, 2)), np.zeros(tree.num_nodes)
@@ -156,12 +162,12 @@ def _nodes(tree: Tree, node_L: I32, found: Excerpts, weighted: Step, seed: int) 
     kept = set(node_M.tolist())
     texts = {node: [text[:_NAME_CHARACTERS] for *_, text in found.get((GENERALIST, node), [])] for node in node_M.tolist()}
     pooled: dict[int, list[Excerpt]] = {node: found.get((GENERALIST, node), []) for node in node_M.tolist()}
-    for node in sorted(kept, reverse=True):  # breadth first, so what is below comes first
+    for node in sorted(kept, reverse=True):
         parent = int(tree.parent_V[node])
         while parent >= 0:
             kept.add(parent)
             parent = int(tree.parent_V[parent])
-    for node in sorted(kept, reverse=True):
+    for node in sorted(kept, reverse=True):  # nodes are numbered breadth first, so descendants come first
         parent = int(tree.parent_V[node])
         if parent >= 0:
             total = size_V[parent] + size_V[node]
@@ -175,7 +181,7 @@ def _nodes(tree: Tree, node_L: I32, found: Excerpts, weighted: Step, seed: int) 
         for node in node_M.tolist()
         if tree.num_leaves_V[node] == 1 and (leaf := int(tree.first_leaf_V[node])) in known
     }
-    for level in sorted({int(tree.level_V[node]) for node in above}):  # beside each other: a name says how one differs from those
+    for level in sorted({int(tree.level_V[node]) for node in above}):  # level by level: terms distinguish nodes of a level
         nodes = [node for node in above if tree.level_V[node] == level]
         terms |= cluster_terms({node: [text[:_NAME_CHARACTERS] for *_, text in pooled.get(node, [])] for node in nodes})
     chosen = sorted(kept)
@@ -194,7 +200,7 @@ def _nodes(tree: Tree, node_L: I32, found: Excerpts, weighted: Step, seed: int) 
 
 
 def _drawn_of(shards: Sequence[tuple[Folder, str]]) -> Tokens:
-    """Tokens and rows by (leaf, specialist, origin, copy), of the columns of some shards that say so."""
+    """Count tokens and rows of some shards by (leaf, specialist, origin, copy)."""
     found: Tokens = Counter()
     keys = ["cluster", "specialist", "origin", "copy"]
     for folder, name in shards:
@@ -236,7 +242,7 @@ def _summed(a: Tokens, b: Tokens) -> Tokens:
 
 
 def _pairs(rephrased: Step, seed: int) -> pa.Table:
-    """Some passages beside what was made of them, of each style and verdict."""
+    """Return the PAIRS table: up to four passages of each style and verdict, each with its rewrite."""
     requests, passages = rephrased.folder.child("requests"), rephrased.folder.child("passages")
     found: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     for name in hash_chosen(part_names(rephrased), _PAIR_GROUPS, seed=seed, purpose="report.pairs"):

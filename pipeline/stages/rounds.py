@@ -1,9 +1,11 @@
-"""What is drawn, moved to its shards: in one round of Ray's shuffle, or in two by way of storage.
+"""Move sampled text to its shards: in one round of Ray's shuffle, or in two rounds through storage.
 
-One round has a piece for each mapper and shard, none of which may be small (`step.mapper_tasks`), so mappers hold more the more
-shards there are. Beyond 512, some 130 GB, what is drawn is first gathered into buckets of neighbouring shards, about the root of
-their number: runs of parts, one after the other, leave a file for each bucket; then the files of a bucket are one round. So nobody
-ever holds more than about a shard. Which way it went cannot be told from the shards.
+A round has one piece for each mapper and shard, and pieces must not be small (`step.mapper_tasks`), so a mapper holds more data the
+more shards there are. Above 512 shards, about 130 GB, sampled text is first collected in buckets, about √S ranges of neighbouring
+shards: runs of parts, one after the other, each write a file per bucket; then the files of each bucket are shuffled in one round.
+So no process holds more than about one shard. The shards are the same either way.
+
+Shapes: S shards.
 """
 
 import itertools
@@ -24,7 +26,7 @@ _BUCKETS = "buckets"
 
 @dataclass(frozen=True)
 class DrawnPart:
-    """A part of the windows or rewrites, and about how many bytes are drawn of it."""
+    """A part of the windows or rewrites, and the estimated bytes sampled from it."""
 
     origin: str
     name: str
@@ -33,20 +35,20 @@ class DrawnPart:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring shards, and what some parts have for them."""
+    """A range of neighbouring shards, with one file of rows for each run of parts."""
 
     number: int
     shards: range
 
     def file(self, run: int) -> str:
-        """Of a run of parts."""
+        """Return the name of the bucket's file for a run of parts."""
         return f"bucket-{self.number:05d}-run-{run:05d}"
 
 
 def moved(
     engine: Engine, parts: Sequence[DrawnPart], work: Shuffle, missing: Sequence[int], *, most: int = MOST_PARTITIONS
 ) -> dict[int, dict[str, Any]]:
-    """Write the missing shards, in one round up to `most` of them all; what the manifest says of each, by its number."""
+    """Write the missing shards, in one round if there are at most `most` shards in all; return the facts of each, by its number."""
     folder = work.output.child(_BUCKETS)
     if work.num_shards <= most:
         return _one_round(engine, parts, work, missing)
@@ -56,7 +58,7 @@ def moved(
 
 
 def buckets_of(num_shards: int) -> list[Bucket]:
-    """All shards, in about the root of their number."""
+    """Divide all shards into about √S buckets."""
     count = math.isqrt(num_shards - 1) + 1
     edges = [num_shards * number // count for number in range(count + 1)]
     return [Bucket(number, range(a, b)) for number, (a, b) in enumerate(itertools.pairwise(edges))]
@@ -72,7 +74,7 @@ def _one_round(engine: Engine, parts: Sequence[DrawnPart], work: Shuffle, missin
 def _two_rounds(
     engine: Engine, parts: Sequence[DrawnPart], work: Shuffle, missing: Sequence[int], folder: Folder
 ) -> dict[int, dict[str, Any]]:
-    # By the settings alone, so that a run that goes on finds the files of the one before.
+    # Buckets and runs do not depend on which shards are missing, so that a resumed run finds the files of the interrupted one.
     buckets = buckets_of(work.num_shards)
     runs = runs_within(parts, [part.drawn_bytes for part in parts], len(buckets) * work.shard_bytes)
     left = [bucket for bucket in buckets if not set(missing).isdisjoint(bucket.shards)]

@@ -1,10 +1,11 @@
-"""The plan, the draws and the shards of the new corpus.
+"""Allocate the token budget, sample copies of windows, and write the shards of the new corpus.
 
-Three passes over the generalist's parts: a fold that finds who is near the edge of being drawn, a map that writes the copies of
-each window (`draws/`, aligned with the windows), and the one shuffle that moves text. Rewrites are drawn in the same way from their
-own parts, and shuffled in.
+Three passes over the parts of the generalist corpus: a fold that collects the windows whose number of copies the driver must decide
+(`mixture.draws`), a map that writes the copies of each window (`draws/`, aligned with the windows), and the only shuffle that moves
+text. Rewrites are sampled in the same way from their own parts, and join the shuffle.
 
-Shapes: L leaves, N windows of a part.
+Shapes: L leaves, C cells (leaves, or strata if windows are scored), N windows of a part, R rows of a mixture (the specialists, then
+natural text), P pairs of a rewrite's own leaf and its parent's leaf.
 """
 
 import math
@@ -59,10 +60,11 @@ def sample_step(
     after: Step | None = None,
     prefixed_share: float = 0.0,
 ) -> Step:
-    """The step that draws from the generalist corpus, and from its rewrites, and writes the shards.
+    """Build the step that samples the generalist corpus and its rewrites, and writes the shards.
 
-    `after` drew the shards before these: its copies are counted on, and its draws and these are independent. Of the shards the
-    first `prefixed_share` begin with where they are from (`schedule.conditioning`).
+    Args:
+        after: the step that wrote the preceding shards. Copy numbers continue from it; the two samplings are independent.
+        prefixed_share: share of the shards, counted from the first, whose texts begin with their source (`schedule.conditioning`).
     """
     settings, conditioning = config.sample, config.conditioning if prefixed_share else None
     seed = config.seed if after is None else int(keyed_hash(np.zeros(1, np.uint64), seed=config.seed, purpose="ending")[0] >> 1)
@@ -166,7 +168,7 @@ def sample_step(
 
 
 def _drawn_parts(prepared: Step, drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[DrawnPart]:
-    """What is drawn of each part, by the bytes that a token of it takes; of rewrites, by those of the whole corpus."""
+    """Estimate the bytes sampled from each part, from its bytes per token; for rewrites, from those of the whole corpus."""
     parts = prepared.manifest["parts"]
     of_part = {part["name"]: part["all_bytes"] / max(1, part["tokens"]) for part in parts}
     of_all = sum(part["all_bytes"] for part in parts) / max(1, sum(part["tokens"] for part in parts))
@@ -179,20 +181,20 @@ def _drawn_parts(prepared: Step, drawn: Mapping[str, Sequence[Mapping[str, Any]]
 
 
 def _num_shards(wanted: float, share: float) -> int:
-    """About so many shards, of which a whole number makes up this share as nearly as can be."""
+    """Return a number of shards near `wanted` of which a whole number is as close as possible to `share`; on ties, the smallest."""
     least = _least_shards(share)
     first = max(1, round(wanted), least)
     return min(range(first, first + least), key=lambda number: (abs(round(share * number) / number - share), number))
 
 
 def _least_shards(share: float) -> int:
-    """How many shards it takes that about this share (in hundredths) of them can be told from the others."""
+    """Return the fewest shards of which about `share` (in hundredths) can be set apart; 1 for a share of 0 or 1."""
     rest = min(share, 1.0 - share)
     return math.ceil(1.0 / rest) if rest > 0 else 1
 
 
 def _used(config: Config, rephrased: Step) -> Serving:
-    """How the rewrites are used."""
+    """Return how the rewrites are used."""
     from pipeline.stages.rephrase import serving
 
     wanted_L = rephrased.folder.read_table("rewriting.parquet")["wanted_tokens"].to_numpy()
@@ -200,7 +202,10 @@ def _used(config: Config, rephrased: Step) -> Serving:
 
 
 def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> DrawPlan:
-    """How often rewrites are drawn: each once at most, whatever the way of drawing raw text; factors are the chances themselves."""
+    """Return how rewrites are sampled: each at most once, whatever the sampling method of raw text.
+
+    All epochs are 1, so the factor of a rewrite is the chance that it is used.
+    """
     landed = rephrased.folder.read_table("landed.parquet")
     leaf_P, parent_P, windows_P, tokens_P = (landed[name].to_numpy() for name in LANDED.names)
     valid_P = leaf_P >= 0
@@ -216,15 +221,15 @@ def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> DrawPlan:
 
 
 class Factors(Protocol):
-    """Expected copies of windows, relative to the epochs of their leaves."""
+    """Expected copies of windows, divided by the epochs of their leaves."""
 
     def of(self, name: str, leaf_N: I32) -> NDArray[np.floating]:
-        """(N,) factors of the windows of a part."""
+        """Return (N,): the factors of the windows of a part."""
 
 
 @dataclass(frozen=True)
 class LeafFactors:
-    """The factors where leaves are drawn as they are: 1."""
+    """The factors without strata: 1 for every window."""
 
     def of(self, name: str, leaf_N: I32) -> NDArray[np.floating]:  # noqa: ARG002
         return np.ones(len(leaf_N), np.float32)
@@ -232,7 +237,7 @@ class LeafFactors:
 
 @dataclass(frozen=True)
 class StrataFactors:
-    """The factors where strata of leaves are drawn alike: what is planned of a window's stratum, next to its leaf."""
+    """The factors with strata: the epochs of a window's stratum, divided by the epochs of its leaf."""
 
     strata: WindowStrata
     factor_C: F64
@@ -251,7 +256,7 @@ def _factors(strata: WindowStrata | None, of_cells: Plan, plan: Plan) -> Factors
 
 @dataclass(frozen=True)
 class ServingFactors:
-    """The factors of rewrites: the chance that one is used."""
+    """The factors of rewrites: the chance that each is used."""
 
     rewrites: Folder
     used: Serving
@@ -262,10 +267,10 @@ class ServingFactors:
 
 
 def planned(config: Config, asked: Asked, rewrites_L: F64 | None) -> Plan:
-    """What is drawn of each cell: its own text, and `rewrites_L` tokens of rewrites of each leaf.
+    """Return the allocation to each cell: its own text, and up to `rewrites_L` tokens of rewrites in each leaf.
 
     Raises:
-        ConfigError: the budget is more than the text gives, and there are no rewrites to fill it.
+        ConfigError: there are no rewrites, and the budget is more than the text can fill (only if `overflow` is `spread`).
     """
     limits = Limits.of(config)
     if rewrites_L is None:
@@ -281,7 +286,7 @@ def planned(config: Config, asked: Asked, rewrites_L: F64 | None) -> Plan:
 
 
 def _draw(engine: Engine, pool: Pool, draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
-    """Draw from one pool of text; the facts of its parts."""
+    """Sample from one pool of text; return the facts of its parts."""
     names = pool.names
     title = "draw" if pool.origin == "raw" else f"draw {pool.origin}"
     settled = _settle(engine, names, pool.assignments, draw, tree, factors, title=title)
@@ -292,7 +297,7 @@ def _draw(engine: Engine, pool: Pool, draw: DrawPlan, tree: Tree, factors: Facto
 def _settle(
     engine: Engine, names: Sequence[str], assignments: Folder, draw: DrawPlan, tree: Tree, factors: Factors, *, title: str
 ) -> Settled:
-    """Decide who is drawn, in as many folds as it takes: one, but for rare luck."""
+    """Decide the number of copies of the undecided windows. This takes one fold; in rare cases more, each with a wider band."""
     band_G = first_band(draw)
     while True:
         shared = (assignments, draw, band_G, factors)
@@ -333,14 +338,14 @@ def _draw_part(
 
 
 def _tokens_by_source(source: pa.ChunkedArray, tokens_N: I64, copies_N: I32) -> dict[str, list[int]]:
-    """Of each source its tokens in the part and those drawn."""
+    """Map each source to its tokens in the part and the tokens sampled from them."""
     table = pa.table({"source": source, "held": tokens_N, "drawn": tokens_N * copies_N})
     rows = table.group_by("source").aggregate([("held", "sum"), ("drawn", "sum")]).to_pylist()
     return _largest({row["source"]: [row["held_sum"], row["drawn_sum"]] for row in rows})
 
 
 def _largest(sources: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The sources that hold most tokens, largest first, and what the others hold together: there may be one a document."""
+    """Keep the 256 sources with the most tokens, largest first, and sum up the others: every document may have its own source."""
     order = sorted(sources.items(), key=lambda item: (item[0] == _OTHER, -item[1][0], item[0]))
     kept, rest = order[:_MOST_SOURCES], order[_MOST_SOURCES:]
     found = dict(kept)
@@ -350,7 +355,10 @@ def _largest(sources: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _before_after(raw: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """Of each source its tokens in the generalist corpus, and those drawn over all parts; a rewrite is of its parent's source."""
+    """Map each source to its tokens in the generalist corpus and the tokens sampled in all parts.
+
+    A rewrite has the source of its parent. Small sources are summed up (`_largest`).
+    """
     held = sum_counts([{source: counts[0] for source, counts in part["sources"].items()} for part in raw])
     drawn = sum_counts([{source: counts[1] for source, counts in part["sources"].items()} for part in parts])
     return _largest({source: [held.get(source, 0), drawn[source]] for source in drawn})

@@ -1,4 +1,4 @@
-"""Pass 1 of `prepare` over the input files: what it counts, what it puts into quarantine, and when that is too much."""
+"""Pass 1 of `prepare`: scan each input file, quarantine its bad rows, and fail if too many rows are bad."""
 
 import math
 import os
@@ -20,13 +20,13 @@ from pipeline.sources.streams import compression_of
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE, SCANS
 
-QUARANTINED = "quarantine"  # the folder of rows that were left out, beside the parts
-_DETAIL_CHARACTERS = 300  # of what is wrong with a row
+QUARANTINED = "quarantine"  # folder of the quarantined rows, next to the parts
+_DETAIL_CHARACTERS = 300  # of the error of a bad row, in messages
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """What the scans of a corpus are given; `most_bad` rows of a file may be bad, whatever the other rows are."""
+    """Inputs shared by all scans of a corpus. The scan of a file stops, and the run fails, at more than `most_bad` bad rows."""
 
     files: dict[str, InputFile]
     corpus: Corpus
@@ -38,9 +38,10 @@ class ScanJob:
 
 
 def most_bad(files: Sequence[InputFile], corpus: Corpus, max_bad_fraction: float) -> float:
-    """With more bad rows than this `max_bad_fraction` cannot be met, as the files are too small for so many good ones.
+    """Return the number of bad rows above which `max_bad_fraction` cannot be met, whatever the other rows are.
 
-    Where their size does not say how many rows they may have, that is the largest float; where all may be bad, infinite.
+    It follows from an upper bound on the number of good rows, which exists for local, uncompressed JSONL and CSV files. Without
+    such a bound the result is the largest float; if all rows may be bad, it is infinity.
     """
     if max_bad_fraction >= 1.0:
         return math.inf
@@ -48,7 +49,7 @@ def most_bad(files: Sequence[InputFile], corpus: Corpus, max_bad_fraction: float
         return sys.float_info.max
     if corpus.reader and corpus.reader.get("compression"):
         return sys.float_info.max
-    # The shortest good row: {"id":1,"text":"a"} and a line feed, or 1,a and one.
+    # Lower bounds on the bytes of a good row: with no id, {"text":"a"} in JSONL, and one character and a line feed in CSV.
     keys = len(corpus.text_key) + (len(corpus.id_key) if corpus.id_key else 0)
     least = {"jsonl": 8 + keys, "csv": 2}
     good = sum(os.path.getsize(file.url) / least[file.kind] for file in files)
@@ -85,7 +86,7 @@ def scan_input(name: str, job: ScanJob) -> dict[str, Any]:
 
 
 def left_out_columns(scans: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Columns that cannot be metadata, by name: the kind of what they hold."""
+    """Map the name of each column that cannot be metadata to the kind of its values; sorted by name."""
     return dict(sorted({name: kind for scan in scans for name, kind in scan["left_out"].items()}.items()))
 
 
@@ -115,10 +116,10 @@ def _first_bad(table: pa.Table) -> str:
 def check_bad(
     reasons: Mapping[str, int], rows: int, max_bad_fraction: float, corpus: str, quarantine: Folder, names: Sequence[str]
 ) -> None:
-    """End the run if too many of the rows are in quarantine, the first of them in the first of the named files.
+    """Fail the run if too many rows are in quarantine. The error shows the first row of the quarantine file `names[0]`.
 
     Raises:
-        InputError: more of them than `max_bad_fraction` allows.
+        InputError: more rows are bad than `max_bad_fraction` allows.
     """
     bad = sum(reasons.values())
     if bad > max_bad_fraction * rows:

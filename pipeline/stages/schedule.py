@@ -1,4 +1,4 @@
-"""A corpus whose last shards are drawn by another weighting than the others: both, one after the other, as one."""
+"""Concatenate the shards of several sample steps into one corpus, whose last shards are sampled with other weights."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ _COUNTED = ("tokens_by_specialist", "tokens_by_origin", "tokens_by_style")
 
 
 def schedule_step(parts: Sequence[Step]) -> Step:
-    """The step that puts the shards of several sample steps, which number them on, into one folder."""
+    """Build the step that links the shards of several sample steps into one folder; their shard numbers are already consecutive."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         del engine
@@ -49,7 +49,7 @@ def schedule_step(parts: Sequence[Step]) -> Step:
 
 
 def _sources(of_parts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
-    """Of each source its tokens in the generalist corpus, and those that all parts drew."""
+    """Map each source to its tokens in the generalist corpus, and the tokens sampled by all steps."""
     held = {name: counts[0] for sources in of_parts for name, counts in sources.items()}
     drawn: Counter[str] = Counter()
     for sources in of_parts:

@@ -1,7 +1,7 @@
-"""Score each window of the generalist corpus by how much it is like each specialist's sample (`pipeline.scoring`).
+"""Score the similarity of each window of the generalist corpus to each specialist sample (`pipeline.scoring`).
 
-A fold over the windows that a scorer learns from, a fit for each specialist, and one map over the parts. Scores are aligned with
-the windows, one column a specialist.
+Three passes: a fold over the background, the generalist windows that a scorer learns from; one fit per specialist; and a map over
+the parts. Scores are aligned with the windows, one column per specialist.
 
 Shapes: N windows of a part, S specialists.
 """
@@ -28,13 +28,13 @@ from pipeline.storage import Folder
 from pipeline.tables import scores_schema
 
 _BACKGROUND_GROUPS = 256
-# Parts that a background of so many windows is taken from: enough to be mixed well, few enough to read.
+# A background of limited size is taken from at most this many parts: enough to be mixed well, few enough to read.
 _BACKGROUND_PARTS = 1024
-_MOST_SAMPLE = 100_000  # windows of a sample that are learnt from, chosen by hash
+_MOST_SAMPLE = 100_000  # windows of a sample that a model is fitted on, chosen by hash
 
 
 def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[str, Step]) -> Step:
-    """The step that scores the generalist's windows for each specialist."""
+    """Build the step that scores the generalist windows for each specialist."""
     estimator, seed, names = config.weights.estimator, config.seed, list(config.specialists)
     windows, vectors = prepared[GENERALIST], embedded[GENERALIST]
 
@@ -83,7 +83,7 @@ def score_step(config: Config, prepared: Mapping[str, Step], embedded: Mapping[s
 
 
 def read_rows(windows: Folder, vectors: Folder, name: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_], Rows]:
-    """The keys of a part's windows, which of them can be scored (those with a finite embedding), and these."""
+    """Return key_N of a part's windows, valid_N (whether the embedding is finite), and the rows of the valid windows."""
     text = windows.read_table(f"{name}.parquet", columns=["text"])["text"].to_pylist()
     key_N, valid_N, x_ND = read_embeddings(vectors, name)
     rows = Rows(key_N=key_N, texts=text, x_ND=x_ND.astype(np.float32))
@@ -91,13 +91,13 @@ def read_rows(windows: Folder, vectors: Folder, name: str) -> tuple[NDArray[np.u
 
 
 def read_scores(folder: Folder, name: str) -> F32:
-    """(N, S) scores of a part; -inf where there is none."""
+    """Return the (N, S) scores of a part; -inf where a window has no score."""
     table = folder.read_table(f"{name}.parquet")
     return np.stack([column.to_numpy() for column in table.columns[1:]], axis=1)
 
 
 def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vectors: Step) -> list[Any]:
-    """What the scorer learns of the generalist, in the order of the parts."""
+    """Return what the scorer learns from each group of generalist parts, in order; [] if it needs no background."""
     most, names = scorer(estimator).background_windows, part_names(vectors)
     if most == 0:
         return []
@@ -114,14 +114,14 @@ def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vecto
 
 def _background(names: Sequence[str], estimator: str, seed: int, share: float, windows: Folder, vectors: Folder) -> Any:
     used = scorer(estimator)
-    if used.background_windows is None:  # part by part: together they may be a good piece of the corpus
+    if used.background_windows is None:  # part by part: the group may be too large for memory
         return functools.reduce(operator.add, (used.background(read_rows(windows, vectors, name)[-1]) for name in names))
     rows = _read_chosen(names, share, seed, windows, vectors)
     return used.background(rows) if len(rows) else None
 
 
 def _read_chosen(names: Sequence[str], share: float, seed: int, windows: Folder, vectors: Folder) -> Rows:
-    """A hash-chosen share of the windows of some parts."""
+    """Read a hash-chosen share of the valid windows of some parts."""
     chosen = []
     for name in names:
         _, _, rows = read_rows(windows, vectors, name)
@@ -148,7 +148,7 @@ def _fit(
 
 @functools.lru_cache(maxsize=1)
 def _models(url: str, names: tuple[str, ...]) -> list[Model]:
-    """The models of the specialists, read once in a worker process."""
+    """Load the models of the specialists; cached in each worker process."""
     found: list[Model] = []
     for name in names:
         with np.load(io.BytesIO(Folder(url).read_bytes(f"{name}.npz")), allow_pickle=False) as arrays:

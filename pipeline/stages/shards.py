@@ -1,7 +1,11 @@
-"""The final shuffle: copies of windows, put into shards by a keyed hash, so that each shard is a uniform slice of the corpus.
+"""The final shuffle: distribute copies of windows over shards by a keyed hash, so that each shard is a uniform slice of the corpus.
 
-A window's copy goes to shard `hash · S / 2^64` and lies there in the order of its hash: the outcome does not depend on which part
-it came from or who moved it. Shapes: N windows of a part, R rows (copies), S shards.
+A copy goes to shard `hash · S / 2^64`, and the rows of a shard are sorted by hash. The result does not depend on which part a copy
+came from or which worker moved it.
+
+Shapes: N windows of a part, R rows (copies of windows), S shards. In `part_RC`, `claim_RL`, `claim_RN` and the first axis of
+`claim_RR`, R is instead the rows of a mixture: the specialists, then natural text. C cells (leaves, or strata if windows are
+scored), L leaves.
 """
 
 import hashlib
@@ -27,13 +31,13 @@ from pipeline.stages.strata import WindowStrata
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS, WINDOWS
 
-# A column of the pieces on their way, dropped when a shard is written.
+# Column with the hash of a row while it is shuffled; dropped when a shard is written.
 ORDER = "order"
-# Metadata is expanded last: on its way it is there once for all windows of a document.
+# Metadata stays dictionary-encoded during the shuffle, stored once for all windows of a document, and is expanded last.
 PIECES = pa.schema(
     [*(WINDOWS.field("metadata") if field.name == "metadata" else field for field in SHARDS), pa.field(ORDER, pa.uint64())]
 )
-# Loaders give row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
+# Loaders assign row groups to ranks in turn; content-defined chunks make re-uploads cheap (FIELD, Conventions).
 WRITE_OPTIONS = {"row_group_size": 1024, "write_page_index": True, "use_content_defined_chunking": True}
 
 
@@ -43,25 +47,25 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Whom a copy is drawn for: a specialist, or `natural`, in proportion to what the plan draws of its cell for each."""
+    """Attributes each copy to a specialist or to `natural`, in proportion to their shares of the allocation to its cell."""
 
     names: list[str]
-    part_RC: F64  # of raw text: leaves, or strata of them
-    claim_RL: F64  # of rewrites: what each asks of the leaf that ran short
-    strata: WindowStrata | None = None  # where windows are scored
+    part_RC: F64  # for raw text: tokens allocated to each cell
+    claim_RL: F64  # for rewrites: shares of the leaf with the deficit
+    strata: WindowStrata | None = None  # set if windows are scored
 
     def of_windows(self, name: str, leaf_N: I32) -> F64:
-        """(R, N) weights of each for the raw windows of a part."""
+        """Return (R, N): the weights for the raw windows of a part."""
         return self.part_RC[:, self.strata.of(name, leaf_N) if self.strata else leaf_N]
 
     def of(self, key_R: NDArray[np.uint64], copy_R: I64, claim_RR: F64, *, seed: int) -> pa.Array:
-        """(R,) names, one for each copy."""
+        """Return (R,): the name that each copy is attributed to."""
         return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, claim_RR, seed)))
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Text that is drawn from, in aligned parts: the generalist's windows (`raw`), or rewrites of them (`rephrased`)."""
+    """Text to sample from, in aligned parts: the generalist windows (`raw`) or rewrites of them (`rephrased`)."""
 
     origin: str
     names: list[str]  # of the parts
@@ -71,7 +75,7 @@ class Pool:
 
 
 def pools_of(windows: Step, assigned: Step, rephrased: Step | None, drawn: Folder) -> dict[str, Pool]:
-    """The text of a run, by origin; `drawn` is the folder of what is drawn of it."""
+    """Return the text pools of a run, by origin; `drawn` is the folder that contains the draws."""
     pools = [Pool("raw", part_names(assigned), windows.folder, assigned.folder, drawn.child("draws"))]
     if rephrased and rephrased.manifest["rewrites"]:
         rewrites, assignments = (rephrased.folder.child(name) for name in ("rewrites", "assignments"))
@@ -81,7 +85,7 @@ def pools_of(windows: Step, assigned: Step, rephrased: Step | None, drawn: Folde
 
 @dataclass(frozen=True)
 class Shuffle:
-    """What the mappers and reducers of the shuffle need to know."""
+    """Inputs shared by the mappers and reducers of the shuffle."""
 
     pools: dict[str, Pool]
     output: Folder
@@ -90,9 +94,9 @@ class Shuffle:
     seed: int
     attribution: Attribution
     first_shard: int = 0
-    before: Folder | None = None  # draws of raw windows for the shards before
+    before: Folder | None = None  # draws of raw windows for the preceding shards
     conditioning: Conditioning | None = None
-    num_prefixed: int = 0  # of these shards, the first
+    num_prefixed: int = 0  # number of leading shards whose texts get a prefix
 
 
 def copies_table(
@@ -104,9 +108,11 @@ def copies_table(
     origin: str = "raw",
     before_N: I32 | None = None,
 ) -> pa.Table:
-    """A SHARDS row, and its place in the order of the corpus, for each copy of each window of a part.
+    """Return a SHARDS row, with its hash in `ORDER`, for each copy of each window of a part.
 
-    `claim_RN` is what each specialist, and `natural`, asks of the windows; `before_N` the copies of them that there are already.
+    Args:
+        claim_RN: weights of the specialists, and of natural text, for each window.
+        before_N: copies of each window in the preceding shards; copy numbers continue from there.
     """
     row_R = np.repeat(np.arange(len(windows)), copies_N)
     copy_R = np.arange(len(row_R)) - np.repeat(np.cumsum(copies_N) - copies_N, copies_N)
@@ -139,7 +145,7 @@ def copies_table(
 
 
 def identifiers(windows: pa.Table, origin: str) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """Of raw windows, or rewrites: their ids, those of their parents, and their styles; no parent and style of raw ones."""
+    """Return ids (without the copy number), parent ids and styles of windows; parent and style are empty for raw windows."""
     window = pc.binary_join_element_wise(windows["doc_id"], windows["window"].cast(pa.string()), ":")
     if origin == "raw":
         none = pa.repeat(pa.scalar(""), len(windows))
@@ -149,19 +155,19 @@ def identifiers(windows: pa.Table, origin: str) -> tuple[pa.Array, pa.Array, pa.
 
 
 def shard_of(order_R: NDArray[np.uint64], num_shards: int) -> NDArray[np.uint64]:
-    """(R,) which of the S shards rows of these places in the order are in."""
+    """Return (R,): the shard of each row, from its hash."""
     return np.asarray(((order_R >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32))
 
 
 def split_by(table: pa.Table, number_R: NDArray[Any], count: int) -> list[pa.Table]:
-    """The rows of each number from 0 to `count`, in their order."""
+    """Return a table of the rows of each number from 0 to `count - 1`, in their order; other rows are dropped."""
     sorted_R = np.argsort(number_R, kind="stable")
     bounds = np.searchsorted(number_R[sorted_R], np.arange(count + 1))
     return [_compact(table.take(pa.array(sorted_R[a:b]))) for a, b in itertools.pairwise(bounds)]
 
 
 def _compact(table: pa.Table) -> pa.Table:
-    """The table with no more in its dictionaries than its rows use: each piece of a part would carry all of them."""
+    """Drop dictionary entries that no row uses; otherwise each piece would carry the whole dictionary of its part."""
     for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             used = [_compacted(chunk) for chunk in table.column(index).chunks]
@@ -175,13 +181,13 @@ def _compacted(column: pa.DictionaryArray) -> pa.DictionaryArray:
 
 
 def in_order(pieces: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    """The rows of some pieces by their places in the order; equal ones in the order of the parts, which is that of the input."""
+    """Concatenate the pieces and sort their rows by hash; ties stay in the order of the pieces, which is that of the input."""
     table = pa.concat_tables([schema.empty_table(), *pieces])
     return table.take(pa.array(np.argsort(table[ORDER].to_numpy(), kind="stable"))).drop_columns(ORDER).combine_chunks()
 
 
 def drawn_of_part(origin: str, name: str, work: Shuffle) -> pa.Table:
-    """The rows of shards that a part gives, in the order of the part."""
+    """Return the shard rows sampled from one part, in the order of the part."""
     pool = work.pools[origin]
     draws = pool.draws.read_table(f"{name}.parquet", columns=["key", "leaf", "copies"])
     copies_N = draws["copies"].to_numpy()
@@ -195,13 +201,13 @@ def drawn_of_part(origin: str, name: str, work: Shuffle) -> pa.Table:
             before_N = work.before.read_table(f"{name}.parquet", columns=["copies"])["copies"].to_numpy()
         claim_RN = work.attribution.of_windows(name, leaf_N)
     else:
-        claim_RN = work.attribution.claim_RL[:, windows["parent_leaf"].to_numpy()]  # of the cluster that ran short
+        claim_RN = work.attribution.claim_RL[:, windows["parent_leaf"].to_numpy()]  # of the leaf that had a deficit
     return copies_table(windows, leaf_N, copies_N, claim_RN, work, origin, before_N)
 
 
 def split_into(tables: Iterable[pa.Table], ranges: Sequence[range], num_shards: int) -> list[pa.Table]:
-    """The rows of some tables that belong to each of some ranges of the S shards."""
-    range_S = np.full(num_shards, len(ranges))  # those that nobody asks for come last
+    """Return the rows of the tables, one table for each range of shards; rows of shards outside the ranges are dropped."""
+    range_S = np.full(num_shards, len(ranges))  # shards outside the ranges get a number that `split_by` drops
     for number, shards in enumerate(ranges):
         range_S[shards.start : shards.stop] = number
     pieces: list[list[pa.Table]] = [[PIECES.empty_table()] for _ in ranges]
@@ -213,7 +219,7 @@ def split_into(tables: Iterable[pa.Table], ranges: Sequence[range], num_shards: 
 
 
 def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[str, Any]:
-    """Write one shard, and return what the manifest says of it."""
+    """Write one shard; return its facts for the manifest."""
     table = in_order(pieces, PIECES)
     if work.conditioning and number < work.num_prefixed:
         table = prefixed(table, work.conditioning)
@@ -233,7 +239,7 @@ def write_shard(number: int, pieces: Sequence[pa.Table], work: Shuffle) -> dict[
 
 
 def prefixed(table: pa.Table, conditioning: Conditioning) -> pa.Table:
-    """Rows of shards with where they are from before their text, where that is known, and in the column `prefix`."""
+    """Put the conditioning prefix before the text of each row whose value is known, and store it in the column `prefix`."""
     values = table["source"].to_pylist() if conditioning.field == "source" else _values(table["metadata"], conditioning.field)
     prefix = pa.array([conditioning.template.replace("{value}", value) if value else "" for value in values], pa.string())
     text = pc.binary_join_element_wise(prefix, table["text"], "")
@@ -242,7 +248,7 @@ def prefixed(table: pa.Table, conditioning: Conditioning) -> pa.Table:
 
 
 def _values(metadata: pa.ChunkedArray, field: str) -> list[str]:
-    """A field of each row's metadata in one line; of a URL its host, as MeCo has it."""
+    """Return a metadata field of each row as one line; empty if missing or not a scalar; for `url` the host, as in MeCo."""
     found = []
     for row in metadata.to_pylist():
         value = exact_json.load(row).get(field)
@@ -254,12 +260,12 @@ def _values(metadata: pa.ChunkedArray, field: str) -> list[str]:
 def _host(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
-    except ValueError:  # such as http://[
+    except ValueError:  # an invalid URL, such as http://[
         return ""
 
 
 def shard_facts(folder: Folder, name: str) -> dict[str, Any]:
-    """What `write_shard` returned, of a shard that an earlier run wrote; read back, so that its checksum is that of the file."""
+    """Return the facts of a shard that an earlier run wrote, as `write_shard` does. The checksum is computed from the file."""
     data = folder.read_bytes(name)
     return {**folder.read_facts(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -270,7 +276,7 @@ def _tokens_by(table: pa.Table, column: str) -> dict[str, int]:
 
 
 def sum_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    """The sums of several counts, by name."""
+    """Sum several counts by name; sorted by name."""
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)

@@ -1,6 +1,8 @@
-"""Strata of a scored corpus: folds over the scores that find what is asked of windows, and what other stages read of that.
+"""Strata of a scored corpus: the folds over the scores that compute them, and readers for the tables of a weights step.
 
-Shapes: N windows of a part, S specialists, L leaves, C cells, B bins.
+A cell is the unit of allocation: a leaf, or a stratum of a leaf if windows are scored.
+
+Shapes: N windows of a part, S specialists, R rows of a mixture (the specialists, then natural text), L leaves, C cells, B bins.
 """
 
 import functools
@@ -39,9 +41,9 @@ _TARGET = "target.npz"
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the text, by cells that are drawn alike: leaves, or where windows are scored strata of them."""
+    """The target mixture over cells; the windows of a cell are sampled alike."""
 
-    claim_RC: F64  # shares of the corpus: rows as of `estimators.claims`
+    claim_RC: F64  # shares of the new corpus; rows as in `estimators.claims`
     tokens_C: I64
     leaf_C: I64
     windows_L: I64
@@ -49,7 +51,7 @@ class Asked:
 
     @classmethod
     def read(cls, weights: Folder, config: Config) -> "Asked":
-        """From the tables of a weights step."""
+        """Read the mixture from the tables of a weights step."""
         mixture = weights.read_table("mixture.parquet")
         windows_L = mixture["windows"].to_numpy()
         if config.weights.estimator in WINDOW_ESTIMATORS:
@@ -63,9 +65,9 @@ class Asked:
         return len(self.windows_L)
 
     def split(self, x_L: F64, weight_C: F64) -> F64:
-        """(C,) what is said of leaves, over their cells in proportion to `weight_C`."""
+        """Return (C,): the values of the leaves, split over their cells in proportion to `weight_C`."""
         weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
-        # Where nothing is asked of a leaf, by what its cells hold: what is said of it must not be lost.
+        # If all cells of a leaf have weight 0, split by their tokens instead, so that the value of the leaf is not lost.
         weight_C = np.where(weight_L[self.leaf_C] > 0, weight_C, self.tokens_C)
         weight_L = np.bincount(self.leaf_C, weights=weight_C, minlength=self.num_leaves)
         part_C = np.divide(weight_C, weight_L[self.leaf_C], out=np.zeros_like(weight_C), where=weight_C > 0)
@@ -73,7 +75,7 @@ class Asked:
 
 
 def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
-    """Who asks for how much of each leaf, from the tables of the weights step (`estimators.claims`)."""
+    """Return R names and (R, L) shares of the new corpus, from the tables of a weights step (`estimators.claims`)."""
     p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
     table = weights.read_table("specialists.parquet")
     p_L_of = {}
@@ -87,32 +89,32 @@ def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
 
 @dataclass(frozen=True)
 class WindowStrata:
-    """Which stratum each window is in, found again from its scores."""
+    """Finds the stratum of each window again from its scores."""
 
     scores: Folder
     target: Target
     strata: Strata
 
     def of(self, name: str, leaf_N: I32) -> I64:
-        """(N,) rows of `strata` of the windows of a part."""
+        """Return (N,): the row in `strata` of each window of a part."""
         _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
         return self.strata.rows(leaf_N, q_N)
 
 
 def write_target(weights: Folder, target: Target) -> None:
-    """Put what is asked of a window into the folder of a weights step."""
+    """Write the target of windows to the folder of a weights step."""
     weights.write_bytes(_TARGET, target.to_bytes())
 
 
 def read_target(weights: Folder) -> Target:
-    """What is asked of a window, as the weights step found it."""
+    """Read the target of windows that a weights step wrote."""
     return Target.from_bytes(weights.read_bytes(_TARGET))
 
 
 def fit_target(
     engine: Engine, config: Config, assigned: Step, scored: Step, generalist: LeafHistogram, clusters: Mapping[str, SpecialistMix]
 ) -> Target:
-    """Scores into ratios: one or two folds over the scores."""
+    """Fit the conversion of scores to density ratios: one fold over the scores for `odds`, two for `top`."""
     natural = config.natural_share
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
     share_S = (1.0 - natural) * np.array([shares[name] for name in clusters]) / sum(shares.values())
@@ -142,7 +144,7 @@ def fit_target(
 def stratify(
     engine: Engine, target: Target, assigned: Step, scored: Step, clusters: Mapping[str, SpecialistMix]
 ) -> tuple[dict[str, SpecialistMix], Strata]:
-    """What each specialist asks of the leaves, and the strata."""
+    """Return the mixture of each specialist over the leaves, computed from the window scores, and the strata."""
     num_leaves = len(next(iter(clusters.values())).p_L)
     counts = engine.fold(
         _strata,
@@ -153,7 +155,7 @@ def stratify(
         shared=(assigned.folder, scored.folder, target),
     )
     mixes = {name: replace(mix, p_L=p_L) for (name, mix), p_L in zip(clusters.items(), counts.asked_SL(num_leaves), strict=True)}
-    if isinstance(target.ratios, Top):  # clusters, and what smooths them, have no part in it
+    if isinstance(target.ratios, Top):  # `top` uses neither cluster weights nor their smoothing
         mixes = {name: replace(mix, alpha_H=np.empty(0), backed_off=0.0) for name, mix in mixes.items()}
     return mixes, counts.strata(target)
 

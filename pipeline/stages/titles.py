@@ -1,7 +1,7 @@
-"""Title the clusters that have names: a language model is shown the terms of each, and excerpts of its texts.
+"""Title the named clusters: a language model gets the terms of each cluster and excerpts of its windows.
 
-A title is for people, and nothing is made from one. That a model gives none that can be used is therefore no error, and no setting
-of titles is part of the identity of what comes after.
+Titles are for people only; nothing is computed from them. So a model that gives no usable title is no error, and the settings of
+titles are not part of the fingerprint of any later step.
 """
 
 from collections import Counter
@@ -26,15 +26,15 @@ from pipeline.storage import Folder
 from pipeline.tables import TITLE_REQUESTS, TITLES
 
 _GROUP = "titles"
-# Of the clusters, those whose prompts may fail by the server's fault, but for one: with more it is down, and not the prompts odd.
+# Share of the prompts that may fail by the server's fault (one always may). With more, the server must be down.
 _MOST_FAILED = 0.1
 
 
 def titles_step(config: Config, windows: Step, assigned: Step, weighted: Step) -> Step:
-    """The step that titles the leaves of `names.parquet`, by the generalist's text.
+    """Build the step that titles the leaves of `names.parquet` from generalist text.
 
     Raises:
-        UserError: the model cannot be had.
+        UserError: the model or its endpoint is not available.
     """
     settings = config.rephrase
     assert settings
@@ -50,7 +50,7 @@ def titles_step(config: Config, windows: Step, assigned: Step, weighted: Step) -
         asked = _requests(terms, {leaf: [text for _, text in found] for leaf, found in texts.items()}, generator)
         requests = folder.child("requests")
         requests.write_table(f"{_GROUP}.parquet", asked, TITLE_REQUESTS, {"rows": len(asked)})
-        # A store of its own: that titles were had from a server says nothing of whether it ever rewrote a passage.
+        # A separate store: titles from a server do not show that it ever rewrote a passage (`Asking.answer`).
         store = windows.workdir.child(f"{FOLDER}/{generator}/{_GROUP}")
         asking = Asking(engine, settings, model, titles.read_prompts, requests, store)
         index, failed = asking.answer([_GROUP], title="titles", max_bad_fraction=1.0)
@@ -95,7 +95,11 @@ def _requests(terms: Mapping[int, str], texts: Mapping[int, Sequence[str]], gene
 
 
 def _refuse_dead(failed: Mapping[int, Failure], num_asked: int) -> None:
-    """Raise where so many prompts have no answer by the server's fault that it must be down; a step that is done asks no more."""
+    """Raise if so many prompts failed by the server's fault that it must be down. A step marked done would never retry them.
+
+    Raises:
+        RunError: more than one prompt, and more than a tenth of them, failed by the server's fault.
+    """
     down = [failure.error for failure in failed.values() if failure.kind == "backend"]
     if len(down) > max(1, _MOST_FAILED * num_asked):
         raise RunError(

@@ -1,7 +1,7 @@
-"""Histograms over the tree, and how much of each leaf the new corpus is to hold.
+"""Compute histograms over the tree, and from them the mixture: the share of each cluster in the new corpus.
 
-A fold over the assignments of each corpus; the rest is arithmetic on the driver (`pipeline.mixture`). Leaves that matter most are
-named by their own words, read from a few parts.
+One fold over the assignments of each corpus; the rest is arithmetic on the driver (`pipeline.mixture`). The most important clusters
+are named with characteristic terms of their windows, read from a few parts.
 
 Shapes: L leaves, N windows of a part.
 """
@@ -26,7 +26,7 @@ from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
 from pipeline.text.terms import cluster_terms
 
-# Names are for people: so many leaves, from so many windows each, in so many parts, are enough to read.
+# Names are for people only, so a few leaves, windows, parts and characters are enough.
 _NAMED_LEAVES = 256
 _WINDOWS_PER_NAME = 20
 _PARTS_FOR_NAMES = 64
@@ -44,9 +44,9 @@ def weights_step(
     *,
     corpus: str = "",
 ) -> Step:
-    """The step that weighs the leaves, or with scores their strata.
+    """Build the step that computes the mixture over leaves, and over their strata if windows are scored.
 
-    `prepared` and `assigned` hold the generalist, under that name, and each specialist.
+    `prepared` and `assigned` contain the step of each corpus: the generalist corpus under `GENERALIST`, and each specialist.
     """
     settings = config.weights
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
@@ -109,7 +109,7 @@ def weights_step(
         stage="weights",
         corpus=corpus,
         version=3,
-        # The diagnostics speak of repeats, so they depend on the budget and the way of drawing too.
+        # The diagnostics report repeats, so they also depend on the budget and the sampling method.
         settings={
             "weights": config.full_weights.identity(),
             "shares": {name: share / sum(shares.values()) for name, share in shares.items()},
@@ -138,7 +138,7 @@ def _documents(names: Sequence[str], windows: Folder, assignments: Folder) -> Do
 
 
 def _leaves_to_name(mixture: pa.Table) -> list[int]:
-    """The leaves that people will ask about: those that hold most of the corpus before, or after, or moved most."""
+    """Return up to 256 leaves, ascending, with the largest shares before or after and the largest changes of share."""
     p_L, target_L = mixture["p_generalist"].to_numpy(), mixture["p_target"].to_numpy()
     interest_L = np.maximum(p_L, target_L) + np.abs(target_L - p_L)
     leaf_M = np.argsort(-interest_L, kind="stable")[:_NAMED_LEAVES]
@@ -146,7 +146,7 @@ def _leaves_to_name(mixture: pa.Table) -> list[int]:
 
 
 def texts_of_leaves(engine: Engine, windows: Step, assigned: Step, leaves: Sequence[int], *, seed: int, title: str) -> Texts:
-    """Of each leaf the beginnings of up to 20 windows, with their hashes, lowest first; from at most 64 parts of the corpus."""
+    """Map each leaf to (hash, beginning of text) of up to 20 windows, lowest hash first, from at most 64 parts of the corpus."""
     found: Texts = engine.fold(
         _texts_in_part,
         hash_chosen(part_names(assigned), _PARTS_FOR_NAMES, seed=seed, purpose="names.parts"),
@@ -159,7 +159,7 @@ def texts_of_leaves(engine: Engine, windows: Step, assigned: Step, leaves: Seque
 
 
 def _texts_in_part(name: str, windows: Folder, assignments: Folder, leaves: Sequence[int], seed: int) -> Texts:
-    """For each leaf the windows with the lowest hashes in a part: (hash, beginning of the text)."""
+    """Map each leaf to (hash, beginning of text) of the windows of a part with the lowest hashes."""
     leaf_N = assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
     table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
     u_N = keyed_uniform(table["key"].to_numpy(), seed=seed, purpose="names.windows")

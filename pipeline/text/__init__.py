@@ -1,4 +1,4 @@
-"""The text kernel: windows, tokens, n-grams, and the terms that tell texts apart.
+"""Pure functions of text: cutting into windows, tokenization, word n-grams, tf-idf, and the descriptive terms of clusters.
 
-Pure functions of text: of the rest of the package it imports the types of arrays only.
+Outside this package it imports only `pipeline.arrays`.
 """

@@ -1,6 +1,6 @@
-"""Words of any language, and the runs of them that two texts share: what filters compare instead of characters.
+"""Words in any language, and word n-grams, by which filters compare two texts.
 
-Shapes: W words, G runs of `n` words (W - n + 1 of them, or none).
+Shapes: W words, G n-grams (W - n + 1, or 0 if the text is shorter). Names in the code call an n-gram a run.
 """
 
 import functools
@@ -17,25 +17,29 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import I64
 
-# Written without spaces: each of their characters is a word of its own.
+# Scripts written without spaces: each character is a word.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 _WORD = regex.compile(rf"(?V1)[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]+")
-# Two faster patterns, for most texts: neither ASCII nor what lies before Thai has such a script.
+# Two faster patterns that suffice for most texts: no script without spaces lies below Thai in Unicode.
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _SPACED_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 _FIRST_UNSPACED = "\u0e00"
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_FACTOR, -1, 1 << 64)
 _IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
-_PIECE_CHARACTERS = 100_000  # their words take some 3 MB
-# After these nothing reaches across: no word, no number such as 3.14, no composed character, no capital sigma, whose small form
-# depends on its neighbours. Of the signs only those that datatrove's MinHash takes for spaces.
+_PIECE_CHARACTERS = 100_000  # the words of such a piece take about 3 MB
+# Characters after which a text can be cut without changing its words: no word, number such as 3.14 or composed character extends
+# across them, nor the context of a capital sigma, whose lower case depends on its neighbours. Only punctuation that datatrove's
+# MinHash treats as spaces.
 _BREAKS = r"\s!?;(){}\[\]\"|*&/\\+#%$@~。、，！？；（）「」【】《》"
 _LAST_BREAK = regex.compile(rf"(?rV0)[{_BREAKS}]")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: runs of letters, digits and marks, NFKC and casefolded; of a script without spaces each character."""
+    """Return the words of a text: sequences of letters, digits and marks, after NFKC and case folding.
+
+    In scripts without spaces each character is a word.
+    """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -44,9 +48,10 @@ def words(text: str) -> list[str]:
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of at most `size` characters, so that memory does not grow with it; their words are the text's.
+    """Yield the text in pieces of at most `size` characters, so that memory stays bounded; their words are those of the text.
 
-    A piece ends after white space or a sign; only where `size` characters pass without one, between any two.
+    A piece ends after white space or punctuation. Only if `size` characters contain neither, it ends after any character, which
+    may split a word.
     """
     begin = 0
     while len(text) - begin > size:
@@ -59,13 +64,13 @@ def pieces(text: str, size: int) -> Iterator[str]:
 
 @dataclass(frozen=True, eq=False)
 class Wording:
-    """The words of one text, with what is computed from them when first asked for."""
+    """The words of one text, and lazily computed values derived from them."""
 
     words: list[str]
 
     @cached_property
     def _sums(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        # Sums of the words' hashes, each times the power of its place: a run's is a difference, for any length.
+        # Prefix sums of hash · f^position: the hash of an n-gram of any length is a difference of two of them.
         hashes = [xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass")) for word in self.words]
         power = np.full(len(hashes), _FACTOR, dtype=np.uint64)
         power[:1] = 1
@@ -78,35 +83,38 @@ class Wording:
         return sums, inverse
 
     def runs(self, n: int) -> NDArray[np.uint64]:
-        """(G,) hashes of the runs of `n` words, in order: Σ xxh3(word i) · f^i modulo 2^64, the same wherever the run stands."""
+        """Return (G,) hashes of the n-grams, in order.
+
+        Σ xxh3(word i) · f^i modulo 2^64, with i from 0 within the n-gram, so the hash does not depend on its position.
+        """
         sums, inverse = self._sums
         return (sums[n:] - sums[: max(0, len(sums) - n)]) * inverse[: max(0, len(sums) - n)]
 
     @cached_property
     def ids(self) -> I64:
-        """(W,) numbers of the words, equal where the words are."""
+        """(W,) integers that are equal if and only if the words are."""
         known: dict[str, int] = {}
         return np.array([known.setdefault(word, len(known)) for word in self.words], dtype=np.int64)
 
     @cached_property
     def unspaced(self) -> bool:
-        """Whether most words are single characters, of which it takes about twice as many to say the same."""
+        """Whether most words are characters of scripts without spaces; such a text has about twice as many words."""
         return sum(1 for word in self.words if len(word) <= 2 and _IS_UNSPACED.match(word)) * 2 > len(self.words)
 
     def run(self, begin: int, n: int) -> str:
-        """The words of a run, for a reader."""
+        """Return the words `begin` to `begin + n - 1` as text for a report."""
         return " ".join(self.words[begin : begin + n])
 
     def shared(self, n: int, other: "Wording") -> NDArray[np.bool_]:
-        """(G,) which of the runs of `n` words `other` has too."""
+        """Return a (G,) mask of the n-grams that `other` contains too."""
         there = set(other.runs(n).tolist())
         return np.array([run in there for run in self.runs(n).tolist()], dtype=np.bool_)
 
     def covered(self, in_run_G: NDArray[np.bool_], n: int) -> float:
-        """Share of the words that lie in the runs marked."""
+        """Return the share of the words that lie in at least one of the marked n-grams."""
         if not len(self.words) or not in_run_G.any():
             return 0.0
-        # A run marked at g covers the words g to g + n - 1: steps up and down, summed.
+        # A marked n-gram at g covers the words g to g + n - 1: add 1 at g, subtract 1 at g + n, and take the cumulative sum.
         step = np.zeros(len(self.words) + 1, dtype=np.int64)
         begin = np.flatnonzero(in_run_G)
         np.add.at(step, begin, 1)
@@ -115,9 +123,9 @@ class Wording:
 
 
 def wordings(text: str, n: int, size: int = _PIECE_CHARACTERS) -> Iterator[Wording]:
-    """The wordings of a text's pieces, for a text of any length: each run of `n` words is in one of them, in order.
+    """Yield the wordings of a text's pieces, in order, in bounded memory; each n-gram of the text is in exactly one of them.
 
-    A piece's begins with the last n - 1 words before it.
+    Each wording begins with the last n - 1 words before its piece.
     """
     before: list[str] = []
     for piece in pieces(text, size):
@@ -128,7 +136,7 @@ def wordings(text: str, n: int, size: int = _PIECE_CHARACTERS) -> Iterator[Wordi
 
 @functools.lru_cache(maxsize=256)
 def wording(text: str) -> Wording:
-    """The wording of a text; kept, for prompts and examples come again with each answer."""
+    """Return the wording of a text; cached, because prompts and examples recur with every answer."""
     return Wording(words(text))
 
 
@@ -140,9 +148,9 @@ _LETTER = regex.compile(r"\p{L}")
 
 
 def foreign_share(text: str, source: str) -> tuple[str, float]:
-    """The script with most letters of the text among those that the source does not use, and its share; ("", 0.0) without one.
+    """Return the script that has most letters of the text among those absent from the source, and its share of all letters.
 
-    Latin is none of them: names, units and formulas are written in it everywhere.
+    Returns ("", 0.0) if there is none. Latin is not considered: names, units and formulas use it in every language.
     """
     if text.isascii():
         return "", 0.0

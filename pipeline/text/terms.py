@@ -1,7 +1,4 @@
-"""The words and phrases that set a cluster's text apart: class-based TF-IDF (arXiv 2203.05794, eq. 2).
-
-Shapes: C clusters, N texts, G words and phrases.
-"""
+"""Finds the words and phrases that distinguish a cluster from the others: class-based TF-IDF (arXiv 2203.05794, eq. 2)."""
 
 import functools
 from collections import Counter
@@ -10,22 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import regex
 
-_LONGEST = 3  # words of a phrase
-_LETTERS, _DENSE_LETTERS = 3, 2  # of a word that can be in a name; of some scripts fewer say as much
+_LONGEST = 3  # most words of a phrase
+_LETTERS, _DENSE_LETTERS = 3, 2  # fewest letters of a word in a name; the second for dense scripts (Han, kana, Hangul)
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*+")
 _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
-_JOINT = regex.compile(r"[ \t\n\r\-‐]{1,2}")  # between the words of a phrase
-_OWN = 0.5  # of a word's texts, those in which it is part of a phrase: then the phrase is the name
-_LEAST_STOP = 0.03  # of the words of a text in a language, those that are its stop words
+_JOINT = regex.compile(r"[ \t\n\r\-‐]{1,2}")  # what may separate the words of a phrase
+_OWN = 0.5  # if a phrase is in at least this share of a word's texts, the phrase replaces the word
+_LEAST_STOP = 0.03  # least share of stop words by which a language is recognized
 
 
 def cluster_terms(texts: Mapping[int, Sequence[str]], num_terms: int = 4) -> dict[int, str]:
-    """For each cluster its most telling words and phrases, best first, joined by commas; ties go to the first in the alphabet.
+    """Return for each cluster its most distinctive words and phrases, best first, joined by commas; ties between words by alphabet.
 
-    The weight of a word in a cluster is the number of its texts there times log(1 + words of a mean cluster / texts that have it in
-    all clusters): binary within a text, since a long one that repeats a word must not name the cluster. What one text alone of
-    several has names that text, and not the cluster. A phrase of up to three words stands for its words where it is in half of
-    their texts; no stop word of the cluster's language is in a name.
+    A word scores: number of the cluster's texts with the word · log(1 + words per cluster / number of all texts with the word).
+    "Words per cluster" is the mean over clusters; a word counts once per text, so that one long text that repeats a word does not
+    name the cluster. Words of a single text are left out if the cluster has several texts. A phrase of up to three words replaces
+    a word if it is in at least half of the word's texts. Stop words of the cluster's language and of English are left out.
     """
     clusters = sorted(cluster for cluster in texts if texts[cluster])
     found = {cluster: _spread(texts[cluster]) for cluster in clusters}
@@ -40,7 +37,10 @@ def cluster_terms(texts: Mapping[int, Sequence[str]], num_terms: int = 4) -> dic
 
 
 def language(words: Iterable[str]) -> str:
-    """The ISO 639-1 code of the language that has most of the words among its stop words; English where none has."""
+    """Return the ISO 639-1 code of the language whose stop words are most frequent among the words.
+
+    Returns English if they are under 3% of the words. Ties go to the first code in the alphabet.
+    """
     shares = Counter(dict.fromkeys(_stop_words(), 0))
     total = 0
     for word, count in Counter(words).items():
@@ -62,7 +62,7 @@ def _best(
         if len(chosen) == num_terms:
             break
         if any(set(word) & set(term) for term in chosen):
-            continue  # it has a name already
+            continue  # a chosen phrase contains the word
         phrases = [gram for gram in common if len(gram) > 1 and word[0] in gram and common[gram] >= _OWN * common[word]]
         phrases = [gram for gram in phrases if not any(set(gram) & set(term) for term in chosen)]
         chosen.append(max(phrases, key=lambda gram: (len(gram), score[gram], gram), default=word))
@@ -70,7 +70,7 @@ def _best(
 
 
 def _spread(texts: Sequence[str]) -> Counter[tuple[str, ...]]:
-    """In how many of the texts each word and phrase is."""
+    """Count for each word and phrase the texts that contain it."""
     runs = [list(_runs(text.lower())) for text in texts]
     stop = _stop_words()[language(word for of_text in runs for run in of_text for word in run)] | _stop_words()["en"]
     spread: Counter[tuple[str, ...]] = Counter()
@@ -80,7 +80,7 @@ def _spread(texts: Sequence[str]) -> Counter[tuple[str, ...]]:
 
 
 def _runs(text: str) -> Iterator[list[str]]:
-    """The words of a text, in runs with nothing but a space or a hyphen between them."""
+    """Yield the words of a text in groups; within a group only one or two spaces, line breaks or hyphens separate neighbours."""
     run: list[str] = []
     end = 0
     for match in _WORD.finditer(text):
@@ -111,7 +111,7 @@ def _stop_words() -> Mapping[str, frozenset[str]]:
 
 @functools.cache
 def _languages_of() -> Mapping[str, Sequence[str]]:
-    """The languages of which each stop word is one."""
+    """Return for each stop word the codes of its languages."""
     found: dict[str, list[str]] = {}
     for code, words in _stop_words().items():
         for word in words:

@@ -1,4 +1,4 @@
-"""Tf-idf of sparse counts, as scikit-learn's `TfidfTransformer` weighs them; for those that hash words, and store the weights.
+"""Tf-idf of sparse counts, as in scikit-learn's `TfidfTransformer`, for callers that hash features and store the idf weights.
 
 Shapes: N texts, F hashed features.
 """
@@ -11,14 +11,14 @@ from pipeline.arrays import F32
 
 
 def inverse_frequencies(tf_NF: Any) -> F32:
-    """(F,) log((1 + N) / (1 + texts that hold the feature)) + 1."""
+    """Return the idf: (F,) log((1 + N) / (1 + number of texts with the feature)) + 1."""
     num_texts, num_features = tf_NF.shape
-    texts_F = np.bincount(tf_NF.indices, minlength=num_features)  # each row names a feature once
+    texts_F = np.bincount(tf_NF.indices, minlength=num_features)  # a row holds each feature at most once
     return np.asarray(np.log((1 + num_texts) / (1 + texts_F)) + 1, np.float32)
 
 
 def weighed(tf_NF: Any, idf_F: F32) -> Any:
-    """(N, F) tf-idf with rows of length 1, as new matrix."""
+    """Return the (N, F) tf-idf as a new matrix with rows of L2 norm 1."""
     from sklearn.preprocessing import normalize
 
     weighed_NF = tf_NF.copy()

@@ -1,4 +1,4 @@
-"""Documents into windows: runs of at most `tokens` tokens which, joined in order, are the document."""
+"""Cuts documents into windows of at most `tokens` consecutive tokens; the windows, joined in order, are the document."""
 
 import hashlib
 from bisect import bisect_right
@@ -8,15 +8,16 @@ from typing import Any
 
 import orjson
 
-STRETCH_CHARACTERS = 200_000  # tokenised at once: about 5 MB of tokenizer state for English, 25 MB at worst
-CHARACTERS_PER_TOKEN = 32  # most in a window: BERT makes one token of any word over 100 characters, and none of blanks
+STRETCH_CHARACTERS = 200_000  # tokenized at once: about 5 MB of tokenizer state for English, 25 MB at worst
+# A window has at most this many characters per token: BERT makes one token of any word over 100 characters, and none of blanks.
+CHARACTERS_PER_TOKEN = 32
 
 
 def stretches(text: str) -> Iterator[str]:
-    """The text in pieces of at most `STRETCH_CHARACTERS`, joined the text; a window never crosses their borders.
+    """Yield the text in pieces ("stretches") of at most `STRETCH_CHARACTERS`; no window crosses their borders.
 
-    A stretch ends after the last line feed in its last quarter, else after the last space there, else where it is full. A run
-    of consecutive stretches, joined, is cut into the same stretches again.
+    A stretch ends after the last line feed in its last quarter, else after the last space there, else at the maximum length.
+    Consecutive stretches, joined, are cut into the same stretches again.
     """
     begin = 0
     while len(text) - begin > STRETCH_CHARACTERS:
@@ -30,10 +31,10 @@ def stretches(text: str) -> Iterator[str]:
 
 
 class WindowCutter:
-    """Cuts texts into windows by the tokens of one `tokenizer.json`. Loads the tokenizer when used.
+    """Cuts texts into windows by the tokens of one `tokenizer.json`. Loads the tokenizer on first use.
 
-    Tokens are counted without special tokens, with the file's own truncation and padding switched off. One instance uses one
-    core: more workers, not more threads, use more.
+    Tokens are counted without special tokens; truncation and padding from the file are disabled. One instance uses one core: to
+    use more cores, start more workers, not threads.
 
     Args:
         tokenizer_file: local path of a `tokenizer.json`.
@@ -46,7 +47,7 @@ class WindowCutter:
         self.tokens = tokens
 
     def __getstate__(self) -> dict[str, Any]:
-        # The file's content travels, not its path: other machines may not have it.
+        # Send the file's content, not its path, which other machines may not have.
         return {"_json": self._json, "tokens": self.tokens}
 
     @cached_property
@@ -63,16 +64,16 @@ class WindowCutter:
         return token_ids(self._json)
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
+        """Return the number of tokens of a text, without special tokens."""
         return len(self._tokenizer.encoding(text))
 
     def cut(self, texts: Sequence[str]) -> list[list[tuple[str, int]]]:
-        """For each text its windows, in order: their text and number of tokens, which is at least 1.
+        """Return for each text its windows, in order, as (text, number of tokens); the number is at least 1.
 
-        A window ends before a word if one begins within its last quarter, else within a word, never within a character, and at
-        the end of a stretch. White space between two windows belongs to the first. No window is longer than 32 characters times
-        `tokens`; what is (a run of blanks, an endless word) is split further, and a piece in which no token begins counts 1.
-        Only where one character alone has more than `tokens` tokens does a window have more. An empty text has no windows.
+        A window ends before a word if a word begins within its last quarter, else within a word; never within a character. It also
+        ends at the end of a stretch. White space between two windows belongs to the first. A window of more than 32 · `tokens`
+        characters (many blanks, a very long word) is split further; a piece in which no token begins counts as 1 token. A window
+        has more than `tokens` tokens only if a single character has. An empty text has no windows.
         """
         return [[window for stretch in stretches(text) for window in self._cut_stretch(stretch)] for text in texts]
 
@@ -88,7 +89,7 @@ class WindowCutter:
         yield from self._bounded(encoding, stretch, begin, len(stretch), first, num_tokens)
 
     def _last_token(self, encoding: Any, first: int, num_tokens: int) -> int:
-        """The token before which the window that begins at token `first` ends."""
+        """Return the exclusive end, in tokens, of the window that begins at token `first`."""
         full = first + self.tokens
         word = encoding.token_to_word(full)
         for last in range(full, full - self.tokens // 4, -1):
@@ -96,7 +97,7 @@ class WindowCutter:
             if word != word_before:
                 return last
             word = word_before
-        # Byte-level tokens may be parts of a character: they share its place in the text.
+        # Byte-level tokens may be parts of one character; their character ranges then overlap.
         last = full
         while last > first and encoding.token_to_chars(last - 1)[1] > encoding.token_to_chars(last)[0]:
             last -= 1
@@ -107,7 +108,7 @@ class WindowCutter:
         return last
 
     def _bounded(self, encoding: Any, text: str, begin: int, end: int, first: int, last: int) -> Iterator[tuple[str, int]]:
-        """The characters `begin:end`, tokens `first:last`, in pieces of bounded length; before a token where that is possible."""
+        """Yield the characters `begin:end`, tokens `first:last`, in pieces of bounded length, cut before a token if possible."""
         longest = CHARACTERS_PER_TOKEN * self.tokens
         while end - begin > longest:
             after = bisect_right(range(last), begin + longest, lo=first, key=lambda token: encoding.token_to_chars(token)[0])
