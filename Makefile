@@ -1,5 +1,6 @@
 # Everything from a fresh clone, with Python 3.11 or later, make and a C compiler.
 #   make demo    set up, run the whole pipeline on real text, print the outcome
+#   make check   set up, lint, type-check, run the tests that need neither Ray nor a model
 #   make test    set up, lint, type-check, run all tests
 
 PYTHON ?= python3
@@ -10,10 +11,13 @@ TORCH ?= torch==2.13.0
 # What the report is looked at with in the tests; where it is not there, root gets Debian's.
 CHROMIUM ?= chromium
 
-.PHONY: demo test lint schemas gallery browser clean
+.PHONY: demo check test lint schemas gallery browser clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python jobs/curate.py --config configs/demo.yaml
+
+check: $(VENV)/.dev lint
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not ray and not vllm and not slow"
 
 test: $(VENV)/.dev browser lint
 	CHROMIUM="$$(command -v $(CHROMIUM))" HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -5,9 +5,9 @@ orjson where they can rule out such a loss, and the standard library elsewhere.
 """
 
 import json
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,6 +18,9 @@ _MOST_LEVELS = 254  # orjson's nesting limit; a fixed number, because Python's r
 _MANY_DIGITS = re.compile(r"\d{19}")
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # an escaped ASCII character, which may be part of a key
 _BEYOND_64_BITS = 2.0**63
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_STRING_OR_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_BETWEEN_ELEMENTS = re.compile(r'[\]}]\s*,\s*[\[{]\s*"\Z')  # how a string ends that begins at a closing quote
 
 
 class RepeatedKeyError(ValueError):
@@ -32,6 +35,24 @@ class WithRepeatedKey(dict[str, Any]):
     """An object that has a repeated key, itself or at any depth below; `repeated` is that key."""
 
     repeated = ""
+
+
+class DamagedArrayError(ValueError):
+    """The next element of a JSON array cannot be found; `place` is the character where the damage begins."""
+
+    def __init__(self, place: int, problem: str) -> None:
+        super().__init__(place, problem)
+        self.place, self.problem = place, problem
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element of a JSON array: its characters `begin` to `end`, and its value, unless `problem` says why it has none."""
+
+    begin: int
+    end: int
+    value: Any
+    problem: str = ""
 
 
 def parse(text: bytes) -> Any:
@@ -60,9 +81,36 @@ def parse_exactly(text: bytes) -> Any:
         orjson.JSONDecodeError: as `parse`.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (RecursionError, ValueError) as error:
         raise orjson.JSONDecodeError(str(error) or "nested too deeply", text.decode("utf-8", "replace"), 0) from error
+
+
+def parse_elements(text: str) -> Iterator[Element]:
+    """Yield the elements of a text that begins with a JSON array, each parsed as by `parse_exactly`.
+
+    An element that is not JSON has a `problem`, and the next one is found by brackets, quotes and commas.
+
+    Raises:
+        DamagedArrayError: the next element cannot be found, the array does not end, or it is not the only value.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+    place = _after_blanks(text, text.index("[") + 1)
+    is_over = text.startswith("]", place)
+    while not is_over:
+        element = _element(decoder, text, place)
+        yield element
+        place = _after_blanks(text, element.end)
+        if place == len(text):
+            raise DamagedArrayError(place, "it ends without a ]")
+        if text[place] not in ",]":
+            raise DamagedArrayError(place, "no comma before the next element")
+        is_over = text[place] == "]"
+        if not is_over:
+            place = _after_blanks(text, place + 1)
+    rest = _after_blanks(text, place + 1)
+    if rest < len(text):
+        raise DamagedArrayError(rest, "something follows the end of the array, and one array is read")
 
 
 def repeated_key(value: Any) -> str | None:
@@ -95,10 +143,56 @@ def dump(value: Any, default: Callable[[Any], Any] | None = None, option: int = 
     option |= orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
     try:
         return orjson.dumps(value, default=default, option=option).decode()
-    except TypeError:
-        if not _has_large_integer(value):
+    except TypeError as error:
+        if "64-bit range" not in str(error):
             raise
-    return json.dumps(_plain(value, default, _MOST_LEVELS), ensure_ascii=False, separators=(",", ":"))
+    convert = None if default is None else lambda item: _with_fragments(default(item))
+    return orjson.dumps(_with_fragments(value), default=convert, option=option).decode()
+
+
+def _element(decoder: json.JSONDecoder, text: str, begin: int) -> Element:
+    """Return the element that begins at a character.
+
+    Raises:
+        DamagedArrayError: it is not JSON, and its end cannot be found.
+    """
+    try:
+        value, end = decoder.raw_decode(text, begin)
+    except (RecursionError, ValueError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(getattr(error, "msg", error))
+    else:
+        if text[(after := _after_blanks(text, end)) : after + 1] in {"", ",", "]", "{", "[", '"'}:
+            return Element(begin, end, value)
+        problem = "more than a value between two commas"
+    end = _end_of_element(text, begin)
+    return Element(begin, end, None, problem if end > begin else "no value before a comma, or after the last one")
+
+
+def _end_of_element(text: str, begin: int) -> int:
+    """Return the place of the comma or bracket that ends an element.
+
+    Raises:
+        DamagedArrayError: a string or bracket is not closed, or a quote is missing, so that strings begin where they should end.
+    """
+    closing: list[str] = []
+    for found in _STRING_OR_MARK.finditer(text, begin):
+        mark = found.group()
+        if mark in "[{":
+            closing.append("]" if mark == "[" else "}")
+        elif mark in ",]}":
+            if not closing and mark != "}":
+                return found.start()
+            if mark != "," and (not closing or closing.pop() != mark):
+                break
+        elif mark == '"' or _BETWEEN_ELEMENTS.search(mark):
+            break
+    raise DamagedArrayError(begin, "the end of the element that begins there cannot be found")
+
+
+def _after_blanks(text: str, place: int) -> int:
+    blanks = _BLANKS.match(text, place)
+    assert blanks
+    return blanks.end()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -137,18 +231,25 @@ def _may_have_lost(value: Any, text: bytes) -> bool:
 
 
 def _is_written_again(value: Any, text: bytes) -> bool:
-    """Whether orjson writes an object back with the text's length, so that no key was dropped. Fast, and true for most lines.
+    """Whether orjson writes an object back as the text has it, so that no key was dropped. Fast, and true for most lines.
 
-    The text may have no spaces, or one after each colon and comma. Always false for an object with a list, an object or a float
-    among its values; a float may be a rounded integer.
+    Without spaces, equal lengths prove it: orjson writes the shortest form of every key, string and integer, so a dropped key would
+    leave the text longer. With a space after the first colon, the text must be the spaced form byte for byte. Always false for an
+    object with a list, an object or a float among its values; a float may be a rounded integer.
     """
     if type(value) is not dict or any(isinstance(item, float | dict | list) for item in value.values()):
         return False
-    spaces = len(text.rstrip()) - len(orjson.dumps(value))
-    if not spaces:
-        return True
     colon = text.find(b'":') + 2
-    return spaces == 2 * len(value) - 1 and text[colon : colon + 1] == b" "
+    if text[colon : colon + 1] != b" ":
+        return len(text.rstrip()) == len(orjson.dumps(value))
+    place, before = 0, b"{"
+    for key, item in value.items():
+        name, content = before + orjson.dumps(key) + b": ", orjson.dumps(item)
+        begin = place + len(name)
+        if not text.startswith(name, place) or not text.startswith(content, begin):
+            return False
+        place, before = begin + len(content), b", "
+    return text[place:].rstrip() == b"}"
 
 
 def _has_rounded(value: Any, keys: list[str]) -> bool:
@@ -166,35 +267,24 @@ def _has_rounded(value: Any, keys: list[str]) -> bool:
     return False
 
 
-def _has_large_integer(value: Any) -> bool:
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, int) and not -(2**63) <= one < 2**64:
-            return True
-        if isinstance(one, dict):
-            left += one.values()
-        elif isinstance(one, list | tuple):
-            left += one
-    return False
+def _with_fragments(value: Any, levels: int = _MOST_LEVELS) -> Any:
+    """A copy of a value in which integers beyond 64 bits are fragments that orjson writes as they are.
 
-
-def _plain(value: Any, default: Callable[[Any], Any] | None, levels: int) -> Any:
-    """A value that `json.dumps` writes as orjson would: non-finite floats are None, keys are strings, `default` is applied.
-
-    Raises:
-        TypeError: the value is nested deeper than `levels`, or has a type that `default` does not convert.
+    Containers below `levels` are not copied: orjson refuses them.
     """
+    if isinstance(value, int):
+        return value if _is_64_bits(value) else orjson.Fragment(b"%d" % value)
     if not levels:
-        raise TypeError("nested too deeply")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, dict):
-        return {str(key): _plain(item, default, levels - 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, default, levels - 1) for item in value]
-    if default is None:
-        raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
-    return _plain(default(value), default, levels - 1)
+        return {
+            str(key) if isinstance(key, int) and not _is_64_bits(key) else key: _with_fragments(item, levels - 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list) or type(value) is tuple:  # orjson passes a named tuple to `default`
+        return [_with_fragments(item, levels - 1) for item in value]
+    return value
+
+
+def _is_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**64

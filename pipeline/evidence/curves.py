@@ -118,12 +118,10 @@ def read(first: Text, other: Text, along: Sequence[str], point: str, natural: st
     elif place := crossing(x_P, x):
         gain = _read_at(first, other, along, place, _slope(x_P, y_P, place), point, less=point)
     # The largest natural share at which the first text is no worse.
-    if y_P[0] <= y:
-        place = crossing(y_P, y)
-        if place:
-            price = _read_at(other, first, along, place, _slope(y_P, x_P, place), point, less=natural)
-        else:
-            price = estimate([other.sum([(1.0, along[-1]), (-1.0, natural)])])
+    if place := crossing(y_P, y):
+        price = _read_at(other, first, along, place, _slope(y_P, x_P, place), point, less=natural)
+    elif y_P[0] <= y:
+        price = estimate([other.sum([(1.0, along[-1]), (-1.0, natural)])])
     return Versus(along[0], point, gain, price, x - other.figure(natural))
 
 

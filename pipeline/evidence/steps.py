@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from loguru import logger
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.config import GENERALIST
@@ -182,7 +183,7 @@ def _proxy_step(
     return Step(
         stage="proxy",
         corpus=arm,
-        version=2,  # 2: Muon, normalised queries and keys; the fraction of the corpus that a proxy read is stored
+        version=3,  # 2: Muon, normalised queries and keys, `given` is stored; 3: `given` counts only the texts that were used
         settings={
             "proxy": evidence.proxy.identity(),
             "seeds": evidence.seeds,
@@ -255,13 +256,12 @@ def _train(
     threads: int,
     seed: int,
 ) -> None:
-    from pipeline.proxy.tokens import encode
+    from pipeline.proxy.tokens import encode, end_token
     from pipeline.proxy.training import STATE, train
 
     tokenizer = Tokenizer.from_str(tokenizer_folder.read_bytes(_TOKENIZER).decode())
     texts = {name: which.texts() for name, which in held_out.items()}
-    source = _Counted(_texts(training, seed))
-    tokens_N = encode(tokenizer, source, settings.tokens)
+    tokens_N = encode(tokenizer, _texts(training, seed), settings.tokens)
     state = training.folder.child(f"seed-{training.seed}")
     try:
         trained = train(tokens_N, tokenizer, settings, training.seed, state, texts, threads)
@@ -269,7 +269,7 @@ def _train(
         raise InputError(f"arms.{training.arm}: {error}") from error
     result = {
         "seed": training.seed,
-        "given": source.count / training.rows,
+        "given": num_texts(tokens_N, end_token(tokenizer)) / training.rows,
         "points": [asdict(point) for point in trained.points],
         "bits": {name: bits_D.tolist() for name, bits_D in trained.bits.items()},
         "bytes": {name: [len(text.encode()) for text in of_set] for name, of_set in texts.items()},
@@ -278,17 +278,9 @@ def _train(
     state.remove(STATE)
 
 
-class _Counted:
-    """An iterator over texts that counts the texts read from it."""
-
-    def __init__(self, texts: Iterator[str]) -> None:
-        self.count = 0
-        self._texts = texts
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self.count += 1
-            yield text
+def num_texts(tokens_N: NDArray[np.uint16], end: int) -> int:
+    """The number of texts in the tokens that `encode` returned: each ends with the token `end`, a truncated last one without."""
+    return int((tokens_N == end).sum()) + int(len(tokens_N) > 0 and tokens_N[-1] != end)
 
 
 def _texts(training: Training, seed: int) -> Iterator[str]:

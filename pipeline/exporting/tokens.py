@@ -16,6 +16,16 @@ from pipeline.storage import Folder
 _UNKNOWN = "\U0010fffd"  # a private-use character: no vocabulary has it, except as bytes
 
 
+class IdEncoder(TextEncoder):
+    """A `TextEncoder` whose size is one more than its highest id, by which writers choose the bytes of an id.
+
+    The number of entries is less if the vocabulary has gaps, and ids would not fit.
+    """
+
+    def get_vocab_size(self) -> int:
+        return max(self._fast.get_vocab(with_added_tokens=True).values(), default=0) + 1
+
+
 class _Tokenized(Format):
     """Base class of formats that a datatrove tokenizer step writes from the rows of a shard."""
 
@@ -29,7 +39,7 @@ class _Tokenized(Format):
         texts = shard.table(["text"])["text"].to_pylist()
         with put_whole(folder) as place:
             step = self.step(place, tokenizer.name)
-            step.tokenizer = TextEncoder(tokenizer)  # the default tokenizer would encode text as special tokens
+            step.tokenizer = IdEncoder(tokenizer)  # the default tokenizer would encode text as special tokens
             step.run(_documents(texts), rank=shard.number, world_size=shard.of)
         name = self.file(shard.number)
         tokens = int(step.stats["tokens"].total) if texts else 0
@@ -96,7 +106,7 @@ class OlmoCore(Format):
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
-        encoder = TextEncoder(tokenizer)
+        encoder = IdEncoder(tokenizer)
         texts = shard.table(["text"])["text"].to_pylist()
         ids = np.concatenate([np.array(one.ids, np.int64) for one in encoder.encode_batch(texts)] or [np.empty(0, np.int64)])
         name = f"{shard.number:05d}.npy"  # OLMo-core uses this extension although the files have no NumPy header

@@ -62,7 +62,8 @@ class Chain:
             StepError: a step failed, or the text after the steps is invalid.
         """
         metadata = exact_json.load(document.metadata)
-        trove = TroveDocument(text=document.text, id=document.id, metadata={"source": document.source, **metadata})
+        # A `source` in the metadata is a column that could not be the document's source, such as null. Steps see the latter.
+        trove = TroveDocument(text=document.text, id=document.id, metadata={**metadata, "source": document.source})
         for number, through in enumerate(self._passes):
             try:
                 reason = through(trove)
@@ -76,9 +77,15 @@ class Chain:
             text = checked_text({"text": trove.text}, "text")
         except BadRowError as bad:
             raise StepError(f"{self._names[-1]} left {bad.reason}: {bad.detail}") from bad
-        source = trove.metadata.pop("source")
+        source = trove.metadata.get("source")
+        if not isinstance(source, str) or not source:  # a step took it away
+            source = document.source
+        if "source" in metadata:
+            trove.metadata["source"] = metadata["source"]
+        else:
+            trove.metadata.pop("source", None)
         written = exact_json.dump(trove.metadata, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-        return Document(document.id, text, str(source), written if trove.metadata != metadata else document.metadata)
+        return Document(document.id, text, source, written if trove.metadata != metadata else document.metadata)
 
     def _one(self, step: Any, number: int, settings: Mapping[str, Any]) -> Callable[[TroveDocument], str | None]:
         """Return a function that applies one step to a document in place and returns the reason to drop it, or None."""

@@ -54,7 +54,7 @@ _NEAR = (
     {"tr", "az"},
     {"en", "sco"},
 )
-_FOREIGN = 0.12  # share of letters in a script that the source does not use: models switch to the language they know best
+FOREIGN_SHARE = 0.12  # share of letters in a script that the source does not use: models switch to the language they know best
 
 _SAME = 0.95  # share of words that are the same in the same order; changing one word in twenty is not a rewrite
 _SAME_RUNS = 0.9  # share of the answer's runs of 5 words that the source has too
@@ -251,7 +251,7 @@ def _repetition(case: _Case) -> str:
 
 def _language(case: _Case) -> str:
     script, share = foreign_share(case.text, case.source)
-    if share >= _FOREIGN:
+    if share >= FOREIGN_SHARE:
         return f"{share:.0%} of its letters are {script}, which the source is not"
     of_source, sure_of_source = detect(case.source)
     of_answer, sure_of_answer = detect(case.text)

@@ -2,6 +2,8 @@
 
 import re
 
+from pipeline.text.ngrams import wording
+
 _MOST_WORDS = 150  # longer answers do contain a text, and an apology is its first line
 _SCRIPT_WORDS = 2  # a word is about so many characters in scripts where each character counts as a word
 _HEAD_CHARACTERS = 240
@@ -109,10 +111,13 @@ _OPENS = re.compile(rf"\A[\s*_>#]*{_LED}(?:{'|'.join(_PATTERNS)})", re.IGNORECAS
 def found(text: str, num_words: int, source: str) -> str:
     """Describe the refusal with which an answer begins; return "" if there is none.
 
-    Answers of more than 150 words (300 if the refusal is not ASCII) do not count, nor do sources that contain a refusal themselves.
+    Answers of more than 150 words (300 in a script without spaces) do not count, nor do answers to sources that contain a refusal
+    themselves.
     """
     refusal = _OPENS.match(text[:_HEAD_CHARACTERS])
-    most = _MOST_WORDS * (_SCRIPT_WORDS if not refusal or not refusal[0].isascii() else 1)
-    if not refusal or num_words > most or _REFUSAL.search(source):
+    if not refusal:
+        return ""
+    most = _MOST_WORDS * (_SCRIPT_WORDS if wording(text).unspaced else 1)
+    if num_words > most or _REFUSAL.search(source):
         return ""
     return f"begins {' '.join(refusal[0].split())[:80]!r}"

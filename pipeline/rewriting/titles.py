@@ -17,6 +17,7 @@ from pipeline.engine.exchange import Message, Request
 from pipeline.execution.fingerprint import canonical_json, fingerprint
 from pipeline.rewriting import prompts, refusals
 from pipeline.rewriting.cleaning import clean, unfinished_thought
+from pipeline.rewriting.filters import FOREIGN_SHARE
 from pipeline.storage import Folder
 from pipeline.text.ngrams import foreign_share, wording, words
 
@@ -25,7 +26,6 @@ _EXCERPT_BYTES = 280  # about 70 tokens in any script, so that a prompt is no lo
 _MAX_TOKENS = 256  # a title takes about ten; the rest is for models that think first
 _MOST_WORDS, _MOST_CHARACTERS = 8, 80  # the prompt asks for at most six words; a title of eight is still useful
 _UNSPACED_WORD = 3  # characters that make a word in a script without spaces
-_FOREIGN = 0.12  # as for rewrites: share of letters in a script that neither terms nor excerpts use
 _LEAKED, _COPIED = 4, 6  # consecutive words of the instructions, of an excerpt; twice as many characters in a script without spaces
 
 # In the order of application; the first that fails is the reason. `no_answer` is for clusters without any answer.
@@ -150,7 +150,7 @@ def judge(answer: str, finish_reason: str, terms: str, excerpts: Sequence[str]) 
         return Judged("", "markup")
     if len(title) > _MOST_CHARACTERS or _num_words(title) > _MOST_WORDS:
         return Judged("", "too_long")
-    if foreign_share(title, shown)[1] >= _FOREIGN:
+    if foreign_share(title, shown)[1] >= FOREIGN_SHARE:
         return Judged("", "language")
     return Judged("", "echo") if _echoes(title, terms, excerpts) else Judged(title, "")
 

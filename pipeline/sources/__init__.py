@@ -112,7 +112,7 @@ def checked_id(data: dict[str, Any], key: str) -> str:
     """Return the row's id; an integer is converted to its decimal digits.
 
     Raises:
-        BadRowError: the id is missing or empty, is neither a string nor an integer, or contains a NUL.
+        BadRowError: the id is missing or empty, is neither a string nor an integer, or contains a NUL or a lone surrogate.
     """
     value = data.get(key)
     if value is None or value == "":
@@ -122,6 +122,7 @@ def checked_id(data: dict[str, Any], key: str) -> str:
     identifier = str(value)
     if "\0" in identifier:
         raise BadRowError("nul_byte", "in the id")
+    check_unicode(identifier, key)
     return identifier
 
 
@@ -129,7 +130,7 @@ def checked_text(data: dict[str, Any], key: str) -> str:
     """Return the row's text, unchanged.
 
     Raises:
-        BadRowError: the text is missing, not a string, blank, or contains a NUL.
+        BadRowError: the text is missing, not a string, blank, or contains a NUL or a lone surrogate.
     """
     text = data.get(key)
     if text is None:
@@ -140,4 +141,19 @@ def checked_text(data: dict[str, Any], key: str) -> str:
         raise BadRowError("empty_text", f"{len(text)} characters, all blank")
     if (position := text.find("\0")) >= 0:
         raise BadRowError("nul_byte", f"at character {position} of the text")
+    check_unicode(text, key)
     return text
+
+
+def check_unicode(value: str, column: str) -> None:
+    """Check that a string can be written in UTF-8.
+
+    Raises:
+        BadRowError: it contains a lone surrogate, from a JSON escape or from bytes that are not UTF-8.
+    """
+    if value.isascii():
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError("invalid_utf8", f"at character {error.start} of column {column!r}, a lone surrogate") from error

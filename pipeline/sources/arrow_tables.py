@@ -8,18 +8,23 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datatrove.pipeline.readers import IpcReader, ParquetReader
 
+from pipeline.errors import InputError, one_line, shown
 from pipeline.sources import EXCERPT_CHARACTERS, BadRowError, Row, checked_id
 from pipeline.sources.row_reader import RowReader, bad_row, excerpt_of
 
 _BATCH_BYTES = 16 << 20  # uncompressed bytes of the rows in memory at once
 _BATCH_ROWS = 1024
-_IPC_FILE = b"ARROW1"
+_FIRST_ROWS = 16  # of a Parquet file: until a batch is decoded, only the encoded size of its rows is known
+_GROWTH = 8
+_IPC_FILE, _FEATHER_V1 = b"ARROW1", b"FEA1"
 _YEAR = re.compile(r"(?!0000)\d{4}-")  # how Arrow formats the beginning of a timestamp in the years 1 to 9999
 
 
@@ -29,51 +34,124 @@ class StrictParquetReader(RowReader, ParquetReader):  # type: ignore[misc]
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         with (
             self.data_folder.open(filepath, "rb") as raw,
-            # With a buffer size, column chunks are streamed; without one, each column chunk is loaded whole.
-            pq.ParquetFile(raw, buffer_size=1 << 20, page_checksum_verification=True) as parquet,
+            # With a buffer size, column chunks are streamed; without one, each column chunk is loaded whole. As `large_binary`,
+            # strings are decoded without a check for UTF-8, which would refuse the file for one value of a dictionary column.
+            pq.ParquetFile(raw, buffer_size=1 << 20, page_checksum_verification=True, binary_type=pa.large_binary()) as parquet,
         ):
             names = parquet.schema_arrow.names
-            self.check_columns(names, filepath)
+            _check_columns(self, names, filepath)
             metadata = parquet.metadata
             ends = list(accumulate(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)))
             passed_over = bisect_right(ends, first)
             row = ends[passed_over - 1] if passed_over else 0
             row_groups = range(passed_over, metadata.num_row_groups)
-            wanted = _wanted(self, names, with_metadata=self.read_metadata)
-            for batch in parquet.iter_batches(batch_size=_batch_rows(metadata), row_groups=row_groups, columns=wanted):
+            for batch in _bounded_batches(parquet, row_groups, _wanted(self, names, with_metadata=self.read_metadata)):
                 skipped = min(max(0, first - row), batch.num_rows)
                 yield from rows_of_batch(self, batch.slice(skipped), filepath, row + skipped)
                 row += batch.num_rows
 
 
 class StrictIpcReader(RowReader, IpcReader):  # type: ignore[misc]
-    """Reads Arrow IPC files, or IPC streams with `stream: true`."""
+    """Reads Arrow IPC files, or IPC streams with `stream: true`; concatenated streams of one schema are read as one."""
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
         with self.data_folder.open(filepath, "rb") as raw:
-            is_file = raw.read(len(_IPC_FILE)) == _IPC_FILE
-        if is_file == self.stream:
-            kind, other = ("a file", "false") if is_file else ("a stream, or none of Arrow", "true")
-            raise OSError(f"it is {kind}: set reader: {{type: IpcReader, stream: {other}}}")
-        row, checked = 0, False
-        for batch in self._iter_stream_batches(filepath) if self.stream else self._iter_file_batches(filepath):
-            if not checked:
-                self.check_columns(batch.schema.names, filepath)
-                checked = True
-            batch = batch.select(_wanted(self, batch.schema.names))
-            skipped = min(max(0, first - row), batch.num_rows)
-            yield from rows_of_batch(self, batch.slice(skipped), filepath, row + skipped)
-            row += batch.num_rows
+            _check_ipc_kind(raw.read(len(_IPC_FILE)), stream=self.stream)
+            raw.seek(0)
+            row = 0
+            for batch in _stream_batches(self, raw, filepath) if self.stream else _file_batches(self, raw, filepath):
+                batch = batch.select(_wanted(self, batch.schema.names))
+                skipped = min(max(0, first - row), batch.num_rows)
+                yield from rows_of_batch(self, batch.slice(skipped), filepath, row + skipped)
+                row += batch.num_rows
+
+
+def _check_ipc_kind(head: bytes, *, stream: bool) -> None:
+    """Check the kind of an Arrow file by its first bytes.
+
+    Raises:
+        OSError: it is Feather version 1, or it is a file and `stream` is set, or the other way round.
+    """
+    if head.startswith(_FEATHER_V1):
+        raise OSError("it is Feather version 1, which is not Arrow IPC: convert it, such as with pyarrow.feather, to version 2")
+    if head == _IPC_FILE and stream:
+        raise OSError("it is an Arrow file, and no stream: set reader: {type: IpcReader, stream: false}")
+    if head != _IPC_FILE and not stream:
+        raise OSError(
+            f"it begins with {head!r} and not with {_IPC_FILE!r} as an Arrow file does: for an Arrow stream, set reader: "
+            "{type: IpcReader, stream: true}"
+        )
+
+
+def _file_batches(reader: RowReader, raw: BinaryIO, filepath: str) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_file(raw) as file:
+        _check_columns(reader, file.schema.names, filepath)
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index)
+
+
+def _stream_batches(reader: RowReader, raw: BinaryIO, filepath: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of all streams in a file. A stream may end without an end marker, as the format allows.
+
+    Raises:
+        OSError: the bytes after a stream are not a stream, or are one with another schema.
+    """
+    schema: pa.Schema | None = None
+    begin = 0
+    while schema is None or raw.read(1):
+        raw.seek(begin)
+        try:
+            stream = pa.ipc.open_stream(raw)
+        except pa.ArrowInvalid as error:
+            raise OSError(f"no Arrow stream begins at byte {begin}: {one_line(error)}") from error
+        with stream:
+            if schema is None:
+                schema = stream.schema
+                _check_columns(reader, schema.names, filepath)
+            if not stream.schema.equals(schema):
+                raise OSError(f"the stream at byte {begin} has other columns than the first, {shown(one_line(stream.schema))}")
+            yield from stream
+        begin = raw.tell()
+
+
+def _check_columns(reader: RowReader, names: list[str], filepath: str) -> None:
+    if not names:
+        raise InputError(f"{reader.place(filepath)} has no columns; leave the file out of paths")
+    reader.check_columns(names, filepath)
+
+
+def _bounded_batches(parquet: pq.ParquetFile, row_groups: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows in batches of about 16 MiB at most, if the size of rows changes by less than a factor of 8 between batches.
+
+    The size is that of the decoded values, which may be thousands of times their encoded size: a dictionary holds a repeated value
+    once. The first batch has 16 rows; the decoded size of each batch sets the number of rows of the next.
+    """
+    most = _batch_rows(parquet.metadata)
+    for batch in parquet.iter_batches(batch_size=min(_FIRST_ROWS, most), row_groups=row_groups, columns=columns):
+        yield batch
+        fitting = _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)
+        # The reader looks at its batch size before each batch.
+        parquet.reader.set_batch_size(max(1, min(most, fitting, _GROWTH * batch.num_rows)))
 
 
 def rows_of_batch(reader: RowReader, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:
     """Yield the rows of a batch; its first row is row `first` of the file.
 
-    Rows are converted in small slices, because Python values take much more memory than Arrow's.
+    Rows are converted in small slices, because Python values take much more memory than Arrow's. A row whose metadata is certain to
+    be too large is not converted.
+
+    Raises:
+        OSError: a column is damaged.
     """
-    step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    _check_layout(batch)
+    num_bytes = max(batch.nbytes, int(sum(np.sum(_sizes(array)) for array in batch.columns)))
+    step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, num_bytes)))
+    too_large = np.sum([*_metadata_sizes(reader, batch).values(), np.zeros(batch.num_rows)], axis=0) > reader.columns.most_bytes
     for begin in range(0, batch.num_rows, step):
         some = batch.slice(begin, step)
+        if too_large[begin : begin + step].any():
+            yield from _rows_one_by_one(reader, some, filepath, first + begin)
+            continue
         try:
             rows = _values(some)
         except Exception:  # a conversion may raise anything; retry row by row to find the bad ones
@@ -86,12 +164,34 @@ def rows_of_batch(reader: RowReader, batch: pa.RecordBatch, filepath: str, first
 def _rows_one_by_one(reader: RowReader, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:
     for offset in range(batch.num_rows):
         one = batch.slice(offset, 1)
+        sizes = {name: int(size[0]) for name, size in _metadata_sizes(reader, one).items()}
+        if sum(sizes.values()) > reader.columns.most_bytes:
+            yield _with_large_metadata(reader, one, sizes, filepath, first + offset)
+            continue
         try:
             [data] = _values(one)
         except Exception:
             yield _spoilt(reader, one, first + offset)
         else:
             yield reader.row(data, filepath, first + offset, excerpt_of(data, reader.text_key))
+
+
+def _with_large_metadata(reader: RowReader, one: pa.RecordBatch, sizes: dict[str, int], filepath: str, row: int) -> Row:
+    """Return the bad row for `one`, a batch of a single row. A fault of its id, text or source takes precedence."""
+    needed = one.select([name for name in one.schema.names if name in (reader.text_key, reader.id_key, "source")])
+    try:
+        [data] = _values(needed)
+    except Exception:
+        return _spoilt(reader, needed, row)
+    checked = reader.row(data, filepath, row, excerpt_of(data, reader.text_key))
+    if checked.document is None:
+        return checked
+    largest = max(sizes, key=lambda name: sizes[name])
+    detail = (
+        f"at least {sum(sizes.values()):,} bytes of metadata, {sizes[largest]:,} of them in {largest!r}, and prepare.metadata_bytes "
+        f"is {reader.columns.most_bytes:,}; leave that column out with prepare.metadata, or raise prepare.metadata_bytes"
+    )
+    return bad_row(row, "metadata_too_large", detail, excerpt_of(data, reader.text_key), checked.document.id)
 
 
 def _spoilt(reader: RowReader, one: pa.RecordBatch, row: int) -> Row:
@@ -146,6 +246,126 @@ def _holds_times(kind: pa.DataType) -> bool:
     if pa.types.is_time(kind):
         return True
     return any(_holds_times(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _check_layout(batch: pa.RecordBatch) -> None:
+    """Check all offsets, lengths and dictionary indices: one out of range would crash the process when its value is read.
+
+    Reads no values, so the cost is small. Values that are invalid for their type pass; they spoil only their own row.
+
+    Raises:
+        OSError: a column is damaged.
+    """
+    for name, array in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            array.view(_layout(array.type)).validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise OSError(f"column {name!r} is damaged: {one_line(error)}") from error
+
+
+def _layout(kind: pa.DataType) -> pa.DataType:
+    """Return the type with the same buffers whose values are all valid: bytes for strings, integers for times."""
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return _layout(kind.storage_type)
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _layout(kind.value_type), kind.ordered)
+    if types.is_run_end_encoded(kind):
+        return pa.run_end_encoded(kind.run_end_type, _layout(kind.value_type))
+    if types.is_decimal(kind):
+        return pa.binary(kind.bit_width // 8)
+    for is_kind, plain in _PLAIN:
+        if is_kind(kind):
+            return plain
+    fields = [kind.field(index).with_type(_layout(kind.field(index).type)) for index in range(kind.num_fields)]
+    if types.is_struct(kind):
+        return pa.struct(fields)
+    if types.is_union(kind):
+        return pa.union(fields, kind.mode, type_codes=kind.type_codes)
+    if types.is_map(kind):
+        return pa.map_(*(field.with_type(_layout(field.type)) for field in (kind.key_field, kind.item_field)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(*fields, kind.list_size)
+    for is_kind, list_of in _LISTS:
+        if is_kind(kind):
+            return list_of(*fields)
+    return kind
+
+
+_PLAIN = (
+    (pa.types.is_string, pa.binary()),
+    (pa.types.is_large_string, pa.large_binary()),
+    (pa.types.is_string_view, pa.binary_view()),
+    (pa.types.is_time32, pa.int32()),
+    (pa.types.is_time64, pa.int64()),
+    (pa.types.is_date64, pa.int64()),
+)
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_view),
+    (pa.types.is_large_list_view, pa.large_list_view),
+)
+
+
+def _metadata_sizes(reader: RowReader, batch: pa.RecordBatch) -> dict[str, Any]:
+    """Return the columns kept as metadata, with a lower bound of the bytes of JSON per row.
+
+    A `metadata` column is left out unless it is a struct: its JSON text may shrink when it is parsed.
+    """
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    nested = columns.pop("metadata", None)
+    if nested is not None and pa.types.is_struct(nested.type):
+        columns = dict(zip((field.name for field in nested.type), nested.flatten(), strict=True)) | columns
+    others = {reader.text_key, reader.id_key, "id", "source"}
+    kept = {name: array for name, array in columns.items() if name not in others and reader.columns.keeps(name)}
+    return {name: np.broadcast_to(_sizes(array), len(array)) for name, array in kept.items()}
+
+
+def _sizes(array: pa.Array) -> Any:
+    """Return a lower bound of the bytes of JSON of each value: an array, or one number if it holds for all values.
+
+    Strings and bytes have at least their length, other values 1 byte; lists and structs have another byte per item.
+    """
+    kind, types = array.type, pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return _sizes(array.storage)
+    sizes: Any = 1
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        array = array.view(pa.binary_view()).cast(pa.large_binary())
+        kind = array.type
+    if any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)):
+        sizes = _numbers(pc.binary_length(array))
+    elif types.is_fixed_size_binary(kind):
+        sizes = kind.byte_width
+    elif types.is_dictionary(kind):
+        sizes = _sizes(array.dictionary)
+        if np.ndim(sizes):
+            sizes = np.append(sizes, 0)[_numbers(array.indices, missing=len(sizes))]
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
+        offsets = array.offsets.to_numpy()
+        sizes = _summed(array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0])
+    elif types.is_fixed_size_list(kind):
+        bounds = np.arange(len(array) + 1) * kind.list_size
+        sizes = _summed(array.values.slice(array.offset * kind.list_size, bounds[-1]), bounds)
+    elif types.is_list_view(kind) or types.is_large_list_view(kind):
+        sizes = 2 * _numbers(pc.list_value_length(array))
+    elif types.is_struct(kind):
+        sizes = sum((_sizes(field) + 1 for field in array.flatten()), 0)
+    return np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 1) if array.null_count else sizes
+
+
+def _numbers(array: pa.Array, missing: int = 0) -> Any:
+    return array.cast(pa.int64()).fill_null(missing).to_numpy()
+
+
+def _summed(items: pa.Array, bounds: Any) -> Any:
+    """Return the sizes of lists with these items; list n has the items from `bounds[n]` to before `bounds[n + 1]`."""
+    sizes = _sizes(items) + 1
+    if not np.ndim(sizes):
+        return np.diff(bounds).astype(np.int64) * sizes
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    return ends[bounds[1:]] - ends[bounds[:-1]]
 
 
 def _wanted(reader: RowReader, names: list[str], *, with_metadata: bool = True) -> list[str]:

@@ -1,7 +1,13 @@
-"""Reader for CSV. A broken quote never loses rows silently: each line that cannot be parsed reliably becomes a bad row."""
+"""Reader for CSV. A broken quote never loses rows silently: what cannot be parsed reliably becomes bad rows.
+
+A quote that is never closed makes bad rows of its line and of those after it, until lines can be trusted again. A missing quote
+that a later one closes merges rows into one record that is correct by RFC 4180; `_Columns.num_merged` tells it from a text of
+several lines by what its lines look like.
+"""
 
 import csv
 import io
+import string
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +24,8 @@ MAX_RECORD_CHARACTERS = 64 << 20  # a quoted field longer than this counts as a 
 # After a broken quote, a line may be a row or the rest of a text. This many consecutive lines with the right number of fields count
 # as rows again.
 _ROWS_TO_TRUST = 8
-# If at least this many lines inside a multi-line record are valid rows, the record began with a quote that was never closed.
-_LINES_OF_A_MERGE = 2
+_MOST_SHAPES = 1024  # limit for the shapes kept of a column
+_KINDS = str.maketrans(string.digits + string.ascii_lowercase + string.ascii_uppercase, "9" * 10 + "a" * 26 + "A" * 26)
 
 
 class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
@@ -35,8 +41,8 @@ class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
             names = self._names(records, filepath)
             if names is None:
                 return
-            id_column = names.index(self.id_key) if self.id_key else None
-            trusted = _trusted(records, len(names), id_column)
+            columns = _Columns(len(names), names.index(self.text_key), names.index(self.id_key) if self.id_key else None)
+            trusted = _trusted(records, columns)
             for row, record in enumerate(_without_escapes(trusted, len(names))):
                 if row >= first:
                     yield self._parse(record, names, filepath, row)
@@ -61,6 +67,14 @@ class StrictCsvReader(RowReader, CSVReader):  # type: ignore[misc]
                 f"{raw.decode(_guessed_encoding(raw), 'replace').strip()[:EXCERPT_CHARACTERS]!r}. Convert the file to UTF-8, such "
                 f"as with iconv -f {_guessed_encoding(raw)} -t utf-8"
             ) from None
+        if len(header.fields) == 1 and self.text_key not in header.fields:
+            delimiter = next((name for mark, name in ((";", "a semicolon"), ("\t", "a tab")) if mark in header.fields[0]), None)
+            if delimiter:
+                raise InputError(
+                    f"{self.place(filepath)}: its delimiter seems to be {delimiter}, as its first line is "
+                    f"{header.fields[0][:EXCERPT_CHARACTERS]!r}; crispwrap reads commas only: write the file with commas, or leave "
+                    "it out of paths"
+                )
         self.check_columns(header.fields, filepath)
         return header.fields
 
@@ -89,7 +103,7 @@ class _Record:
     line: str  # the first line
     number: int  # line number of the first line, from 1
     problem: str = ""
-    inside: Sequence[str] = ()  # the lines between the first and the last
+    others: Sequence[str] = ()  # the lines after the first
     has_escapes: bool = False  # contains a backslash before a quote
 
     def broken(self, problem: str) -> "_Record":
@@ -118,14 +132,9 @@ class _Records:
                 raise
             return self._one_line(_explained(error, self._taken[0]))
         has_escapes = any('\\"' in line for line in self._taken)
-        record = _Record(fields, self._taken[0], self._number, inside=self._taken[1:-1], has_escapes=has_escapes)
+        record = _Record(fields, self._taken[0], self._number, others=self._taken[1:], has_escapes=has_escapes)
         self._number += len(self._taken)
         return record
-
-    def retry(self, record: _Record, problem: str) -> _Record:
-        """Return the first line of `record`, the last record read, as a broken record; its other lines are reparsed next."""
-        self._number = record.number
-        return self._one_line(problem)
 
     def _one_line(self, problem: str) -> _Record:
         record = _Record(None, self._taken[0], self._number, problem)
@@ -147,22 +156,84 @@ class _Records:
             yield line
 
 
-def _trusted(records: _Records, num_columns: int, id_column: int | None) -> Iterator[_Record]:
-    """Yield the records. After a broken quote, mark records as broken until `_ROWS_TO_TRUST` consecutive ones look like rows."""
+class _Columns:
+    """Knows what the columns of a file look like, from its rows so far, and so which lines of a record look like rows.
+
+    The id column is judged; without one, all columns except the text. A value looks like those before if it has the same kinds
+    of characters (digits, small and capital letters, each other character) and a length within theirs, or one more.
+    """
+
+    def __init__(self, num_columns: int, text: int, id_column: int | None) -> None:
+        self.num = num_columns
+        self._id = id_column
+        self._judged = [id_column] if id_column is not None else [column for column in range(num_columns) if column != text]
+        self._lengths: list[dict[frozenset[str], tuple[int, int]]] = [{} for _ in self._judged]  # by shape: least and most
+
+    def learn(self, fields: Sequence[str]) -> None:
+        """Take note of the values of a row."""
+        for column, lengths in zip(self._judged, self._lengths, strict=True):
+            shape, length = _shape(fields[column]), len(fields[column])
+            least, most = lengths.get(shape, (length, length))
+            if shape in lengths or len(lengths) < _MOST_SHAPES:
+                lengths[shape] = min(least, length), max(most, length)
+
+    def num_merged(self, record: _Record) -> int:
+        """Return how many lines of a record look like rows; 0 unless most of its lines do, blank ones ignored.
+
+        The first line begins the record. The last one ends it, and counts only where its id would stand in the quoted field. A
+        valid record that quotes CSV with ids like those of the file is taken for merged rows as well. With a single column
+        nothing can be told, and the result is always 0.
+        """
+        fields = record.fields
+        if self.num < 2 or not record.others or fields is None or len(fields) != self.num:
+            return 0
+        self.learn(fields)  # the record's own id is known, if it is the first row
+        quoted = max(column for column, field in enumerate(fields) if "\n" in field or "\r" in field)
+        lines = record.others if self._id is not None and self._id < quoted else record.others[:-1]
+        lines = [line for line in lines if not line.isspace()]
+        num_rows = sum(map(self._is_row, lines))
+        return num_rows if 2 * num_rows > len(lines) else 0
+
+    def _is_row(self, line: str) -> bool:
+        fields = next(csv.reader([line]), [])
+        if len(fields) != self.num:
+            return False
+        for column, lengths in zip(self._judged, self._lengths, strict=True):
+            least, most = lengths.get(_shape(fields[column]), (1, -1))
+            if not least <= len(fields[column]) <= most + 1:
+                return False
+        return True
+
+
+def _shape(value: str) -> frozenset[str]:
+    return frozenset(value.translate(_KINDS))
+
+
+def _trusted(records: _Records, columns: _Columns) -> Iterator[_Record]:
+    """Yield the records; one that looks like merged rows is marked as broken, as a whole.
+
+    After a quote that is not closed, mark records as broken until `_ROWS_TO_TRUST` consecutive ones look like rows.
+    """
     held: list[_Record] = []
     distrust = False
     for found in records:
         record = found
-        if record.fields is not None and _is_merge(record, num_columns, id_column):
-            problem = f"a quote that opens here ends {len(record.inside) + 1} lines below, and the lines between are rows"
-            record = records.retry(record, problem)
+        is_merge = False
+        if record.others and (num_rows := columns.num_merged(record)):
+            is_merge = True
+            record = record.broken(
+                f"a quote opens here and ends {len(record.others)} lines below, and {num_rows} of these lines look like rows, so "
+                "rows seem to be merged; close the quote"
+            )
         if record.fields is None:
             yield from (one.broken("it follows a broken quote") for one in held)
-            held, distrust = [], True
+            held, distrust = [], distrust or not is_merge
             yield record
         elif not distrust:
+            if len(record.fields) == columns.num:
+                columns.learn(record.fields)
             yield record
-        elif len(record.fields) == num_columns:
+        elif len(record.fields) == columns.num:
             held.append(record)
             if len(held) == _ROWS_TO_TRUST:
                 yield from held
@@ -186,20 +257,6 @@ def _without_escapes(records: Iterable[_Record], num_columns: int) -> Iterator[_
             yield record
     if held is not None:
         yield held
-
-
-def _is_merge(record: _Record, num_columns: int, id_column: int | None) -> bool:
-    """Whether all lines inside a record are rows themselves: the right number of fields, and an id without white space."""
-    if id_column is None or num_columns < 2 or len(record.inside) < _LINES_OF_A_MERGE:
-        return False
-    for line in record.inside:
-        try:
-            fields = next(csv.reader([line], strict=True), [])
-        except csv.Error:
-            return False
-        if len(fields) != num_columns or not fields[id_column] or any(map(str.isspace, fields[id_column])):
-            return False
-    return True
 
 
 def _explained(error: csv.Error, line: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,10 +63,15 @@ def remember_digests(workdir: Folder, stamps: dict[str, Any]) -> None:
 
 
 def _stamp(url: str) -> str:
-    """Return size and modification time of a local path. Empty for remote URLs and `pydocs://`, whose digests are not cached."""
+    """Return size and modification time of a local file. Empty for anything else, whose digests are not cached.
+
+    A folder has none: its own time says nothing about the files below it.
+    """
     try:
         status = os.stat(url)
     except (OSError, ValueError):
+        return ""
+    if stat.S_ISDIR(status.st_mode):
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
 

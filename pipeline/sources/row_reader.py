@@ -17,7 +17,18 @@ from datatrove.pipeline.readers.base import BaseReader
 
 from pipeline import exact_json
 from pipeline.errors import InputError, shown
-from pipeline.sources import EXCERPT_CHARACTERS, MAX_ID_BYTES, Bad, BadRowError, Columns, Document, Row, checked_id, checked_text
+from pipeline.sources import (
+    EXCERPT_CHARACTERS,
+    MAX_ID_BYTES,
+    Bad,
+    BadRowError,
+    Columns,
+    Document,
+    Row,
+    check_unicode,
+    checked_id,
+    checked_text,
+)
 
 _DETAIL_CHARACTERS = 500  # limit for the detail of a bad row: it may list columns, and a row may have thousands
 
@@ -113,6 +124,7 @@ class RowReader(BaseReader):  # type: ignore[misc]
     def _document(self, document: Any) -> Document:
         metadata = document.metadata
         source = metadata.pop("source") if isinstance(metadata.get("source"), str) and metadata["source"] else self.source
+        check_unicode(source, "source")
         for name, value in (("id", document.id), ("source", source)):
             if (num_bytes := len(value.encode())) > MAX_ID_BYTES:
                 raise BadRowError("id_too_long", f"{num_bytes:,} bytes in the {name}; at most {MAX_ID_BYTES:,} are stored")
@@ -154,8 +166,13 @@ class RowReader(BaseReader):  # type: ignore[misc]
 
 
 def bad_row(row: int, reason: str, detail: str, excerpt: str, identifier: str | None = None) -> Row:
-    """Return a bad row; `detail` is truncated to 500 characters."""
-    return Row(row, None, Bad(reason, detail[:_DETAIL_CHARACTERS], excerpt, identifier))
+    """Return a bad row; `detail` is truncated to 500 characters, and lone surrogates are shown as escapes."""
+    detail, excerpt = _encodable(detail)[:_DETAIL_CHARACTERS], _encodable(excerpt)[:EXCERPT_CHARACTERS]
+    return Row(row, None, Bad(reason, detail, excerpt, identifier))
+
+
+def _encodable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def excerpt_of_bytes(line: bytes) -> str:
@@ -176,23 +193,26 @@ def json_text(metadata: dict[str, Any]) -> str:
     """Return compact JSON with keys in their order. NaN and infinity become null; other types are converted by `_text_of`.
 
     Raises:
-        BadRowError: a value has no text form that is the same on every machine, or is nested too deeply.
+        BadRowError: a value has no text form that is the same on every machine, is nested too deeply, or is no valid Unicode.
     """
     if not metadata:
         return "{}"
     try:
         return exact_json.dump(metadata, default=_text_of)
     except TypeError as error:
-        raise BadRowError("bad_value", f"in column {_first_that_fails(metadata)!r}: {error.__cause__ or error}") from error
+        name, problem = _first_that_fails(metadata)
+        if "surrogates" in problem:
+            raise BadRowError("invalid_utf8", f"in column {name!r}, a lone surrogate") from error
+        raise BadRowError("bad_value", f"in column {name!r}: {problem}") from error
 
 
-def _first_that_fails(metadata: dict[str, Any]) -> str:
+def _first_that_fails(metadata: dict[str, Any]) -> tuple[str, str]:
     for name, value in metadata.items():
         try:
-            exact_json.dump(value, default=_text_of)
-        except TypeError:
-            return str(name)
-    return ""
+            exact_json.dump({name: value}, default=_text_of)
+        except TypeError as error:
+            return str(name), str(error.__cause__ or error)
+    raise AssertionError("every column can be written, and all of them cannot")
 
 
 _TEXTS = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID, complex)

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from datatrove.pipeline.readers import WarcReader
 
-from pipeline.errors import one_line
+from pipeline.errors import one_line, shown
 from pipeline.sources import Row
 from pipeline.sources.charsets import charset_of, decoded_text
 from pipeline.sources.http_bodies import UndecodableError, decoded_body
@@ -27,17 +27,21 @@ class StrictWarcReader(RowReader, WarcReader):  # type: ignore[misc]
     """
 
     def read_file(self, filepath: str, first: int = 0) -> Iterator[Row]:
-        from warcio.archiveiterator import ArchiveIterator
+        from warcio.archiveiterator import WARCIterator
 
         with open_bytes(self.data_folder, filepath, self.compression) as raw:
             stream, row = _Followed(raw), -1
-            records = ArchiveIterator(stream)
-            for row, record in enumerate(_unbroken(records)):
+            records = WARCIterator(stream)
+            _allow_no_uri(records.loader)
+            for row, record in enumerate(_unbroken(records, stream)):
                 wanted = row >= first and record.rec_type in ("response", "conversion")
                 body = record.raw_stream.read() if wanted else b""
                 while record.raw_stream.read(1 << 20):
                     pass
-                if getattr(record.raw_stream, "limit", 0) or not (record.rec_headers.get("Content-Length") or "").isdigit():
+                length = record.rec_headers.get("Content-Length")
+                if not (length or "").isdigit():
+                    raise OSError(f"record {row} has the Content-Length {length!r}, or the file ends within its headers")
+                if record.raw_stream.limit:
                     raise OSError(f"the file ends within record {row}")
                 stream.passed = stream.tell() - records.reader.rem_length()
                 if wanted:
@@ -45,9 +49,11 @@ class StrictWarcReader(RowReader, WarcReader):  # type: ignore[misc]
                 elif row >= first:
                     yield Row(row, None, None, skipped="other_record")
             if stream.rest.strip():
-                raise OSError(f"the file ends within the headers of record {row + 1}")
+                raise OSError(_no_header(stream))
 
     def _page(self, record: "_Record", filepath: str, row: int) -> Row:
+        if record.lacks_uri:
+            return bad_row(row, "bad_value", "the response has no WARC-Target-URI", "", record.header("WARC-Record-ID"))
         try:
             data = record.read()
         except UndecodableError as error:
@@ -64,6 +70,7 @@ class _Record:
         self._headers, self._http, self._body = record.rec_headers, record.http_headers, body
         self._pages = (*_HTML, "text/plain") if record.rec_type == "conversion" else _HTML
         self._is_cut = bool(self.header("WARC-Truncated"))
+        self.lacks_uri = record.rec_type == "response" and not self.header("WARC-Target-URI")
 
     def header(self, name: str) -> str | None:
         value: str | None = self._headers.get(name)
@@ -87,12 +94,11 @@ class _Record:
             raise
         if identified is None and not self._looks_like_a_page(content, _kind(said)):
             return None
-        headers = dict(self._headers.headers)
         return {
             "text": decoded_text(content, charset_of(said), markup=self._http is not None, cut=self._is_cut),
             "id": self.header("WARC-Record-ID"),
-            "url": self.header("WARC-Target-URI") or headers.get("uri"),  # `uri` and `archive-date`: older formats
-            "date": self.header("WARC-Date") or headers.get("archive-date"),
+            "url": self.header("WARC-Target-URI"),
+            "date": self.header("WARC-Date"),
         }
 
     def _sent(self, name: str) -> list[str]:
@@ -110,8 +116,14 @@ def _kind(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _unbroken(records: Iterator[Any]) -> Iterator[Any]:
-    """Yield the records as warcio reads them.
+def _allow_no_uri(loader: Any) -> None:
+    """Make warcio's loader return a record without WARC-Target-URI, with its HTTP headers unparsed; it would raise AttributeError."""
+    parse = loader.load_http_headers
+    loader.load_http_headers = lambda kind, uri, *rest: parse(kind, uri, *rest) if uri else None
+
+
+def _unbroken(records: Iterator[Any], stream: "_Followed") -> Iterator[Any]:
+    """Yield the records as warcio reads them from `stream`.
 
     Raises:
         OSError: warcio cannot read a record's headers, or the file is not WARC.
@@ -124,8 +136,19 @@ def _unbroken(records: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except (ArchiveLoadFailed, AttributeError, ValueError) as error:  # truncated headers raise AttributeError or ValueError
-            raise OSError(f"the file ends within a record's headers, or is none of WARC ({one_line(error)})") from error
+            raise OSError(_no_header(stream)) from error
         yield record
+
+
+def _no_header(stream: "_Followed") -> str:
+    """Describe the bytes after the last record, which are not the headers of another."""
+    found = stream.rest.lstrip(b"\r\n")
+    place = f"byte {stream.tell() - len(found)}"  # of the decompressed file
+    if stream.is_at_end and (b"WARC/".startswith(found) or (found.startswith(b"WARC/") and b"\n\r\n" not in found)):
+        return f"the file ends within the record headers that begin at {place}"
+    what = one_line(found[:40].decode("latin-1"))
+    hint = "; ARC files must be converted, such as with `warcio recompress`" if found.startswith(b"filedesc:") else ""
+    return f"{place} is not the beginning of a WARC record: {shown(what)!r}{hint}"
 
 
 class _Followed(io.RawIOBase):
@@ -134,6 +157,7 @@ class _Followed(io.RawIOBase):
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
         self._read = 0
+        self.is_at_end = False
         self._last: deque[bytes] = deque(maxlen=8)  # the last blocks; no record's headers are longer
         self.passed = 0  # position of the end of the last record
 
@@ -145,6 +169,8 @@ class _Followed(io.RawIOBase):
         self._read += len(block)
         if block:
             self._last.append(block)
+        else:
+            self.is_at_end = True
         return block
 
     def tell(self) -> int:

@@ -127,8 +127,9 @@ def _refuse_own_test(settings: Decontaminate, corpus: str, report: Folder, repor
     listed = (row for name in reported for row in report.read_table(f"{name}.parquet").to_pylist())
     rows = [row for row in listed if row["held_out"] in own]
     some = ", ".join(f"{row['id']} (row {row['row']}, {row['share']:.0%}: {row['words']!r})" for row in rows[:_NAMED])
+    named = f"test set{'s' if len(own) > 1 else ''} {', '.join(f'held_out.{name}' for name in own)}"
     raise InputError(
-        f"specialists.{corpus}: {len(rows)} documents of the sample hold text of its own test set held_out.{own[0]}: {some}"
+        f"specialists.{corpus}: {len(rows)} documents of the sample hold text of its own {named}: {some}"
         f"{', …' if len(rows) > _NAMED else ''}; take them out of one of the two (all are listed in {report.url})"
     )
 

@@ -81,6 +81,8 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         described = [group for group in grouped.manifest["groups"] if group["documents"]]
+        if not described:
+            raise ConfigError(f"--mixture {name}: the plan draws less than one document of each group; raise sample.budget_tokens")
         items = {
             f"{group['name']}.{number:05d}": Item(
                 form, Shard(number, len(group["files"]), grouped.folder, file["name"]), folder.child(group["name"])
@@ -108,8 +110,6 @@ def mixture_step(grouped: Step, name: str, tokenizer_name: str | None, eos_token
             # Share of the allocated tokens in groups that get so few that none of their documents was kept.
             "left_out_share": 1.0 - sum(group["wanted_tokens"] for group in described) / total,
         }
-        if not made:
-            raise ConfigError(f"--mixture {name}: the plan draws less than one document of each group; raise sample.budget_tokens")
         if facts["left_out_share"] > _MUCH_LEFT_OUT:
             logger.warning(
                 f"{100 * facts['left_out_share']:.1f}% of the plan lies in groups of which it draws less than one document, and is "

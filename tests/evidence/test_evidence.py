@@ -19,8 +19,9 @@ from pipeline.evidence.curves import Text, crossing, curves_of, plain_arms, read
 from pipeline.evidence.intervals import estimate
 from pipeline.evidence.plots import drawn
 from pipeline.evidence.settings import Evidence, load_evidence
-from pipeline.evidence.steps import Comparison, compare, plan_evidence, refuse_arms
+from pipeline.evidence.steps import Comparison, compare, num_texts, plan_evidence, refuse_arms
 from pipeline.evidence.table import rendered, rows_of, saved
+from pipeline.proxy.tokens import encode, encode_each, end_token, train_tokenizer
 from pipeline.storage import Folder
 from tests.support.corpora import topic_documents, write_jsonl
 from tests.support.fake_endpoint import FakeEndpoint
@@ -251,6 +252,25 @@ def test_a_curve_is_read_no_further_than_it_goes() -> None:
     assert keen.gain is not None
     assert keen.gain.value == pytest.approx(0.5)
     assert keen.price is None  # no share gains so much
+
+
+def test_a_price_is_read_where_a_later_point_of_the_curve_is_the_first_that_is_as_good() -> None:
+    rng = np.random.default_rng(0)
+    other = drawn_text(rng, {"natural": 3.0, "half": 3.5, "ours": 4.0, "theirs": 5.0}, 3, 0.0)
+    first = drawn_text(rng, {"natural": 3.0, "half": 1.0, "ours": 2.0, "theirs": 1.5}, 3, 0.0)
+    found = read(first, other, ["ours", "half", "natural"], "theirs", "natural")
+    assert found.price is not None
+    assert found.price.value == pytest.approx(0.75)  # half-way between ours and half
+
+
+@pytest.mark.parametrize("most", [1, 50, 1000, 10**6])
+def test_the_texts_in_the_tokens_of_a_proxy_are_those_used_not_those_read(most: int) -> None:
+    texts = [f"text {number}" for number in range(600)]
+    tokenizer = train_tokenizer(texts, 300)
+    sizes = [len(tokens) for tokens in encode_each(tokenizer, texts)]
+    used = sum(start < most for start in (sum(sizes[:number]) for number in range(600)))
+    assert num_texts(encode(tokenizer, texts, most), end_token(tokenizer)) == used
+    assert num_texts(encode(tokenizer, [], most), end_token(tokenizer)) == 0
 
 
 def test_arms_that_differ_in_the_natural_share_alone_are_a_curve(comparison: dict[str, Any]) -> None:

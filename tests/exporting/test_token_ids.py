@@ -157,6 +157,20 @@ def test_what_a_vocabulary_cannot_write_is_unknown_and_a_spelled_unknown_is_text
         read_tokenizer(str(tmp_path), "[UNK]")
 
 
+@pytest.mark.parametrize(
+    ("form", "file"), [(Megatron(), "00000_tokens.bin"), (Nanotron(), "00000_unshuffled.ds"), (OlmoCore(), "00000.npy")]
+)
+def test_ids_above_the_number_of_entries_are_written_whole(tmp_path: Path, form: Format, file: str) -> None:
+    fast = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "a": 70_000}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.add_special_tokens(["[UNK]", "[SEP]"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    pq.write_table(pa.table({"text": ["a a"]}), tmp_path / "shard.parquet")
+    shard = Shard(0, 1, Folder(str(tmp_path)), "shard.parquet")
+    form.write(shard, Folder(str(tmp_path / "out")), read_tokenizer(str(tmp_path), "[SEP]"))
+    assert np.fromfile(tmp_path / "out" / file, np.uint32).tolist() == [70_000, 70_000, 1]
+
+
 def test_an_end_that_is_not_marked_as_special_is_none_in_a_text(tmp_path: Path) -> None:
     fast = Tokenizer.from_str(byte_level_bpe().to_str())
     fast.add_tokens(["<end>"])

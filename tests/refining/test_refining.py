@@ -116,6 +116,30 @@ def test_metadata_and_source_come_through_and_steps_add_theirs() -> None:
             chain.refine(document("a", ENGLISH))
 
 
+@pytest.mark.parametrize("column", [None, 7, ["x"], ""])
+def test_a_source_column_that_is_no_source_stays_in_the_metadata(column: Any) -> None:
+    given = document("a", ENGLISH, url="http://x.org", source=column)
+    with Chain([{"type": "GopherQualityFilter", "min_doc_words": 3}]) as chain:
+        assert chain.refine(given) == given
+    with Chain([{"type": "GopherQualityFilter"}]) as chain:
+        chain._passes = [lambda trove: trove.metadata.update(language="en")]
+        refined = chain.refine(given)
+        assert isinstance(refined, Document)
+        assert refined.source == "here"
+        assert list(json.loads(refined.metadata).items()) == [("url", "http://x.org"), ("source", column), ("language", "en")]
+
+
+def test_a_source_that_a_step_deletes_or_spoils_is_restored() -> None:
+    with Chain([{"type": "GopherQualityFilter"}]) as chain:
+        for spoil in (lambda trove: trove.metadata.clear(), lambda trove: trove.metadata.update(source=None)):
+            chain._passes = [spoil]
+            assert chain.refine(document("a", ENGLISH)) == document("a", ENGLISH)
+        chain._passes = [lambda trove: trove.metadata.update(source="of a step")]
+        refined = chain.refine(document("a", ENGLISH))
+        assert isinstance(refined, Document)
+        assert (refined.source, refined.metadata) == ("of a step", "{}")
+
+
 @pytest.mark.parametrize(
     ("step", "said"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.rewriting import refusals
 from pipeline.rewriting.filters import HeldOut, Verdict, collapse, judge, openings
 from pipeline.rewriting.languages import detect
 from pipeline.rewriting.styles import RULES, Style
@@ -91,6 +92,18 @@ def test_accepted_answers_without_a_cleaned_text_are_left_as_they_are() -> None:
     plain = [row for row in ROWS if not row["reason"] and "text" not in row]
     assert len(plain) > 20
     assert [(row["answer"], ()) for row in plain] == [(verdict(row).text, verdict(row).removed) for row in plain]
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’"])
+def test_a_long_answer_is_no_refusal_however_its_apostrophes_are_written(apostrophe: str) -> None:
+    refusal = f"I{apostrophe}m sorry, but I can{apostrophe}t help with that."
+    assert refusals.found(refusal, len(words(refusal)), "corn")
+    assert not refusals.found(f"{refusal} {'corn ' * 200}", 210, "corn")
+
+
+def test_an_answer_in_a_script_without_spaces_may_have_twice_as_many_words_and_be_a_refusal() -> None:
+    answers = ["抱歉，我无法改写这段文字。" + "水" * length for length in (200, 300)]
+    assert [bool(refusals.found(answer, len(words(answer)), "corn")) for answer in answers] == [True, False]
 
 
 def test_rules_apply_in_their_order_and_a_skipped_one_not_at_all() -> None:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from hypothesis import strategies as st
 from pipeline import exact_json
 from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
-from pipeline.sources import REASONS, SKIPPED, InputFile, Row
+from pipeline.sources import REASONS, SKIPPED, InputFile, Row, arrow_tables
 from pipeline.sources.chunks import QUARANTINE_PIECE, scan_file
 from pipeline.sources.input_files import digest
 from pipeline.sources.listing import list_corpus, list_files
 from pipeline.sources.readers import columns_of, read_rows
+from pipeline.sources.row_reader import json_text
+from pipeline.sources.streams import COMPRESSIONS, unpacked
 
 
 def rows_of(path: object, prepare: Prepare | None = None, **options: Any) -> list[Row]:
@@ -209,6 +212,161 @@ def test_dates_and_times_that_are_none_are_quarantined_with_their_column(tmp_pat
     assert outcomes(rows) == ["good", "bad_value", "bad_value"]
     assert [row.bad.id for row in rows if row.bad] == ["b", "c"]
     assert all("'day'" in row.bad.detail for row in rows if row.bad)
+
+
+def ipc_bytes(table: pa.Table, *, stream: bool = False, rows: int | None = None) -> bytes:
+    sink = io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as out:
+        out.write_table(table, max_chunksize=rows)
+    return sink.getvalue()
+
+
+STREAM = {"type": "IpcReader", "stream": True}
+
+
+def invalid_utf8() -> pa.Array:
+    return pa.array([b"ok", b"\xff\xfe", b"fine"]).view(pa.string())
+
+
+NESTINGS = {
+    "plain": lambda array: array,
+    "list": lambda array: pa.ListArray.from_arrays([0, 1, 2, 3], array),
+    "struct": lambda array: pa.StructArray.from_arrays([array], names=["a"]),
+    "map": lambda array: pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["a", "b", "c"]), array),
+    "dictionary": lambda array: pa.DictionaryArray.from_arrays([0, 1, 2], array),
+    "dictionary in list": lambda array: pa.ListArray.from_arrays([0, 1, 2, 3], pa.DictionaryArray.from_arrays([0, 1, 2], array)),
+}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("nesting", NESTINGS)
+def test_an_invalid_utf8_value_spoils_its_row_in_every_nesting(tmp_path: Path, nesting: str, ending: str) -> None:
+    table = pa.table({"id": ["a", "b", "c"], "text": ["one", "two", "three"], "m": NESTINGS[nesting](invalid_utf8())})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        write(path, ipc_bytes(table))
+    rows = rows_of(path)
+    assert outcomes(rows) == ["good", "invalid_utf8", "good"]
+    assert [row.bad.id for row in rows if row.bad] == ["b"]
+
+
+@pytest.mark.parametrize("nesting", [*NESTINGS, "index"])
+def test_an_ipc_file_with_an_offset_out_of_range_is_an_error_and_no_crash(tmp_path: Path, nesting: str) -> None:
+    values = [b"w" * 5000, b"x" * 5000, b"y" * 5000]
+    offsets = np.array([0, 5000, 10_000, 15_000], np.int32)
+    strings = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))])
+    indices = pa.array([30_001, 30_002, 30_003], pa.int32())
+    column = NESTINGS.get(nesting, NESTINGS["plain"])(strings)
+    if nesting == "index":
+        column = pa.DictionaryArray.from_arrays(indices, pa.array(["x"] * 30_004))
+    data = ipc_bytes(pa.table({"id": ["a", "b", "c"], "text": ["one", "two", "three"], "m": column}))
+    found = (indices.buffers()[1].to_pybytes() if nesting == "index" else offsets.tobytes())[:12]
+    assert data.count(found) == 1
+    damaged = data.replace(found, found[:4] + (2**30).to_bytes(4, "little") + found[8:])
+    with pytest.raises(InputError, match=r"cannot read .*a\.arrow: column 'm' is damaged: .*1073741824"):
+        rows_of(write(tmp_path / "a.arrow", damaged))
+
+
+def test_concatenated_arrow_streams_are_read_to_the_end(tmp_path: Path) -> None:
+    table = pa.table({"id": list(map(str, range(10))), "text": ["x"] * 10})
+    one = ipc_bytes(table, stream=True, rows=3)
+    assert outcomes(rows_of(write(tmp_path / "a.arrow", one * 3), reader=STREAM)) == ["good"] * 30
+    other = ipc_bytes(table.append_column("n", [list(range(10))]), stream=True)
+    for after, said in [(other, "has other columns"), (b"garbage", "no Arrow stream begins"), (one[:50], "no Arrow stream begins")]:
+        path = write(tmp_path / "b.arrow", one + after)
+        with pytest.raises(InputError, match=rf"cannot read .*b\.arrow beyond row 9: .*{said}|{said} at byte {len(one)}"):
+            rows_of(path, reader=STREAM)
+
+
+def test_an_arrow_or_parquet_file_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    feather = write(tmp_path / "v1.feather", b"FEA1" + bytes(60))
+    for options in ({}, {"reader": STREAM}):
+        with pytest.raises(InputError, match="Feather version 1.*version 2") as caught:
+            rows_of(feather, **options)
+        assert "stream" not in str(caught.value)
+    empty = pa.table({"id": pa.array([], pa.string())})
+    write(tmp_path / "empty.arrow", ipc_bytes(empty))
+    write(tmp_path / "empty-stream.arrow", ipc_bytes(empty, stream=True))
+    for name, options in [("empty.arrow", {}), ("empty-stream.arrow", {"reader": STREAM})]:
+        with pytest.raises(InputError, match=rf"{name} has no column 'text'"):
+            rows_of(tmp_path / name, **options)
+    pq.write_table(pa.table({}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet has no columns"):
+        rows_of(tmp_path / "a.parquet")
+
+
+def test_parquet_batches_are_bounded_by_the_decoded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def recorded(_reader: Any, batch: pa.RecordBatch, _path: str, first: int) -> Any:
+        sizes.append((batch.num_rows, batch.nbytes))
+        return iter([Row(first + n, None, None, skipped=batch["id"][n].as_py()) for n in range(batch.num_rows)])
+
+    monkeypatch.setattr(arrow_tables, "rows_of_batch", recorded)
+    ids = list(map(str, range(1500)))
+    for text, most in [("license text " * 10_000, 20 << 20), ("short", 1 << 20)]:
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"id": ids, "text": [text] * 1500}), path)
+        assert path.stat().st_size < 100_000
+        sizes.clear()
+        assert [row.skipped for row in rows_of(path)] == ids
+        assert max(size for _, size in sizes) < most
+        assert sizes[0][0] == 16
+    assert max(rows for rows, _ in sizes) == 1024
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_metadata_that_is_too_large_is_not_converted(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {
+        "binary": pa.array([b"\xff" * 70_000, b"", None]),
+        "list": pa.array([[0] * 40_000, [], None], pa.list_(pa.int8())),
+        "strings": pa.array([["p" * 700] * 100, ["p"], None]),
+        "dictionary": pa.array(["p" * 70_000, "p", None]).dictionary_encode(),
+        "map": pa.array([[("p" * 35_000, "q" * 35_000)], [], None], pa.map_(pa.string(), pa.string())),
+        "fixed": pa.array([b"p" * 70_000, None, None], pa.binary(70_000)),
+        "metadata": pa.array([{"html": "p" * 70_000}, {"html": "p"}, None]),
+    }
+    converted = arrow_tables._values
+    large = []
+
+    def watched(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+        large.extend(name for name in batch.schema.names if name not in ("id", "text") and batch["id"][0].as_py() == "a")
+        return converted(batch)
+
+    monkeypatch.setattr(arrow_tables, "_values", watched)
+    for name, column in columns.items():
+        table = pa.table({"id": ["a", "b", "c"], "text": ["one", "two", "three"], name: column})
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "parquet":
+            pq.write_table(table, path)
+        else:
+            write(path, ipc_bytes(table))
+        rows = rows_of(path)
+        assert outcomes(rows) == ["metadata_too_large", "good", "good"], name
+        assert rows[0].bad is not None
+        assert rows[0].bad.id == "a"
+        assert outcomes(rows_of(path, Prepare(metadata="none"))) == ["good"] * 3
+        assert outcomes(rows_of(path, Prepare(metadata_bytes=500_000))) == ["good"] * 3
+        large.clear()
+        rows_of(path)
+        assert not large, name
+
+
+@given(kinds=st.lists(TYPES, min_size=1, max_size=2), seed=st.integers(0, 2**32))
+def test_the_size_of_a_row_is_never_overestimated(kinds: list[pa.DataType], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for array in [raw_array(one, 4, random) for one in kinds]:
+        for part in (array, array.slice(1, 2), array.take([2, None, 0])):
+            sizes = np.broadcast_to(arrow_tables._sizes(part), len(part))
+            for n, size in enumerate(sizes):
+                try:
+                    [value] = arrow_tables._column(part.slice(n, 1))
+                    written = json_text({"": value})
+                except Exception:  # the value is invalid, and its row is bad anyway
+                    continue
+                assert size <= len(written.encode()) - len('{"":}')
 
 
 # --- JSON ---
@@ -443,6 +601,47 @@ def test_every_compression_is_read_whole_and_a_cut_one_is_an_error(tmp_path: Pat
     assert outcomes(rows_of(write(tmp_path / f"a.jsonl{ending}", packed * 2))) == ["good"] * 1000
     with pytest.raises(InputError, match="replace the file"):
         rows_of(write(tmp_path / f"b.jsonl{ending}", packed[: len(packed) // 2]))
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("between", ["damage", "garbage", "end", "NULs"])
+def test_what_follows_a_compressed_stream_is_a_stream_or_an_error(tmp_path: Path, ending: str, between: str) -> None:
+    pack = {".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+    lines = [b"".join(b'{"id": "%d", "text": "%d"}\n' % (n, n) for n in range(begin, begin + 100)) for begin in (0, 100, 200)]
+    first, second, third = map(pack, lines)
+    start_damaged = bytes(3) + second[3:]
+    spoilt = {
+        "damage": first + start_damaged + third,
+        "garbage": first + b"garbage" + second,
+        "end": first + second + b"garbage",
+        "NULs": first + bytes(3) + second,
+    }
+    path = write(tmp_path / f"a.jsonl{ending}", spoilt[between])
+    with pytest.raises(InputError, match=r"cannot read .*a\.jsonl.* beyond row \d+: "):
+        rows_of(path)
+
+
+def test_padding_between_and_after_xz_streams_is_skipped(tmp_path: Path) -> None:
+    packed = lzma.compress(b'{"id": "a", "text": "x"}\n')
+    for count in (0, 4, 8192, 12_000):
+        path = write(tmp_path / "a.jsonl.xz", packed + bytes(count) + packed + bytes(count))
+        assert outcomes(rows_of(path)) == ["good"] * 2
+    for data in (packed + bytes(8191) + packed, packed + bytes(5), bytes(4) + packed):
+        with pytest.raises(InputError, match="damaged xz data"):
+            rows_of(write(tmp_path / "a.jsonl.xz", data))
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz", ".zst"])
+def test_a_small_file_of_much_text_is_unpacked_in_bounded_steps(ending: str) -> None:
+    pack = {".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+    data = b"x" * (64 << 20)
+    stream = unpacked(io.BytesIO(pack(data)), COMPRESSIONS[ending])
+    tracemalloc.start()
+    try:
+        assert sum(len(block) for block in iter(lambda: stream.read(1 << 16), b"")) == len(data)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_reader_settings_have_their_effect(tmp_path: Path) -> None:

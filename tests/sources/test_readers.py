@@ -18,7 +18,7 @@ import zstandard
 
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
-from pipeline.sources import REASONS, InputFile, Row, json_lines
+from pipeline.sources import REASONS, Columns, InputFile, Row, json_lines
 from pipeline.sources.input_files import digest
 from pipeline.sources.listing import list_files
 from pipeline.sources.readers import read_rows
@@ -423,3 +423,81 @@ def test_a_reader_is_for_files_of_any_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="or name a reader"):
         rows_of(tmp_path / "data.txt")
     assert reasons_of(rows_of(tmp_path / "data.txt", reader={"type": "JsonlReader"})) == ["good"]
+
+
+def array_of(path: Path, content: str | bytes, **settings: Any) -> list[Row]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return rows_of(path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("element", "column"),
+    [
+        (b'{"id": "a", "text": "broken \\ud83d emoji"}', "text"),
+        (b'{"id": "a\\ud83d", "text": "x"}', "id"),
+        (b'{"id": "a", "text": "x\xed\xa0\x80"}', "text"),
+        (b'{"id": "a", "text": "x\xff"}', "text"),
+        (b'{"id": "a", "text": "x", "m": ["\\ud83d"], "n": 123456789012345678901234}', "m"),
+        (b'{"id": "a", "text": "x", "m\\ud83d": 1}', "m\\ud83d"),
+        (b'{"id": "a", "text": "x", "source": "\\ud83d"}', "source"),
+    ],
+)
+def test_a_lone_surrogate_is_a_bad_row_that_names_the_column(tmp_path: Path, element: bytes, column: str) -> None:
+    rows = array_of(tmp_path / "a.json", b"[" + element + b', {"id": "b", "text": "good"}]')
+    assert reasons_of(rows) == ["invalid_utf8", "good"]
+    assert rows[0].bad is not None
+    assert repr(column)[1:-1].replace("\\\\", "\\") in rows[0].bad.detail
+    f"{rows[0].bad.detail}{rows[0].bad.excerpt}{rows[0].bad.id}".encode()
+
+
+def test_an_array_element_that_is_not_utf8_in_a_column_left_out_is_bad_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"id": "a", "text": "x", "m": "\xff"}, {"id": "b", "text": "\xc3\xa9"}]')
+    rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), corpus_of(path), columns=Columns(frozenset())))
+    assert reasons_of(rows) == ["invalid_utf8", "good"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"id": "a", "text": "x", "m": NaN}', "not_json"),
+        ('{"id": "a", "text": "x", "m": %s}' % ("9" * 5000), "not_json"),
+        ('{"id": "a", "text": "x", "m": %s}' % ("[" * 2000 + "]" * 2000), "not_json"),
+        ('{"id": "a", "text": "x", "id": "b"}', "repeated_key"),
+        ("{'id': 1}", "not_json"),
+        ("{}x", "not_json"),
+        ("", "not_json"),
+    ],
+)
+@pytest.mark.parametrize("between", [", ", ",\n", "\n,\n"])
+def test_a_bad_element_of_an_array_is_one_bad_row_and_others_are_good(tmp_path: Path, bad: str, reason: str, between: str) -> None:
+    good = ['{"id": "0", "text": "x"}', '{\n "id": "1",\n "text": "x",\n "m":\n{"id": "no", "text": "no document"}\n}']
+    for number in range(3):
+        elements = [*good[:number], bad, *good[number:]]
+        rows = array_of(tmp_path / "a.json", "[\n" + between.join(elements) + "\n]\n")
+        assert reasons_of(rows) == ["good"] * number + [reason] + ["good"] * (2 - number)
+        assert [row.row for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ending", [',\n{"id": "1", "te', "\n", ',\n{"id": "1", "text": "a " b"}]'])
+def test_an_array_without_an_end_is_damage_at_a_byte(tmp_path: Path, ending: str) -> None:
+    begin = '\ufeff\n[{"id": "é", "text": "x"}'
+    with pytest.raises(InputError, match=r"a\.json beyond row 0: JSON array, damaged at byte (\d+)") as caught:
+        array_of(tmp_path / "a.json", begin + ending)
+    place = len((begin + ",\n" if ending.startswith(",") else begin + "\n").encode())
+    assert f"byte {place}:" in str(caught.value)
+
+
+def test_a_second_array_is_no_rows_and_says_so(tmp_path: Path) -> None:
+    rows = array_of(tmp_path / "a.json", '[{"id": "a", "text": "x"}]\n[{"id": "b", "text": "x"}]\n')
+    assert reasons_of(rows) == ["not_an_object"] * 2
+    assert rows[1].bad is not None
+    assert "array" in rows[1].bad.detail
+    with pytest.raises(InputError, match="one array is read"):
+        array_of(tmp_path / "a.json", '[\n{"id": "a", "text": "x"}\n]\n[\n{"id": "b", "text": "x"}\n]\n')
+
+
+def test_a_byte_order_mark_at_the_start_of_any_line_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a", "text": "x"}\n\xef\xbb\xbf{"id": "b", "text": "x"}\n\xef\xbb\xbf\n')
+    assert [row.skipped or reasons_of([row])[0] for row in rows_of(path)] == ["good", "good", "blank_line"]

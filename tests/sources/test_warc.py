@@ -290,3 +290,71 @@ def test_the_header_of_an_encoding_may_come_several_times(tmp_path: Path) -> Non
     lines = ["Content-Encoding: gzip", "content-encoding: br"]
     page: Any = ("http://a.org", brotli.compress(gzip.compress(b"<p>words")), "text/html", *lines)
     assert text_of(rows_of(warc(tmp_path / "x.warc", page))[1]) == "<p>words"
+
+
+def test_a_response_without_a_uri_is_a_bad_row_and_reading_goes_on(tmp_path: Path) -> None:
+    path = warc(tmp_path / "x.warc", *PAGES[:2])
+    path.write_bytes(path.read_bytes().replace(b"WARC-Target-URI: http://a.org/1\r\n", b""))
+    rows = rows_of(path)
+    assert list(map(outcome, rows)) == ["other_record", "bad_value", "good"]
+    assert rows[1].bad is not None
+    assert rows[1].bad.id == "<urn:uuid:http://a.org/1>"
+    assert "WARC-Target-URI" in rows[1].bad.detail
+
+
+ARC = b"filedesc://x.arc 0.0.0.0 20200101000000 text/plain 76\n1 0 InternetArchive\nURL IP-address Archive-date\n\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"<html><p>page</p></html>\n", "byte 0 is not .*'<html><p>page"),
+        (ARC, "byte 0 is not .*'filedesc://x.arc.*ARC"),
+        (b"hello\n", "byte 0 is not .*'hello'"),
+    ],
+)
+def test_a_file_that_is_not_warc_is_described_by_its_first_characters(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "x.warc"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=said) as caught:
+        rows_of(path)
+    assert "ends within" not in str(caught.value)
+
+
+def test_bytes_between_records_are_an_error_with_their_place(tmp_path: Path) -> None:
+    whole = warc(tmp_path / "x.warc", *PAGES).read_bytes()
+    at = whole.index(b"WARC/1.0", len(whole) // 2)
+    for damaged in (whole[:at] + b"garbage\r\n" + whole[at:], whole[:at] + b"garbage"):
+        (tmp_path / "x.warc").write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"byte {at} is not the beginning of a WARC record: 'garbage") as caught:
+            rows_of(tmp_path / "x.warc")
+        assert "ends within" not in str(caught.value)
+    (tmp_path / "x.warc").write_bytes(whole.replace(b"\r\n", b"\n"))  # Content-Length then counts more than there is
+    with pytest.raises(InputError, match=r"byte \d+ is not the beginning of a WARC record"):
+        rows_of(tmp_path / "x.warc")
+
+
+def test_a_lone_surrogate_in_utf_7_is_not_decoded() -> None:
+    assert decoded_text(b"<p>hello +2AA-, world</p>", "utf-7") == "<p>hello +2AA-, world</p>"
+    assert decoded_text(b"<p>hello +2D3eAA-</p>", "utf-7") == "<p>hello \U0001f600</p>"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_zstd_dictionary_in_the_first_frame_is_used(tmp_path: Path, packed: bool) -> None:
+    whole = warc(tmp_path / "x.warc", *PAGES).read_bytes()
+    dictionary = zstandard.train_dictionary(2048, [b"%d WARC-Type: response %d" % (n, n * n) * 9 for n in range(300)])
+    records = [b"WARC/1.0" + record for record in whole.split(b"WARC/1.0")[1:]]
+    frames = b"".join(zstandard.ZstdCompressor(dict_data=dictionary).compress(record) for record in records)
+    content = zstandard.compress(dictionary.as_bytes()) if packed else dictionary.as_bytes()
+    skippable = b"\x5d\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
+    path = tmp_path / "x.warc.zst"
+    path.write_bytes(skippable + frames)
+    assert list(map(outcome, rows_of(path))) == ["other_record", "good", "good", "not_a_page", "good"]
+    path.write_bytes(frames)
+    with pytest.raises(InputError, match="dictionary.*0x184D2A5D"):
+        rows_of(path)
+    path.write_bytes(skippable[:100])
+    with pytest.raises(InputError, match="ends in the middle"):
+        rows_of(path)
+    path.write_bytes(b"\x5d\x2a\x4d\x18\x03\0\0\0abc" + zstandard.compress(whole))  # no dictionary, so it is skipped
+    assert len(rows_of(path)) == 5
