@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config import Config, parse_config
 from pipeline.costs.model import Machines, StageCost, stage_cost
 from pipeline.costs.size import Size
-from pipeline.terminal.formatting import bytes_said, time_said
+from pipeline.terminal.formatting import format_bytes, format_duration
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 _BEGIN, _END = "<!-- simulated -->", "<!-- /simulated -->"
@@ -65,15 +65,15 @@ def tables() -> Iterator[str]:
             runs = [simulated(windows, machines, part_bytes) for machines in _MACHINES]
             core_h = sum(cost.core_s for cost in runs[0]) / 3600
             stored = sum(cost.stored_bytes for cost in runs[0])
-            cells = [f"10^{len(str(windows)) - 1}", bytes_said(windows * _BYTES), f"{core_h:,.0f}", bytes_said(stored)]
-            cells += [f"{time_said(_wall(run))} ({_drivers(run):.0%})" for run in runs]
+            cells = [f"10^{len(str(windows)) - 1}", format_bytes(windows * _BYTES), f"{core_h:,.0f}", format_bytes(stored)]
+            cells += [f"{format_duration(_wall(run))} ({_drivers(run):.0%})" for run in runs]
             yield "| " + " | ".join(cells) + " |"
     windows, machines, part_bytes = _WINDOWS[-2], _MACHINES[1], _PART_BYTES[1]
     yield f"\nStage by stage, 10^{len(str(windows)) - 1} windows on {machines} machines, parts of {part_bytes >> 20} MiB:\n"
     yield "| stage | core-hours | time | driver alone | driver for tasks | tasks | stored |\n|---|---|---|---|---|---|---|"
     for cost in simulated(windows, machines, part_bytes):
-        cells = [cost.stage, f"{cost.core_s / 3600:,.0f}", time_said(cost.wall_s), time_said(cost.alone_s)]
-        cells += [time_said(cost.driver_s), f"{cost.tasks:,}", bytes_said(cost.stored_bytes)]
+        cells = [cost.stage, f"{cost.core_s / 3600:,.0f}", format_duration(cost.wall_s), format_duration(cost.alone_s)]
+        cells += [format_duration(cost.driver_s), f"{cost.tasks:,}", format_bytes(cost.stored_bytes)]
         yield "| " + " | ".join(cells) + " |"
 
 

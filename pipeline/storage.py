@@ -329,7 +329,7 @@ def said(error: Exception) -> str:
     return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-def of_a_store(error: Exception) -> bool:
+def is_store_error(error: Exception) -> bool:
     """Whether the error's class comes from the client library of an object store."""
     return type(error).__module__.partition(".")[0] in _CLIENTS
 
@@ -351,7 +351,7 @@ def _named_failure(verb: str, path: str) -> Iterator[None]:
 
 
 @contextmanager
-def put_whole(folder: Folder) -> Iterator[str]:
+def upload_on_exit(folder: Folder) -> Iterator[str]:
     """Yield a temporary local directory; on success, copy its files into the folder, each file atomically."""
     with TemporaryDirectory(prefix="crispwrap-") as place:
         yield place

@@ -18,7 +18,7 @@ from pipeline import embedders
 from pipeline.config import Embed
 from pipeline.errors import ConfigError, StorageError
 from pipeline.execution import lock
-from pipeline.execution.lock import Alone
+from pipeline.execution.lock import WorkdirLock
 from pipeline.graph import runner
 from pipeline.storage import Folder
 from tests.support.corpora import topic_run
@@ -96,10 +96,10 @@ def test_one_run_has_a_workdir_on_a_store(s3: FaultyS3, faulty: FaultyS3, monkey
     s3.lag_s = 1e6  # so that each has to look beyond the listing
     workdir = Folder("s3://bucket/alone")
     for number in range(3):
-        with Alone(workdir, beat_s=0.05):
-            monkeypatch.setattr(Alone, "_held", {})  # as another process
+        with WorkdirLock(workdir, beat_s=0.05):
+            monkeypatch.setattr(WorkdirLock, "_held", {})  # as another process
             with pytest.raises(ConfigError, match=rf"another run is at work in s3://bucket/alone .* process {os.getpid()}"):
-                Alone(workdir).__enter__()
+                WorkdirLock(workdir).__enter__()
             monkeypatch.undo()
             monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
         assert workdir.child("runs").read_json(f"{number + 1:06d}.json")["state"] == "ended"

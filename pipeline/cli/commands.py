@@ -156,7 +156,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
     from pipeline.evidence.settings import load_evidence
 
     evidence = load_evidence(config)
-    from pipeline.evidence.steps import compare, own_steps, plan_evidence, refuse_arms
+    from pipeline.evidence.steps import check_arms, compare, own_steps, plan_evidence
     from pipeline.evidence.table import rendered, rows_of, saved
     from pipeline.graph.runner import cost
 
@@ -172,7 +172,7 @@ def _compare(config: str, *, dry_run: bool) -> None:
         for arm, run in comparison.runs.items():
             if said := cost(run):
                 console.print(f"{arm}: {said}")
-        refuse_arms(comparison)
+        check_arms(comparison)
         return
     check()
     compare(comparison)
@@ -253,18 +253,18 @@ def _look(
 def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
     """False for a run that was followed and did not end well, or was not there."""
     settings = load_config(config, overrides)
-    from pipeline.graph.graph import refuse_workdir
+    from pipeline.graph.graph import check_workdir
     from pipeline.results import status
     from pipeline.storage import Folder
 
-    refuse_workdir(settings.workdir)
+    check_workdir(settings.workdir)
     watch = status.Watch(Folder(settings.workdir))
     if not watch.number:
         console.print(status.no_run(watch.workdir))
         return not follow
     if follow:
         return status.follow(watch)
-    for line in status.told(watch.workdir, status.listened(watch), width=console.width):
+    for line in status.render_status(watch.workdir, status.wait_for_status(watch), width=console.width):
         console.print(line)
     return True
 
@@ -351,8 +351,8 @@ def _logs(error: BaseException, captured: Captured) -> str:
 
 
 def _print_plan(plan: "PipelineGraph", until: str) -> None:
-    from pipeline.costs.estimate import told
-    from pipeline.graph.preflight import refuse_what_cannot_be
+    from pipeline.costs.estimate import render_estimate
+    from pipeline.graph.preflight import run_preflight_checks
     from pipeline.graph.runner import cost, describe, reaches
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
@@ -361,8 +361,8 @@ def _print_plan(plan: "PipelineGraph", until: str) -> None:
         table.add_row(step.title, state, step.output)
     console.print(table)
     console.print(f"workdir {plan.workdir.url}")
-    for line in told(plan, [step for step, _ in states]):
+    for line in render_estimate(plan, [step for step, _ in states]):
         console.print(line)
     if reaches(until, "rephrase") and (said := cost(plan)):
         console.print(said)
-    refuse_what_cannot_be(plan)
+    run_preflight_checks(plan)

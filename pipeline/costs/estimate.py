@@ -12,7 +12,7 @@ from pipeline.costs.model import Machines, StageCost, kind_of, read_rates, read_
 from pipeline.costs.size import Size, size_of
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step
-from pipeline.terminal.formatting import bytes_said, time_said
+from pipeline.terminal.formatting import format_bytes, format_duration
 
 _MORE = (1, 8, 64)  # times the workers
 _TRANSFORMER_WIDTH = 384  # MiniLM's, where the model has not been asked
@@ -35,7 +35,7 @@ def costs_of(
     return found
 
 
-def told(graph: PipelineGraph, steps: list[Step]) -> Iterator[RenderableType]:
+def render_estimate(graph: PipelineGraph, steps: list[Step]) -> Iterator[RenderableType]:
     """What those of the steps that are not done will take.
 
     Raises:
@@ -63,7 +63,7 @@ def told(graph: PipelineGraph, steps: list[Step]) -> Iterator[RenderableType]:
 
 
 def _size_line(corpus: str, size: Size) -> str:
-    held = f"{bytes_said(size.text_bytes)} of text, {size.tokens:,.0f} tokens, {size.windows:,.0f} windows"
+    held = f"{format_bytes(size.text_bytes)} of text, {size.tokens:,.0f} tokens, {size.windows:,.0f} windows"
     if size.rows_read is None:
         return f"{corpus}: {held}"
     return f"{corpus}: about {held}, going by {size.rows_read:,} rows of it, before any steps"
@@ -75,14 +75,14 @@ def _table(found: list[list[tuple[Step, StageCost]]], machines: list[Machines]) 
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for row in zip(*found, strict=True):
         step, cost = row[0]
-        times = [time_said(of.wall_s) for _, of in row]
-        table.add_row(step.title, time_said(cost.core_s), bytes_said(cost.stored_bytes), *times)
+        times = [format_duration(of.wall_s) for _, of in row]
+        table.add_row(step.title, format_duration(cost.core_s), format_bytes(cost.stored_bytes), *times)
     first = [cost for _, cost in found[0]]
     table.add_row(
         "together",
-        time_said(sum(cost.core_s for cost in first)),
-        bytes_said(sum(cost.stored_bytes for cost in first)),
-        *(time_said(_seconds(of)) for of in found),
+        format_duration(sum(cost.core_s for cost in first)),
+        format_bytes(sum(cost.stored_bytes for cost in first)),
+        *(format_duration(_seconds(of)) for of in found),
     )
     return table
 
@@ -119,7 +119,7 @@ def _lines(
     driver_s = sum(cost.driver_s + cost.alone_s for _, cost in found[-1])
     if driver_s > _DRIVERS * _seconds(found[-1]):
         yield (
-            f"with {most:,} workers the driver is busy for {time_said(driver_s)} of it: fewer and larger parts "
+            f"with {most:,} workers the driver is busy for {format_duration(driver_s)} of it: fewer and larger parts "
             "(prepare.part_documents, prepare.part_bytes) spare it"
         )
     if others := [step.title for step in steps if step not in [counted for counted, _ in found[0]]]:

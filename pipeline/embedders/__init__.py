@@ -128,6 +128,6 @@ def load(cfg: Embed, folder: Folder | None, *, threads: int = 1) -> Embedder:
 
 
 @functools.lru_cache(maxsize=1)
-def loaded_embedder(cfg: Embed, artifact_url: str | None) -> Embedder:
+def load_cached_embedder(cfg: Embed, artifact_url: str | None) -> Embedder:
     """The embedder, cached so that a worker process loads it once."""
     return load(cfg, Folder(artifact_url) if artifact_url else None, threads=1)

@@ -18,8 +18,8 @@ from pipeline.evidence.settings import POINT, SPECIALIST_ONLY, Evidence
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step, hash_chosen, part_names
 from pipeline.graph.graph import build_graph
-from pipeline.graph.preflight import refuse_what_cannot_be
-from pipeline.graph.runner import at_work
+from pipeline.graph.preflight import run_preflight_checks
+from pipeline.graph.runner import open_engine
 from pipeline.graph.steps import run_steps
 from pipeline.hashing import keyed_uniform
 from pipeline.proxy.settings import ProxySettings
@@ -107,12 +107,12 @@ def _corpora(runs: Mapping[str, PipelineGraph]) -> dict[str, Step]:
 def compare(comparison: Comparison) -> None:
     """Run every arm, check overlap, then train the missing proxies of all arms in parallel."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
-    with at_work(base) as engine:
+    with open_engine(base) as engine:
         # Held-out text first, to find mistakes in it early.
         run_steps(base, list(comparison.held_out.values()), engine, explain=False, draws=False)
         first = base.steps.index(base.windows(GENERALIST)) + 1
         run_steps(base, base.steps[:first], engine, explain=False, draws=False)
-        refuse_arms(comparison)
+        check_arms(comparison)
         for arm, own in own_steps(comparison).items():
             logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
             run_steps(comparison.runs[arm], own, engine, explain=False, draws=arm != SPECIALIST_ONLY)
@@ -129,8 +129,8 @@ def compare(comparison: Comparison) -> None:
         run_steps(base, list(comparison.proxies.values()), engine, explain=False, draws=False)
 
 
-def refuse_arms(comparison: Comparison) -> None:
-    """Run the preflight checks of `refuse_what_cannot_be` for each arm that has a sample stage.
+def check_arms(comparison: Comparison) -> None:
+    """Run the preflight checks of `run_preflight_checks` for each arm that has a sample stage.
 
     Raises:
         ConfigError: the settings of an arm are infeasible; the message names the arm.
@@ -138,7 +138,7 @@ def refuse_arms(comparison: Comparison) -> None:
     for arm, run in comparison.runs.items():
         try:
             if arm != SPECIALIST_ONLY:
-                refuse_what_cannot_be(run)
+                run_preflight_checks(run)
         except ConfigError as error:
             raise ConfigError(f"arm {arm}: {error}") from error
 

@@ -27,7 +27,7 @@ LEASE_S = 60.0  # without a beat for so long a run is dead
 _POLL_S = 1.0
 
 
-class Alone:
+class WorkdirLock:
     """The right to write in a workdir; a context manager. What asks again in the same process has it already.
 
     `tell` gives what the record is to say beside who runs; it is called in another thread.
@@ -36,7 +36,7 @@ class Alone:
         ConfigError: another run is at work there.
     """
 
-    _held: dict[str, "Alone"] = {}  # noqa: RUF012 - of this process, by the workdir's URL
+    _held: dict[str, "WorkdirLock"] = {}  # noqa: RUF012 - of this process, by the workdir's URL
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Alone:
         self._stopped = False
         self._news = threading.Event()
         self._lost = False
-        self._outer: Alone | None = None
+        self._outer: WorkdirLock | None = None
 
     def check(self) -> None:
         """Raises:
@@ -68,7 +68,7 @@ class Alone:
                 "stops here, what it finished is kept"
             )
 
-    def __enter__(self) -> "Alone":
+    def __enter__(self) -> "WorkdirLock":
         self._outer = self._held.get(self.workdir.url)
         if self._outer:
             return self

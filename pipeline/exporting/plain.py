@@ -87,12 +87,12 @@ class Mds(Format):
         del tokenizer
         from streaming import MDSWriter
 
-        from pipeline.storage import put_whole
+        from pipeline.storage import upload_on_exit
 
         below = f"{shard.number:05d}"
         columns = {name: "int" if name == "cluster" else "str" for name in self._COLUMNS}
         rows = shard.table(self._COLUMNS).to_pylist()
-        with put_whole(folder) as place:
+        with upload_on_exit(folder) as place:
             out = os.path.join(place, below)
             with MDSWriter(out=out, columns=columns, compression="zstd", hashes=["sha256"], progress_bar=False) as writer:
                 for row in rows:

@@ -34,10 +34,10 @@ class _Tokenized(Format):
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
-        from pipeline.storage import put_whole
+        from pipeline.storage import upload_on_exit
 
         texts = shard.table(["text"])["text"].to_pylist()
-        with put_whole(folder) as place:
+        with upload_on_exit(folder) as place:
             step = self.step(place, tokenizer.name)
             step.tokenizer = IdEncoder(tokenizer)  # the default tokenizer would encode text as special tokens
             step.run(_documents(texts), rank=shard.number, world_size=shard.of)

@@ -31,7 +31,7 @@ def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
         UserError: a mistake in config or input that can be found without running.
     """
     config = config if isinstance(config, Config) else parse_config(dict(config))
-    refuse_workdir(config.workdir)
+    check_workdir(config.workdir)
     workdir = Folder(config.workdir)
     config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
@@ -137,7 +137,7 @@ def _rephrase_step(config: Config, *steps: Any) -> Step:
     return rephrase_step(config, *steps)
 
 
-def refuse_workdir(workdir: str) -> None:
+def check_workdir(workdir: str) -> None:
     """Under `ray job submit` the working directory is a copy that Ray deletes; a file is no folder; manifests have its name."""
     if "://" not in workdir and not is_utf8(os.path.abspath(workdir)):
         raise ConfigError(f"workdir {os.path.abspath(workdir)!r} has a name that is not UTF-8; give it another")

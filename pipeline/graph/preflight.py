@@ -11,7 +11,7 @@ from pipeline.execution.step import Step, hash_chosen, part_names
 _PARTS_FOR_FIELDS = 256  # seconds, and only where none of them has it
 
 
-def refuse_what_cannot_be(graph: PipelineGraph) -> None:
+def run_preflight_checks(graph: PipelineGraph) -> None:
     """Say nothing where the windows of the generalist corpus are not there yet, or the corpus is drawn.
 
     Raises:

@@ -11,13 +11,13 @@ from pipeline.config import GENERALIST, Config
 from pipeline.config.stages import JOBS, STAGES
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, StorageError
-from pipeline.execution.lock import Alone
+from pipeline.execution.lock import WorkdirLock
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step
 from pipeline.graph.graph import build_graph
 from pipeline.graph.report_page import write_report_page
 from pipeline.graph.steps import describe_state, run_steps
-from pipeline.results.step_table import made_of, made_table
+from pipeline.results.step_table import build_step_table, read_step_rows
 from pipeline.results.summary import summary
 from pipeline.stages.export import begin_output, export_step, hand_over, mixture_step
 from pipeline.stages.groups import groups_step
@@ -35,20 +35,20 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Pipe
         RunError: the run failed; finished parts are kept, and running again goes on from them.
     """
     graph = build_graph(config)
-    with at_work(graph) as engine:
+    with open_engine(graph) as engine:
         _curate(graph, until, engine)
     return graph
 
 
 @contextmanager
-def at_work(graph: PipelineGraph) -> Iterator[Engine]:
+def open_engine(graph: PipelineGraph) -> Iterator[Engine]:
     """The engine of a run that is alone in its workdir.
 
     Raises:
         ConfigError: another run is at work there.
     """
     progress = Progress()
-    with Alone(graph.workdir, tell=progress.record) as alone, Engine(graph.config.engine, alone.check, progress) as engine:
+    with WorkdirLock(graph.workdir, tell=progress.record) as alone, Engine(graph.config.engine, alone.check, progress) as engine:
         progress.changed = alone.tell_soon
         try:
             graph.workdir.abort_uploads()
@@ -90,7 +90,7 @@ def report(config: Config | Mapping[str, Any], *, against: Config | None = None)
             f"nothing to report before the weights are done, and {missing[0]} is not; run jobs/weights.py or jobs/curate.py"
         )
     other = build_graph(against) if against else None
-    with at_work(graph) as engine:
+    with open_engine(graph) as engine:
         return write_report_page(graph, engine, against=other, anew=True)
 
 
@@ -144,7 +144,7 @@ def mix(
 def _handed_over(graph: PipelineGraph, steps: Sequence[Step], output: str) -> Folder:
     folder = Folder(output)
     begin_output(steps[-1], folder)
-    with at_work(graph) as engine:
+    with open_engine(graph) as engine:
         _curate(graph, "sample", engine)
         run_steps(graph, steps, engine)
         hand_over(steps[-1], folder)
@@ -155,7 +155,7 @@ def _tell_made(graph: PipelineGraph, engine: Engine) -> None:
     """What each step holds and took, unless nothing had to be done."""
     steps = engine.progress.steps()
     if any(step["state"] == DONE for step in steps):
-        console.print(Text(), made_table(made_of(graph.workdir, steps), width=console.width))
+        console.print(Text(), build_step_table(read_step_rows(graph.workdir, steps), width=console.width))
 
 
 def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], PipelineGraph]:

@@ -10,8 +10,8 @@ from pipeline.engine import Engine
 from pipeline.execution.fingerprint import differences
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import USAGE, Step
-from pipeline.graph.preflight import refuse_what_cannot_be
-from pipeline.results.step_table import made_line, made_of
+from pipeline.graph.preflight import run_preflight_checks
+from pipeline.results.step_table import format_step_row, read_step_rows
 from pipeline.storage import MANIFEST, Folder
 
 
@@ -22,15 +22,15 @@ def run_steps(graph: PipelineGraph, steps: Sequence[Step], engine: Engine, *, ex
         ConfigError: the run `draws`, and what it asks for cannot be.
     """
     if draws:
-        refuse_what_cannot_be(graph)
+        run_preflight_checks(graph)
     first, there = engine.progress.add([(step.title, step.output) for step in steps]), 0
     for number, step in enumerate(steps, first):
         if step.done:
-            engine.progress.was_there(number)
+            engine.progress.skip(number)
             there += 1
             continue
         if there:
-            logger.info(_said_there(there, steps))
+            logger.info(_describe_cached(there, steps))
             there = 0
         if explain:
             _explain_new(step)
@@ -41,24 +41,24 @@ def run_steps(graph: PipelineGraph, steps: Sequence[Step], engine: Engine, *, ex
             step.run(of_stage)
             usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(of_stage.usage)}
             step.folder.write_json(USAGE, usage)
-        logger.info(made_line(made_of(graph.workdir, engine.progress.steps()[number : number + 1])[0]))
+        logger.info(format_step_row(read_step_rows(graph.workdir, engine.progress.steps()[number : number + 1])[0]))
         if draws and step is graph.windows(GENERALIST):
-            refuse_what_cannot_be(graph)
+            run_preflight_checks(graph)
     if there:
-        logger.info(_said_there(there, steps))
+        logger.info(_describe_cached(there, steps))
 
 
-def _said_there(there: int, steps: Sequence[Step]) -> str:
-    return f"{there} of {len(steps)} steps {'were' if there > 1 else 'was'} there"
+def _describe_cached(there: int, steps: Sequence[Step]) -> str:
+    return f"{there} of {len(steps)} steps {'are' if there > 1 else 'is'} cached"
 
 
 def describe_state(step: Step) -> str:
     if step.done:
         return "done"
     if present := len(step.folder.names(".parquet")):
-        return f"to do, {present} parts are there"
+        return f"pending, {present} parts are finished"
     old = _nearest_other(step)
-    return f"to do: {'; '.join(old[1])}" if old else "to do"
+    return f"pending: {'; '.join(old[1])}" if old else "pending"
 
 
 def _explain_new(step: Step) -> None:

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.execution import cache
 from pipeline.report import charts
 from pipeline.report import comparison as comparing
-from pipeline.terminal.formatting import bytes_said, number_said, percent, time_said
+from pipeline.terminal.formatting import format_bytes, format_duration, format_number, percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
 VERSION = 1  # raise it when what a page shows changes: pages of an older version are written again
@@ -61,9 +61,9 @@ def render(facts: Mapping[str, Any], *, fingerprint: str = "", comparison: Mappi
     )
     environment.filters |= {
         "percent": percent,
-        "duration": time_said,
-        "bytes": bytes_said,
-        "number": number_said,
+        "duration": format_duration,
+        "bytes": format_bytes,
+        "number": format_number,
         "count": lambda value: f"{value:,}",
     }
     scripts = [_vega(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")]

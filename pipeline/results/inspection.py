@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.clustering.tree import Tree, read_tree
 from pipeline.config import GENERALIST
-from pipeline.embedders import loaded_embedder
+from pipeline.embedders import load_cached_embedder
 from pipeline.errors import ConfigError, shown
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step, hash_chosen, part_names
@@ -187,7 +187,7 @@ class Inspection:
     def like(self, text: str, num_examples: int) -> Iterator[RenderableType]:
         """The cluster that a text would be in."""
         fitted = [step for step in self.run.steps if step.stage == "embedder"]
-        embedder = loaded_embedder(self.run.config.embed, fitted[0].folder.url if fitted else None)
+        embedder = load_cached_embedder(self.run.config.embed, fitted[0].folder.url if fitted else None)
         x_ND = embedder.encode([text]).astype(np.float16)
         if not np.isfinite(x_ND).all():
             raise ConfigError("--like: the embedder has no vector for this text, as of a window without a word that it knows")

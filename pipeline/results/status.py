@@ -16,13 +16,13 @@ from rich.text import Text
 
 from pipeline.errors import shown
 from pipeline.execution.lock import LEASE_S, is_gone, is_here, latest_run, record_of
-from pipeline.results.step_table import made_line, made_of, made_table
+from pipeline.results.step_table import build_step_table, format_step_row, read_step_rows
 from pipeline.storage import Folder
-from pipeline.terminal.formatting import time_said
+from pipeline.terminal.formatting import format_duration
 from pipeline.terminal.output import console
-from pipeline.terminal.progress import AT_WORK, DONE, FAILED, Count
+from pipeline.terminal.progress import DONE, FAILED, RUNNING, Count
 
-ENDED, KILLED, SILENT = "ended", "killed", "silent"  # beside AT_WORK and FAILED
+ENDED, KILLED, SILENT = "ended", "killed", "silent"  # beside RUNNING and FAILED
 
 _LISTEN_S = 25.0  # for a sign of life, of which a run gives one every ten seconds
 _POLL_S = 2.0
@@ -42,7 +42,7 @@ class Status:
     def count(self) -> Count | None:
         """How far the phase is that is at work."""
         count = self.record.get("count")
-        if not count or self.state not in (AT_WORK, SILENT):
+        if not count or self.state not in (RUNNING, SILENT):
             return None
         try:
             return Count(**count)
@@ -54,7 +54,7 @@ class Status:
         """Title, output and state of the steps; the one at which a run died has failed."""
         steps: list[dict[str, str]] = self.record.get("steps", [])
         if self.state == KILLED:
-            return [{**step, "state": FAILED if step["state"] == AT_WORK else step["state"]} for step in steps]
+            return [{**step, "state": FAILED if step["state"] == RUNNING else step["state"]} for step in steps]
         return steps
 
 
@@ -83,13 +83,13 @@ class Watch:
         if is_gone(record) or record_of(self.workdir, self.number + 1):  # the next begins when this one is dead
             return Status(self.number, KILLED, record)
         if is_here(record):
-            return Status(self.number, AT_WORK, record)
+            return Status(self.number, RUNNING, record)
         if self._changed_at is not None:
-            return Status(self.number, SILENT if now - self._changed_at > LEASE_S else AT_WORK, record)
+            return Status(self.number, SILENT if now - self._changed_at > LEASE_S else RUNNING, record)
         return Status(self.number, SILENT, record) if now - self._began > _LISTEN_S else None
 
 
-def listened(watch: Watch) -> Status:
+def wait_for_status(watch: Watch) -> Status:
     """The status of a run, after listening for a sign of life where that is not known at once."""
     status = watch.look()
     if status is None:
@@ -104,25 +104,25 @@ def no_run(workdir: Folder) -> str:
     return f"no run has been started in {workdir.url} yet"
 
 
-def told(workdir: Folder, status: Status, *, width: int) -> Iterator[RenderableType]:
+def render_status(workdir: Folder, status: Status, *, width: int) -> Iterator[RenderableType]:
     """The run in a sentence, how far it is, and a table of its steps, for a terminal of so many columns."""
     yield Text(_sentence(status))
-    if line := at_work(status):
+    if line := describe_progress(status):
         yield Text(line)
     if status.steps:
         count = status.count
         yield Text()
         done = f"{count.done:,} of {count.total:,} {shown(count.unit)}" if count else ""
-        yield made_table(made_of(workdir, status.steps), done, width=width)
+        yield build_step_table(read_step_rows(workdir, status.steps), done, width=width)
 
 
-def at_work(status: Status) -> str:
+def describe_progress(status: Status) -> str:
     """The step at work, and how far it is; empty where none is."""
-    step = next((step["title"] for step in status.steps if step["state"] == AT_WORK), "")
+    step = next((step["title"] for step in status.steps if step["state"] == RUNNING), "")
     count = status.count
     if not count:
         seconds = status.record.get("step_seconds", 0.0)
-        return shown(step + (f", for {time_said(seconds)}" if step and seconds >= 1 else ""))
+        return shown(step + (f", for {format_duration(seconds)}" if step and seconds >= 1 else ""))
     phase = f"{step}: {count.title}" if step and step != count.title else count.title
     return shown(f"{phase}, {count.said()}")
 
@@ -130,9 +130,9 @@ def at_work(status: Status) -> str:
 def _sentence(status: Status) -> str:
     record = status.record
     who = shown(f"process {record.get('pid')} on {record.get('host')}, since {record.get('started')}")
-    took = f" after {time_said(record['seconds'])}" if "seconds" in record else ""
+    took = f" after {format_duration(record['seconds'])}" if "seconds" in record else ""
     return {
-        AT_WORK: f"run {status.number} is at work: {who}{took.replace('after', 'for')}",
+        RUNNING: f"run {status.number} is running: {who}{took.replace('after', 'for')}",
         ENDED: f"run {status.number} ended well{took}: {who}",
         FAILED: f"run {status.number} failed or was interrupted{took}: {who}; its terminal or log says why. {_KEPT}",
         KILLED: f"run {status.number} was killed, and last heard of{took}: {who}, which is gone. {_KEPT}",
@@ -147,27 +147,27 @@ def _ended(status: Status) -> list[dict[str, str]]:
 
 def follow(watch: Watch) -> bool:
     """Show the status until the run is over, on a terminal in place, else in lines now and then; whether it ended well."""
-    status = listened(watch)
+    status = wait_for_status(watch)
     if console.file.isatty() and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
             while True:
-                live.update(Group(*told(watch.workdir, status, width=console.width)), refresh=True)
-                if status.state != AT_WORK:
+                live.update(Group(*render_status(watch.workdir, status, width=console.width)), refresh=True)
+                if status.state != RUNNING:
                     break
                 time.sleep(_POLL_S)
                 status = watch.look() or status
         return status.state == ENDED
     ended, said, said_at = _ended(status), "", 0.0
-    while status.state == AT_WORK:
-        step = next((step["title"] for step in status.steps if step["state"] == AT_WORK), "")
+    while status.state == RUNNING:
+        step = next((step["title"] for step in status.steps if step["state"] == RUNNING), "")
         if step != said or time.monotonic() - said_at > _LOG_EVERY_S:
-            console.print(at_work(status) or _sentence(status), soft_wrap=True)
+            console.print(describe_progress(status) or _sentence(status), soft_wrap=True)
             said, said_at = step, time.monotonic()
         time.sleep(_POLL_S)
         status = watch.look() or status
         before, ended = ended, _ended(status)
-        for made in made_of(watch.workdir, [step for step in ended if step not in before]):
-            console.print(shown(made_line(made)), soft_wrap=True)
-    for line in told(watch.workdir, status, width=console.width):
+        for made in read_step_rows(watch.workdir, [step for step in ended if step not in before]):
+            console.print(shown(format_step_row(made)), soft_wrap=True)
+    for line in render_status(watch.workdir, status, width=console.width):
         console.print(line)
     return status.state == ENDED

@@ -15,8 +15,8 @@ from pipeline.config.stages import STAGES
 from pipeline.errors import shown
 from pipeline.execution.step import USAGE
 from pipeline.storage import MANIFEST, Folder
-from pipeline.terminal.formatting import bytes_said, rate_said, time_said
-from pipeline.terminal.progress import AT_WORK, DONE, WAS_THERE
+from pipeline.terminal.formatting import format_bytes, format_duration, format_rate
+from pipeline.terminal.progress import CACHED, DONE, RUNNING
 
 _PASSED_OVER = ("windows", "rows")  # of which a stage makes so many a second
 _READERS = 16
@@ -25,7 +25,7 @@ _WIDE, _NARROW = 90, 70  # columns of a terminal: for all of them, and for all b
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class StepRow:
     """A step of a run, its state, and as far as it is done what it holds and left out, and what making it took."""
 
     title: str
@@ -43,20 +43,20 @@ class Made:
         return self.holds[unit] / self.seconds if unit in _PASSED_OVER and self.seconds else None
 
 
-def made_of(workdir: Folder, steps: Sequence[Mapping[str, str]]) -> list[Made]:
+def read_step_rows(workdir: Folder, steps: Sequence[Mapping[str, str]]) -> list[StepRow]:
     """What became of steps, given by title, output and state."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda step: _made(workdir, step), steps))
 
 
-def _made(workdir: Folder, step: Mapping[str, str]) -> Made:
+def _made(workdir: Folder, step: Mapping[str, str]) -> StepRow:
     manifest: Mapping[str, Any] = {}
     usage: Mapping[str, Any] = {}
-    if step["state"] in (DONE, WAS_THERE):
+    if step["state"] in (DONE, CACHED):
         folder = workdir.child(step["output"])
         manifest, usage = (folder.read_json(name) or {} for name in (MANIFEST, USAGE))
     stage = step["output"].partition("/")[0]
-    return Made(
+    return StepRow(
         title=step["title"],
         state=step["state"],
         holds={name: int(manifest[name]) for name in STAGES[stage].counts if name in manifest},
@@ -67,15 +67,15 @@ def _made(workdir: Folder, step: Mapping[str, str]) -> Made:
     )
 
 
-def made_line(made: Made) -> str:
+def format_step_row(made: StepRow) -> str:
     """A line on a step that was just done."""
     counts = {**made.holds, **made.left_out}
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    return f"{made.title:<22} {time_said(made.seconds):>7}  {said or 'ready'}"
+    return f"{made.title:<22} {format_duration(made.seconds):>7}  {said or 'ready'}"
 
 
-def made_table(steps: Sequence[Made], at_work: str = "", *, width: int = _WIDE) -> Table:
-    """A row a step, and what those that were done took together; `at_work` is how far the one at work is.
+def build_step_table(steps: Sequence[StepRow], running_step: str = "", *, width: int = _WIDE) -> Table:
+    """A row a step, and what those that were done took together; `running_step` is how far the one at work is.
 
     On a terminal of fewer columns the last ones are left out: cut off, their numbers would be wrong ones.
     """
@@ -88,12 +88,12 @@ def made_table(steps: Sequence[Made], at_work: str = "", *, width: int = _WIDE) 
         rate = made.rate_per_s if done else None
         row = (
             shown(made.title),
-            next((f"{count:,} {name}" for name, count in made.holds.items()), at_work if made.state == AT_WORK else ""),
+            next((f"{count:,} {name}" for name, count in made.holds.items()), running_step if made.state == RUNNING else ""),
             ", ".join(f"{count:,} {name}" for name, count in made.left_out.items()),
-            time_said(made.seconds) if done else made.state,
-            rate_said(rate) if rate else "",
+            format_duration(made.seconds) if done else made.state,
+            format_rate(rate) if rate else "",
             f"{made.tasks:,}" if done and made.tasks else "",
-            bytes_said(made.peak_rss_bytes) if done and made.peak_rss_bytes else "",
+            format_bytes(made.peak_rss_bytes) if done and made.peak_rss_bytes else "",
         )
         table.add_row(*row[: len(headings)], style="dim" if not done else "")
     done_now = [made for made in steps if made.state == DONE]
@@ -102,10 +102,10 @@ def made_table(steps: Sequence[Made], at_work: str = "", *, width: int = _WIDE) 
             "together",
             "",
             "",
-            time_said(sum(made.seconds for made in done_now)),
+            format_duration(sum(made.seconds for made in done_now)),
             "",
             f"{sum(made.tasks for made in done_now):,}",
-            bytes_said(max(made.peak_rss_bytes for made in done_now)),
+            format_bytes(max(made.peak_rss_bytes for made in done_now)),
         )
         table.add_row(*row[: len(headings)])
     return table

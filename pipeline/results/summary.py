@@ -13,7 +13,7 @@ from pipeline.execution.step import USAGE, Step
 from pipeline.results.cluster_names import Name
 from pipeline.results.shares import SHARE_OFF, Shares, asked_shares, most_passes
 from pipeline.rewriting.accounts import account
-from pipeline.terminal.formatting import number_said, percent
+from pipeline.terminal.formatting import format_number, percent
 
 _MOVERS = 6  # clusters and sources shown at each end
 _HEADLINE = ("unique_share", "epochs_max", "epochs_p99", "repeats_value", "effective_windows", "clipped_mass", "deficit_share")
@@ -114,9 +114,9 @@ def _diagnostics(weighted: Step, title: str) -> RenderableType:
     shown = _table(title, ["", "value", "90% interval", "meaning"], left=("", "meaning"))
     for fact in facts:
         if fact["name"] in (_OF_SPECIALIST if fact["specialist"] else _HEADLINE) or fact["name"].startswith("alpha_"):
-            interval = f"{number_said(fact['low'])}–{number_said(fact['high'])}" if fact["low"] is not None else ""
+            interval = f"{format_number(fact['low'])}–{format_number(fact['high'])}" if fact["low"] is not None else ""
             label = f"{fact['specialist']}: {fact['name']}" if fact["specialist"] else fact["name"]
-            shown.add_row(label, number_said(fact["value"]), interval, fact["meaning"])
+            shown.add_row(label, format_number(fact["value"]), interval, fact["meaning"])
     return shown
 
 

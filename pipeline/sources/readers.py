@@ -17,7 +17,7 @@ from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError, StorageError
 from pipeline.sources import ALL_COLUMNS, Columns, InputFile, Row, pydocs
 from pipeline.sources.listing import base_name, file_system
-from pipeline.storage import of_a_store, said
+from pipeline.storage import is_store_error, said
 
 # `module:Class` by kind, imported on first use: importing datatrove takes half a second.
 _READERS = {
@@ -76,7 +76,7 @@ def read_rows(
             yield row
     except Exception as error:
         place = f"cannot read {file.url} beyond row {reached}" if reached >= 0 else f"cannot read {file.url}"
-        if of_a_store(error) or (isinstance(error, OSError) and error.errno not in _USERS_MISTAKE):
+        if is_store_error(error) or (isinstance(error, OSError) and error.errno not in _USERS_MISTAKE):
             raise StorageError(f"{place}: {said(error)}; run the same command again, finished parts are kept") from error
         if isinstance(error, _DAMAGE):
             raise InputError(f"{place}: {said(error)}; replace the file, or leave it out of paths") from error

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.execution.step import Step, groups, map_parts, part_names, with_facts
 from pipeline.hashing import keyed_uniform
 from pipeline.sources.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
-from pipeline.storage import Folder, put_whole
+from pipeline.storage import Folder, upload_on_exit
 from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
 
 EXAMPLES = "dropped"  # folder of examples, next to the parts
@@ -142,7 +142,7 @@ def _sign(name: str, job: _Job) -> dict[str, Any]:
                 signed[part] += 1
                 yield Document(text="".join(texts[rows]), id=identifier)
 
-    with put_whole(job.scratch.child("signatures")) as place:
+    with upload_on_exit(job.scratch.child("signatures")) as place:
         step = BoundedSignature(place, config=_minhash(job.settings, job.seed), language=job.settings.language)
         step.run(documents(), rank=number, world_size=len(job.runs))
     counted = pa.table({"part": list(signed), "documents": list(signed.values())}, schema=SIGNED)
@@ -160,7 +160,7 @@ def _match(name: str, job: _Job) -> dict[str, Any]:
     band = int(name.rpartition("-")[2])
     names = [f"bucket_{band:03d}/{number:05d}.minhash.sig" for number in range(len(job.runs))]
     signatures = NamedFiles(job.scratch.child("signatures"), names)
-    with put_whole(job.scratch.child("pairs")) as place:
+    with upload_on_exit(job.scratch.child("pairs")) as place:
         step = MinhashDedupBuckets(signatures, place, config=_minhash(job.settings, job.seed), lines_to_buffer=_LINES)
         step.run(None, rank=band, world_size=job.settings.buckets)
     job.scratch.child("matched").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
@@ -175,7 +175,7 @@ def _cluster(name: str, job: _Job) -> dict[str, Any]:
 
     pairs = NamedFiles(job.scratch.child("pairs"), [f"{band:05d}_00.dups" for band in range(job.settings.buckets)])
     config = _minhash(job.settings, job.seed)
-    with put_whole(job.scratch.child("clusters")) as place:
+    with upload_on_exit(job.scratch.child("clusters")) as place:
         MinhashDedupCluster(pairs, place, config=config, save_cluster_id=True, save_cluster_size=True, lines_to_buffer=_LINES).run()
     job.scratch.child("clustered").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
     return {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import embedders
 from pipeline.config import Config, Embed
-from pipeline.embedders import Embedder, loaded_embedder
+from pipeline.embedders import Embedder, load_cached_embedder
 from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.execution.step import Step, map_parts, part_names
@@ -128,7 +128,7 @@ def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder, threads: 
 
 
 def _embed_part(name: str, cfg: Embed, artifact: Folder | None, windows: Folder, folder: Folder) -> dict[str, Any]:
-    model = loaded_embedder(cfg, artifact.url if artifact else None)
+    model = load_cached_embedder(cfg, artifact.url if artifact else None)
     table = windows.read_table(f"{name}.parquet", columns=["key", "text", "tokens"])
     result = embed_table(table, model)
     valid = result["valid"].to_numpy()

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.arrays import F64
 from pipeline.clustering.tree import Tree
-from pipeline.embedders import loaded_embedder
+from pipeline.embedders import load_cached_embedder
 from pipeline.execution.step import groups
 from pipeline.rewriting.answers import FrozenIndex
 from pipeline.rewriting.choosing import Tally, Way, asked_share
@@ -95,7 +95,7 @@ def judge_group(
     Writes the accepted rewrites as windows, their embeddings and assignments, and the verdict on each passage.
     """
     asked = requests.read_table(f"{name}.parquet")
-    embedder = loaded_embedder(embed, artifact.url if artifact else None)
+    embedder = load_cached_embedder(embed, artifact.url if artifact else None)
     key_R = asked["key"].to_numpy()
     answers = index.read(store, key_R[~np.isin(key_R, np.array(sorted(errors), np.uint64))])
     passages = judge_answers(

@@ -10,7 +10,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
-def number_said(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits; all before the point of what is 1,000 or more."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
@@ -19,7 +19,7 @@ def number_said(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def time_said(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds, minutes, hours or days."""
     if seconds < 0.95:
         return f"{seconds:.1f} s"
@@ -30,7 +30,7 @@ def time_said(seconds: float) -> str:
     return f"{seconds / _HOUR:,.1f} h" if seconds < 48 * _HOUR else f"{seconds / 24 / _HOUR:,.1f} days"
 
 
-def rate_said(per_s: float) -> str:
+def format_rate(per_s: float) -> str:
     """Per second; per minute or hour where it is less than one."""
     if per_s <= 0:
         return "0/h"
@@ -38,7 +38,7 @@ def rate_said(per_s: float) -> str:
     return f"{per:.1f}/{unit}" if per < 9.95 else f"{per:,.0f}/{unit}"
 
 
-def bytes_said(num: float) -> str:
+def format_bytes(num: float) -> str:
     """Bytes in thousands of thousands, to three digits."""
     units = ["B", "KB", "MB", "GB", "TB"]
     while num >= 999.5 and len(units) > 1:

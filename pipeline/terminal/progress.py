@@ -22,10 +22,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.terminal.formatting import rate_said, time_said
+from pipeline.terminal.formatting import format_duration, format_rate
 from pipeline.terminal.output import messages
 
-TO_DO, AT_WORK, DONE, WAS_THERE, FAILED = "to do", "at work", "done", "was there", "failed"
+PENDING, RUNNING, DONE, CACHED, FAILED = "pending", "running", "done", "cached", "failed"
 
 _LOG_EVERY_S = 60.0  # where there is no terminal
 _DRAWN_PER_S = 4
@@ -55,7 +55,7 @@ class Count:
         """Done of total, rate, time left, quarantined, as far as there is any."""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
         if self.left_s is not None and self.done < self.total:
-            parts += [rate_said(self.rate_per_s), f"{time_said(self.left_s)} left"]
+            parts += [format_rate(self.rate_per_s), f"{format_duration(self.left_s)} left"]
         if self.quarantined:
             parts.append(f"{self.quarantined:,} quarantined")
         return ", ".join(parts)
@@ -87,7 +87,7 @@ class Phase:
 class _Step:
     title: str
     output: str
-    state: str = TO_DO
+    state: str = PENDING
 
 
 class Progress:
@@ -108,15 +108,15 @@ class Progress:
         self._steps += [_Step(title, output) for title, output in steps]
         return first
 
-    def was_there(self, number: int) -> None:
+    def skip(self, number: int) -> None:
         """Nothing had to be done for the step of this number."""
-        self._steps[number].state = WAS_THERE
+        self._steps[number].state = CACHED
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """While the step of this number is done."""
         step = self._steps[number]
-        step.state = AT_WORK
+        step.state = RUNNING
         self._step, self._quarantined = step, 0
         self._step_started = self._logged = time.monotonic()
         self.changed()
@@ -198,7 +198,7 @@ class Progress:
         if count is None:
             waited = time.monotonic() - self._step_started
             title = messages.fits(step.title) if step else ""
-            return Text(f"{title}  {time_said(waited)}", no_wrap=True, overflow=_overflow())
+            return Text(f"{title}  {format_duration(waited)}", no_wrap=True, overflow=_overflow())
         line = Table.grid(padding=(0, 2))
         for _ in range(3 if messages.width >= _WIDE else 2):
             line.add_column(no_wrap=True, overflow=_overflow())

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import parse_config
-from pipeline.costs.estimate import costs_of, told
+from pipeline.costs.estimate import costs_of, render_estimate
 from pipeline.costs.model import Machines, read_rates, shape, speedup, stage_cost
 from pipeline.costs.size import Size, size_of
 from pipeline.errors import InputError
@@ -254,7 +254,7 @@ def test_a_dry_run_says_time_money_and_room_and_leaves_nothing(tmp_path: Path) -
 def test_what_is_done_costs_nothing_more(tmp_path: Path, ray_session: Any) -> None:
     config = topic_run(tmp_path, 30)
     run = run_prepare(config)
-    lines = [str(line) for line in told(run, list(run.steps))]
+    lines = [str(line) for line in render_estimate(run, list(run.steps))]
     assert any(line.startswith("generalist: ") and "KB of text" in line and "about" not in line for line in lines)
     # Nor does it help to see what a budget costs that cannot be had, which is known by now.
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -266,7 +266,7 @@ def test_what_is_done_costs_nothing_more(tmp_path: Path, ray_session: Any) -> No
         r"^error: sample\.budget_tokens 10,000,000 is more than .* at most [\d,]+ can be had", done.stderr, re.MULTILINE
     )
     curate(config)
-    assert list(told(build_graph(config), list(run.steps))) == []
+    assert list(render_estimate(build_graph(config), list(run.steps))) == []
 
 
 def test_a_dataset_is_not_fetched_to_be_sized(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_dataset_is_not_fetched_to_be_sized(tmp_path: Path) -> None:
     reader = {"type": "HuggingFaceDatasetReader", "dataset_options": {"split": "train"}}
     run = build_graph(config | {"generalist": {"paths": [str(tmp_path / "set")], "reader": reader}})
     assert size_of(run.config, "generalist", run.step("prepare", "generalist")) is None
-    (line,) = told(run, list(run.steps))
+    (line,) = render_estimate(run, list(run.steps))
     assert "known once prepare is done" in str(line)
 
 
@@ -290,7 +290,7 @@ def test_many_parts_make_the_driver_the_limit_and_it_is_said(tmp_path: Path, mon
         "schedule": {"ending": {"share": 0.1, "weights": {"sharpness": 1}}},
     }
     run = build_graph(settings)
-    lines = [str(line) for line in told(run, list(run.steps))]
+    lines = [str(line) for line in render_estimate(run, list(run.steps))]
     assert any("with 25,600 workers the driver is busy" in line and "prepare.part_documents" in line for line in lines)
     assert any(line.startswith("not in it: schedule") for line in lines)
     costs = costs_of(run, list(run.steps), {"generalist": size, "legal": size}, Machines(400, 16))
@@ -341,7 +341,7 @@ def test_what_cannot_be_read_is_one_line(name: str, content: bytes, message: str
     (tmp_path / name).write_bytes(content)
     run = build_graph(topic_run(tmp_path, 5) | {"generalist": {"paths": [str(tmp_path / name)]}})
     with pytest.raises(InputError, match=message) as caught:
-        list(told(run, list(run.steps)))
+        list(render_estimate(run, list(run.steps)))
     assert name in str(caught.value)
 
 

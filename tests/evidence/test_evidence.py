@@ -19,7 +19,7 @@ from pipeline.evidence.curves import Text, crossing, curves_of, plain_arms, read
 from pipeline.evidence.intervals import estimate
 from pipeline.evidence.plots import drawn
 from pipeline.evidence.settings import Evidence, load_evidence
-from pipeline.evidence.steps import Comparison, compare, num_texts, plan_evidence, refuse_arms
+from pipeline.evidence.steps import Comparison, check_arms, compare, num_texts, plan_evidence
 from pipeline.evidence.table import rendered, rows_of, saved
 from pipeline.proxy.tokens import encode, encode_each, end_token, train_tokenizer
 from pipeline.storage import Folder
@@ -189,12 +189,12 @@ def test_an_arm_that_asks_for_what_cannot_be_ends_the_comparison_before_any_is_d
     comparison["run"]["sample"]["budget_tokens"] = 100_000  # the text gives four times 50,000
     arms = {"specialist-only": {"weights": {"max_epochs": 1}}, "crisp": {}}
     alone = comparison | {"arms": arms, "baseline": "crisp"}
-    refuse_arms(plan_evidence(Evidence.model_validate(alone)))  # nothing is there yet
+    check_arms(plan_evidence(Evidence.model_validate(alone)))  # nothing is there yet
     raw = comparison | {"arms": {"crisp": {}, "once": {"weights": {"max_epochs": 1}}}, "baseline": "crisp"}
     with pytest.raises(ConfigError, match=r"^arm once: sample\.budget_tokens 100,000 is more than weights\.max_epochs 1 allows"):
         made(raw)
     assert not plan_evidence(Evidence.model_validate(raw)).runs["crisp"].step("cluster").folder.names()
-    refuse_arms(plan_evidence(Evidence.model_validate(alone)))  # who reads the sample alone draws nothing
+    check_arms(plan_evidence(Evidence.model_validate(alone)))  # who reads the sample alone draws nothing
 
 
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=5), st.floats(-1, 9))

@@ -13,18 +13,18 @@ import pytest
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.execution import lock
-from pipeline.execution.lock import Alone, is_here, latest_run, record_of
+from pipeline.execution.lock import WorkdirLock, is_here, latest_run, record_of
 from pipeline.storage import Folder
 from tests.support.processes import ROOT, wait_until
 
 HOLD = """
 import sys
-from pipeline.execution.lock import Alone, is_here, latest_run, record_of
+from pipeline.execution.lock import WorkdirLock, is_here, latest_run, record_of
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 sys.stdin.readline()
 try:
-    with Alone(Folder(sys.argv[1]), beat_s=0.05, lease_s=float(sys.argv[2])):
+    with WorkdirLock(Folder(sys.argv[1]), beat_s=0.05, lease_s=float(sys.argv[2])):
         print("taken", flush=True)
         sys.stdin.readline()
 except ConfigError:
@@ -61,7 +61,7 @@ def test_of_many_that_ask_at_once_one_has_the_workdir(tmp_path: Path) -> None:
         assert sorted(said) == ["refused"] * 5 + ["taken"]
         tell(asking[said.index("taken")])
         assert [process.wait() for process in asking] == [0] * 6
-    with Alone(Folder(str(tmp_path))):  # ended runs leave no mark but their records
+    with WorkdirLock(Folder(str(tmp_path))):  # ended runs leave no mark but their records
         pass
     records = [Folder(str(tmp_path / "runs")).read_json(name) for name in Folder(str(tmp_path / "runs")).names(".json")]
     assert [record["state"] for record in records] == ["ended"] * len(records)
@@ -72,14 +72,14 @@ def test_a_run_that_is_at_work_elsewhere_is_named(tmp_path: Path, strangers: Non
         assert tell(other).readline() == "taken\n"
         said = rf"another run is at work in {tmp_path} since .*: process {other.pid} on .*; wait until it ends"
         with pytest.raises(ConfigError, match=said):
-            Alone(Folder(str(tmp_path))).__enter__()
+            WorkdirLock(Folder(str(tmp_path))).__enter__()
 
 
 def test_a_killed_run_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
     with holder(tmp_path, lease_s=1e9) as other:
         assert tell(other).readline() == "taken\n"
         other.send_signal(signal.SIGKILL)
-    with Alone(Folder(str(tmp_path)), lease_s=1e9) as mine:
+    with WorkdirLock(Folder(str(tmp_path)), lease_s=1e9) as mine:
         mine.check()
 
 
@@ -100,7 +100,7 @@ def test_a_run_without_a_sign_of_life_is_taken_over_and_stops_when_it_wakes(tmp_
     with holder(tmp_path) as other:
         assert tell(other).readline() == "taken\n"
         other.send_signal(signal.SIGSTOP)
-        with Alone(Folder(str(tmp_path)), lease_s=0.5) as mine:
+        with WorkdirLock(Folder(str(tmp_path)), lease_s=0.5) as mine:
             mine.check()
         other.send_signal(signal.SIGCONT)
     states = [Folder(str(tmp_path / "runs")).read_json(f"{number:06d}.json")["state"] for number in (1, 2)]
@@ -109,18 +109,18 @@ def test_a_run_without_a_sign_of_life_is_taken_over_and_stops_when_it_wakes(tmp_
 
 def test_a_run_that_was_taken_over_is_told(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    with Alone(folder, beat_s=0.02) as first:
+    with WorkdirLock(folder, beat_s=0.02) as first:
         first.check()
         assert folder.child("runs").create_json("000002.json", {"state": "running"})
         wait_until(lambda: first._lost)
         with pytest.raises(RunError, match="another run has taken over"):
             first.check()
-        with Alone(folder) as inner, pytest.raises(RunError, match="another run has taken over"):
+        with WorkdirLock(folder) as inner, pytest.raises(RunError, match="another run has taken over"):
             inner.check()
 
 
 def test_a_process_has_its_own_workdir_already(tmp_path: Path) -> None:
-    with Alone(Folder(str(tmp_path))), Alone(Folder(str(tmp_path))) as inner:
+    with WorkdirLock(Folder(str(tmp_path))), WorkdirLock(Folder(str(tmp_path))) as inner:
         inner.check()
     assert Folder(str(tmp_path / "runs")).names() == ["000001.json"]
 
@@ -128,7 +128,7 @@ def test_a_process_has_its_own_workdir_already(tmp_path: Path) -> None:
 def test_a_record_that_is_just_being_written_is_no_free_workdir(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "000001.json").touch()
-    with Alone(Folder(str(tmp_path)), lease_s=0.1) as mine:  # nor is it waited for for ever
+    with WorkdirLock(Folder(str(tmp_path)), lease_s=0.1) as mine:  # nor is it waited for for ever
         assert mine._number == 2
 
 
@@ -138,15 +138,15 @@ def test_what_is_no_record_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "runs" / "000001.json").write_text('{"state": "running", "process": ["a"]}', encoding="utf-8")
     assert latest_run(Folder(str(tmp_path))) == 1
     assert not is_here(record_of(Folder(str(tmp_path)), 1) or {})
-    with Alone(Folder(str(tmp_path)), lease_s=0.1) as mine:
+    with WorkdirLock(Folder(str(tmp_path)), lease_s=0.1) as mine:
         assert mine._number == 2
 
 
 def test_a_failed_run_says_so_and_frees_the_workdir(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Alone(Folder(str(tmp_path))):
+    with pytest.raises(ZeroDivisionError), WorkdirLock(Folder(str(tmp_path))):
         _ = 1 / 0
     assert Folder(str(tmp_path / "runs")).read_json("000001.json")["state"] == "failed"
-    with Alone(Folder(str(tmp_path))):
+    with WorkdirLock(Folder(str(tmp_path))):
         pass
 
 

@@ -9,7 +9,7 @@ from loguru import logger
 import pipeline
 from pipeline.errors import ConfigError
 from pipeline.graph import preflight
-from pipeline.graph.preflight import refuse_what_cannot_be
+from pipeline.graph.preflight import run_preflight_checks
 from tests.support.corpora import TOPICS, topic_documents, write_jsonl
 
 TOO_MUCH = r"sample\.budget_tokens ([\d,]+)(.*) is more than weights\.max_epochs (\S+) allows: .* at most ([\d,]+) can be had"
@@ -40,7 +40,7 @@ def held(prepared: dict[str, Any]) -> int:
 
 
 def check(prepared: dict[str, Any], budget: int, **sections: Any) -> None:
-    refuse_what_cannot_be(pipeline.build_graph(prepared | {"sample": {"budget_tokens": budget}} | sections))
+    run_preflight_checks(pipeline.build_graph(prepared | {"sample": {"budget_tokens": budget}} | sections))
 
 
 def test_a_budget_is_refused_from_the_first_token_that_cannot_be_had(prepared: dict[str, Any]) -> None:

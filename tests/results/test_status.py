@@ -14,9 +14,9 @@ import yaml
 from rich.console import Console
 
 from pipeline.execution import lock
-from pipeline.execution.lock import Alone, latest_run, record_of
+from pipeline.execution.lock import WorkdirLock, latest_run, record_of
 from pipeline.results import status
-from pipeline.results.status import Status, Watch, at_work, told
+from pipeline.results.status import Status, Watch, describe_progress, render_status
 from pipeline.storage import Folder
 from pipeline.terminal.progress import Progress
 from tests.support.processes import ROOT, wait_until
@@ -24,21 +24,21 @@ from tests.support.processes import ROOT, wait_until
 # A run of two steps that is in the middle of the second, until it is sent a line: to end, or to fail.
 RUN = """
 import sys
-from pipeline.execution.lock import Alone
+from pipeline.execution.lock import WorkdirLock
 from pipeline.terminal.progress import Progress
 from pipeline.storage import Folder
 
 progress = Progress()
-with Alone(Folder(sys.argv[1]), tell=progress.record, beat_s=0.05) as alone:
+with WorkdirLock(Folder(sys.argv[1]), tell=progress.record, beat_s=0.05) as alone:
     progress.changed = alone.tell_soon
     progress.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
-    progress.was_there(0)
+    progress.skip(0)
     with progress.step(1), progress.phase("embed web", 10, "parts") as phase:
         phase.advance(4, quarantined=7)
-        print("at work", flush=True)
+        print("running", flush=True)
         if "fail" in sys.stdin.readline():
             raise SystemExit(1)
-    progress.was_there(2)
+    progress.skip(2)
 """
 
 
@@ -101,7 +101,7 @@ def states(out: str) -> dict[str, str]:
 def shown(status: Status, workdir: Folder) -> str:
     console = Console(width=150, highlight=False, markup=False)
     with console.capture() as capture:
-        for line in told(workdir, status, width=130):
+        for line in render_status(workdir, status, width=130):
             console.print(line)
     return capture.get()
 
@@ -116,9 +116,9 @@ def test_of_no_run_it_says_that_there_is_none(config: str, tmp_path: Path) -> No
 def test_a_run_in_another_process_is_at_work_and_its_step_counted(config: str, running: "subprocess.Popen[str]") -> None:
     code, out = asked(config)
     assert code == 0
-    assert re.match(rf"run 1 is at work: process {running.pid} on \S+, since \S+ for \S+ s\n", out)
+    assert re.match(rf"run 1 is running: process {running.pid} on \S+, since \S+ for \S+ s\n", out)
     assert re.search(r"^embed web, 4 of 10 parts, \S+, .* left, 7 quarantined$", out, re.MULTILINE)
-    assert states(out) == {"prepare web": "was there", "embed web": "at work", "cluster": "to do"}
+    assert states(out) == {"prepare web": "cached", "embed web": "running", "cluster": "pending"}
 
 
 @pytest.mark.parametrize(("how", "state", "code"), [("end", "ended well", 0), ("fail", "failed or was interrupted", 1)])
@@ -148,7 +148,7 @@ def test_a_killed_run_of_this_machine_is_known_to_be_gone(config: str, running: 
         out, _ = following.communicate()
     assert following.returncode == 1
     assert out.startswith("run 1 was killed, and last heard of after")
-    assert states(out) == {"prepare web": "was there", "embed web": "failed", "cluster": "to do"}
+    assert states(out) == {"prepare web": "cached", "embed web": "failed", "cluster": "pending"}
 
 
 @pytest.fixture
@@ -166,12 +166,12 @@ def test_a_run_of_another_machine_lives_when_its_record_changes(
     wait_until(lambda: watch.look() is not None)
     living = watch.look()
     assert living
-    assert living.state == "at work"
+    assert living.state == "running"
     running.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(status, "LEASE_S", 0.5)
     wait_until(lambda: (watch.look() or living).state == "silent")
     running.send_signal(signal.SIGCONT)
-    wait_until(lambda: (watch.look() or living).state == "at work")
+    wait_until(lambda: (watch.look() or living).state == "running")
 
 
 def test_a_run_of_another_machine_that_gives_no_sign_is_said_to_be_silent(
@@ -186,7 +186,7 @@ def test_a_run_of_another_machine_that_gives_no_sign_is_said_to_be_silent(
     silent = watch.look()
     assert silent
     assert "run 1 gives no sign of life" in shown(silent, folder)
-    assert "4 of 10 parts" in at_work(silent)
+    assert "4 of 10 parts" in describe_progress(silent)
 
 
 def test_a_run_that_another_took_over_is_dead(tmp_path: Path, running: "subprocess.Popen[str]", stranger: None) -> None:
@@ -205,16 +205,16 @@ def test_records_of_other_versions_and_strangers_are_told_too(tmp_path: Path) ->
     assert said == "run 3 ended well: process 7 on ada\ufffd[2J, since 2026-11-25T17:02:11+00:00\n"
     new = {
         **old,
-        "steps": [{"title": "embed", "output": "embed/0", "state": "at work"}],
+        "steps": [{"title": "embed", "output": "embed/0", "state": "running"}],
         "count": {"parts": 4},
         "step_seconds": 1.0,
     }
-    assert "embed, for 1 s" in shown(Status(3, "at work", new), folder)
+    assert "embed, for 1 s" in shown(Status(3, "running", new), folder)
 
 
 def test_a_record_has_nothing_but_who_runs_and_how_far_it_is(tmp_path: Path) -> None:
     progress = Progress()
-    with Alone(Folder(str(tmp_path)), tell=progress.record):
+    with WorkdirLock(Folder(str(tmp_path)), tell=progress.record):
         record = record_of(Folder(str(tmp_path)), latest_run(Folder(str(tmp_path))))
     assert record
     assert set(record) == {
@@ -234,7 +234,7 @@ def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str,
 
     def at(stage: str) -> bool:
         steps = (record_of(folder, latest_run(folder)) or {}).get("steps", ())
-        return any(step["title"] == stage and step["state"] != "to do" for step in steps)
+        return any(step["title"] == stage and step["state"] != "pending" for step in steps)
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as first:
         wait_until(lambda: at("embedder"), first)
@@ -243,7 +243,7 @@ def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str,
     assert code == 0
     assert out.startswith("run 1 was killed")
     before = states(out)
-    assert before["sample"] == "to do"
+    assert before["sample"] == "pending"
     assert re.search(r"^prepare generalist +[\d,]+ windows", out, re.MULTILINE)
 
     second = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -252,6 +252,6 @@ def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str,
     code, out = asked(str(file), "--follow")
     assert code == 0
     assert out.startswith("run 2 ended well after")
-    assert states(out)["prepare generalist"] == "was there"
+    assert states(out)["prepare generalist"] == "cached"
     table = out.split("\n\n", 1)[1]
     assert table.strip() in second.stdout  # the same as at the end of the run

@@ -417,7 +417,7 @@ def test_a_dry_run_lists_the_step_where_the_run_goes_as_far(titled: dict[str, An
     for job, listed in (("rephrase", True), ("curate", True), ("weights", False)):
         command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--config", str(config), "--dry-run"]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert bool(re.search(r"^titles +to do", out, re.MULTILINE)) == listed
+        assert bool(re.search(r"^titles +pending", out, re.MULTILINE)) == listed
     assert not fake.calls
 
 

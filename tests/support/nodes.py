@@ -24,7 +24,7 @@ from pipeline.config import load_config
 from pipeline.execution.lock import latest_run, record_of
 from pipeline.graph.graph import build_graph
 from pipeline.storage import Folder
-from pipeline.terminal.progress import AT_WORK, TO_DO
+from pipeline.terminal.progress import PENDING, RUNNING
 from tests.support.corpora import topic_documents, topic_run, write_jsonl
 from tests.support.processes import ROOT, STARTS, free_port, wait_until
 
@@ -303,9 +303,9 @@ def last_run(workdir: Path) -> int:
 
 def at_work(workdir: Path) -> list[str]:
     """The stage that the latest run is in; none between two."""
-    return [step["output"].partition("/")[0] for step in _steps(workdir) if step["state"] == AT_WORK]
+    return [step["output"].partition("/")[0] for step in _steps(workdir) if step["state"] == RUNNING]
 
 
 def begun_steps(workdir: Path) -> int:
     """How many steps the latest run has come to, those that were there among them."""
-    return sum(step["state"] != TO_DO for step in _steps(workdir))
+    return sum(step["state"] != PENDING for step in _steps(workdir))

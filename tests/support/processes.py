@@ -23,7 +23,7 @@ def without_pictures(**changes: str) -> dict[str, str]:
 def lines_of_others(done: "subprocess.CompletedProcess[str]") -> list[str]:
     """What of the output of a job with nothing to warn of is neither of our log, in our words, nor of the tables at the end."""
     line = re.compile(
-        r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray here,|\d+ of \d+ steps? w|run \d+ |"
+        r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray here,|\d+ of \d+ steps? (is|are) cached|run \d+ |"
         rf"({'|'.join(STAGES)})[ ,:])"
     )
     logged = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|FATAL)\b|\.(py|cc|cpp):\d")

@@ -17,11 +17,11 @@ from rich.console import Console
 from pipeline.config import Engine as Settings
 from pipeline.engine import Engine
 from pipeline.execution.step import map_parts
-from pipeline.results.step_table import Made, made_line, made_table
+from pipeline.results.step_table import StepRow, build_step_table, format_step_row
 from pipeline.storage import Folder
 from pipeline.tables import NAMES
 from pipeline.terminal import progress
-from pipeline.terminal.formatting import bytes_said, rate_said, time_said
+from pipeline.terminal.formatting import format_bytes, format_duration, format_rate
 from pipeline.terminal.progress import Count, Progress
 from tests.support.processes import ROOT
 
@@ -189,7 +189,7 @@ def test_the_record_says_how_far_each_step_is() -> None:
     news: list[str] = []
     told.changed = lambda: news.append(told.record()["steps"][1]["state"])
     first = told.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
-    told.was_there(first)
+    told.skip(first)
     with told.step(first + 1):
         with told.phase("embed web", 10, "parts", before=4) as phase:
             phase.advance(2)
@@ -204,8 +204,8 @@ def test_the_record_says_how_far_each_step_is() -> None:
         assert told.record()["count"] is None
     with pytest.raises(ZeroDivisionError), told.step(first + 2):
         _ = 1 / 0
-    assert [step["state"] for step in told.steps()] == ["was there", "done", "failed"]
-    assert news == ["at work", "done", "done", "done"]
+    assert [step["state"] for step in told.steps()] == ["cached", "done", "failed"]
+    assert news == ["running", "done", "done", "done"]
 
 
 def bad(item: int) -> int:
@@ -262,7 +262,7 @@ def test_a_step_that_goes_on_counts_what_was_there_too(ray_session: Any, tmp_pat
     ],
 )
 def test_rates_are_in_the_unit_in_which_they_are_at_least_one(per_s: float, said: str) -> None:
-    assert rate_said(per_s) == said
+    assert format_rate(per_s) == said
 
 
 @pytest.mark.parametrize(
@@ -280,12 +280,12 @@ def test_rates_are_in_the_unit_in_which_they_are_at_least_one(per_s: float, said
     ],
 )
 def test_times_are_in_the_unit_that_one_would_say(seconds: float, said: str) -> None:
-    assert time_said(seconds) == said
+    assert format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(("num", "said"), [(0, "0 B"), (999.7, "1 KB"), (226_400_000, "226 MB"), (5e15, "5e+03 TB")])
 def test_bytes_are_to_three_digits(num: float, said: str) -> None:
-    assert bytes_said(num) == said
+    assert format_bytes(num) == said
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_count_says_what_there_is_to_say(count: Count, said: str) -> None:
     assert count.said() == said
 
 
-def made(**changes: Any) -> Made:
+def made(**changes: Any) -> StepRow:
     usual = {
         "title": "prepare web",
         "state": "done",
@@ -311,14 +311,14 @@ def made(**changes: Any) -> Made:
         "tasks": 12,
         "peak_rss_bytes": 226_000_000,
     }
-    return Made(**{**usual, **changes})
+    return StepRow(**{**usual, **changes})
 
 
 @pytest.mark.parametrize(("width", "last"), [(120, "memory"), (80, "rate"), (60, "time")])
 def test_a_narrow_terminal_has_fewer_columns_and_none_that_is_cut_off(width: int, last: str) -> None:
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(made_table([made(), made(title="embed web", left_out={})], width=width))
+        console.print(build_step_table([made(), made(title="embed web", left_out={})], width=width))
     lines = capture.get().splitlines()
     assert lines[0].split()[-1] == last
     assert "…" not in capture.get()
@@ -329,23 +329,23 @@ def test_the_table_has_a_row_a_step_and_what_was_done_together() -> None:
     steps = [
         made(),
         made(title="embed web", left_out={}, seconds=60.0, peak_rss_bytes=300_000_000),
-        made(title="assign web", state="was there", left_out={}),
-        made(title="cluster", state="to do", holds={}, left_out={}, seconds=0.0, tasks=0, peak_rss_bytes=0),
+        made(title="assign web", state="cached", left_out={}),
+        made(title="cluster", state="pending", holds={}, left_out={}, seconds=0.0, tasks=0, peak_rss_bytes=0),
     ]
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(made_table(steps))
+        console.print(build_step_table(steps))
     heading, *rows = (re.split(r" {2,}", line.strip()) for line in capture.get().splitlines())
     assert heading == ["step", "holds", "left out", "time", "rate", "tasks", "memory"]
     assert rows == [
         ["prepare web", "9,000 windows", "4 quarantined", "30 s", "300/s", "12", "226 MB"],
         ["embed web", "9,000 windows", "60 s", "150/s", "12", "300 MB"],
-        ["assign web", "9,000 windows", "was there"],
-        ["cluster", "to do"],
+        ["assign web", "9,000 windows", "cached"],
+        ["cluster", "pending"],
         ["together", "90 s", "24", "300 MB"],
     ]
 
 
 def test_the_line_of_a_step_says_what_it_holds_and_how_long_it_took() -> None:
-    assert re.split(r" {2,}", made_line(made())) == ["prepare web", "30 s", "9,000 windows, 300 documents, 4 quarantined"]
-    assert made_line(made(holds={}, left_out={})).endswith("  ready")
+    assert re.split(r" {2,}", format_step_row(made())) == ["prepare web", "30 s", "9,000 windows, 300 documents, 4 quarantined"]
+    assert format_step_row(made(holds={}, left_out={})).endswith("  ready")
