@@ -28,7 +28,7 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
 def test_ray_is_imported_by_the_engine_alone() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "ray" in imported(path)}
     assert users == {
-        "engine/tasks.py",
+        "engine/cluster.py",
         "engine/generation.py",
         "engine/gpus.py",
         "engine/deaths.py",

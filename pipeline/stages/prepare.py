@@ -147,7 +147,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     return Step(
         stage="prepare",
         corpus=corpus,
-        version=4,
+        version=5,
         settings={
             "corpus": {name: value for name, value in settings.identity().items() if name not in ("share", "steps")},
             **({"steps": steps, "datatrove": version("datatrove")} if steps else {}),

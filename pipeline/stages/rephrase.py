@@ -199,7 +199,7 @@ def rephrase_step(
 
     return Step(
         stage="rephrase",
-        version=2,
+        version=3,
         settings={
             "rephrase": models.identity(settings, model),
             "wording": {name: fingerprint(style.model_dump(mode="json", exclude={"about"})) for name, style in styles.items()},
