@@ -47,7 +47,7 @@ class StrictParquetReader(RowReader, ParquetReader):  # type: ignore[misc]
             row_groups = range(passed_over, metadata.num_row_groups)
             for batch in _bounded_batches(parquet, row_groups, _wanted(self, names, with_metadata=self.read_metadata)):
                 skipped = min(max(0, first - row), batch.num_rows)
-                yield from rows_of_batch(self, batch.slice(skipped), filepath, row + skipped)
+                yield from rows_of_batch(self, batch.slice(skipped), filepath, row + skipped, is_decoded=True)
                 row += batch.num_rows
 
 
@@ -134,16 +134,22 @@ def _bounded_batches(parquet: pq.ParquetFile, row_groups: range, columns: list[s
         parquet.reader.set_batch_size(max(1, min(most, fitting, _GROWTH * batch.num_rows)))
 
 
-def rows_of_batch(reader: RowReader, batch: pa.RecordBatch, filepath: str, first: int) -> Iterator[Row]:
+def rows_of_batch(
+    reader: RowReader, batch: pa.RecordBatch, filepath: str, first: int, *, is_decoded: bool = False
+) -> Iterator[Row]:
     """Yield the rows of a batch; its first row is row `first` of the file.
 
     Rows are converted in small slices, because Python values take much more memory than Arrow's. A row whose metadata is certain to
     be too large is not converted.
 
+    Args:
+        is_decoded: a decoder wrote the batch, so its offsets are in range; those of a batch in a file's own buffers are checked.
+
     Raises:
         OSError: a column is damaged.
     """
-    _check_layout(batch)
+    if not is_decoded:
+        _check_layout(batch)
     num_bytes = max(batch.nbytes, int(sum(np.sum(_sizes(array)) for array in batch.columns)))
     step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, num_bytes)))
     too_large = np.sum([*_metadata_sizes(reader, batch).values(), np.zeros(batch.num_rows)], axis=0) > reader.columns.most_bytes
@@ -188,8 +194,9 @@ def _with_large_metadata(reader: RowReader, one: pa.RecordBatch, sizes: dict[str
         return checked
     largest = max(sizes, key=lambda name: sizes[name])
     detail = (
-        f"at least {sum(sizes.values()):,} bytes of metadata, {sizes[largest]:,} of them in {largest!r}, and prepare.metadata_bytes "
-        f"is {reader.columns.most_bytes:,}; leave that column out with prepare.metadata, or raise prepare.metadata_bytes"
+        f"at least {sum(sizes.values()):,} bytes of metadata, {sizes[largest]:,} of them in {largest!r}, and "
+        f"prepare.metadata_bytes is {reader.columns.most_bytes:,}; leave that column out with prepare.metadata, or raise "
+        "prepare.metadata_bytes"
     )
     return bad_row(row, "metadata_too_large", detail, excerpt_of(data, reader.text_key), checked.document.id)
 
@@ -258,50 +265,64 @@ def _check_layout(batch: pa.RecordBatch) -> None:
     """
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            array.view(_layout(array.type)).validate(full=True)
-        except pa.ArrowInvalid as error:
+            _check_array(array)
+        except pa.ArrowException as error:
             raise OSError(f"column {name!r} is damaged: {one_line(error)}") from error
 
 
-def _layout(kind: pa.DataType) -> pa.DataType:
-    """Return the type with the same buffers whose values are all valid: bytes for strings, integers for times."""
-    types = pa.types
+def _check_array(array: pa.Array) -> None:
+    """Check an array as `_check_layout` does. Arrow's full validation checks values too, so it gets nulls in their place.
+
+    Raises:
+        ArrowException: an offset, length or index is out of range.
+    """
+    kind, types = array.type, pa.types
     if isinstance(kind, pa.BaseExtensionType):
-        return _layout(kind.storage_type)
+        _check_array(array.storage)
+        return
+    array.validate()
+    items: list[pa.Array] = []
     if types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _layout(kind.value_type), kind.ordered)
-    if types.is_run_end_encoded(kind):
-        return pa.run_end_encoded(kind.run_end_type, _layout(kind.value_type))
-    if types.is_decimal(kind):
-        return pa.binary(kind.bit_width // 8)
-    for is_kind, plain in _PLAIN:
-        if is_kind(kind):
-            return plain
-    fields = [kind.field(index).with_type(_layout(kind.field(index).type)) for index in range(kind.num_fields)]
-    if types.is_struct(kind):
-        return pa.struct(fields)
-    if types.is_union(kind):
-        return pa.union(fields, kind.mode, type_codes=kind.type_codes)
-    if types.is_map(kind):
-        return pa.map_(*(field.with_type(_layout(field.type)) for field in (kind.key_field, kind.item_field)))
-    if types.is_fixed_size_list(kind):
-        return pa.list_(*fields, kind.list_size)
-    for is_kind, list_of in _LISTS:
-        if is_kind(kind):
-            return list_of(*fields)
-    return kind
+        items = [array.dictionary]
+        pa.DictionaryArray.from_arrays(array.indices, _nulls_for(array.dictionary))
+    elif types.is_run_end_encoded(kind):
+        items = [array.values]
+        pa.RunEndEncodedArray.from_arrays(array.run_ends, _nulls_for(array.values)).validate(full=True)
+    elif types.is_struct(kind) or types.is_union(kind):
+        items = [array.field(index) for index in range(kind.num_fields)]
+        if types.is_union(kind):
+            nulls = list(map(_nulls_for, items))
+            places = (array.type_codes, array.offsets) if kind.mode == "dense" else (array.type_codes,)
+            make = pa.UnionArray.from_dense if kind.mode == "dense" else pa.UnionArray.from_sparse
+            make(*places, nulls, type_codes=kind.type_codes).validate(full=True)
+    elif types.is_fixed_size_list(kind):
+        items = [array.values]
+    elif list_of := next((list_of for is_kind, list_of in _LISTS if is_kind(kind)), None):
+        items = [array.values]
+        own = array.buffers()[: kind.num_buffers]
+        children = [_nulls_for(array.values)]
+        pa.Array.from_buffers(list_of(pa.null()), len(array), own, offset=array.offset, children=children).validate(full=True)
+    elif plain := next((plain for is_kind, plain in _STRINGS if is_kind(kind)), None):
+        array.view(plain).validate(full=True)
+    for item in items:
+        _check_array(item)
 
 
-_PLAIN = (
+def _nulls_for(array: pa.Array) -> pa.Array:
+    return pa.nulls(len(array))
+
+
+_STRINGS = (
     (pa.types.is_string, pa.binary()),
     (pa.types.is_large_string, pa.large_binary()),
     (pa.types.is_string_view, pa.binary_view()),
-    (pa.types.is_time32, pa.int32()),
-    (pa.types.is_time64, pa.int64()),
-    (pa.types.is_date64, pa.int64()),
+    (pa.types.is_binary, pa.binary()),
+    (pa.types.is_large_binary, pa.large_binary()),
+    (pa.types.is_binary_view, pa.binary_view()),
 )
 _LISTS = (
     (pa.types.is_list, pa.list_),
+    (pa.types.is_map, pa.list_),
     (pa.types.is_large_list, pa.large_list),
     (pa.types.is_list_view, pa.list_view),
     (pa.types.is_large_list_view, pa.large_list_view),
@@ -330,6 +351,8 @@ def _sizes(array: pa.Array) -> Any:
     kind, types = array.type, pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return _sizes(array.storage)
+    if not len(array):
+        return np.zeros(0, np.int64)
     sizes: Any = 1
     if types.is_string_view(kind) or types.is_binary_view(kind):
         array = array.view(pa.binary_view()).cast(pa.large_binary())

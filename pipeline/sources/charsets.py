@@ -46,9 +46,8 @@ _META = re.compile(
 )
 _META_BYTES = 8192
 _PARAMETER = re.compile(r"""\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
-_IMPOSSIBLE = regex.compile(
-    r"[\p{Cn}\p{Cs}\x80-\x9f\0]"
-)  # unassigned characters, surrogates (UTF-7 can encode lone ones), C1 controls, NUL
+# Unassigned characters, lone surrogates (which UTF-7 can encode), C1 control characters, NUL.
+_IMPOSSIBLE = regex.compile(r"[\p{Cn}\p{Cs}\x80-\x9f\0]")
 _STRAY = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")
 _STRAY_SHARE = 0.01
 _SURE = 0.5  # least confidence of the detector, which reports 0.6 or more for a sentence

@@ -117,7 +117,7 @@ def _kind(content_type: str) -> str:
 
 
 def _allow_no_uri(loader: Any) -> None:
-    """Make warcio's loader return a record without WARC-Target-URI, with its HTTP headers unparsed; it would raise AttributeError."""
+    """Make warcio's loader return records without WARC-Target-URI, their HTTP headers unparsed. It would raise AttributeError."""
     parse = loader.load_http_headers
     loader.load_http_headers = lambda kind, uri, *rest: parse(kind, uri, *rest) if uri else None
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,18 +222,20 @@ def ipc_bytes(table: pa.Table, *, stream: bool = False, rows: int | None = None)
     return sink.getvalue()
 
 
-STREAM = {"type": "IpcReader", "stream": True}
+STREAM: dict[str, Any] = {"type": "IpcReader", "stream": True}
 
 
 def invalid_utf8() -> pa.Array:
     return pa.array([b"ok", b"\xff\xfe", b"fine"]).view(pa.string())
 
 
-NESTINGS = {
+NESTINGS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "plain": lambda array: array,
     "list": lambda array: pa.ListArray.from_arrays([0, 1, 2, 3], array),
     "struct": lambda array: pa.StructArray.from_arrays([array], names=["a"]),
     "map": lambda array: pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["a", "b", "c"]), array),
+    "list view": lambda array: pa.ListViewArray.from_arrays([0, 1, 2], [1, 1, 1], array),
+    "beside nulls": lambda array: pa.StructArray.from_arrays([array, pa.array([[None] * 3] * 3)], names=["a", "b"]),
     "dictionary": lambda array: pa.DictionaryArray.from_arrays([0, 1, 2], array),
     "dictionary in list": lambda array: pa.ListArray.from_arrays([0, 1, 2, 3], pa.DictionaryArray.from_arrays([0, 1, 2], array)),
 }
@@ -257,7 +260,7 @@ def test_an_ipc_file_with_an_offset_out_of_range_is_an_error_and_no_crash(tmp_pa
     values = [b"w" * 5000, b"x" * 5000, b"y" * 5000]
     offsets = np.array([0, 5000, 10_000, 15_000], np.int32)
     strings = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))])
-    indices = pa.array([30_001, 30_002, 30_003], pa.int32())
+    indices = pa.array([30_003, 30_001, 30_002], pa.int32())
     column = NESTINGS.get(nesting, NESTINGS["plain"])(strings)
     if nesting == "index":
         column = pa.DictionaryArray.from_arrays(indices, pa.array(["x"] * 30_004))
@@ -282,16 +285,16 @@ def test_concatenated_arrow_streams_are_read_to_the_end(tmp_path: Path) -> None:
 
 def test_an_arrow_or_parquet_file_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     feather = write(tmp_path / "v1.feather", b"FEA1" + bytes(60))
-    for options in ({}, {"reader": STREAM}):
-        with pytest.raises(InputError, match="Feather version 1.*version 2") as caught:
-            rows_of(feather, **options)
+    for reader in (None, STREAM):
+        with pytest.raises(InputError, match=r"Feather version 1.*version 2") as caught:
+            rows_of(feather, reader=reader)
         assert "stream" not in str(caught.value)
     empty = pa.table({"id": pa.array([], pa.string())})
     write(tmp_path / "empty.arrow", ipc_bytes(empty))
     write(tmp_path / "empty-stream.arrow", ipc_bytes(empty, stream=True))
-    for name, options in [("empty.arrow", {}), ("empty-stream.arrow", {"reader": STREAM})]:
+    for name, reader in [("empty.arrow", None), ("empty-stream.arrow", STREAM)]:
         with pytest.raises(InputError, match=rf"{name} has no column 'text'"):
-            rows_of(tmp_path / name, **options)
+            rows_of(tmp_path / name, reader=reader)
     pq.write_table(pa.table({}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet has no columns"):
         rows_of(tmp_path / "a.parquet")
@@ -300,7 +303,7 @@ def test_an_arrow_or_parquet_file_that_cannot_be_used_says_why(tmp_path: Path) -
 def test_parquet_batches_are_bounded_by_the_decoded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def recorded(_reader: Any, batch: pa.RecordBatch, _path: str, first: int) -> Any:
+    def recorded(_reader: Any, batch: pa.RecordBatch, _path: str, first: int, **_: Any) -> Any:
         sizes.append((batch.num_rows, batch.nbytes))
         return iter([Row(first + n, None, None, skipped=batch["id"][n].as_py()) for n in range(batch.num_rows)])
 
@@ -329,7 +332,7 @@ def test_metadata_that_is_too_large_is_not_converted(tmp_path: Path, ending: str
         "metadata": pa.array([{"html": "p" * 70_000}, {"html": "p"}, None]),
     }
     converted = arrow_tables._values
-    large = []
+    large: list[str] = []
 
     def watched(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         large.extend(name for name in batch.schema.names if name not in ("id", "text") and batch["id"][0].as_py() == "a")
@@ -358,7 +361,7 @@ def test_metadata_that_is_too_large_is_not_converted(tmp_path: Path, ending: str
 def test_the_size_of_a_row_is_never_overestimated(kinds: list[pa.DataType], seed: int) -> None:
     random = np.random.default_rng(seed)
     for array in [raw_array(one, 4, random) for one in kinds]:
-        for part in (array, array.slice(1, 2), array.take([2, None, 0])):
+        for part in (array, array.slice(1, 2), pa.concat_arrays([array, pa.nulls(2, array.type)])):
             sizes = np.broadcast_to(arrow_tables._sizes(part), len(part))
             for n, size in enumerate(sizes):
                 try:
@@ -585,7 +588,7 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
         assert row.document.source == name.removesuffix(".jsonl")
 
 
-PACKERS = {
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".gzip": gzip.compress,
     ".zst": zstandard.compress,
@@ -606,7 +609,7 @@ def test_every_compression_is_read_whole_and_a_cut_one_is_an_error(tmp_path: Pat
 @pytest.mark.parametrize("ending", [".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("between", ["damage", "garbage", "end", "NULs"])
 def test_what_follows_a_compressed_stream_is_a_stream_or_an_error(tmp_path: Path, ending: str, between: str) -> None:
-    pack = {".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+    pack = {**PACKERS, ".xz": lzma.compress}[ending]
     lines = [b"".join(b'{"id": "%d", "text": "%d"}\n' % (n, n) for n in range(begin, begin + 100)) for begin in (0, 100, 200)]
     first, second, third = map(pack, lines)
     start_damaged = bytes(3) + second[3:]
@@ -631,9 +634,9 @@ def test_padding_between_and_after_xz_streams_is_skipped(tmp_path: Path) -> None
             rows_of(write(tmp_path / "a.jsonl.xz", data))
 
 
-@pytest.mark.parametrize("ending", [".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("ending", [".bz2", ".xz"])
 def test_a_small_file_of_much_text_is_unpacked_in_bounded_steps(ending: str) -> None:
-    pack = {".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+    pack = {**PACKERS, ".xz": lzma.compress}[ending]
     data = b"x" * (64 << 20)
     stream = unpacked(io.BytesIO(pack(data)), COMPRESSIONS[ending])
     tracemalloc.start()
