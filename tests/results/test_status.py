@@ -35,7 +35,7 @@ with WorkdirLock(Folder(sys.argv[1]), tell=progress.record, beat_s=0.05) as alon
     progress.skip(0)
     with progress.step(1), progress.phase("embed web", 10, "parts") as phase:
         phase.advance(4, quarantined=7)
-        print("running", flush=True)
+        print("at work", flush=True)
         if "fail" in sys.stdin.readline():
             raise SystemExit(1)
     progress.skip(2)
