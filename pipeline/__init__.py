@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     **dict.fromkeys(("Config", "load_config", "parse_config"), "pipeline.config"),
-    **dict.fromkeys(("PipelineGraph",), "pipeline.execution.pipeline_graph"),
+    "PipelineGraph": "pipeline.execution.pipeline_graph",
     "build_graph": "pipeline.graph.graph",
     **dict.fromkeys(("curate", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.graph.runner"),
 }

@@ -18,7 +18,7 @@ from datatrove.pipeline.readers import IpcReader, ParquetReader
 
 from pipeline.errors import InputError, one_line, shown
 from pipeline.sources import EXCERPT_CHARACTERS, BadRowError, Row, checked_id
-from pipeline.sources.row_reader import RowReader, bad_row, excerpt_of
+from pipeline.sources.row_reader import RowReader, bad_row, describe_large_metadata, excerpt_of
 
 _BATCH_BYTES = 16 << 20  # uncompressed bytes of the rows in memory at once
 _BATCH_ROWS = 1024
@@ -192,12 +192,7 @@ def _with_large_metadata(reader: RowReader, one: pa.RecordBatch, sizes: dict[str
     checked = reader.row(data, filepath, row, excerpt_of(data, reader.text_key))
     if checked.document is None:
         return checked
-    largest = max(sizes, key=lambda name: sizes[name])
-    detail = (
-        f"at least {sum(sizes.values()):,} bytes of metadata, {sizes[largest]:,} of them in {largest!r}, and "
-        f"prepare.metadata_bytes is {reader.columns.most_bytes:,}; leave that column out with prepare.metadata, or raise "
-        "prepare.metadata_bytes"
-    )
+    detail = describe_large_metadata(f"at least {sum(sizes.values()):,}", sizes, reader.columns.most_bytes)
     return bad_row(row, "metadata_too_large", detail, excerpt_of(data, reader.text_key), checked.document.id)
 
 

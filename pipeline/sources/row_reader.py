@@ -132,12 +132,7 @@ class RowReader(BaseReader):  # type: ignore[misc]
         written = json_text(metadata)
         if (num_bytes := len(written.encode())) > self.columns.most_bytes:
             sizes = {name: len(json_text({name: value}).encode()) for name, value in metadata.items()}
-            largest = max(sizes, key=lambda name: sizes[name])
-            raise BadRowError(
-                "metadata_too_large",
-                f"{num_bytes:,} bytes of metadata, {sizes[largest]:,} of them in {largest!r}, and prepare.metadata_bytes is "
-                f"{self.columns.most_bytes:,}; leave that column out with prepare.metadata, or raise prepare.metadata_bytes",
-            )
+            raise BadRowError("metadata_too_large", describe_large_metadata(f"{num_bytes:,}", sizes, self.columns.most_bytes))
         return Document(document.id, document.text, source, written)
 
     def check_columns(self, names: Iterable[str], filepath: str) -> None:
@@ -187,6 +182,15 @@ def excerpt_of(data: dict[str, Any], text_key: str) -> str:
         return value[:EXCERPT_CHARACTERS]
     short = {name: value[:EXCERPT_CHARACTERS] if isinstance(value, str | bytes) else value for name, value in data.items()}
     return str(short)[:EXCERPT_CHARACTERS]
+
+
+def describe_large_metadata(total: str, sizes: dict[str, int], most_bytes: int) -> str:
+    """Return the detail of a row with more metadata than `most_bytes`: its total, its largest column, and what to change."""
+    largest = max(sizes, key=lambda name: sizes[name])
+    return (
+        f"{total} bytes of metadata, {sizes[largest]:,} of them in {largest!r}, and prepare.metadata_bytes is {most_bytes:,}; "
+        "leave that column out with prepare.metadata, or raise prepare.metadata_bytes"
+    )
 
 
 def json_text(metadata: dict[str, Any]) -> str:
