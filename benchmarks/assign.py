@@ -29,7 +29,7 @@ def random_tree(rng: np.random.Generator, branching: int, dim: int) -> Tree:
         centroid_KD = middle_D + np.float32(spread) * unit_rows(rng, branching, dim)
         return KMeansFit(centroid_KD, np.ones(branching, np.int64), np.zeros(branching), 0, 0.0, 0.0)
 
-    tree = Tree.seedling(1.0, dim).grow({0: fit(np.zeros(dim, np.float32), 1.0)})
+    tree = Tree.root_only(1.0, dim).grow({0: fit(np.zeros(dim, np.float32), 1.0)})
     return tree.grow({node: fit(tree.centroid_VD[node], 0.5) for node in tree.children(0)})
 
 

@@ -49,7 +49,7 @@ def keyed_uniform(key_N: NDArray[np.uint64], *, seed: int, purpose: str, copy: i
     return (bits_N.astype(np.float64) + 0.5) * 2.0**-53
 
 
-def uniform_of(identifier: str, *, seed: int, purpose: str) -> float:
+def document_uniform(identifier: str, *, seed: int, purpose: str) -> float:
     """Like `keyed_uniform`, but keyed by a document's id; one number."""
     key = np.array([xxhash.xxh3_64_intdigest(identifier.encode())], np.uint64)
     return float(keyed_uniform(key, seed=seed, purpose=purpose)[0])

@@ -37,7 +37,7 @@ def rendered() -> dict[str, str]:
         "names": tables.NAMES,
         "titles": tables.TITLES,
         "title_requests": tables.TITLE_REQUESTS,
-        "plan": tables.PLAN,
+        "allocation": tables.ALLOCATION,
         "draws": tables.DRAWS,
         "shards": tables.SHARDS,
         "requests": tables.REQUESTS,

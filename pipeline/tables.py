@@ -190,15 +190,15 @@ STRATA = pa.schema(
     ]
 )
 
-PLAN = pa.schema(
+ALLOCATION = pa.schema(
     [
         pa.field("leaf", pa.int32(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False, metadata={"doc": "generalist tokens the leaf holds"}),
-        pa.field("wanted_tokens", pa.float64(), nullable=False, metadata={"doc": "budget × p_target"}),
-        pa.field("planned_tokens", pa.float64(), nullable=False, metadata={"doc": "of the text itself, after the cap on epochs"}),
-        pa.field("epochs", pa.float64(), nullable=False, metadata={"doc": "planned_tokens / tokens"}),
-        pa.field("rewritten_tokens", pa.float64(), nullable=False, metadata={"doc": "planned of rewrites"}),
-        pa.field("deficit_tokens", pa.float64(), nullable=False, metadata={"doc": "wanted beyond the cap, and not rewritten"}),
+        pa.field("requested_tokens", pa.float64(), nullable=False, metadata={"doc": "budget × p_target"}),
+        pa.field("allocated_tokens", pa.float64(), nullable=False, metadata={"doc": "of the text itself, after the cap on epochs"}),
+        pa.field("epochs", pa.float64(), nullable=False, metadata={"doc": "allocated_tokens / tokens"}),
+        pa.field("rewritten_tokens", pa.float64(), nullable=False, metadata={"doc": "allocated, of rewrites"}),
+        pa.field("deficit_tokens", pa.float64(), nullable=False, metadata={"doc": "requested beyond the cap, and not rewritten"}),
     ]
 )
 

@@ -52,7 +52,7 @@ def blocks(num_rows: int, size: int = BLOCK) -> list[slice]:
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-def widen(x_ND: NDArray[Any]) -> F32:
+def to_float32(x_ND: NDArray[Any]) -> F32:
     """Finite rows as float32, exactly.
 
     float16 is converted by its bits, five times as fast as NumPy's cast: shift exponent and mantissa to their places in float32,
@@ -94,11 +94,11 @@ def nearest_in_block(x_BD: F32, centroid_KD: F32, half_sq_K: F32) -> I64:
     close_R = np.flatnonzero(score_BK.max(axis=1) >= floor_B)
     if len(close_R):
         score_BK[row_B, label_B] = best_B
-        label_B[close_R] = _decide(x_BD, centroid_KD, close_R, score_BK[close_R] >= floor_B[close_R, None])
+        label_B[close_R] = _break_near_ties(x_BD, centroid_KD, close_R, score_BK[close_R] >= floor_B[close_R, None])
     return label_B
 
 
-def _decide(x_BD: F32, centroid_KD: F32, row_R: I64, close_RK: NDArray[np.bool_]) -> I64:
+def _break_near_ties(x_BD: F32, centroid_KD: F32, row_R: I64, close_RK: NDArray[np.bool_]) -> I64:
     """(R,) the nearest of each row's close centroids, in float64; ties to the lowest."""
     owner_P, label_P = np.nonzero(close_RK)
     sq_dist_P = np.empty(len(owner_P))
@@ -118,13 +118,13 @@ def sq_dists(x_BD: F32, centroid_KD: F32, label_B: NDArray[np.integer]) -> F32:
     return sq_dist_B
 
 
-def check_rows(x_ND: NDArray[Any], dim: int) -> None:
+def check_width(x_ND: NDArray[Any], dim: int) -> None:
     """Raise ValueError unless the shape is (N, dim)."""
     if x_ND.ndim != 2 or x_ND.shape[1] != dim:
         raise ValueError(f"vectors must have shape (N, {dim}) to fit the centroids, got {x_ND.shape}")
 
 
-def nearest(x_ND: NDArray[Any], centroid_KD: F32) -> tuple[I32, F32]:
+def assign_nearest(x_ND: NDArray[Any], centroid_KD: F32) -> tuple[I32, F32]:
     """Index of the nearest centroid and the squared L2 distance to it, (N,) each; ties go to the lowest index.
 
     Memory beyond the result does not grow with N. Rows are float16 or float32, and finite.
@@ -132,12 +132,12 @@ def nearest(x_ND: NDArray[Any], centroid_KD: F32) -> tuple[I32, F32]:
     Raises:
         ValueError: rows and centroids differ in width.
     """
-    check_rows(x_ND, centroid_KD.shape[1])
+    check_width(x_ND, centroid_KD.shape[1])
     label_N, sq_dist_N = np.empty(len(x_ND), np.int32), np.empty(len(x_ND), np.float32)
     half_sq_K = half_sq_norms(centroid_KD)
     with one_blas_thread():
         for block in blocks(len(x_ND)):
-            x_BD = widen(x_ND[block])
+            x_BD = to_float32(x_ND[block])
             label_B = nearest_in_block(x_BD, centroid_KD, half_sq_K)
             label_N[block], sq_dist_N[block] = label_B, sq_dists(x_BD, centroid_KD, label_B)
     return label_N, sq_dist_N

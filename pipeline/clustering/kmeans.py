@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.arrays import F32, F64, I64
-from pipeline.clustering.assignment import BlockMap, block_map, blocks, half_sq_norms, sq_dists, widen
+from pipeline.clustering.assignment import BlockMap, block_map, blocks, half_sq_norms, sq_dists, to_float32
 from pipeline.hashing import keyed_hash
 
 _SEED_ROWS = 32  # rows per centroid for seeding; at least 4,096 in all
 _SEED_DIM = 64  # width of the random projection for seeding
-_MEMORY = 0.8  # factor on the sums of earlier batches in a balanced step
+_DECAY = 0.8  # factor on the sums of earlier batches in a balanced step
 _CLOSING_STEPS = 50  # full Lloyd steps at most
 _CLOSING_GAIN = 2e-4  # stop when a full step lowers the objective by a smaller share
 
@@ -29,7 +29,7 @@ class KMeansFit:
     count_K: I64  # fitting rows
     sq_dist_K: F64  # mean squared distance of the rows to their centroid
     steps: int  # balanced and closing steps
-    moved: float  # share of rows that balancing moved in its last step
+    moved_share: float  # share of rows that balancing moved in its last step
     objective: float  # sum of squared distances
 
 
@@ -61,7 +61,7 @@ def fit_kmeans(
     if num_bad := np.count_nonzero(~np.isfinite(x_ND).all(axis=1)):
         raise ValueError(f"{num_bad} of {len(x_ND)} rows are not finite; leave them out of the fit")
     order_N = np.argsort(keyed_hash(key_N, seed=seed, purpose="kmeans order"), kind="stable")
-    x_ND = widen(x_ND[order_N])
+    x_ND = to_float32(x_ND[order_N])
     sq_N = np.einsum("nd,nd->n", x_ND, x_ND)
     rng = np.random.default_rng(keyed_hash(key_N[order_N[:1]], seed=seed, purpose="kmeans seeds"))
     with block_map(threads) as run:
@@ -71,8 +71,8 @@ def fit_kmeans(
         if len(seed_K) < k:
             steps = 0  # one centroid per distinct row is exact: balancing could only move it
         lloyd = _Lloyd(run, x_ND, sq_N, x_ND[seed_K])
-        moved = lloyd.balanced_steps(steps, balance)
-        return lloyd.fit(steps + lloyd.closing_steps(), moved)
+        moved_share = lloyd.balanced_steps(steps, balance)
+        return lloyd.fit(steps + lloyd.closing_steps(), moved_share)
 
 
 def _seed_rows(x_ND: F32, k: int, rng: np.random.Generator) -> I64:
@@ -86,18 +86,18 @@ def _seed_rows(x_ND: F32, k: int, rng: np.random.Generator) -> I64:
         sample_MD = sample_MD @ rng.standard_normal((x_ND.shape[1], _SEED_DIM), dtype=np.float32)
     sq_M = np.einsum("md,md->m", sample_MD, sample_MD)
     chosen = [int(rng.integers(len(sample_MD)))]
-    left_M = _left(sample_MD, sq_M, np.array(chosen))[0]
+    left_M = _sq_dists_to(sample_MD, sq_M, np.array(chosen))[0]
     trials = 2 + int(np.log(k))
     while len(chosen) < k and (total_M := np.cumsum(left_M, dtype=np.float64))[-1] > 0:
         candidate_T = np.searchsorted(total_M, rng.random(trials) * total_M[-1], side="right")
-        left_TM = np.minimum(_left(sample_MD, sq_M, candidate_T), left_M)
+        left_TM = np.minimum(_sq_dists_to(sample_MD, sq_M, candidate_T), left_M)
         best = int(left_TM.sum(axis=1).argmin())
         chosen.append(int(candidate_T[best]))
         left_M = left_TM[best]
     return np.array(chosen)
 
 
-def _left(x_MD: F32, sq_M: F32, candidate_T: I64) -> F32:
+def _sq_dists_to(x_MD: F32, sq_M: F32, candidate_T: I64) -> F32:
     """(T, M) squared distances to the candidates; 0 where they are within rounding error of 0."""
     sq_dist_TM = (-2 * x_MD[candidate_T]) @ x_MD.T
     sq_dist_TM += sq_M
@@ -149,16 +149,16 @@ class _Lloyd:
 
     def balanced_steps(self, steps: int, balance: float) -> float:
         """Run EM steps, each on a new batch; return the share of the last batch that balancing moved."""
-        k, moved = len(self.centroid_KD), 0.0
+        k, moved_share = len(self.centroid_KD), 0.0
         sum_KD, count_K = self.centroid_KD.astype(np.float64), np.ones(k)  # a seed counts as one row
         for batch in blocks(len(self.x_ND), -(-len(self.x_ND) // max(steps, 1)))[:steps]:
             nearest_M, _ = self.assign(batch)
-            label_M = _balanced(nearest_M, k, balance)
-            moved = float(np.mean(label_M != nearest_M))
-            sum_KD = _MEMORY * sum_KD + self.sums(np.arange(batch.start, batch.stop), label_M)
-            count_K = _MEMORY * count_K + np.bincount(label_M, minlength=k)
+            label_M = _balance_labels(nearest_M, k, balance)
+            moved_share = float(np.mean(label_M != nearest_M))
+            sum_KD = _DECAY * sum_KD + self.sums(np.arange(batch.start, batch.stop), label_M)
+            count_K = _DECAY * count_K + np.bincount(label_M, minlength=k)
             self.centroid_KD = (sum_KD / count_K[:, None]).astype(np.float32)
-        return moved
+        return moved_share
 
     def closing_steps(self) -> int:
         """Run Lloyd steps on all rows until a step gains little and no centroid is empty; return their number.
@@ -177,20 +177,20 @@ class _Lloyd:
                 return step
             label_N = self.label_N.copy()
             label_N[np.argsort(-sq_dist_N, kind="stable")[: len(empty_E)]] = empty_E  # the farthest rows, one per empty centroid
-            self.move(sum_KD, label_N)
+            self.relabel(sum_KD, label_N)
             count_K = np.bincount(self.label_N, minlength=k)
             self.centroid_KD = (sum_KD / np.maximum(count_K, 1)[:, None]).astype(np.float32)
             label_N, sq_dist_N = self.assign(rows)
-            self.move(sum_KD, label_N)
+            self.relabel(sum_KD, label_N)
             last, step = objective, step + 1
 
-    def move(self, sum_KD: F64, label_N: I64) -> None:
+    def relabel(self, sum_KD: F64, label_N: I64) -> None:
         """Set the labels, and update the sums by the rows whose label changed."""
         row_M = np.flatnonzero(label_N != self.label_N)
         sum_KD += self.sums(row_M, label_N[row_M]) - self.sums(row_M, self.label_N[row_M])
         self.label_N = label_N
 
-    def fit(self, steps: int, moved: float) -> KMeansFit:
+    def fit(self, steps: int, moved_share: float) -> KMeansFit:
         """The result. Distances are computed from difference vectors, which avoids cancellation; empty centroids are dropped."""
         sq_dist_N = np.empty(len(self.x_ND))
 
@@ -206,12 +206,12 @@ class _Lloyd:
             count_K=count_K[full_K],
             sq_dist_K=sum_K[full_K] / count_K[full_K],
             steps=steps,
-            moved=moved,
+            moved_share=moved_share,
             objective=float(sum_K.sum()),
         )
 
 
-def _balanced(label_M: I64, k: int, balance: float) -> I64:
+def _balance_labels(label_M: I64, k: int, balance: float) -> I64:
     """(M,) labels after each centroid with more than `balance` times the even share gave its excess to the smallest centroids.
 
     Rows are in hash order, so the last rows of a centroid are a random choice. The excess of one centroid stays together: rows from

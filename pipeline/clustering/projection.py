@@ -14,18 +14,18 @@ from pipeline.clustering.tree import Tree
 _PERPLEXITY = 30.0  # effective number of neighbours; scikit-learn's default
 _ITERATIONS = 750
 _WIDTH = 50  # principal components given to t-SNE, as its authors do
-_FEW = 8  # with fewer nodes there are no neighbourhoods: use two principal components
-_KINSHIP = 0.6  # weight of an ancestor's centroid next to the node's own, so that siblings are close together
+_MIN_TSNE_NODES = 8  # with fewer nodes there are no neighbourhoods: use two principal components
+_ANCESTOR_WEIGHT = 0.6  # weight of an ancestor's centroid next to the node's own, so that siblings are close together
 
 
-def places(tree: Tree, node_N: I32, *, seed: int) -> F32:
+def project_nodes(tree: Tree, node_N: I32, *, seed: int) -> F32:
     """(N, 2) coordinates from -1 to 1; the same for the same tree and seed on one kind of machine."""
     x_NA = _with_ancestors(tree, node_N)
     x_NA = x_NA - x_NA.mean(axis=0)
     if len(node_N) < 2:
         return np.zeros((len(node_N), 2), np.float32)
     principal_ND = _principal(x_NA)
-    place_N2 = principal_ND[:, :2] if len(node_N) < _FEW else _tsne(principal_ND, seed)
+    place_N2 = principal_ND[:, :2] if len(node_N) < _MIN_TSNE_NODES else _tsne(principal_ND, seed)
     place_N2 = place_N2 - (place_N2.max(axis=0) + place_N2.min(axis=0)) / 2
     return np.asarray(place_N2 / max(1e-12, float(np.abs(place_N2).max())), np.float32)
 
@@ -37,7 +37,7 @@ def _with_ancestors(tree: Tree, node_N: I32) -> F64:
     for _ in range(int(tree.level_V[node_N].max(initial=0)) - 1):
         parent_N = tree.parent_V[above_N]
         above_N = np.where(parent_N > 0, parent_N, above_N)  # a node of level 1 stands in for itself: only the root is above it
-        blocks.append(_KINSHIP * tree.centroid_VD[above_N])
+        blocks.append(_ANCESTOR_WEIGHT * tree.centroid_VD[above_N])
     return np.asarray(np.concatenate(blocks, axis=1), np.float64)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays import F32, F64, I32, I64
-from pipeline.clustering.assignment import block_map, blocks, check_rows, half_sq_norms, nearest_in_block, sq_dists, widen
+from pipeline.clustering.assignment import block_map, blocks, check_width, half_sq_norms, nearest_in_block, sq_dists, to_float32
 from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
 from pipeline.hashing import keyed_hash
 from pipeline.storage import Folder
@@ -41,7 +41,7 @@ class Tree:
     centroid_VD: F32
 
     @classmethod
-    def seedling(cls, size: float, dim: int) -> "Tree":
+    def root_only(cls, size: float, dim: int) -> "Tree":
         """A tree of the root only: a leaf of `size` windows with its centroid at zero."""
         return cls(
             parent_V=np.array([-1], np.int32),
@@ -68,17 +68,19 @@ class Tree:
         nodes = sorted(fits)
         for node in nodes:
             if not 0 <= node < self.num_nodes or self.level_V[node] != self.depth:
-                raise ValueError(f"only nodes of the deepest level, {self.depth}, can be given children; node {node} is not one")
+                raise ValueError(
+                    f"node {node} is not on level {self.depth}; only nodes on the deepest level, {self.depth}, can get children"
+                )
             if len(fits[node].centroid_KD) < 2:
                 raise ValueError(f"a node has two children or more, or none; the fit of node {node} has one centroid")
-            check_rows(fits[node].centroid_KD, self.dim)
+            check_width(fits[node].centroid_KD, self.dim)
         if not nodes:
             return self
         chosen = [fits[node] for node in nodes]
         windows, steps, moved = self.fit_windows_V.copy(), self.fit_steps_V.copy(), self.fit_moved_V.copy()
         windows[nodes] = [fit.count_K.sum() for fit in chosen]
         steps[nodes] = [fit.steps for fit in chosen]
-        moved[nodes] = [fit.moved for fit in chosen]
+        moved[nodes] = [fit.moved_share for fit in chosen]
         count_C = np.concatenate([fit.count_K for fit in chosen])
         parent_C = np.repeat(np.array(nodes, np.int32), [len(fit.count_K) for fit in chosen])
         parent_V = np.concatenate([self.parent_V, parent_C])
@@ -143,7 +145,7 @@ class Tree:
         node_N, sq_dist_N = self.descend_nodes(x_ND, threads=threads), np.empty(len(x_ND), np.float32)
 
         def measure(block: slice) -> None:
-            sq_dist_N[block] = sq_dists(widen(x_ND[block]), self.centroid_VD, node_N[block])
+            sq_dist_N[block] = sq_dists(to_float32(x_ND[block]), self.centroid_VD, node_N[block])
 
         with block_map(threads) as run:
             list(run(measure, blocks(len(x_ND))))
@@ -158,7 +160,7 @@ class Tree:
         Raises:
             ValueError: rows and tree differ in width.
         """
-        check_rows(x_ND, self.dim)
+        check_width(x_ND, self.dim)
         node_N = np.zeros(len(x_ND), np.int32)
         with block_map(threads) as run:
             list(run(lambda rows: self._descend(x_ND[rows], node_N[rows]), blocks(len(x_ND), _ROWS)))
@@ -175,7 +177,7 @@ class Tree:
                     continue
                 span = slice(children.start, children.stop)
                 for block in blocks(len(rows)):
-                    x_BD = widen(x_MD[rows[block]] if level else x_MD[block])  # at the root the rows are in order: no gather
+                    x_BD = to_float32(x_MD[rows[block]] if level else x_MD[block])  # at the root the rows are in order: no gather
                     label_B = nearest_in_block(x_BD, self.centroid_VD[span], self._half_sq_V[span])
                     node_M[rows[block]] = children.start + label_B
 
@@ -213,7 +215,7 @@ def _number_leaves(parent_V: I32, level_V: I32) -> tuple[I32, I32]:
     return first_V, num_V
 
 
-def fan_out(size: float, *, branching: int, min_windows: int) -> int:
+def count_children(size: float, *, branching: int, min_windows: int) -> int:
     """Number of children of a node of `size` windows: at least `min_windows` windows each on average; 0 instead of 1."""
     children = min(branching, int(size // min_windows))
     return children if children > 1 else 0
@@ -236,14 +238,14 @@ def fit_tree(
 
     A node is fitted on those of its rows with the lowest hashes: `fit_windows` of them, but at least 100 per child.
     """
-    tree = Tree.seedling(float(len(x_ND)), x_ND.shape[1])
+    tree = Tree.root_only(float(len(x_ND)), x_ND.shape[1])
     for level in range(depth):
         hash_N = keyed_hash(key_N, seed=seed, purpose=f"fit-{level}")
         node_N = tree.descend_nodes(x_ND, threads=threads)
         order_N = np.lexsort((key_N, hash_N, node_N))
         fits = {}
         for node in np.flatnonzero(tree.level_V == level):
-            k = fan_out(float(tree.size_V[node]), branching=branching, min_windows=min_windows)
+            k = count_children(float(tree.size_V[node]), branching=branching, min_windows=min_windows)
             first, last = np.searchsorted(node_N[order_N], [node, node + 1])
             rows = order_N[first : min(last, first + max(fit_windows, 100 * k))]
             if k > 1 and len(rows):

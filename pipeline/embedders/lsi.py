@@ -21,7 +21,7 @@ from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import ConfigError
 from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
-from pipeline.text.tfidf import inverse_frequencies, weighed
+from pipeline.text.tfidf import apply_tfidf, inverse_frequencies
 
 _NUM_FEATURES = 2**16  # 256 components take 67 MB
 _ARTIFACT = "lsi.npz"
@@ -46,7 +46,7 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[
     idf_F = inverse_frequencies(tf_NF)
     svd = TruncatedSVD(cfg.dim, random_state=seed % 2**32)  # NumPy seeds have 32 bits
     with threadpool_limits(1):  # the order of sums must not depend on the number of cores
-        svd.fit(weighed(tf_NF, idf_F))
+        svd.fit(apply_tfidf(tf_NF, idf_F))
     components_FD = np.ascontiguousarray(svd.components_.T, dtype=np.float32)
     # Rounding leaves about 1e-20 for features that never occurred. Set them to 0: otherwise a text of such words alone would be
     # normalised to a random direction.
@@ -77,7 +77,7 @@ class LsiEmbedder:
         """See `pipeline.embedders.Embedder.encode`."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return unit_rows(weighed(_sublinear_tf(texts), self._idf_F) @ self._components_FD)
+        return unit_rows(apply_tfidf(_sublinear_tf(texts), self._idf_F) @ self._components_FD)
 
 
 def _sublinear_tf(texts: Sequence[str]) -> Any:

@@ -15,11 +15,11 @@ from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
 from pipeline.mixture.smoothing import fit_alphas, smooth
-from pipeline.mixture.tree_shape import TreeShape, node_totals
+from pipeline.mixture.tree_shape import TreeShape, sum_below_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecialistMix:
+class SpecialistMixture:
     """The estimated mixture of one specialist."""
 
     p_L: F64  # share of each cluster: sums to 1, 0 where there is no generalist text
@@ -32,7 +32,7 @@ class SpecialistMix:
 class Estimator(Protocol):
     """A method to get shares from histograms.
 
-    If its shares below every node without sample windows are proportional to the generalist's, name it in `findings._PRUNED`:
+    If its shares below every node without sample windows are proportional to the generalist's, name it in `tables._PRUNED`:
     the leaves below such nodes are then merged (`tree_shape.prune`).
     """
 
@@ -46,7 +46,7 @@ class Estimator(Protocol):
         specialists: Mapping[str, DocumentCounts],
         settings: Weights,
         seed: int = 0,
-    ) -> dict[str, SpecialistMix]:
+    ) -> dict[str, SpecialistMixture]:
         """The mixture of each specialist, by name.
 
         Raises:
@@ -55,10 +55,12 @@ class Estimator(Protocol):
         """
 
 
-class Resampled(Protocol):
+class ResamplingEstimator(Protocol):
     """An estimator whose cluster shares, or one factor of them, can be recomputed for a bootstrap resample of documents."""
 
-    def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
+    def estimate_resample(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64
+    ) -> SpecialistMixture:
         """The mixture of a resample of a specialist; α stays as fitted on the sample itself.
 
         Args:
@@ -79,13 +81,13 @@ class Crisp:
         specialists: Mapping[str, DocumentCounts],
         settings: Weights,
         seed: int = 0,
-    ) -> dict[str, SpecialistMix]:
+    ) -> dict[str, SpecialistMixture]:
         """See `Estimator.estimate`. α depends on `settings.smoothing`: fitted (auto), 0 (none), or one number for all levels."""
         del seed
         _check(generalist, specialists)
         text_V = generalist.node_tokens(tree)
         levels = int(tree.level_V[-1])
-        mixes = {}
+        mixtures = {}
         for name, sample in specialists.items():
             if settings.smoothing == "auto":
                 alpha_H = fit_alphas(tree, text_V, sample)
@@ -93,13 +95,15 @@ class Crisp:
                 alpha_H = np.full(levels, 0.0 if settings.smoothing == "none" else float(settings.smoothing))
             tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
             scale = sample.num_windows / sample.num_tokens
-            mixes[name] = self.resampled(tree, generalist, tokens_L, scale, alpha_H)
-        return mixes
+            mixtures[name] = self.estimate_resample(tree, generalist, tokens_L, scale, alpha_H)
+        return mixtures
 
-    def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
-        """See `Resampled.resampled`."""
-        p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * node_totals(tree, tokens_L), alpha_H)
-        return _mix(p_L, tokens_L, generalist, alpha_H, backed_off)
+    def estimate_resample(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64
+    ) -> SpecialistMixture:
+        """See `ResamplingEstimator.estimate_resample`."""
+        p_L, backed_off = smooth(tree, generalist.node_tokens(tree), scale * sum_below_nodes(tree, tokens_L), alpha_H)
+        return _build_mixture(p_L, tokens_L, generalist, alpha_H, backed_off)
 
 
 class Natural:
@@ -114,28 +118,30 @@ class Natural:
         specialists: Mapping[str, DocumentCounts],
         settings: Weights,
         seed: int = 0,
-    ) -> dict[str, SpecialistMix]:
+    ) -> dict[str, SpecialistMixture]:
         """See `Estimator.estimate`. The sample changes `p_raw_L` and `without_text` only."""
         del settings, seed
         _check(generalist, specialists)
         alpha_H = np.full(int(tree.level_V[-1]), np.inf)
         return {
-            name: _mix(generalist.p_L, sample.histogram(len(generalist.tokens_L)).tokens_L, generalist, alpha_H, 0.0)
+            name: _build_mixture(generalist.p_L, sample.histogram(len(generalist.tokens_L)).tokens_L, generalist, alpha_H, 0.0)
             for name, sample in specialists.items()
         }
 
-    def resampled(self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64) -> SpecialistMix:
+    def estimate_resample(
+        self, tree: TreeShape, generalist: LeafHistogram, tokens_L: I64, scale: float, alpha_H: F64
+    ) -> SpecialistMixture:
         """The generalist's mixture, whatever the resample."""
         del tree, scale
-        return _mix(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
+        return _build_mixture(generalist.p_L, tokens_L, generalist, alpha_H, 0.0)
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control for comparison: shares from the raw histogram by `shares(p_raw_L, generalist, seed)`. It has no intervals."""
+    """A control: shares from the raw histogram by `compute_shares(p_raw_L, generalist, seed)`. It has no intervals."""
 
     name: str
-    shares: Callable[[F64, LeafHistogram, int], F64]
+    compute_shares: Callable[[F64, LeafHistogram, int], F64]
 
     def estimate(
         self,
@@ -144,18 +150,18 @@ class Control:
         specialists: Mapping[str, DocumentCounts],
         settings: Weights,
         seed: int = 0,
-    ) -> dict[str, SpecialistMix]:
+    ) -> dict[str, SpecialistMixture]:
         """See `Estimator.estimate`."""
         del settings
         _check(generalist, specialists)
         alpha_H = np.zeros(int(tree.level_V[-1]))
-        mixes = {}
+        mixtures = {}
         for name, sample in specialists.items():
             tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
             p_raw_L = tokens_L / tokens_L.sum()
             lost = float(p_raw_L[generalist.tokens_L == 0].sum())
-            mixes[name] = _mix(self.shares(p_raw_L, generalist, seed), tokens_L, generalist, alpha_H, lost)
-        return mixes
+            mixtures[name] = _build_mixture(self.compute_shares(p_raw_L, generalist, seed), tokens_L, generalist, alpha_H, lost)
+        return mixtures
 
 
 def top_cluster(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
@@ -166,7 +172,7 @@ def top_cluster(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
     return p_L
 
 
-def shuffled(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
+def shuffle_histogram(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
     """(L,) the sample's histogram, permuted at random among the clusters with generalist text: a control that must not help."""
     with_text_M = np.flatnonzero(generalist.tokens_L > 0)
     order_M = np.argsort(keyed_uniform(with_text_M.astype(np.uint64), seed=seed, purpose="shuffled"), kind="stable")
@@ -175,16 +181,20 @@ def shuffled(p_raw_L: F64, generalist: LeafHistogram, seed: int) -> F64:
     return np.asarray(p_L / p_L.sum(), np.float64)
 
 
-CRISP, NATURAL_MIX = Crisp(), Natural()
+CRISP, NATURAL_ESTIMATOR = Crisp(), Natural()
 ESTIMATORS: dict[str, Estimator] = {
     estimator.name: estimator
-    for estimator in (CRISP, NATURAL_MIX, Control("top-cluster", top_cluster), Control("shuffled", shuffled))
+    for estimator in (CRISP, NATURAL_ESTIMATOR, Control("top-cluster", top_cluster), Control("shuffled", shuffle_histogram))
 }
 # What recomputes the mixture of a resample, by name of the estimator; other estimators have no intervals.
-RESAMPLED: dict[str, Resampled] = {"crisp": CRISP, "natural": NATURAL_MIX, **dict.fromkeys(CLUSTER_WEIGHTED, CRISP)}
+RESAMPLING_ESTIMATORS: dict[str, ResamplingEstimator] = {
+    "crisp": CRISP,
+    "natural": NATURAL_ESTIMATOR,
+    **dict.fromkeys(CLUSTER_WEIGHTED, CRISP),
+}
 
 
-def claims(
+def compute_claims(
     p_L_of: Mapping[str, F64], shares: Mapping[str, float], natural_share: float, p_generalist_L: F64
 ) -> tuple[list[str], F64]:
     """The claims on each cluster: names (the specialists in order, then `natural`), and (S+1, L) shares of the new corpus.
@@ -197,16 +207,16 @@ def claims(
     return [*p_L_of, NATURAL], np.stack([*rows, natural_share * p_generalist_L])
 
 
-def _mix(p_L: F64, tokens_L: I64, generalist: LeafHistogram, alpha_H: F64, backed_off: float) -> SpecialistMix:
+def _build_mixture(p_L: F64, tokens_L: I64, generalist: LeafHistogram, alpha_H: F64, backed_off: float) -> SpecialistMixture:
     raw_L = tokens_L / max(int(tokens_L.sum()), 1)
     without_text = float(raw_L[generalist.tokens_L == 0].sum())
-    return SpecialistMix(p_L=p_L, p_raw_L=raw_L, alpha_H=alpha_H, backed_off=backed_off, without_text=without_text)
+    return SpecialistMixture(p_L=p_L, p_raw_L=raw_L, alpha_H=alpha_H, backed_off=backed_off, without_text=without_text)
 
 
 def _check(generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts]) -> None:
     if not generalist.tokens_L.any():
         raise InputError(
-            "generalist: no window with tokens was assigned to a cluster, so there is nothing to draw; check generalist.paths"
+            "generalist: no window with tokens was assigned to a cluster, so nothing can be sampled; check generalist.paths"
         )
     for name, sample in specialists.items():
         if not sample.num_tokens:
@@ -217,6 +227,6 @@ def _check(generalist: LeafHistogram, specialists: Mapping[str, DocumentCounts])
         if not generalist.tokens_L[sample.leaf_E[sample.tokens_E > 0]].any():
             raise InputError(
                 f"specialists.{name}: none of its {sample.num_windows:,} windows falls into a cluster that has generalist text, so "
-                "nothing like it can be drawn; check that it is the right text, add generalist text, or lower cluster.depth or "
+                "no similar text can be sampled; check that it is the right text, add generalist text, or lower cluster.depth or "
                 "cluster.branching"
             )

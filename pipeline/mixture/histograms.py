@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import F64, I64, Ints
 from pipeline.hashing import window_keys
-from pipeline.mixture.sums import sums_by
-from pipeline.mixture.tree_shape import TreeShape, node_totals
+from pipeline.mixture.sums import sum_by_group
+from pipeline.mixture.tree_shape import TreeShape, sum_below_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class LeafCounts:
     @classmethod
     def _merged(cls, leaf_M: I64, windows_M: Any, tokens_M: Any, invalid: int) -> Self:
         leaf_E, row_M = np.unique(leaf_M, return_inverse=True)
-        windows_E, tokens_E = (sums_by(row_M, x_M, len(leaf_E)) for x_M in (windows_M, tokens_M))
+        windows_E, tokens_E = (sum_by_group(row_M, x_M, len(leaf_E)) for x_M in (windows_M, tokens_M))
         return cls(leaf_E=leaf_E, windows_E=windows_E, tokens_E=tokens_E, invalid=invalid)
 
     def histogram(self, num_leaves: int) -> "LeafHistogram":
@@ -76,7 +76,7 @@ class LeafHistogram:
 
     def node_tokens(self, tree: TreeShape) -> I64:
         """(V,) tokens below each node."""
-        return np.asarray(node_totals(tree, self.tokens_L), dtype=np.int64)
+        return np.asarray(sum_below_nodes(tree, self.tokens_L), dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class DocumentCounts:
 def _dense(leaf_E: Ints, windows_E: Ints, tokens_E: Ints, num_leaves: int, invalid: int) -> LeafHistogram:
     """The histogram over all leaves; a leaf may have several entries."""
     assert not len(leaf_E) or int(np.max(leaf_E)) < num_leaves, "an assignment names a leaf that the tree does not have"
-    windows_L, tokens_L = (sums_by(leaf_E, x_E, num_leaves) for x_E in (windows_E, tokens_E))
+    windows_L, tokens_L = (sum_by_group(leaf_E, x_E, num_leaves) for x_E in (windows_E, tokens_E))
     return LeafHistogram(windows_L=windows_L, tokens_L=tokens_L, invalid=invalid)
 
 

@@ -19,43 +19,45 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import F64, I64, Ints
 from pipeline.hashing import keyed_uniform
-from pipeline.mixture.tree_shape import TreeShape, leaf_nodes
+from pipeline.mixture.tree_shape import TreeShape, find_leaf_nodes
 
 _DECIDED = 1e-14  # a probability this close to 0 or 1 differs from it by rounding only
 
 
-def balanced(
-    chance_C: F64, tokens_C: Ints, key_C: NDArray[np.uint64], leaf_C: Ints, tree: TreeShape, seed: int
+def round_balanced(
+    probability_C: F64, tokens_C: Ints, key_C: NDArray[np.uint64], leaf_C: Ints, tree: TreeShape, seed: int
 ) -> NDArray[np.bool_]:
-    """(C,) which candidates are taken: each with its probability, and Σ tokens within one window of Σ chance · tokens per node."""
-    chance_C = chance_C.copy()
+    """(C,) which candidates are taken: each with its probability, and Σ tokens within one window of Σ p · tokens per node."""
+    probability_C = probability_C.copy()
     size_C = np.maximum(np.asarray(tokens_C, dtype=np.float64), 1.0)
-    node_C = leaf_nodes(tree)[leaf_C]
-    alive_U = _undecided(chance_C, np.arange(len(chance_C)))
+    node_C = find_leaf_nodes(tree)[leaf_C]
+    alive_U = _undecided(probability_C, np.arange(len(probability_C)))
     turn = 0
     for level in range(int(tree.level_V[-1]), -1, -1):
         while True:
-            first_M, second_M = _pairs(node_C[alive_U])
+            first_M, second_M = _pair_neighbours(node_C[alive_U])
             if not len(first_M):
                 break
             i_M, j_M = alive_U[first_M], alive_U[second_M]
             u_M = keyed_uniform(key_C[i_M], seed=seed, purpose="draw.duel", copy=np.full(len(i_M), turn))
-            chance_C[i_M], chance_C[j_M] = _duel(chance_C[i_M], chance_C[j_M], size_C[i_M], size_C[j_M], u_M)
-            alive_U = _undecided(chance_C, alive_U)
+            probability_C[i_M], probability_C[j_M] = _play_duel(
+                probability_C[i_M], probability_C[j_M], size_C[i_M], size_C[j_M], u_M
+            )
+            alive_U = _undecided(probability_C, alive_U)
             turn += 1
         node_U = node_C[alive_U]
         node_C[alive_U] = np.where(tree.level_V[node_U] == level, tree.parent_V[node_U], node_U)
     last_U = alive_U  # at the root: at most one window
-    chance_C[last_U] = keyed_uniform(key_C[last_U], seed=seed, purpose="draw.last") < chance_C[last_U]
-    return chance_C > 0.5
+    probability_C[last_U] = keyed_uniform(key_C[last_U], seed=seed, purpose="draw.last") < probability_C[last_U]
+    return probability_C > 0.5
 
 
-def _undecided(chance_C: F64, among_U: I64) -> I64:
-    chance_U = chance_C[among_U]
-    return among_U[(chance_U > _DECIDED) & (chance_U < 1.0 - _DECIDED)]
+def _undecided(probability_C: F64, among_U: I64) -> I64:
+    probability_U = probability_C[among_U]
+    return among_U[(probability_U > _DECIDED) & (probability_U < 1.0 - _DECIDED)]
 
 
-def _pairs(node_U: I64) -> tuple[I64, I64]:
+def _pair_neighbours(node_U: I64) -> tuple[I64, I64]:
     """Positions of the first and second window of each pair: neighbours in the same node, each in at most one pair."""
     new_U = np.ones(len(node_U), dtype=bool)
     new_U[1:] = node_U[1:] != node_U[:-1]
@@ -64,7 +66,7 @@ def _pairs(node_U: I64) -> tuple[I64, I64]:
     return first_M, first_M + 1
 
 
-def _duel(p_M: F64, q_M: F64, s_M: F64, t_M: F64, u_M: F64) -> tuple[F64, F64]:
+def _play_duel(p_M: F64, q_M: F64, s_M: F64, t_M: F64, u_M: F64) -> tuple[F64, F64]:
     """New probabilities of two windows of s and t tokens: at least one is 0 or 1, and p s + q t is unchanged."""
     p_up_M, q_down_M = (1.0 - p_M) * s_M, q_M * t_M  # tokens that can move from the second to the first
     p_down_M, q_up_M = p_M * s_M, (1.0 - q_M) * t_M

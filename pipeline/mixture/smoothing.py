@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import F64, I64
 from pipeline.mixture.histograms import DocumentCounts
-from pipeline.mixture.tree_shape import TreeShape, leaf_nodes, level_slices, paths
+from pipeline.mixture.tree_shape import TreeShape, find_leaf_nodes, find_paths, slice_levels
 
 _GRID = 48  # values of log α to try before the local search: the likelihood may have several maxima
-_LEAST_ALPHA = 1e-3  # windows; below this, α = 0 is as good, if its likelihood is finite
-_SURELY_INF = 1e3  # times the windows of the sample; above this, α = ∞ is as good
+_MIN_ALPHA = 1e-3  # windows; below this, α = 0 is as good, if its likelihood is finite
+_INF_FACTOR = 1e3  # times the windows of the sample; above this, α = ∞ is as good
 
 
 def smooth(tree: TreeShape, text_V: NDArray[Any], n_V: NDArray[Any], alpha_H: F64) -> tuple[F64, float]:
@@ -49,7 +49,7 @@ def smooth(tree: TreeShape, text_V: NDArray[Any], n_V: NDArray[Any], alpha_H: F6
     p_V = np.zeros(len(parent_V))
     p_V[0] = 1.0
     backed_off = 0.0
-    for level, alpha in zip(level_slices(tree)[1:], alpha_H, strict=True):
+    for level, alpha in zip(slice_levels(tree)[1:], alpha_H, strict=True):
         up = parent_V[level]
         share = text_V[level] / np.maximum(text_V[up], 1)
         if np.isfinite(alpha):
@@ -59,12 +59,12 @@ def smooth(tree: TreeShape, text_V: NDArray[Any], n_V: NDArray[Any], alpha_H: F6
             lost = ~has_text_V[level] & (n_V[level] > 0)
             backed_off += float((p_V[up[lost]] * n_V[level][lost] / (n_V[up[lost]] + alpha)).sum())
         p_V[level] = p_V[up] * share
-    p_L = p_V[leaf_nodes(tree)]
+    p_L = p_V[find_leaf_nodes(tree)]
     return p_L / p_L.sum(), backed_off  # removes rounding error: the sum is 1 up to rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class LeaveOneOutTerms:
     """The terms of one level's leave-one-out likelihood: one per unit (document or window) and child that it occurs in.
 
     `rest_*` are counts without the unit, `weight_T` is the unit's own count in the child, all in windows; `g_T` is G(child|parent).
@@ -96,7 +96,7 @@ def fit_alphas(tree: TreeShape, text_V: NDArray[Any], sample: DocumentCounts) ->
     With a single document, windows are left out instead. However many windows it has, it is one observation of its domain. So α is
     at least its number of windows, which gives the generalist half the weight or more at each level. A single window has α = 1.
     """
-    path_HE = paths(tree, sample.leaf_E)
+    path_HE = find_paths(tree, sample.leaf_E)
     num_windows = sample.num_windows
     scale = num_windows / sample.num_tokens
     num_documents, document_E = sample.document_rows()
@@ -110,12 +110,12 @@ def fit_alphas(tree: TreeShape, text_V: NDArray[Any], sample: DocumentCounts) ->
     alpha_H = np.empty(len(path_HE))
     for row, node_E in enumerate(path_HE):
         keep_E = (node_E >= 0) & (text_V[node_E] > 0)  # windows in nodes without text are backed off: no evidence for this level
-        terms = held_out_terms(tree, text_V, node_E[keep_E], unit_E[keep_E], held_E[keep_E], tokens_E[keep_E], scale)
-        alpha_H[row] = best_alpha(terms, num_windows)
+        terms = build_terms(tree, text_V, node_E[keep_E], unit_E[keep_E], held_E[keep_E], tokens_E[keep_E], scale)
+        alpha_H[row] = fit_alpha(terms, num_windows)
     return np.maximum(alpha_H, num_windows) if alone else alpha_H
 
 
-def held_out_terms(
+def build_terms(
     tree: TreeShape,
     text_V: NDArray[Any],
     node_E: I64,
@@ -123,24 +123,24 @@ def held_out_terms(
     held_E: F64,
     tokens_E: F64,
     scale: float,
-) -> HeldOut:
+) -> LeaveOneOutTerms:
     """The terms of one level. Entry e lies in child `node_E`; leaving out its unit `unit_E` removes `held_E` tokens of it.
 
     Terms whose parent is empty without the unit are omitted: they are log G(v|u) for every α. `scale` is windows per token.
     """
     parent_E = np.asarray(tree.parent_V, dtype=np.int64)[node_E]
     num_nodes = len(tree.parent_V)
-    child_total_E = _sum_by(node_E, tokens_E)
-    parent_total_E = _sum_by(parent_E, tokens_E)
+    child_total_E = _sum_by_group(node_E, tokens_E)
+    parent_total_E = _sum_by_group(parent_E, tokens_E)
     child_key_E = unit_E * num_nodes + node_E
-    held_parent_E = _sum_by(unit_E * num_nodes + parent_E, held_E)
-    held_child_E = _sum_by(child_key_E, held_E)
+    held_parent_E = _sum_by_group(unit_E * num_nodes + parent_E, held_E)
+    held_child_E = _sum_by_group(child_key_E, held_E)
     _, first_T, term_E = np.unique(child_key_E, return_index=True, return_inverse=True)
     weight_T = np.bincount(term_E, weights=tokens_E, minlength=len(first_T)).astype(np.float64)
     rest_parent_T = (parent_total_E - held_parent_E)[first_T]
     keep_T = rest_parent_T > 0
     first_T = first_T[keep_T]
-    return HeldOut(
+    return LeaveOneOutTerms(
         rest_child_T=scale * (child_total_E - held_child_E)[first_T],
         rest_parent_T=scale * rest_parent_T[keep_T],
         g_T=text_V[node_E[first_T]] / text_V[parent_E[first_T]],
@@ -148,12 +148,12 @@ def held_out_terms(
     )
 
 
-def best_alpha(terms: HeldOut, num_windows: int) -> float:
+def fit_alpha(terms: LeaveOneOutTerms, num_windows: int) -> float:
     """The α in [0, ∞] with the largest likelihood; the largest α of those equal within rounding."""
     from scipy.optimize import minimize_scalar  # the import takes half a second; dry runs do not need it
 
     at_inf = terms.log_likelihood(np.inf)
-    log_G = np.linspace(np.log(_LEAST_ALPHA), np.log(_SURELY_INF * num_windows), _GRID)
+    log_G = np.linspace(np.log(_MIN_ALPHA), np.log(_INF_FACTOR * num_windows), _GRID)
     likelihood_G = np.array([terms.log_likelihood(float(np.exp(x))) for x in log_G])
     best = int(likelihood_G.argmax())
     around = (log_G[max(best - 1, 0)], log_G[min(best + 1, _GRID - 1)])
@@ -164,7 +164,7 @@ def best_alpha(terms: HeldOut, num_windows: int) -> float:
     return max(alpha for alpha, value in choices if value >= most - slack)
 
 
-def _sum_by(group_E: I64, x_E: F64) -> F64:
+def _sum_by_group(group_E: I64, x_E: F64) -> F64:
     """(E,) the sum of `x_E` over each entry's group; exact for integers."""
     _, row_E = np.unique(group_E, return_inverse=True)
     return np.asarray(np.bincount(row_E, weights=x_E)[row_E], dtype=np.float64)

@@ -30,7 +30,7 @@ class TreeShape(Protocol):
     def num_leaves_V(self) -> Ints: ...
 
 
-def node_totals(tree: TreeShape, x_L: NDArray[Any]) -> Any:
+def sum_below_nodes(tree: TreeShape, x_L: NDArray[Any]) -> Any:
     """(V,) sums of `x_L` over the leaves below each node; exact for integers."""
     sum_M = np.zeros(len(x_L) + 1, dtype=x_L.dtype)
     np.cumsum(x_L, out=sum_M[1:])
@@ -38,14 +38,14 @@ def node_totals(tree: TreeShape, x_L: NDArray[Any]) -> Any:
     return sum_M[first_V + tree.num_leaves_V] - sum_M[first_V]
 
 
-def level_slices(tree: TreeShape) -> list[slice]:
+def slice_levels(tree: TreeShape) -> list[slice]:
     """The nodes of levels 0, 1, …, H: breadth first, so each level is contiguous."""
     level_V = np.asarray(tree.level_V)
     starts = np.searchsorted(level_V, np.arange(int(level_V[-1]) + 2))
     return [slice(int(start), int(end)) for start, end in pairwise(starts)]
 
 
-def leaf_nodes(tree: TreeShape) -> I64:
+def find_leaf_nodes(tree: TreeShape) -> I64:
     """(L,) the node of each leaf, a node without children."""
     childless_V = np.ones(len(tree.parent_V), dtype=bool)
     childless_V[tree.parent_V[1:]] = False
@@ -54,9 +54,9 @@ def leaf_nodes(tree: TreeShape) -> I64:
     return node_L
 
 
-def paths(tree: TreeShape, leaf_E: Ints) -> I64:
+def find_paths(tree: TreeShape, leaf_E: Ints) -> I64:
     """(H, E) the nodes on the path to each leaf at levels 1, …, H, the leaf included; -1 at levels deeper than the leaf."""
-    node_E = leaf_nodes(tree)[leaf_E]
+    node_E = find_leaf_nodes(tree)[leaf_E]
     path_HE = np.full((int(tree.level_V[-1]), len(node_E)), -1, dtype=np.int64)
     for level in range(len(path_HE), 0, -1):
         here_E = tree.level_V[node_E] == level
@@ -86,7 +86,7 @@ def prune(tree: TreeShape, leaf_E: Ints) -> PrunedTree:
     num_leaves = int(tree.num_leaves_V[0])
     touched_L = np.zeros(num_leaves, dtype=np.int64)
     touched_L[leaf_E] = 1
-    touched_V = node_totals(tree, touched_L) > 0
+    touched_V = sum_below_nodes(tree, touched_L) > 0
     touched_V[0] = True
     parent_V, level_V = np.asarray(tree.parent_V, dtype=np.int64), np.asarray(tree.level_V, dtype=np.int64)
     first_V = np.asarray(tree.first_leaf_V, dtype=np.int64)
@@ -97,11 +97,11 @@ def prune(tree: TreeShape, leaf_E: Ints) -> PrunedTree:
     end_R = first_V[rest_R] + np.asarray(tree.num_leaves_V, dtype=np.int64)[rest_R]
     rest_before_M = np.concatenate([[0], np.cumsum(np.bincount(end_R, minlength=num_leaves + 1))])
     first_T = np.concatenate([[0], np.cumsum(touched_L)])[first_V[kept_T]] + rest_before_M[first_V[kept_T] + 1]
-    leaf_T = np.isin(kept_T, leaf_nodes(tree))
+    leaf_T = np.isin(kept_T, find_leaf_nodes(tree))
     num_V = np.zeros(len(parent_V), dtype=np.int64)
     num_V[kept_T[leaf_T]] = 1
     num_V[rest_R] += 1
-    for level in reversed(level_slices(tree)[1:]):
+    for level in reversed(slice_levels(tree)[1:]):
         np.add.at(num_V, parent_V[level], num_V[level])
     num_T = num_V[kept_T]
     row_V = np.full(len(parent_V), -1, dtype=np.int64)
@@ -119,7 +119,7 @@ def prune(tree: TreeShape, leaf_E: Ints) -> PrunedTree:
     atom_V = np.full(len(parent_V), -1, dtype=np.int64)
     atom_V[kept_T[leaf_T]] = first_T[leaf_T]
     atom_V[rest_R] = rest_atom_R
-    for level in level_slices(tree)[1:]:
+    for level in slice_levels(tree)[1:]:
         up = parent_V[level]
         atom_V[level] = np.where(touched_V[level], atom_V[level], atom_V[up])
     return PrunedTree(
@@ -127,5 +127,5 @@ def prune(tree: TreeShape, leaf_E: Ints) -> PrunedTree:
         level_V=level_U[order_U],
         first_leaf_V=first_U[order_U],
         num_leaves_V=np.concatenate([num_T, np.ones_like(rest_R)])[order_U],
-        atom_L=atom_V[leaf_nodes(tree)],
+        atom_L=atom_V[find_leaf_nodes(tree)],
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.hashing import uniform_of
+from pipeline.hashing import document_uniform
 from pipeline.refining import StepError
 from pipeline.sources import EXCERPT_CHARACTERS, Document, InputFile, Row
 from pipeline.tables import DROPPED, QUARANTINE
@@ -108,4 +108,4 @@ def _keep_first(shown: list[tuple[float, dict[str, Any]]]) -> None:
 
 
 def _place_of(identifier: str) -> float:
-    return uniform_of(identifier, seed=0, purpose="prepare.dropped")
+    return document_uniform(identifier, seed=0, purpose="prepare.dropped")

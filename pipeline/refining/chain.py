@@ -20,7 +20,7 @@ from datatrove.pipeline.formatters.pii import PIIReplacer
 
 from pipeline import exact_json
 from pipeline.errors import one_line
-from pipeline.hashing import uniform_of
+from pipeline.hashing import document_uniform
 from pipeline.refining import Dropped, StepError
 from pipeline.refining.catalogue import build
 from pipeline.sources import BadRowError, Document, checked_text
@@ -111,7 +111,7 @@ class Chain:
 
         def filtered(document: TroveDocument) -> str | None:
             if drawn:
-                step.uniform = lambda: uniform_of(document.id, seed=seed, purpose=f"prepare.steps[{number}]")
+                step.uniform = lambda: document_uniform(document.id, seed=seed, purpose=f"prepare.steps[{number}]")
             kept, reason = get_filter_result(step.filter(document))
             return None if kept else str(reason or "dropped")
 

@@ -66,7 +66,7 @@ class Inspection:
         }
         sampled = graph.step("sample")
         self.sampled = sampled if sampled.done else None
-        self.plan = self.sampled.folder.read_table("plan.parquet").to_pydict() if self.sampled else None
+        self.allocation = self.sampled.folder.read_table("allocation.parquet").to_pydict() if self.sampled else None
         self.tree: Tree = read_tree(graph.step("cluster").folder)
 
     @property
@@ -87,15 +87,19 @@ class Inspection:
                 else order.tolist()
             )
         table = Table(box=None, pad_edge=False)
-        planned_L = np.array(self.plan["planned_tokens"]) + np.array(self.plan["rewritten_tokens"]) if self.plan else None
+        allocated_L = (
+            np.array(self.allocation["allocated_tokens"]) + np.array(self.allocation["rewritten_tokens"])
+            if self.allocation
+            else None
+        )
         headings = ("cluster", "what sets its text apart", "windows", "generalist", "target", "× generalist")
-        for heading in (*headings, *(["planned"] if planned_L is not None else [])):
+        for heading in (*headings, *(["planned"] if allocated_L is not None else [])):
             table.add_column(heading, justify="left" if heading.startswith("what") else "right")
         for leaf in leaves:
             before, after = self.mixture["p_generalist"][leaf], self.mixture["p_target"][leaf]
             change = f"{after / before:.2f}×" if before else ""
             windows = f"{self.mixture['windows'][leaf]:,}"
-            planned = [_percent(planned_L[leaf] / max(1e-9, planned_L.sum()))] if planned_L is not None else []
+            planned = [_percent(allocated_L[leaf] / max(1e-9, allocated_L.sum()))] if allocated_L is not None else []
             table.add_row(str(leaf), self.name(leaf), windows, _percent(before), _percent(after), change, *planned)
         yield table
 
@@ -131,10 +135,10 @@ class Inspection:
                 f"asks for {_percent(row['p'])}{interval}"
             )
         yield Text(f"target: {_percent(self.mixture['p_target'][leaf])} of the new corpus")
-        if self.plan:
-            planned, deficit = self.plan["planned_tokens"][leaf], self.plan["deficit_tokens"][leaf]
+        if self.allocation:
+            planned, deficit = self.allocation["allocated_tokens"][leaf], self.allocation["deficit_tokens"][leaf]
             missing = f", {deficit:,.0f} tokens fewer than asked for" if deficit >= 1 else ""
-            yield Text(f"planned: {planned:,.0f} tokens, {self.plan['epochs'][leaf]:.2f} passes over its text{missing}")
+            yield Text(f"planned: {planned:,.0f} tokens, {self.allocation['epochs'][leaf]:.2f} passes over its text{missing}")
         yield Text("nearest: " + "; ".join(f"{near} {self.name(near)}" for near in self._neighbours(leaf)))
         for corpus in (GENERALIST, *self.run.config.specialists):
             for text in self._examples(corpus, leaf, num_examples):

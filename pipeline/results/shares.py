@@ -39,11 +39,12 @@ class Shares:
         self.epochs_L: F64 | None = None
         self.deficit_L: F64 | None = None
         if planned:
-            plans = [step.folder.read_table("plan.parquet") for step in graph.samples]
-            planned_L = np.sum([plan[name].to_numpy() for plan in plans for name in ("planned_tokens", "rewritten_tokens")], axis=0)
-            self.after_L = planned_L / max(1e-9, float(planned_L.sum()))
-            self.epochs_L = np.sum([plan["epochs"].to_numpy() for plan in plans], axis=0)
-            self.deficit_L = np.sum([plan["deficit_tokens"].to_numpy() for plan in plans], axis=0)
+            allocations = [step.folder.read_table("allocation.parquet") for step in graph.samples]
+            columns = ("allocated_tokens", "rewritten_tokens")
+            allocated_L = np.sum([allocation[name].to_numpy() for allocation in allocations for name in columns], axis=0)
+            self.after_L = allocated_L / max(1e-9, float(allocated_L.sum()))
+            self.epochs_L = np.sum([allocation["epochs"].to_numpy() for allocation in allocations], axis=0)
+            self.deficit_L = np.sum([allocation["deficit_tokens"].to_numpy() for allocation in allocations], axis=0)
         # Rows of SPECIALISTS: `p_raw` is the sample as it is, `p` what the estimator asks for in its name, and may be far from it.
         self.samples: dict[str, dict[int, dict[str, float]]] = {name: {} for name in graph.config.specialists}
         for row in folder.read_table("specialists.parquet").to_pylist():
@@ -86,7 +87,7 @@ def most_passes(graph: "PipelineGraph") -> float:
     """The most passes over any text that is drawn alike: a leaf, or a stratum of one."""
     most = 0.0
     for weighted, sampled in zip(graph.weighings, graph.samples, strict=True):
-        of_leaves = float(sampled.folder.read_table("plan.parquet")["epochs"].to_numpy().max())
+        of_leaves = float(sampled.folder.read_table("allocation.parquet")["epochs"].to_numpy().max())
         most += max(fact(weighted, "epochs_max"), of_leaves)
     return most
 

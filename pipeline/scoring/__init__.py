@@ -1,12 +1,12 @@
 """Scorers: each window of the generalist corpus gets a score per specialist, its similarity to the specialist sample.
 
 A scorer is fitted once, on the specialist sample and on a background of generalist windows. Then it reads every window once. Its
-attribute `draws` says how scores become copies (`mixture.strata`):
+attribute `ratio_kind` says how scores become copies (`mixture.strata`):
 
 - `odds`: a score is the log of P(x | specialist) / P(x | generalist); copies grow with that ratio, up to the cap;
 - `top`: the windows with the highest scores are taken once each, until the budget is full.
 
-A new scorer is one module here and one entry in `scorer`. The package imports the foundation only (arrays, hashing, text).
+A new scorer is one module here and one entry in `make_scorer`. The package imports the foundation only (arrays, hashing, text).
 
 Shapes: N windows, S specialists, D width of the embedding, M chosen rows.
 """
@@ -22,7 +22,7 @@ from pipeline.arrays import F32
 
 # A fitted scorer as NumPy arrays by name, the form in which it is stored.
 Model = Mapping[str, NDArray[Any]]
-Draws = Literal["odds", "top"]
+RatioKind = Literal["odds", "top"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Rows:
         return Rows(key_N=self.key_N[row_M], texts=[self.texts[row] for row in row_M], x_ND=self.x_ND[row_M])
 
     @staticmethod
-    def joined(parts: Sequence["Rows"]) -> "Rows":
+    def concat(parts: Sequence["Rows"]) -> "Rows":
         """The rows of one or more parts, in the order of the parts."""
         return Rows(
             key_N=np.concatenate([part.key_N for part in parts]),
@@ -53,7 +53,7 @@ class Rows:
 class Scorer(Protocol):
     """A method to score windows; the result of each method depends on its arguments only."""
 
-    draws: Draws
+    ratio_kind: RatioKind
     background_windows: int | None  # windows of the background, chosen by hash; None: all, backgrounds summed with `+`
 
     def background(self, rows: Rows) -> Any:
@@ -66,7 +66,7 @@ class Scorer(Protocol):
         """(N, S) score of each window by each model; -inf: never take the window."""
 
 
-def scorer(name: str) -> Scorer:
+def make_scorer(name: str) -> Scorer:
     """The scorer for the name of an estimator."""
     from pipeline.scoring import classifier, density, dsir, nearest
 

@@ -14,26 +14,26 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import F32
-from pipeline.scoring import Draws, Model, Rows
-from pipeline.scoring.features import fit_logistic, fit_words, hashed_counts, word_scores
+from pipeline.scoring import Model, RatioKind, Rows
+from pipeline.scoring.features import count_hashed_ngrams, fit_logistic, fit_words, score_words
 
-_STRENGTH = 3.0
+_INVERSE_PENALTY = 3.0
 
 
 class Density:
     """A `Scorer`; see the module."""
 
-    draws: Draws = "odds"
+    ratio_kind: RatioKind = "odds"
     background_windows: int | None = 20_000
 
     def background(self, rows: Rows) -> Any:
         """(N, F) sparse log(1 + count) of hashed words and word pairs, and (N, D) embeddings."""
-        return hashed_counts(rows.texts), rows.x_ND
+        return count_hashed_ngrams(rows.texts), rows.x_ND
 
     def fit(self, backgrounds: Sequence[Any], sample: Rows) -> Model:
         counts, vectors = zip(*backgrounds, strict=True)
-        idf_F, words = fit_words(counts, sample.texts, _STRENGTH)
-        meaning = fit_logistic(sample.x_ND, np.concatenate(vectors), _STRENGTH)
+        idf_F, words = fit_words(counts, sample.texts, _INVERSE_PENALTY)
+        meaning = fit_logistic(sample.x_ND, np.concatenate(vectors), _INVERSE_PENALTY)
         bias = np.array([words[-1], meaning[-1]])
         return {"idf_F": idf_F, "words_F": words[:-1], "meaning_D": meaning[:-1], "bias": bias}
 
@@ -41,7 +41,7 @@ class Density:
         """(N, S) mean of the two log odds."""
         del seed
         words_FS = np.stack([model["words_F"] for model in models], axis=1)
-        words_NS = word_scores(rows.texts, models[0]["idf_F"], words_FS)  # idf is the generalist's: all models share it
+        words_NS = score_words(rows.texts, models[0]["idf_F"], words_FS)  # idf is the generalist's: all models share it
         meaning_DS = np.stack([model["meaning_D"] for model in models], axis=1)
         bias_S = np.array([model["bias"].sum() for model in models])
         return np.asarray((words_NS + rows.x_ND.astype(np.float64) @ meaning_DS + bias_S) / 2, np.float32)

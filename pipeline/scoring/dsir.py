@@ -18,7 +18,7 @@ import regex
 
 from pipeline.arrays import F32, F64, I64
 from pipeline.hashing import keyed_uniform
-from pipeline.scoring import Draws, Model, Rows
+from pipeline.scoring import Model, RatioKind, Rows
 
 BUCKETS = 10_000
 _FEWEST_WORDS = 100  # as in the package, which leaves out shorter examples
@@ -32,7 +32,7 @@ _ASCII_WORD = re.compile(_WORD.pattern)
 class Dsir:
     """A `Scorer`; see the module."""
 
-    draws: Draws = "top"
+    ratio_kind: RatioKind = "top"
     background_windows: int | None = None
 
     def background(self, rows: Rows) -> I64:

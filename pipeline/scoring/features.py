@@ -17,24 +17,24 @@ import xxhash
 
 from pipeline.arrays import F32, F64
 from pipeline.hashing import keyed_hash
-from pipeline.text.tfidf import inverse_frequencies, weighed
+from pipeline.text.tfidf import apply_tfidf, inverse_frequencies
 
 _FEATURE_BITS = 18
 NUM_FEATURES = 1 << _FEATURE_BITS
 _WORD = re.compile(r"\w+|[^\w\s]+")
-_TEXTS_AT_ONCE = 512  # so few that the arrays fit the CPU cache, and row (9 bits) and feature (18 bits) fit 32 bits
-_MOST_STEPS = 300
+_TEXTS_PER_BLOCK = 512  # so few that the arrays fit the CPU cache, and row (9 bits) and feature (18 bits) fit 32 bits
+_MAX_ITERATIONS = 300
 
 
-def hashed_counts(texts: Sequence[str]) -> Any:
+def count_hashed_ngrams(texts: Sequence[str]) -> Any:
     """(N, F) sparse log(1 + count) of hashed n-grams: lower-cased words, runs of punctuation, and pairs of neighbours."""
     import scipy.sparse as sp
 
-    blocks = [_hashed_counts(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+    blocks = [_count_block(texts[start : start + _TEXTS_PER_BLOCK]) for start in range(0, len(texts), _TEXTS_PER_BLOCK)]
     return sp.vstack(blocks).tocsr() if blocks else sp.csr_matrix((0, NUM_FEATURES), dtype=np.float32)
 
 
-def _hashed_counts(texts: Sequence[str]) -> Any:
+def _count_block(texts: Sequence[str]) -> Any:
     import scipy.sparse as sp
 
     words_by_text = [_WORD.findall(text.lower()) for text in texts]
@@ -53,25 +53,26 @@ def _hashed_counts(texts: Sequence[str]) -> Any:
     return sp.csr_matrix((np.log1p(count).astype(np.float32), features, starts), shape=(len(texts), NUM_FEATURES))
 
 
-def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], strength: float) -> tuple[F32, F64]:
+def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], inverse_penalty: float) -> tuple[F32, F64]:
     """(F,) inverse document frequencies in the backgrounds, and `fit_logistic` on tf-idf of the texts against the backgrounds."""
     import scipy.sparse as sp
 
     background_BF = sp.vstack(backgrounds).tocsr()
     idf_F = inverse_frequencies(background_BF)
-    return idf_F, fit_logistic(weighed(hashed_counts(texts), idf_F), weighed(background_BF, idf_F), strength)
+    return idf_F, fit_logistic(apply_tfidf(count_hashed_ngrams(texts), idf_F), apply_tfidf(background_BF, idf_F), inverse_penalty)
 
 
-def word_scores(texts: Sequence[str], idf_F: F32, weight_FS: F64) -> F64:
+def score_words(texts: Sequence[str], idf_F: F32, weight_FS: F64) -> F64:
     """(N, S) log odds of the texts without the bias: tf-idf times weights."""
-    return np.asarray(weighed(hashed_counts(texts), idf_F) @ weight_FS, np.float64)
+    return np.asarray(apply_tfidf(count_hashed_ngrams(texts), idf_F) @ weight_FS, np.float64)
 
 
-def fit_logistic(sample: Any, background: Any, strength: float) -> F64:
+def fit_logistic(sample: Any, background: Any, inverse_penalty: float) -> F64:
     """(features + 1,) weights, then the bias, of the log odds that a row belongs to the sample and not to the background.
 
     Sample and background have the same total weight, so the odds are a density ratio and do not depend on the size of either. Each
-    row of the sample has weight 1 against a penalty of |weights|² / (2 · strength), so a small sample gives odds closer to even.
+    row of the sample has weight 1 against a penalty of |weights|² / (2 · inverse_penalty), so a small sample gives odds closer to
+    even.
     """
     import scipy.sparse as sp
     from sklearn.linear_model import LogisticRegression
@@ -82,5 +83,5 @@ def fit_logistic(sample: Any, background: Any, strength: float) -> F64:
     weight = np.concatenate([np.ones(num_sample), np.full(num_background, num_sample / num_background)])
     is_sample = np.concatenate([np.ones(num_sample), np.zeros(num_background)])
     with threadpool_limits(1):  # so that the order of sums does not depend on the number of cores
-        fitted = LogisticRegression(C=strength, max_iter=_MOST_STEPS).fit(rows, is_sample, sample_weight=weight)
+        fitted = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS).fit(rows, is_sample, sample_weight=weight)
     return np.append(fitted.coef_[0], fitted.intercept_[0])

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import F32
-from pipeline.scoring import Draws, Model, Rows
+from pipeline.scoring import Model, RatioKind, Rows
 
 
 class Nearest:
     """A `Scorer`: cosine similarity to the mean embedding of the sample. It needs no background."""
 
-    draws: Draws = "top"
+    ratio_kind: RatioKind = "top"
     background_windows: int | None = 0
 
     def background(self, rows: Rows) -> None:

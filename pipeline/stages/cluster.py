@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import config
 from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
-from pipeline.clustering.tree import Tree, fan_out
+from pipeline.clustering.tree import Tree, count_children
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import InputError
@@ -46,7 +46,7 @@ def cluster_step(config: Config, embedded: Step) -> Step:
                 f"the generalist corpus has {windows} windows, fewer than cluster.branching = {settings.branching}; "
                 "give it more text, or set cluster.branching lower"
             )
-        tree = Tree.seedling(float(windows), embedded.manifest["dim"])
+        tree = Tree.root_only(float(windows), embedded.manifest["dim"])
         for level in range(settings.depth):
             name = f"level-{level + 1}.parquet"
             if folder.exists(name):
@@ -112,7 +112,7 @@ def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]
 
 
 def _fan_out(tree: Tree, node: int, settings: config.Cluster) -> int:
-    return fan_out(float(tree.size_V[node]), branching=settings.branching, min_windows=settings.min_windows)
+    return count_children(float(tree.size_V[node]), branching=settings.branching, min_windows=settings.min_windows)
 
 
 class LevelFit:

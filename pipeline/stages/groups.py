@@ -1,7 +1,7 @@
 """Write the text of a run in groups with weights instead of copies: each window at most once, and the tokens to sample per group.
 
-A fold over the draws computes the tokens that the allocation takes from each group (`pipeline.mixture.groups`). A shuffle then
-collects the text of each group, in random order, in files of about the size of a shard.
+A fold over the draws computes the tokens that the allocation takes from each group (`pipeline.mixture.weighted_groups`). A shuffle
+then collects the text of each group, in random order, in files of about the size of a shard.
 
 Shapes: N windows of a part, M of them kept, R rows of several parts, G groups, F files, L leaves.
 """
@@ -21,7 +21,7 @@ from pipeline.engine import Engine
 from pipeline.errors import ConfigError
 from pipeline.execution.step import Step, fold_groups, mapper_groups
 from pipeline.hashing import keyed_hash, keyed_uniform
-from pipeline.mixture.groups import GroupCounts, group_keys, node_and_band, nodes_at
+from pipeline.mixture.weighted_groups import GroupCounts, find_nodes_at, group_keys, split_key
 from pipeline.stages.shards import ORDER, WRITE_OPTIONS, Pool, identifiers, in_order, pools_of, split_by
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED, WINDOWS
@@ -64,7 +64,7 @@ def groups_step(
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         pools = pools_of(windows, assigned, rephrased, sampled.folder)
-        node_L = nodes_at(read_tree(clustered.folder), level)
+        node_L = find_nodes_at(read_tree(clustered.folder), level)
         counts = {
             origin: engine.fold(
                 _counted,
@@ -79,7 +79,7 @@ def groups_step(
         text_bytes = windows.manifest["text_bytes"] / max(1, windows.manifest["tokens"])
         first_file, num_files = {}, 0
         for origin, of_origin in counts.items():
-            held_G = of_origin.wanted_tokens_G / of_origin.passes_G * text_bytes
+            held_G = of_origin.allocated_tokens_G / of_origin.certain_epochs_G * text_bytes
             files_G = np.maximum(np.rint(held_G / config.sample.shard_bytes), 1).astype(np.int64)
             first_file[origin] = num_files + np.concatenate([[0], np.cumsum(files_G)])
             num_files = int(first_file[origin][-1])
@@ -158,7 +158,7 @@ def _kept(origin: str, name: str, grouping: Grouping) -> tuple[pa.Table, I64]:
     drawn = _Drawn.read(name, pool.draws, grouping.node_L)
     row_N = np.minimum(np.searchsorted(counts.key_G, drawn.group_N), len(counts.key_G) - 1)
     u_N = keyed_uniform(drawn.key.to_numpy(), seed=grouping.seed, purpose=f"groups.{origin}")
-    kept_M = np.flatnonzero(u_N * counts.passes_G[row_N] < drawn.epochs_N)
+    kept_M = np.flatnonzero(u_N * counts.certain_epochs_G[row_N] < drawn.epochs_N)
     windows = pool.windows.read_table(f"{name}.parquet")
     assert windows["key"].equals(drawn.key), f"windows and draws of {name} are not aligned"
     table = windows.take(pa.array(kept_M))
@@ -190,9 +190,9 @@ def _described(grouping: Grouping, facts: Sequence[Mapping[str, Any]], terms: Ma
     """Describe each group for the manifest."""
     found = []
     for origin, counts in grouping.counts.items():
-        columns = (counts.key_G, counts.wanted_tokens_G, counts.wanted_documents_G)
+        columns = (counts.key_G, counts.allocated_tokens_G, counts.allocated_documents_G)
         for row, (key, tokens, documents) in enumerate(zip(*columns, strict=True)):
-            node, band = node_and_band(int(key))
+            node, band = split_key(int(key))
             files = range(*grouping.first_file[origin][row : row + 2])
             name = f"node-{node:05d}" + (f"-x{2**band}" if band else "") + ("" if origin == "raw" else f"-{origin}")
             found.append(

@@ -25,7 +25,7 @@ from pipeline.engine import Engine
 from pipeline.errors import ConfigError
 from pipeline.execution.fingerprint import fingerprint
 from pipeline.execution.step import Step, fold_groups, groups, map_parts, part_names
-from pipeline.mixture.allocation import Limits, capped_plan
+from pipeline.mixture.allocation import Limits, allocate_capped
 from pipeline.rewriting import model as models
 from pipeline.rewriting import prompts
 from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
@@ -221,8 +221,8 @@ def wanted(config: Config, weights: Folder, mixture: pa.Table) -> F64:
     if settings.mode == "share":
         return np.asarray(config.sample.budget_tokens / (1.0 + settings.real_to_synthetic) * p_L)
     asked = Asked.read(weights, config)
-    plan = capped_plan(asked.claim_RC, asked.tokens_C, replace(Limits.of(config), overflow="leave"))
-    return plan.summed(asked.leaf_C, asked.num_leaves).deficit_L
+    allocation = allocate_capped(asked.claim_RC, asked.tokens_C, replace(Limits.from_config(config), overflow="leave"))
+    return allocation.sum_groups(asked.leaf_C, asked.num_leaves).deficit_L
 
 
 def _steering(config: Config, weighted: Step, num_leaves: int) -> list[str]:

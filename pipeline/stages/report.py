@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays import F64, I32, I64
-from pipeline.clustering.projection import places
+from pipeline.clustering.projection import project_nodes
 from pipeline.clustering.tree import Tree, read_tree
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
@@ -157,7 +157,7 @@ def _nodes(tree: Tree, node_L: I32, found: Excerpts, weighted: Step, seed: int) 
     mixture = weighted.folder.read_table("mixture.parquet", columns=["tokens"])
     node_M = np.unique(node_L)
     place_V2, size_V = np.zeros((tree.num_nodes, 2)), np.zeros(tree.num_nodes)
-    place_V2[node_M] = places(tree, node_M, seed=seed)
+    place_V2[node_M] = project_nodes(tree, node_M, seed=seed)
     np.add.at(size_V, node_L, 1.0 + mixture["tokens"].to_numpy())
     kept = set(node_M.tolist())
     texts = {node: [text[:_NAME_CHARACTERS] for *_, text in found.get((GENERALIST, node), [])] for node in node_M.tolist()}

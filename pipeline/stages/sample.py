@@ -1,8 +1,8 @@
 """Allocate the token budget, sample copies of windows, and write the shards of the new corpus.
 
 Three passes over the parts of the generalist corpus: a fold that collects the windows whose number of copies the driver must decide
-(`mixture.draws`), a map that writes the copies of each window (`draws/`, aligned with the windows), and the only shuffle that moves
-text. Rewrites are sampled in the same way from their own parts, and join the shuffle.
+(`mixture.sampling`), a map that writes the copies of each window (`draws/`, aligned with the windows), and the only shuffle that
+moves text. Rewrites are sampled in the same way from their own parts, and join the shuffle.
 
 Shapes: L leaves, C cells (leaves, or strata if windows are scored), N windows of a part, R rows of a mixture (the specialists, then
 natural text), P pairs of a rewrite's own leaf and its parent's leaf.
@@ -25,9 +25,8 @@ from pipeline.errors import ConfigError
 from pipeline.execution.step import Step, fold_groups, map_parts
 from pipeline.hashing import keyed_hash
 from pipeline.manifest import versions
-from pipeline.mixture.allocation import Limits, Plan, capped_plan, shared_plan
-from pipeline.mixture.allocation import plan as make_plan
-from pipeline.mixture.draws import Candidates, DrawPlan, Settled, candidates, copies, first_band, settle
+from pipeline.mixture.allocation import Allocation, Limits, allocate, allocate_capped, allocate_with_rewrite_share
+from pipeline.mixture.sampling import Candidates, Decision, SamplingPlan, count_copies, decide, find_candidates, first_band
 from pipeline.rewriting.serving import Serving
 from pipeline.stages.rounds import DrawnPart, moved
 from pipeline.stages.shards import (
@@ -41,7 +40,7 @@ from pipeline.stages.shards import (
 )
 from pipeline.stages.strata import Asked, WindowStrata, asked_of_leaves, read_target
 from pipeline.storage import Folder
-from pipeline.tables import DRAWS, LANDED, PLAN
+from pipeline.tables import ALLOCATION, DRAWS, LANDED
 
 _MOST_SOURCES = 256
 _OTHER = "(other sources)"
@@ -76,19 +75,19 @@ def sample_step(
             of_cells = planned(config, asked, used.filled_L if used else None)
         except ConfigError as error:
             raise ConfigError(f"schedule.ending, of its own budget and weights: {error}" if after else str(error)) from error
-        plan = of_cells.summed(asked.leaf_C, asked.num_leaves)
-        folder.write_table("plan.parquet", plan.table(), PLAN)
-        draw = DrawPlan(
+        allocation = of_cells.sum_groups(asked.leaf_C, asked.num_leaves)
+        folder.write_table("allocation.parquet", allocation.to_table(), ALLOCATION)
+        draw = SamplingPlan(
             method=settings.draw,
             seed=seed,
-            epochs_L=plan.epochs_L,
-            planned_L=plan.planned_L,
+            epochs_L=allocation.epochs_L,
+            allocated_L=allocation.allocated_L,
             windows_L=asked.windows_L,
         )
         tree = read_tree(clustered.folder)
         strata = WindowStrata(scored.folder, read_target(weighted.folder), asked.strata) if scored and asked.strata else None
         pools = pools_of(prepared, assigned, rephrased, folder)
-        raw = _draw(engine, pools["raw"], draw, tree, _factors(strata, of_cells, plan))
+        raw = _draw(engine, pools["raw"], draw, tree, _factors(strata, of_cells, allocation))
         drawn = {"raw": raw}
         if rephrased and used and (rewrites := pools.get("rephrased")):
             draw = _rewrites_plan(rephrased, used, config.seed)
@@ -109,7 +108,7 @@ def sample_step(
             before=after.folder.child("draws") if after else None,
             conditioning=conditioning,
             num_prefixed=round(prefixed_share * num_shards),
-            attribution=Attribution(asked_by, of_cells.planned_RL, claim_RL, strata),
+            attribution=Attribution(asked_by, of_cells.allocated_RL, claim_RL, strata),
         )
         present = set(folder.names(".parquet"))
         names = [f"{shard_name(work.first_shard + number)}.parquet" for number in range(num_shards)]
@@ -119,10 +118,10 @@ def sample_step(
         return {
             "budget_tokens": settings.budget_tokens,
             "seed": config.seed,
-            "deficit_tokens": float(plan.deficit_L.sum()),
-            "rewritten_tokens": float(plan.rewritten_L.sum()),
-            "clipped_mass": plan.clipped_mass,
-            "deficit_share": plan.deficit_share,
+            "deficit_tokens": float(allocation.deficit_L.sum()),
+            "rewritten_tokens": float(allocation.rewritten_L.sum()),
+            "clipped_mass": allocation.clipped_mass,
+            "deficit_share": allocation.deficit_share,
             "rows": sum(shard["rows"] for shard in facts),
             "tokens": sum(shard["tokens"] for shard in facts),
             "windows": sum(part["drawn_windows"] for part in parts),
@@ -145,7 +144,7 @@ def sample_step(
     return Step(
         stage="sample",
         corpus="ending" if after else "",
-        version=3,
+        version=4,
         settings={
             **({"conditioning": {**conditioning.identity(), "prefixed_share": prefixed_share}} if conditioning else {}),
             "sample": settings.identity(),
@@ -201,7 +200,7 @@ def _used(config: Config, rephrased: Step) -> Serving:
     return serving(config, wanted_L, rephrased.folder.read_table("landed.parquet"))
 
 
-def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> DrawPlan:
+def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> SamplingPlan:
     """Return how rewrites are sampled: each at most once, whatever the sampling method of raw text.
 
     All epochs are 1, so the factor of a rewrite is the chance that it is used.
@@ -211,11 +210,11 @@ def _rewrites_plan(rephrased: Step, used: Serving, seed: int) -> DrawPlan:
     valid_P = leaf_P >= 0
     expected_P = used.chance(leaf_P, parent_P) * tokens_P
     num_leaves = len(used.own_L)
-    return DrawPlan(
+    return SamplingPlan(
         method="rounded",
         seed=seed,
         epochs_L=np.ones(num_leaves),
-        planned_L=np.asarray(np.bincount(leaf_P[valid_P], weights=expected_P[valid_P], minlength=num_leaves), np.float64),
+        allocated_L=np.asarray(np.bincount(leaf_P[valid_P], weights=expected_P[valid_P], minlength=num_leaves), np.float64),
         windows_L=np.bincount(leaf_P[valid_P], weights=windows_P[valid_P], minlength=num_leaves),
     )
 
@@ -246,10 +245,10 @@ class StrataFactors:
         return self.factor_C[self.strata.of(name, leaf_N)]
 
 
-def _factors(strata: WindowStrata | None, of_cells: Plan, plan: Plan) -> Factors:
+def _factors(strata: WindowStrata | None, of_cells: Allocation, allocation: Allocation) -> Factors:
     if strata is None:
         return LeafFactors()
-    epochs_C = plan.epochs_L[strata.strata.leaf_C]
+    epochs_C = allocation.epochs_L[strata.strata.leaf_C]
     factor_C = np.divide(of_cells.epochs_L, epochs_C, out=np.zeros_like(epochs_C), where=epochs_C > 0)
     return StrataFactors(strata, factor_C.astype(np.float32).astype(np.float64))
 
@@ -266,65 +265,67 @@ class ServingFactors:
         return self.used.chance(leaf_N, parent_N)
 
 
-def planned(config: Config, asked: Asked, rewrites_L: F64 | None) -> Plan:
+def planned(config: Config, asked: Asked, rewrites_L: F64 | None) -> Allocation:
     """Return the allocation to each cell: its own text, and up to `rewrites_L` tokens of rewrites in each leaf.
 
     Raises:
         ConfigError: there are no rewrites, and the budget is more than the text can fill (only if `overflow` is `spread`).
     """
-    limits = Limits.of(config)
+    limits = Limits.from_config(config)
     if rewrites_L is None:
-        return make_plan(asked.claim_RC, asked.tokens_C, limits)
+        return allocate(asked.claim_RC, asked.tokens_C, limits)
     assert config.rephrase
     if config.rephrase.mode == "share":
         ratio = config.rephrase.real_to_synthetic
         rewrites_C = asked.split(rewrites_L, asked.claim_RC.sum(axis=0))
         elsewhere = float(rewrites_L.sum() - rewrites_C.sum())
-        return shared_plan(asked.claim_RC, asked.tokens_C, limits, rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere)
-    beyond_C = capped_plan(asked.claim_RC, asked.tokens_C, limits).deficit_L
-    return capped_plan(asked.claim_RC, asked.tokens_C, limits, asked.split(rewrites_L, beyond_C))
+        return allocate_with_rewrite_share(
+            asked.claim_RC, asked.tokens_C, limits, rewrites_C, real_to_synthetic=ratio, elsewhere=elsewhere
+        )
+    beyond_C = allocate_capped(asked.claim_RC, asked.tokens_C, limits).deficit_L
+    return allocate_capped(asked.claim_RC, asked.tokens_C, limits, asked.split(rewrites_L, beyond_C))
 
 
-def _draw(engine: Engine, pool: Pool, draw: DrawPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
+def _draw(engine: Engine, pool: Pool, draw: SamplingPlan, tree: Tree, factors: Factors) -> list[dict[str, Any]]:
     """Sample from one pool of text; return the facts of its parts."""
     names = pool.names
     title = "draw" if pool.origin == "raw" else f"draw {pool.origin}"
-    settled = _settle(engine, names, pool.assignments, draw, tree, factors, title=title)
-    shared = (pool.windows, pool.assignments, pool.draws, draw, settled, factors)
+    decision = _decide(engine, names, pool.assignments, draw, tree, factors, title=title)
+    shared = (pool.windows, pool.assignments, pool.draws, draw, decision, factors)
     return map_parts(engine, pool.draws, names, _draw_part, title=title, shared=shared, quick=True)
 
 
-def _settle(
-    engine: Engine, names: Sequence[str], assignments: Folder, draw: DrawPlan, tree: Tree, factors: Factors, *, title: str
-) -> Settled:
+def _decide(
+    engine: Engine, names: Sequence[str], assignments: Folder, draw: SamplingPlan, tree: Tree, factors: Factors, *, title: str
+) -> Decision:
     """Decide the number of copies of the undecided windows. This takes one fold; in rare cases more, each with a wider band."""
     band_G = first_band(draw)
     while True:
         shared = (assignments, draw, band_G, factors)
         runs = fold_groups(engine, names)
-        found = engine.fold(_candidates, runs, Candidates.add, Candidates.none(), title=f"{title} plan", shared=shared)
-        decided = settle(found, draw, band_G, tree)
-        if isinstance(decided, Settled):
+        found = engine.fold(_candidates, runs, Candidates.add, Candidates.zero(), title=f"{title} plan", shared=shared)
+        decided = decide(found, draw, band_G, tree)
+        if isinstance(decided, Decision):
             return decided
         band_G = decided
 
 
-def _candidates(names: Sequence[str], assignments: Folder, draw: DrawPlan, band_G: F64, factors: Factors) -> Candidates:
+def _candidates(names: Sequence[str], assignments: Folder, draw: SamplingPlan, band_G: F64, factors: Factors) -> Candidates:
     states = []
     for name in names:
         table = assignments.read_table(f"{name}.parquet", columns=["key", "leaf", "tokens"])
         leaf_N = table["leaf"].to_numpy()
         factor_N = factors.of(name, leaf_N)
-        states.append(candidates(table["key"].to_numpy(), leaf_N, table["tokens"].to_numpy(), factor_N, draw, band_G))
+        states.append(find_candidates(table["key"].to_numpy(), leaf_N, table["tokens"].to_numpy(), factor_N, draw, band_G))
     return Candidates.combine(states)
 
 
 def _draw_part(
-    name: str, windows: Folder, assignments: Folder, draws: Folder, draw: DrawPlan, settled: Settled, factors: Factors
+    name: str, windows: Folder, assignments: Folder, draws: Folder, draw: SamplingPlan, decision: Decision, factors: Factors
 ) -> dict[str, Any]:
     table = assignments.read_table(f"{name}.parquet", columns=["key", "leaf", "tokens"])
     leaf_N, tokens_N = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.int64)
-    result = copies(table["key"].to_numpy(), leaf_N, factors.of(name, leaf_N), draw, settled)
+    result = count_copies(table["key"].to_numpy(), leaf_N, factors.of(name, leaf_N), draw, decision)
     copies_N = result["copies"].to_numpy()
     source = windows.read_table(f"{name}.parquet", columns=["source"])["source"]
     facts = {

@@ -22,7 +22,7 @@ from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.execution.step import Step, groups, hash_chosen, map_parts, part_names
 from pipeline.hashing import keyed_uniform
-from pipeline.scoring import Model, Rows, scorer
+from pipeline.scoring import Model, Rows, make_scorer
 from pipeline.stages.embed import read_embeddings
 from pipeline.storage import Folder
 from pipeline.tables import scores_schema
@@ -98,7 +98,7 @@ def read_scores(folder: Folder, name: str) -> F32:
 
 def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vectors: Step) -> list[Any]:
     """Return what the scorer learns from each group of generalist parts, in order; [] if it needs no background."""
-    most, names = scorer(estimator).background_windows, part_names(vectors)
+    most, names = make_scorer(estimator).background_windows, part_names(vectors)
     if most == 0:
         return []
     share = 1.0
@@ -113,7 +113,7 @@ def _backgrounds(engine: Engine, estimator: str, seed: int, windows: Step, vecto
 
 
 def _background(names: Sequence[str], estimator: str, seed: int, share: float, windows: Folder, vectors: Folder) -> Any:
-    used = scorer(estimator)
+    used = make_scorer(estimator)
     if used.background_windows is None:  # part by part: the group may be too large for memory
         return functools.reduce(operator.add, (used.background(read_rows(windows, vectors, name)[-1]) for name in names))
     rows = _read_chosen(names, share, seed, windows, vectors)
@@ -128,7 +128,7 @@ def _read_chosen(names: Sequence[str], share: float, seed: int, windows: Folder,
         if share < 1.0:
             rows = rows.take(np.flatnonzero(keyed_uniform(rows.key_N, seed=seed, purpose="score.background") < share))
         chosen.append(rows)
-    return Rows.joined(chosen)
+    return Rows.concat(chosen)
 
 
 def _fit(
@@ -142,7 +142,7 @@ def _fit(
     windows, vectors, parts, rows = samples[name]
     sample = _read_chosen(parts, min(1.0, _MOST_SAMPLE / max(1, rows)), seed, windows, vectors)
     sink = io.BytesIO()
-    np.savez(sink, **scorer(estimator).fit(backgrounds, sample))  # type: ignore[arg-type]
+    np.savez(sink, **make_scorer(estimator).fit(backgrounds, sample))  # type: ignore[arg-type]
     models.write_bytes(f"{name}.npz", sink.getvalue())
 
 
@@ -169,7 +169,7 @@ def _score_part(
     key_N, valid_N, rows = read_rows(windows, vectors, name)
     score_NS = np.full((len(key_N), len(specialists)), -np.inf, np.float32)
     if len(rows):
-        score_NS[valid_N] = scorer(estimator).scores(_models(models.url, tuple(specialists)), rows, seed)
+        score_NS[valid_N] = make_scorer(estimator).scores(_models(models.url, tuple(specialists)), rows, seed)
     columns = {"key": key_N, **{f"score.{specialist}": score_NS[:, place] for place, specialist in enumerate(specialists)}}
     facts = {"rows": len(key_N), "finite": np.isfinite(score_NS).sum(axis=0).tolist()}
     folder.write_table(f"{name}.parquet", pa.table(columns), scores_schema(specialists), facts)

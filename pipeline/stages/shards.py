@@ -26,7 +26,7 @@ from pipeline.arrays import F64, I32, I64
 from pipeline.config import Conditioning
 from pipeline.execution.step import Step, part_names
 from pipeline.hashing import keyed_hash
-from pipeline.mixture.draws import attribute
+from pipeline.mixture.sampling import attribute_copies
 from pipeline.stages.strata import WindowStrata
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS, WINDOWS
@@ -60,7 +60,7 @@ class Attribution:
 
     def of(self, key_R: NDArray[np.uint64], copy_R: I64, claim_RR: F64, *, seed: int) -> pa.Array:
         """Return (R,): the name that each copy is attributed to."""
-        return pa.array(self.names).take(pa.array(attribute(key_R, copy_R, claim_RR, seed)))
+        return pa.array(self.names).take(pa.array(attribute_copies(key_R, copy_R, claim_RR, seed)))
 
 
 @dataclass(frozen=True)

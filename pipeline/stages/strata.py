@@ -18,7 +18,7 @@ from pipeline.arrays import F64, I32, I64
 from pipeline.config import WINDOW_ESTIMATORS, Config
 from pipeline.engine import Engine
 from pipeline.execution.step import Step, fold_groups, part_names
-from pipeline.mixture.estimators import SpecialistMix, claims
+from pipeline.mixture.estimators import SpecialistMixture, compute_claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import (
     BINS,
@@ -27,12 +27,12 @@ from pipeline.mixture.strata import (
     StrataCounts,
     Target,
     Top,
-    code_bins,
-    last_bin,
+    bin_codes,
+    bin_odds,
+    find_threshold_bin,
     log_weights,
-    odds_bins,
 )
-from pipeline.scoring import scorer
+from pipeline.scoring import make_scorer
 from pipeline.stages.score import read_scores
 from pipeline.storage import Folder
 
@@ -43,7 +43,7 @@ _TARGET = "target.npz"
 class Asked:
     """The target mixture over cells; the windows of a cell are sampled alike."""
 
-    claim_RC: F64  # shares of the new corpus; rows as in `estimators.claims`
+    claim_RC: F64  # shares of the new corpus; rows as in `estimators.compute_claims`
     tokens_C: I64
     leaf_C: I64
     windows_L: I64
@@ -75,7 +75,7 @@ class Asked:
 
 
 def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
-    """Return R names and (R, L) shares of the new corpus, from the tables of a weights step (`estimators.claims`)."""
+    """Return R names and (R, L) shares of the new corpus, from the tables of a weights step (`estimators.compute_claims`)."""
     p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
     table = weights.read_table("specialists.parquet")
     p_L_of = {}
@@ -84,7 +84,7 @@ def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
         p_L_of[name] = np.zeros(len(p_generalist_L))
         p_L_of[name][rows["leaf"].to_numpy()] = rows["p"].to_numpy()
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
-    return claims(p_L_of, shares, config.natural_share, p_generalist_L)
+    return compute_claims(p_L_of, shares, config.natural_share, p_generalist_L)
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class WindowStrata:
 
     def of(self, name: str, leaf_N: I32) -> I64:
         """Return (N,): the row in `strata` of each window of a part."""
-        _, q_N = self.target.of(leaf_N, read_scores(self.scores, name))
-        return self.strata.rows(leaf_N, q_N)
+        _, q_N = self.target.ratios_of(leaf_N, read_scores(self.scores, name))
+        return self.strata.index_of(leaf_N, q_N)
 
 
 def write_target(weights: Folder, target: Target) -> None:
@@ -112,7 +112,12 @@ def read_target(weights: Folder) -> Target:
 
 
 def fit_target(
-    engine: Engine, config: Config, assigned: Step, scored: Step, generalist: LeafHistogram, clusters: Mapping[str, SpecialistMix]
+    engine: Engine,
+    config: Config,
+    assigned: Step,
+    scored: Step,
+    generalist: LeafHistogram,
+    clusters: Mapping[str, SpecialistMixture],
 ) -> Target:
     """Fit the conversion of scores to density ratios: one fold over the scores for `odds`, two for `top`."""
     natural = config.natural_share
@@ -122,28 +127,28 @@ def fit_target(
     folders = (assigned.folder, scored.folder)
     zero_SB = np.zeros((len(clusters), BINS), np.int64)
     ratios: Odds | Top
-    if scorer(config.weights.estimator).draws == "odds":
-        log_weight_SL = log_weights([mix.p_L for mix in clusters.values()], generalist.p_L)
-        bins_SB = engine.fold(_odds_bins, items, np.add, zero_SB, title="odds", shared=(*folders, log_weight_SL, config.sharpness))
-        ratios = Odds.fitted(log_weight_SL, config.sharpness, bins_SB)
+    if make_scorer(config.weights.estimator).ratio_kind == "odds":
+        log_weight_SL = log_weights([mixture.p_L for mixture in clusters.values()], generalist.p_L)
+        bins_SB = engine.fold(_bin_odds, items, np.add, zero_SB, title="odds", shared=(*folders, log_weight_SL, config.sharpness))
+        ratios = Odds.from_bins(log_weight_SL, config.sharpness, bins_SB)
     else:
-        wanted_S = np.maximum(share_S * config.sample.budget_tokens, 1.0)
-        high_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, None))
-        for name, wanted, held in zip(clusters, wanted_S, high_SB.sum(1), strict=True):
+        requested_S = np.maximum(share_S * config.sample.budget_tokens, 1.0)
+        high_SB = engine.fold(_bin_codes, items, np.add, zero_SB, title="threshold", shared=(*folders, None))
+        for name, wanted, held in zip(clusters, requested_S, high_SB.sum(1), strict=True):
             if held < wanted:
                 logger.warning(
                     f"weights.estimator {config.weights.estimator}: {wanted:,.0f} tokens are asked for {name}, and {held:,} have a "
                     "score, so all of those are taken, again and again; lower sample.budget_tokens"
                 )
-        high_S, above_S = last_bin(high_SB, wanted_S)
-        low_SB = engine.fold(_code_bins, items, np.add, zero_SB, title="threshold", shared=(*folders, high_S))
-        ratios = Top.fitted(high_S, above_S, low_SB, wanted_S, int(generalist.tokens_L.sum()))
+        high_S, above_S = find_threshold_bin(high_SB, requested_S)
+        low_SB = engine.fold(_bin_codes, items, np.add, zero_SB, title="threshold", shared=(*folders, high_S))
+        ratios = Top.from_bins(high_S, above_S, low_SB, requested_S, int(generalist.tokens_L.sum()))
     return Target(ratios=ratios, share_S=share_S, natural_share=natural)
 
 
 def stratify(
-    engine: Engine, target: Target, assigned: Step, scored: Step, clusters: Mapping[str, SpecialistMix]
-) -> tuple[dict[str, SpecialistMix], Strata]:
+    engine: Engine, target: Target, assigned: Step, scored: Step, clusters: Mapping[str, SpecialistMixture]
+) -> tuple[dict[str, SpecialistMixture], Strata]:
     """Return the mixture of each specialist over the leaves, computed from the window scores, and the strata."""
     num_leaves = len(next(iter(clusters.values())).p_L)
     counts = engine.fold(
@@ -154,10 +159,13 @@ def stratify(
         title="strata",
         shared=(assigned.folder, scored.folder, target),
     )
-    mixes = {name: replace(mix, p_L=p_L) for (name, mix), p_L in zip(clusters.items(), counts.asked_SL(num_leaves), strict=True)}
+    mixtures = {
+        name: replace(mixture, p_L=p_L)
+        for (name, mixture), p_L in zip(clusters.items(), counts.mixture_SL(num_leaves), strict=True)
+    }
     if isinstance(target.ratios, Top):  # `top` uses neither cluster weights nor their smoothing
-        mixes = {name: replace(mix, alpha_H=np.empty(0), backed_off=0.0) for name, mix in mixes.items()}
-    return mixes, counts.strata(target)
+        mixtures = {name: replace(mixture, alpha_H=np.empty(0), backed_off=0.0) for name, mixture in mixtures.items()}
+    return mixtures, counts.strata(target)
 
 
 def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterator[tuple[Any, Any, Any]]:
@@ -166,12 +174,12 @@ def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterat
         yield table["leaf"].to_numpy(), table["tokens"].to_numpy(), read_scores(scores, name)
 
 
-def _odds_bins(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: F64, sharpness: float) -> I64:
-    return functools.reduce(np.add, (odds_bins(log_weight_SL, sharpness, *part) for part in _scored(names, assignments, scores)))
+def _bin_odds(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: F64, sharpness: float) -> I64:
+    return functools.reduce(np.add, (bin_odds(log_weight_SL, sharpness, *part) for part in _scored(names, assignments, scores)))
 
 
-def _code_bins(names: Sequence[str], assignments: Folder, scores: Folder, high_S: I64 | None) -> I64:
-    return functools.reduce(np.add, (code_bins(*part, high_S) for part in _scored(names, assignments, scores)))
+def _bin_codes(names: Sequence[str], assignments: Folder, scores: Folder, high_S: I64 | None) -> I64:
+    return functools.reduce(np.add, (bin_codes(*part, high_S) for part in _scored(names, assignments, scores)))
 
 
 def _strata(names: Sequence[str], assignments: Folder, scores: Folder, target: Target) -> StrataCounts:

@@ -19,8 +19,8 @@ from pipeline.execution.step import Step, fold_groups, hash_chosen, part_names
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.allocation import Limits
 from pipeline.mixture.estimators import ESTIMATORS
-from pipeline.mixture.findings import findings
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts
+from pipeline.mixture.tables import build_tables
 from pipeline.stages.strata import fit_target, stratify, write_target
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
@@ -74,19 +74,19 @@ def weights_step(
             for name in shares
         }
         clusters = ESTIMATORS["crisp" if scored else settings.estimator].estimate(tree, generalist, samples, settings, config.seed)
-        mixes, strata = clusters, None
+        mixtures, strata = clusters, None
         if scored:
             target = fit_target(engine, config, assigned[GENERALIST], scored, generalist, clusters)
-            mixes, strata = stratify(engine, target, assigned[GENERALIST], scored, clusters)
-            folder.write_table("strata.parquet", strata.table(), STRATA)
+            mixtures, strata = stratify(engine, target, assigned[GENERALIST], scored, clusters)
+            folder.write_table("strata.parquet", strata.to_table(), STRATA)
             write_target(folder, target)
-        tables = findings(
+        tables = build_tables(
             tree,
             generalist,
             samples,
-            mixes,
+            mixtures,
             settings,
-            Limits.of(config),
+            Limits.from_config(config),
             shares=shares,
             natural_share=config.natural_share,
             sharpness=config.sharpness,
@@ -108,7 +108,7 @@ def weights_step(
     return Step(
         stage="weights",
         corpus=corpus,
-        version=3,
+        version=4,
         # The diagnostics report repeats, so they also depend on the budget and the sampling method.
         settings={
             "weights": config.full_weights.identity(),

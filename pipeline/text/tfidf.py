@@ -17,7 +17,7 @@ def inverse_frequencies(tf_NF: Any) -> F32:
     return np.asarray(np.log((1 + num_texts) / (1 + texts_F)) + 1, np.float32)
 
 
-def weighed(tf_NF: Any, idf_F: F32) -> Any:
+def apply_tfidf(tf_NF: Any, idf_F: F32) -> Any:
     """Return the (N, F) tf-idf as a new matrix with rows of L2 norm 1."""
     from sklearn.preprocessing import normalize
 

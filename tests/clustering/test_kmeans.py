@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from pipeline.clustering import kmeans
-from pipeline.clustering.assignment import nearest, widen
-from pipeline.clustering.kmeans import _balanced, fit_kmeans
+from pipeline.clustering.assignment import assign_nearest, to_float32
+from pipeline.clustering.kmeans import _balance_labels, fit_kmeans
 
 
 def blobs(num: int, dim: int, centres: int, seed: int = 0, spread: float = 0.3) -> np.ndarray:
@@ -37,16 +37,16 @@ def brute_force(x_ND: np.ndarray, centroid_KD: np.ndarray) -> tuple[np.ndarray, 
 def same(a: kmeans.KMeansFit, b: kmeans.KMeansFit) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("centroid_KD", "count_K", "sq_dist_K")) and (
         a.steps,
-        a.moved,
+        a.moved_share,
         a.objective,
-    ) == (b.steps, b.moved, b.objective)
+    ) == (b.steps, b.moved_share, b.objective)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(("num", "k"), [(1, 1), (1, 5), (1025, 7), (1500, 20)])
 def test_nearest_is_what_a_loop_finds(num: int, k: int, dtype: type) -> None:
     x_ND, centroid_KD = blobs(num, 24, 9).astype(dtype), blobs(k, 24, 9, seed=1)
-    label_N, sq_dist_N = nearest(x_ND, centroid_KD)
+    label_N, sq_dist_N = assign_nearest(x_ND, centroid_KD)
     expected_N, expected_sq_N = brute_force(x_ND, centroid_KD)
     assert (label_N.dtype, sq_dist_N.dtype) == (np.int32, np.float32)
     np.testing.assert_array_equal(label_N, expected_N)
@@ -55,14 +55,14 @@ def test_nearest_is_what_a_loop_finds(num: int, k: int, dtype: type) -> None:
 
 def test_nearest_of_equal_centroids_is_the_lowest() -> None:
     centroid_KD = blobs(40, 384, 40)[np.random.default_rng(0).integers(10, size=97)]
-    label_N, _ = nearest(blobs(3000, 384, 40, seed=2), centroid_KD)
+    label_N, _ = assign_nearest(blobs(3000, 384, 40, seed=2), centroid_KD)
     first = {centroid_D.tobytes(): k for k, centroid_D in reversed(list(enumerate(centroid_KD)))}
     assert all(first[centroid_KD[label].tobytes()] == label for label in label_N)
 
 
 def test_nearest_on_a_centroid_is_at_distance_zero() -> None:
     centroid_KD = blobs(50, 384, 50) + np.float32(100)
-    label_N, sq_dist_N = nearest(centroid_KD, centroid_KD)
+    label_N, sq_dist_N = assign_nearest(centroid_KD, centroid_KD)
     np.testing.assert_array_equal(label_N, np.arange(50))
     assert not sq_dist_N.any()
 
@@ -73,10 +73,10 @@ def test_nearest_of_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     # Pairs of centroids a hair apart, so that the last bits of sgemm would decide.
     centroid_KD = np.repeat(rng.standard_normal((30, 384), dtype=np.float32), 2, axis=0)
     centroid_KD[1::2] += np.float32(1e-7) * rng.standard_normal((30, 384), dtype=np.float32)
-    whole = nearest(x_ND, centroid_KD)
+    whole = assign_nearest(x_ND, centroid_KD)
     order_N = rng.permutation(3000)
-    shuffled = nearest(x_ND[order_N], centroid_KD)
-    alone = [nearest(x_ND[i : i + 1], centroid_KD) for i in range(200)]
+    shuffled = assign_nearest(x_ND[order_N], centroid_KD)
+    alone = [assign_nearest(x_ND[i : i + 1], centroid_KD) for i in range(200)]
     for column in (0, 1):
         np.testing.assert_array_equal(shuffled[column], whole[column][order_N])
         np.testing.assert_array_equal(np.concatenate([one[column] for one in alone]), whole[column][:200])
@@ -84,13 +84,13 @@ def test_nearest_of_a_row_does_not_depend_on_the_rows_beside_it() -> None:
 
 def test_nearest_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(N, 3\)"):
-        nearest(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
+        assign_nearest(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
 
 
 def test_widen_is_exact_for_every_finite_half() -> None:
     half_N = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     half_N = half_N[np.isfinite(half_N)]
-    wide_N = widen(half_N)
+    wide_N = to_float32(half_N)
     np.testing.assert_array_equal(wide_N, half_N.astype(np.float32))
     np.testing.assert_array_equal(np.signbit(wide_N), np.signbit(half_N))  # -0 too
 
@@ -110,7 +110,7 @@ def test_fit_with_one_centroid_is_the_mean() -> None:
     x_ND = blobs(2000, 8, 3)
     fit = fit_kmeans(x_ND, k=1, key_N=keys(2000), seed=0)
     np.testing.assert_allclose(fit.centroid_KD[0], x_ND.astype(np.float64).mean(axis=0), atol=1e-6)
-    assert fit.moved == 0
+    assert fit.moved_share == 0
 
 
 def test_fit_reaches_the_objective_of_scikit_learn() -> None:
@@ -137,7 +137,7 @@ def test_fit_reports_the_plain_assignment_of_its_sample() -> None:
     np.testing.assert_allclose(fit.sq_dist_K * fit.count_K, np.bincount(label_N, weights=sq_dist_N), rtol=1e-5)
     assert fit.objective == pytest.approx(sq_dist_N.sum(), rel=1e-6)
     assert fit.count_K.max() > 1.5 * 5000 / 20  # uneven data stay uneven
-    assert 0 < fit.moved < 1
+    assert 0 < fit.moved_share < 1
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -212,7 +212,7 @@ def test_balanced_is_what_giving_row_by_row_gives(label: list[int], balance: flo
     count = [min(c, limit) for c in count]
     for _ in range(excess):
         count[count.index(min(count))] += 1
-    balanced_M = _balanced(np.array(label), 8, balance)
+    balanced_M = _balance_labels(np.array(label), 8, balance)
     np.testing.assert_array_equal(np.bincount(balanced_M, minlength=8), count)
     assert np.count_nonzero(balanced_M != label) == excess
     for k in range(8):  # who stays is who comes first

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
-from pipeline.clustering.tree import Tree, fan_out, fit_tree
+from pipeline.clustering.tree import Tree, count_children, fit_tree
 from pipeline.tables import cast, tree_schema
 
 SETTINGS = {"fit_windows": 5000, "steps": 5, "balance": 1.5, "min_windows": 8, "seed": 0}
@@ -32,7 +32,7 @@ def keys(num: int) -> np.ndarray:
 def random_tree(seed: int, dim: int = 3) -> Tree:
     """Uneven: each node of the deepest level gets 0 or 2 to 5 children, up to three times."""
     rng = np.random.default_rng(seed)
-    tree = Tree.seedling(1000.0, dim)
+    tree = Tree.root_only(1000.0, dim)
     for level in range(int(rng.integers(4))):
         nodes = [int(node) for node in np.flatnonzero(tree.level_V == level) if level == 0 or rng.random() < 0.6]
         tree = tree.grow({v: fit_of(list(rng.integers(1, 50, size=rng.integers(2, 6))), dim, seed + v) for v in nodes})
@@ -49,7 +49,7 @@ def descend_by_loop(tree: Tree, x_D: np.ndarray) -> int:
 
 
 def test_seedling_is_one_leaf() -> None:
-    tree = Tree.seedling(12.0, 4)
+    tree = Tree.root_only(12.0, 4)
     assert (tree.num_nodes, tree.num_leaves, tree.depth, tree.dim) == (1, 1, 0, 4)
     assert list(tree.children(0)) == []
     leaf_N, sq_dist_N = tree.descend(np.ones((3, 4), np.float32))
@@ -61,7 +61,7 @@ def test_grow_numbers_nodes_by_breadth_and_leaves_by_depth() -> None:
     #        0
     #   1    2    3        sizes of 100: 50, 30, 20
     #  4 5       6 7 8     halves of 50; 5, 5 and 10
-    tree = Tree.seedling(100.0, 3).grow({0: fit_of([5, 3, 2])}).grow({3: fit_of([1, 1, 2]), 1: fit_of([6, 6])})
+    tree = Tree.root_only(100.0, 3).grow({0: fit_of([5, 3, 2])}).grow({3: fit_of([1, 1, 2]), 1: fit_of([6, 6])})
     np.testing.assert_array_equal(tree.parent_V, [-1, 0, 0, 0, 1, 1, 3, 3, 3])
     np.testing.assert_array_equal(tree.level_V, [0, 1, 1, 1, 2, 2, 2, 2, 2])
     np.testing.assert_array_equal(tree.first_leaf_V, [0, 0, 2, 3, 0, 1, 3, 4, 5])
@@ -127,14 +127,14 @@ def test_descent_is_greedy_and_not_the_nearest_leaf() -> None:
     def fit(*x: float) -> KMeansFit:
         return KMeansFit(np.array(x, np.float32)[:, None], np.ones(len(x), np.int64), np.zeros(len(x)), 1, 0.0, 0.0)
 
-    tree = Tree.seedling(1.0, 1).grow({0: fit(0, 10)}).grow({1: fit(-3, 0), 2: fit(6, 12)})
+    tree = Tree.root_only(1.0, 1).grow({0: fit(0, 10)}).grow({1: fit(-3, 0), 2: fit(6, 12)})
     leaf_N, sq_dist_N = tree.descend(np.array([[4.0]], np.float32))
     assert (leaf_N[0], sq_dist_N[0]) == (1, 16)  # the leaf at 6 lies nearer, below the other child
 
 
 def test_descent_of_a_tie_goes_to_the_lowest_child() -> None:
     twins = KMeansFit(np.ones((5, 4), np.float32), np.ones(5, np.int64), np.zeros(5), 1, 0.0, 0.0)
-    tree = Tree.seedling(1.0, 4).grow({0: twins})
+    tree = Tree.root_only(1.0, 4).grow({0: twins})
     np.testing.assert_array_equal(tree.descend(rows(50, 4))[0], np.zeros(50))
 
 
@@ -165,7 +165,7 @@ def test_descent_of_another_width_is_refused() -> None:
 @pytest.mark.parametrize(
     ("fits", "message"),
     [
-        ({0: fit_of([1, 1])}, "only nodes of the deepest level, 1"),
+        ({0: fit_of([1, 1])}, "node 0 is not on level 1; only nodes on the deepest level, 1"),
         ({9: fit_of([1, 1])}, "node 9"),
         ({1: fit_of([5])}, "one centroid"),
         ({1: fit_of([5, 5], dim=4)}, r"shape \(N, 3\)"),
@@ -173,12 +173,12 @@ def test_descent_of_another_width_is_refused() -> None:
 )
 def test_grow_refuses_what_does_not_fit(fits: dict[int, KMeansFit], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Tree.seedling(10.0, 3).grow({0: fit_of([1, 2])}).grow(fits)
+        Tree.root_only(10.0, 3).grow({0: fit_of([1, 2])}).grow(fits)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, 0), (63, 0), (64, 2), (100, 3), (32 * 64, 64), (1e9, 64)])
 def test_fan_out_leaves_each_child_its_windows(size: float, expected: int) -> None:
-    assert fan_out(size, branching=64, min_windows=32) == expected
+    assert count_children(size, branching=64, min_windows=32) == expected
 
 
 def test_tree_of_one_level_is_flat_kmeans() -> None:

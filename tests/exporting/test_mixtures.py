@@ -22,8 +22,8 @@ from pipeline.errors import ConfigError
 from pipeline.exporting.mixtures import MIXTURES
 from pipeline.graph import runner
 from pipeline.graph.graph import build_graph
-from pipeline.mixture.groups import GroupCounts, bands, group_keys, node_and_band, nodes_at
-from pipeline.mixture.tree_shape import leaf_nodes
+from pipeline.mixture.tree_shape import find_leaf_nodes
+from pipeline.mixture.weighted_groups import GroupCounts, assign_bands, find_nodes_at, group_keys, split_key
 from pipeline.storage import Folder
 from pipeline.tables import GROUPED
 from tests.support.corpora import topic_run
@@ -45,7 +45,7 @@ EOS = "[SEP]"
 
 @given(st.lists(st.floats(0, 100), min_size=1))
 def test_bands_are_powers_of_two_above_one_pass(epochs: list[float]) -> None:
-    for e, band in zip(epochs, bands(np.array(epochs)), strict=True):
+    for e, band in zip(epochs, assign_bands(np.array(epochs)), strict=True):
         assert band == 0 if e <= 1 else 2.0 ** (band - 1) < e * (1 + 1e-12) <= 2.0**band * (1 + 1e-9)
 
 
@@ -53,8 +53,8 @@ def test_bands_are_powers_of_two_above_one_pass(epochs: list[float]) -> None:
 @given(st.integers(0, 10**6), st.integers(0, 4))
 def test_the_node_of_a_leaf_at_a_level_is_found_by_going_up(seed: int, level: int) -> None:
     tree = grow(np.random.default_rng(seed), depth=3)
-    for leaf, node in enumerate(nodes_at(tree, level)):
-        up = int(leaf_nodes(tree)[leaf])
+    for leaf, node in enumerate(find_nodes_at(tree, level)):
+        up = int(find_leaf_nodes(tree)[leaf])
         while tree.level_V[up] > level:
             up = int(tree.parent_V[up])
         assert node == up
@@ -73,16 +73,16 @@ def test_groups_counted_in_parts_are_those_of_the_whole(seed: int, cuts: list[in
     rng.shuffle(slices)
     parts = [GroupCounts.of_part(key_N[part], epochs_N[part], tokens_N[part]) for part in slices]
     added = GroupCounts.combine([GroupCounts.combine(parts[:1]), *parts[1:]])
-    for name in ("key_G", "most_G", "tokens_G", "documents_G"):
+    for name in ("key_G", "max_epochs_G", "tokens_G", "documents_G"):
         np.testing.assert_array_equal(getattr(added, name), getattr(whole, name))
     for row, key in enumerate(whole.key_G):
-        node, band = node_and_band(int(key))
-        inside = (node_N == node) & (bands(epochs_N) == band) & (epochs_N > 0)
-        assert whole.wanted_documents_G[row] == pytest.approx(epochs_N[inside].sum(), rel=1e-4)
-        assert whole.wanted_tokens_G[row] == pytest.approx((epochs_N * tokens_N)[inside].sum(), rel=1e-4)
-        assert whole.most_G[row] == epochs_N[inside].max()
+        node, band = split_key(int(key))
+        inside = (node_N == node) & (assign_bands(epochs_N) == band) & (epochs_N > 0)
+        assert whole.allocated_documents_G[row] == pytest.approx(epochs_N[inside].sum(), rel=1e-4)
+        assert whole.allocated_tokens_G[row] == pytest.approx((epochs_N * tokens_N)[inside].sum(), rel=1e-4)
+        assert whole.max_epochs_G[row] == epochs_N[inside].max()
         if band:  # repeated no more than twice as often as any window of it is wanted
-            assert whole.passes_G[row] <= 2 * epochs_N[inside].min()
+            assert whole.certain_epochs_G[row] <= 2 * epochs_N[inside].min()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_groups_hold_each_window_once_in_proportion_to_what_the_plan_draws(
     step, _ = runner.mix(made, mixture="huggingface", level=level, output=str(tmp_path / "out"))
     grouped = step.inputs["groups"]
     sampled = build_graph(made).step("sample").folder
-    draws, of_leaves = sampled.child("draws"), sampled.read_table("plan.parquet")
+    draws, of_leaves = sampled.child("draws"), sampled.read_table("allocation.parquet")
     expected = {
         key: e
         for name in draws.names(".parquet")
@@ -155,12 +155,12 @@ def test_groups_hold_each_window_once_in_proportion_to_what_the_plan_draws(
         if not rows:
             continue
         epochs = np.array([row["epochs"] for row in rows])
-        assert set(bands(epochs)) == {0 if "-x" not in group["name"] else int(np.log2(int(group["name"].split("-x")[1])))}
+        assert set(assign_bands(epochs)) == {0 if "-x" not in group["name"] else int(np.log2(int(group["name"].split("-x")[1])))}
         # What was kept, each by its chance: as many as are wanted over the passes of the one that is wanted most.
         passes = max(epochs.max(), 0.5)
         assert group["wanted_documents"] / passes == pytest.approx(len(rows), abs=5 * len(rows) ** 0.5 + 3)
     total = sum(group["wanted_tokens"] for group in grouped.manifest["groups"])
-    assert total == pytest.approx(of_leaves["planned_tokens"].to_numpy().sum(), rel=1e-4)
+    assert total == pytest.approx(of_leaves["allocated_tokens"].to_numpy().sum(), rel=1e-4)
     assert sum(group["wanted_documents"] for group in grouped.manifest["groups"]) == pytest.approx(sum(expected.values()), rel=1e-4)
     nodes = {group["node"] for group in grouped.manifest["groups"]}
     assert nodes == {0} if level == 0 else len(nodes) > 3

@@ -105,12 +105,12 @@ def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_plan(topics: dic
     for row in rows_of(made).to_pylist():
         copies[row["doc_id"], row["window"]].append(row["copy"])
     assert all(sorted(numbers) == list(range(len(numbers))) for numbers in copies.values())
-    plan = made.step("sample").folder.read_table("plan.parquet").to_pylist()
+    plan = made.step("sample").folder.read_table("allocation.parquet").to_pylist()
     realised = collections.Counter()
     for row in rows_of(made).to_pylist():
         realised[row["cluster"]] += row["tokens"]
     for leaf in plan:
-        assert abs(realised[leaf["leaf"]] - leaf["planned_tokens"]) <= 64 + 1
+        assert abs(realised[leaf["leaf"]] - leaf["allocated_tokens"]) <= 64 + 1
         assert leaf["epochs"] <= 4 + 1e-9
 
 
@@ -299,7 +299,7 @@ def test_the_top_cluster_alone_is_drawn_up_to_the_cap(topics: dict[str, Any]) ->
     (leaf,) = set(rows_of(made)["cluster"].to_pylist())
     counts = made.step("weights").folder.read_table("specialists.parquet").to_pandas().set_index("leaf")["tokens"]
     assert counts[leaf] == counts.max()
-    assert made.step("sample").folder.read_table("plan.parquet")["epochs"].to_numpy().max() == pytest.approx(4)
+    assert made.step("sample").folder.read_table("allocation.parquet")["epochs"].to_numpy().max() == pytest.approx(4)
 
 
 def test_a_shuffled_histogram_asks_as_much_of_other_clusters(topics: dict[str, Any]) -> None:
@@ -321,10 +321,10 @@ def test_windows_are_drawn_as_their_strata_are_planned(topics: dict[str, Any], t
     draws = pa.concat_tables(drawn.read_table(name) for name in drawn.names(".parquet")).to_pandas()
     assigned = made.step("assign", "generalist").folder
     tokens = pa.concat_tables(assigned.read_table(name, ["tokens"]) for name in assigned.names(".parquet"))["tokens"].to_numpy()
-    plan = made.step("sample").folder.read_table("plan.parquet").to_pandas()
+    plan = made.step("sample").folder.read_table("allocation.parquet").to_pandas()
     tokens, draws = tokens[draws["leaf"] >= 0], draws[draws["leaf"] >= 0]
     planned = (draws["expected"] * tokens).groupby(draws["leaf"]).sum()
-    held = plan[plan["tokens"] > 0].set_index("leaf")["planned_tokens"]
+    held = plan[plan["tokens"] > 0].set_index("leaf")["allocated_tokens"]
     assert planned.to_numpy() == pytest.approx(held.to_numpy(), rel=1e-5, abs=0.5)
     assert draws["expected"].max() <= 4 + 1e-6
     assert draws["expected"].min() > 0  # the natural share is for every window

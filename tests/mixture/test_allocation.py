@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.mixture.allocation import Limits, capped_plan, plan, shared_plan
-from pipeline.tables import PLAN
+from pipeline.mixture.allocation import Limits, allocate, allocate_capped, allocate_with_rewrite_share
+from pipeline.tables import ALLOCATION
 
 seeds = st.integers(0, 10**6)
 
@@ -53,9 +53,9 @@ def test_spreading_ends_where_handing_over_ends(seed):
     if 1.5 * tokens[wanted > 0].sum() < wanted.sum():
         tokens[0] += wanted.sum() * (1 + rng.random())
     claim = np.stack([wanted, np.zeros_like(wanted)]) / wanted.sum()
-    made = capped_plan(claim, tokens, limits(wanted.sum()))
-    np.testing.assert_allclose(made.planned_L, obvious_fill(wanted, 1.5 * tokens), rtol=1e-9, atol=1e-9)
-    assert not made.planned_RL[1].any()
+    made = allocate_capped(claim, tokens, limits(wanted.sum()))
+    np.testing.assert_allclose(made.allocated_L, obvious_fill(wanted, 1.5 * tokens), rtol=1e-9, atol=1e-9)
+    assert not made.allocated_RL[1].any()
 
 
 @settings(max_examples=100, deadline=None)
@@ -68,13 +68,13 @@ def test_each_row_gets_its_share_whatever_the_limits(seed, specialists, exponent
     claim *= (1 - natural) * rng.dirichlet(np.ones(specialists))[:, None] / claim.sum(axis=1, keepdims=True)
     claim = np.concatenate([claim, natural * tokens[None] / tokens.sum()])
     budget = int(tokens.sum() * rng.uniform(0.05, 0.6))
-    made = capped_plan(claim, tokens, limits(budget, max_epochs=3.0, repeat_exponent=exponent))
-    assert (made.planned_L <= 3.0 * tokens * (1 + 1e-9)).all()
-    assert made.planned_L.sum() == pytest.approx(budget, rel=1e-9)
-    np.testing.assert_allclose(made.planned_RL.sum(axis=1), budget * claim.sum(axis=1), rtol=1e-4)
+    made = allocate_capped(claim, tokens, limits(budget, max_epochs=3.0, repeat_exponent=exponent))
+    assert (made.allocated_L <= 3.0 * tokens * (1 + 1e-9)).all()
+    assert made.allocated_L.sum() == pytest.approx(budget, rel=1e-9)
+    np.testing.assert_allclose(made.allocated_RL.sum(axis=1), budget * claim.sum(axis=1), rtol=1e-4)
     # Each leaf is given what its rows ask for at their levels, and the limits on repeats are of all rows together.
     asked = budget * claim / tokens
-    epochs = made.planned_RL / tokens
+    epochs = made.allocated_RL / tokens
     total = epochs.sum(axis=0)
     undamped = np.where(total > 1, total ** (1 / exponent), total)
     free = total < 3.0 * (1 - 1e-9)
@@ -88,48 +88,48 @@ def test_each_row_gets_its_share_whatever_the_limits(seed, specialists, exponent
 def test_a_row_whose_text_is_used_up_leaves_the_rest_to_others():
     tokens = np.array([10, 1000])
     claim = np.array([[0.5, 0.0], [0.0, 0.0], [0.005, 0.495]])
-    made = capped_plan(claim, tokens, limits(200, max_epochs=2.0))
-    assert made.planned_L == pytest.approx([20, 180])
-    assert made.planned_RL[2].sum() > 180
+    made = allocate_capped(claim, tokens, limits(200, max_epochs=2.0))
+    assert made.allocated_L == pytest.approx([20, 180])
+    assert made.allocated_RL[2].sum() > 180
 
 
 def test_of_a_budget_beyond_all_caps_every_leaf_that_is_asked_for_is_full():
     claim = np.array([[0.7, 5e-324, 0.0], [0.3, 0.0, 0.0]])
-    made = capped_plan(claim, np.array([10, 10, 10]), limits(10_000))
-    np.testing.assert_allclose(made.planned_L, [15, 15, 0])
+    made = allocate_capped(claim, np.array([10, 10, 10]), limits(10_000))
+    np.testing.assert_allclose(made.allocated_L, [15, 15, 0])
 
 
 P, TOKENS = np.array([[0.7, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]]), np.array([100, 100, 100, 100])
 
 
 def test_plan_spread_moves_the_clipped_mass():
-    made = plan(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="spread"))
-    np.testing.assert_allclose(made.planned_L, [150, 100, 50, 0])
+    made = allocate(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="spread"))
+    np.testing.assert_allclose(made.allocated_L, [150, 100, 50, 0])
     np.testing.assert_allclose(made.epochs_L, [1.5, 1.0, 0.5, 0])
     np.testing.assert_allclose(made.deficit_L, [60, 0, 0, 0])
     assert made.clipped_mass == pytest.approx(0.2)
     assert made.deficit_share == pytest.approx(0)
-    assert made.table().schema == PLAN
+    assert made.to_table().schema == ALLOCATION
 
 
 def test_plan_leave_leaves_it():
-    made = plan(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="leave"))
-    np.testing.assert_allclose(made.planned_L, [150, 60, 30, 0])
+    made = allocate(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="leave"))
+    np.testing.assert_allclose(made.allocated_L, [150, 60, 30, 0])
     assert made.deficit_share == pytest.approx(0.2)
-    np.testing.assert_allclose(made.planned_L + made.deficit_L, made.wanted_L)
+    np.testing.assert_allclose(made.allocated_L + made.deficit_L, made.requested_L)
 
 
-def test_plan_beyond_what_the_cap_allows_says_what_can_be_had():
-    assert plan(P, TOKENS, Limits(budget_tokens=450, max_epochs=1.5, overflow="spread")).planned_L.sum() == pytest.approx(450)
+def test_plan_beyond_what_the_cap_allows_says_what_is_available():
+    assert allocate(P, TOKENS, Limits(budget_tokens=450, max_epochs=1.5, overflow="spread")).allocated_L.sum() == pytest.approx(450)
     with pytest.raises(ConfigError) as error:
-        plan(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread"))
+        allocate(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread"))
     text = str(error.value)
-    assert all(word in text for word in ("sample.budget_tokens 451", "weights.max_epochs 1.5", "450", "overflow: leave"))
+    assert all(word in text for word in ("sample.budget_tokens is 451", "weights.max_epochs is 1.5", "450", "overflow: leave"))
     assert "\n" not in text
-    assert capped_plan(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread")).deficit_share == pytest.approx(
+    assert allocate_capped(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread")).deficit_share == pytest.approx(
         1 / 451
     )
-    assert plan(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="leave")).planned_L.sum() < 451
+    assert allocate(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="leave")).allocated_L.sum() < 451
 
 
 @settings(max_examples=200, deadline=None)
@@ -139,27 +139,29 @@ def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
     p, tokens = wanted[None] / wanted.sum(), np.ceil(cap * 1000).astype(np.int64)
     budget = int(rng.integers(1, 20_000))
     leave, fill = (Limits(budget_tokens=budget, max_epochs=2.0, overflow=overflow) for overflow in ("leave", "spread"))
-    alone = capped_plan(p, tokens, leave)
+    alone = allocate_capped(p, tokens, leave)
     rewrites = rng.exponential(size=p.shape[1]) * 1000
-    filled = capped_plan(p, tokens, leave, rewrites)
-    np.testing.assert_allclose(filled.planned_L, alone.planned_L, atol=1e-6)
+    filled = allocate_capped(p, tokens, leave, rewrites)
+    np.testing.assert_allclose(filled.allocated_L, alone.allocated_L, atol=1e-6)
     np.testing.assert_allclose(filled.rewritten_L, np.minimum(alone.deficit_L, rewrites))
-    spread = capped_plan(p, tokens, fill, rewrites)
+    spread = allocate_capped(p, tokens, fill, rewrites)
     np.testing.assert_allclose(spread.rewritten_L, filled.rewritten_L)
-    assert (spread.planned_L >= filled.planned_L - 1e-6).all()
-    assert (spread.planned_L <= 2.0 * tokens + 1e-6).all()
+    assert (spread.allocated_L >= filled.allocated_L - 1e-6).all()
+    assert (spread.allocated_L <= 2.0 * tokens + 1e-6).all()
     enough = 2.0 * tokens[p[0] > 0].sum() + spread.rewritten_L.sum()
-    assert spread.planned_L.sum() + spread.rewritten_L.sum() == pytest.approx(min(budget, enough), rel=1e-9, abs=1e-6)
+    assert spread.allocated_L.sum() + spread.rewritten_L.sum() == pytest.approx(min(budget, enough), rel=1e-9, abs=1e-6)
 
 
 def test_a_share_of_rewrites_leaves_the_mixture_as_asked():
     p, tokens = np.array([[0.5, 0.3, 0.2]]), np.array([10_000, 10_000, 10_000])
     four = limits(9000, max_epochs=4.0)
-    made = shared_plan(p, tokens, four, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
+    made = allocate_with_rewrite_share(p, tokens, four, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
     assert made.rewritten_L.sum() == pytest.approx(3000)
-    np.testing.assert_allclose(made.planned_L + made.rewritten_L, 9000 * p[0])
-    few = shared_plan(p, tokens, four, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
+    np.testing.assert_allclose(made.allocated_L + made.rewritten_L, 9000 * p[0])
+    few = allocate_with_rewrite_share(p, tokens, four, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
     assert few.rewritten_L.sum() == 500
-    np.testing.assert_allclose(few.planned_L + few.rewritten_L, 9000 * p[0])
-    left = shared_plan(p, tokens, replace(four, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
-    assert left.planned_L.sum() == pytest.approx(6000)
+    np.testing.assert_allclose(few.allocated_L + few.rewritten_L, 9000 * p[0])
+    left = allocate_with_rewrite_share(
+        p, tokens, replace(four, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0
+    )
+    assert left.allocated_L.sum() == pytest.approx(6000)

@@ -11,40 +11,40 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Weights
-from pipeline.mixture.allocation import Limits, capped_plan
-from pipeline.mixture.diagnostics import MEANINGS, meaning
-from pipeline.mixture.estimators import ESTIMATORS, claims
-from pipeline.mixture.findings import findings
+from pipeline.mixture.allocation import Limits, allocate_capped
+from pipeline.mixture.diagnostics import DESCRIPTIONS, describe
+from pipeline.mixture.estimators import ESTIMATORS, compute_claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import Strata
+from pipeline.mixture.tables import build_tables
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
 from tests.support.trees import counted, generalist_on, grow, sample_on, two_levels
 
 
 def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, shares=None, **weights):
     chosen = Weights(**({"bootstrap": 0, "estimator": "crisp"} | weights))
-    mixes = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
+    mixtures = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
     shares = shares or dict.fromkeys(samples, 1.0)
     limits = Limits(budget_tokens=budget, max_epochs=chosen.max_epochs, overflow=chosen.overflow)
     more = {"shares": shares, "natural_share": chosen.natural_share or 0.0, "draw": draw, "seed": seed}
-    result = findings(tree, generalist, samples, mixes, chosen, limits, **more)
+    result = build_tables(tree, generalist, samples, mixtures, chosen, limits, **more)
     facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
-    return result, facts, mixes
+    return result, facts, mixtures
 
 
-def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, overflow, draw):
+def obvious_facts(generalist, mixtures, shares, natural_share, budget, max_epochs, overflow, draw):
     """The definitions of METHODS, leaf by leaf."""
     g = generalist.tokens_L / generalist.tokens_L.sum()
-    claim = claims({name: mix.p_L for name, mix in mixes.items()}, shares, natural_share, g)[1]
+    claim = compute_claims({name: mixture.p_L for name, mixture in mixtures.items()}, shares, natural_share, g)[1]
     target = claim.sum(axis=0)
-    plan = capped_plan(claim, generalist.tokens_L, Limits(budget_tokens=budget, max_epochs=max_epochs, overflow=overflow))
-    out = [x / sum(plan.planned_L) for x in plan.planned_L]
+    plan = allocate_capped(claim, generalist.tokens_L, Limits(budget_tokens=budget, max_epochs=max_epochs, overflow=overflow))
+    out = [x / sum(plan.allocated_L) for x in plan.allocated_L]
     leaves = range(len(g))
-    epochs = [plan.planned_L[i] / generalist.tokens_L[i] if generalist.tokens_L[i] else 0.0 for i in leaves]
+    epochs = [plan.allocated_L[i] / generalist.tokens_L[i] if generalist.tokens_L[i] else 0.0 for i in leaves]
     worth, unique, reached = 0.0, 0.0, 0.0
     for i in leaves:
         tokens, e = float(generalist.tokens_L[i]), epochs[i]
-        worth += plan.planned_L[i] if e <= 1 else tokens + tokens * 15.39 * (1 - math.exp(-(e - 1) / 15.39))
+        worth += plan.allocated_L[i] if e <= 1 else tokens + tokens * 15.39 * (1 - math.exp(-(e - 1) / 15.39))
         unique += tokens * (min(e, 1) if draw == "rounded" else 1 - math.exp(-e))
     p99 = None
     for e, p in sorted(zip(epochs, out, strict=True)):
@@ -55,8 +55,8 @@ def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, 
     found = {
         ("", "epochs_max"): max(epochs),
         ("", "epochs_p99"): p99,
-        ("", "repeats_value"): worth / sum(plan.planned_L),
-        ("", "unique_share"): unique / sum(plan.planned_L),
+        ("", "repeats_value"): worth / sum(plan.allocated_L),
+        ("", "unique_share"): unique / sum(plan.allocated_L),
         ("", "effective_windows"): sum(w * k for w, k in zip(epochs, n, strict=True)) ** 2
         / sum(w * w * k for w, k in zip(epochs, n, strict=True)),
         ("", "output_entropy"): entropy(out),
@@ -64,17 +64,17 @@ def obvious_facts(generalist, mixes, shares, natural_share, budget, max_epochs, 
         ("", "generalist_entropy"): entropy(g),
         ("", "generalist_top_share"): max(g),
         ("", "clipped_mass"): sum(max(0, t - max_epochs * k / budget) for t, k in zip(target, generalist.tokens_L, strict=True)),
-        ("", "deficit_share"): 1 - sum(plan.planned_L) / budget,
+        ("", "deficit_share"): 1 - sum(plan.allocated_L) / budget,
     }
-    for name, mix in mixes.items():
-        p = mix.p_L
+    for name, mixture in mixtures.items():
+        p = mixture.p_L
         found |= {
             (name, "entropy"): entropy(p),
             (name, "effective_leaves"): math.exp(entropy(p)),
             (name, "top_share"): max(p),
             (name, "kl_generalist"): sum(p[i] * math.log(p[i] / g[i]) for i in leaves if p[i] > 0),
             (name, "kl_output"): sum(p[i] * math.log(p[i] / out[i]) for i in leaves if p[i] > 0),
-            (name, "without_text"): mix.p_raw_L[generalist.tokens_L == 0].sum(),
+            (name, "without_text"): mixture.p_raw_L[generalist.tokens_L == 0].sum(),
         }
     return found
 
@@ -96,11 +96,11 @@ def test_findings_on_merged_leaves_says_what_loops_over_all_leaves_say(seed, smo
         if not generalist.tokens_L[sample.leaf_E].any():
             return
     budget = max(1, int(generalist.tokens_L.sum() * rng.random() * 0.5))
-    _, facts, mixes = made(
+    _, facts, mixtures = made(
         tree, generalist, samples, budget=budget, draw=draw, shares={"a": 3.0, "b": 1.0},
         smoothing=smoothing, natural_share=natural_share, overflow=overflow, max_epochs=2.0,
     )  # fmt: skip
-    expected = obvious_facts(generalist, mixes, {"a": 3.0, "b": 1.0}, natural_share, budget, 2.0, overflow, draw)
+    expected = obvious_facts(generalist, mixtures, {"a": 3.0, "b": 1.0}, natural_share, budget, 2.0, overflow, draw)
     for key, value in expected.items():
         assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 
@@ -117,14 +117,14 @@ def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(s
     budget = max(1, int(generalist.tokens_L.sum() * 0.2))
     chosen = {"overflow": "leave", "max_epochs": 2.0, "natural_share": 0.1}
     if estimator == "shuffled":
-        _, facts, mixes = made(tree, generalist, samples, budget=budget, estimator="shuffled", **chosen)
+        _, facts, mixtures = made(tree, generalist, samples, budget=budget, estimator="shuffled", **chosen)
     else:
         weights = Weights(**chosen, bootstrap=10)
         clusters = ESTIMATORS["crisp"].estimate(tree, generalist, samples, weights)
         p_L = rng.dirichlet(np.full(len(generalist.tokens_L), 0.3)) * (generalist.tokens_L > 0)
-        mixes = {"a": replace(clusters["a"], p_L=p_L / p_L.sum())}
+        mixtures = {"a": replace(clusters["a"], p_L=p_L / p_L.sum())}
         leaf_C = np.flatnonzero(generalist.tokens_L)
-        claim_RL = np.stack([0.9 * mixes["a"].p_L, 0.1 * generalist.p_L])
+        claim_RL = np.stack([0.9 * mixtures["a"].p_L, 0.1 * generalist.p_L])
         strata = Strata(
             key_C=leaf_C << 16,
             windows_C=generalist.windows_L[leaf_C],
@@ -133,14 +133,14 @@ def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(s
         )
         more = {"shares": {"a": 1.0}, "natural_share": 0.1, "draw": "rounded", "seed": 0, "strata": strata, "clusters": clusters}
         limits = Limits(budget_tokens=budget, max_epochs=2.0, overflow="leave")
-        result = findings(tree, generalist, samples, mixes, weights, limits, **more)
+        result = build_tables(tree, generalist, samples, mixtures, weights, limits, **more)
         facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
         found = result.specialists.to_pandas()
         if samples["a"].document_rows()[0] > 1:
             assert (found["p_low"] <= found["p_high"]).all()
             # A resample moves a leaf by the square root of what it moves CRISP's weight.
             assert (found["p_high"] / found["p"].clip(1e-300) < 40).all()
-    expected = obvious_facts(generalist, mixes, {"a": 1.0}, 0.1, budget, 2.0, "leave", "rounded")
+    expected = obvious_facts(generalist, mixtures, {"a": 1.0}, 0.1, budget, 2.0, "leave", "rounded")
     for key, value in expected.items():
         assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 
@@ -155,8 +155,8 @@ def test_findings_have_the_declared_tables_and_a_meaning_for_every_fact():
     assert result.mixture.schema == MIXTURE
     assert result.diagnostics.schema == DIAGNOSTICS
     names = {name for _, name in facts}
-    assert names == {*MEANINGS, "alpha_level_1", "alpha_level_2"}
-    assert all(row["meaning"] == meaning(row["name"]) and "\n" not in row["meaning"] for row in facts.values())
+    assert names == {*DESCRIPTIONS, "alpha_level_1", "alpha_level_2"}
+    assert all(row["meaning"] == describe(row["name"]) and "\n" not in row["meaning"] for row in facts.values())
     assert facts["x", "documents"]["value"] == 5
     for name in ("documents", "windows", "alpha_level_1"):
         assert facts["x", name]["low"] is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Weights
 from pipeline.errors import InputError
-from pipeline.mixture.estimators import ESTIMATORS, claims
+from pipeline.mixture.estimators import ESTIMATORS, compute_claims
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts, LeafHistogram
 from tests.support.trees import counted, two_levels
 
@@ -53,22 +53,22 @@ def test_histograms_of_any_split_and_order_of_rows_are_the_counts_by_hand(rows, 
 @pytest.mark.parametrize("smoothing", ["auto", "none", 3.0])
 def test_crisp_by_setting_uses_its_alphas(smoothing):
     sample = counted([("a", 0, 10), ("a", 0, 10), ("b", 1, 10), ("b", 3, 10), ("c", 0, 10)])
-    mix = ESTIMATORS["crisp"].estimate(TREE, GENERALIST, {"x": sample}, Weights(smoothing=smoothing))["x"]
-    assert mix.p_L.sum() == pytest.approx(1)
-    np.testing.assert_allclose(mix.p_raw_L, [0.6, 0.2, 0, 0.2])
-    assert mix.without_text == pytest.approx(0.2)
+    mixture = ESTIMATORS["crisp"].estimate(TREE, GENERALIST, {"x": sample}, Weights(smoothing=smoothing))["x"]
+    assert mixture.p_L.sum() == pytest.approx(1)
+    np.testing.assert_allclose(mixture.p_raw_L, [0.6, 0.2, 0, 0.2])
+    assert mixture.without_text == pytest.approx(0.2)
     if smoothing == "none":
-        np.testing.assert_allclose(mix.p_L, [0.6, 0.2, 0.2, 0])
-        assert mix.backed_off == pytest.approx(0.2)
+        np.testing.assert_allclose(mixture.p_L, [0.6, 0.2, 0.2, 0])
+        assert mixture.backed_off == pytest.approx(0.2)
     if smoothing == 3.0:  # by hand: 5 windows' worth at the root, 4 of them left
         left = (4 + 3 * 0.8) / (5 + 3)
-        np.testing.assert_allclose(mix.p_L[:2], [left * (3 + 3 * 5 / 8) / 7, left * (1 + 3 * 3 / 8) / 7])
-        np.testing.assert_array_equal(mix.alpha_H, [3, 3])
+        np.testing.assert_allclose(mixture.p_L[:2], [left * (3 + 3 * 5 / 8) / 7, left * (1 + 3 * 3 / 8) / 7])
+        np.testing.assert_array_equal(mixture.alpha_H, [3, 3])
 
 
 def test_natural_gives_every_specialist_the_generalist():
-    mix = ESTIMATORS["natural"].estimate(TREE, GENERALIST, {"x": counted([("a", 0, 10)])}, Weights())["x"]
-    np.testing.assert_allclose(mix.p_L, GENERALIST.p_L)
+    mixture = ESTIMATORS["natural"].estimate(TREE, GENERALIST, {"x": counted([("a", 0, 10)])}, Weights())["x"]
+    np.testing.assert_allclose(mixture.p_L, GENERALIST.p_L)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_estimate_without_anything_to_go_by_names_the_input(generalist, rows, wo
 
 def test_claims_of_two_specialists_sum_to_the_target():
     a_L, b_L, g_L = np.array([1.0, 0.0]), np.array([0.25, 0.75]), np.array([0.5, 0.5])
-    names, claim_SL = claims({"a": a_L, "b": b_L}, {"a": 3.0, "b": 1.0}, 0.2, g_L)
+    names, claim_SL = compute_claims({"a": a_L, "b": b_L}, {"a": 3.0, "b": 1.0}, 0.2, g_L)
     assert names == ["a", "b", "natural"]
     np.testing.assert_allclose(claim_SL.sum(axis=0), 0.8 * (0.75 * a_L + 0.25 * b_L) + 0.2 * g_L)
     np.testing.assert_allclose(claim_SL[2], [0.1, 0.1])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from pipeline.mixture.histograms import LeafHistogram
-from pipeline.mixture.smoothing import best_alpha, fit_alphas, held_out_terms, smooth
-from pipeline.mixture.tree_shape import leaf_nodes, level_slices, node_totals, paths, prune
+from pipeline.mixture.smoothing import build_terms, fit_alpha, fit_alphas, smooth
+from pipeline.mixture.tree_shape import find_leaf_nodes, find_paths, prune, slice_levels, sum_below_nodes
 from tests.support.trees import below, counted, generalist_on, grow, sample_on, two_levels
 
 
@@ -56,7 +56,7 @@ def test_smooth_any_tree_matches_the_formula_walked_by_hand(seed, alpha_H, empty
     levels = int(tree.level_V[-1])
     generalist, sample = generalist_on(rng, tree, empty), counted(sample_on(rng, tree))
     n_L = sample.histogram(len(generalist.tokens_L)).tokens_L * 0.1
-    p_L, moved = smooth(tree, generalist.node_tokens(tree), node_totals(tree, n_L), np.array(alpha_H[:levels]))
+    p_L, moved = smooth(tree, generalist.node_tokens(tree), sum_below_nodes(tree, n_L), np.array(alpha_H[:levels]))
     expected_L, expected_moved = obvious_smooth(tree, generalist.tokens_L, n_L, alpha_H)
     np.testing.assert_allclose(p_L, expected_L, atol=1e-12)
     assert moved == pytest.approx(expected_moved, abs=1e-12)
@@ -72,7 +72,7 @@ def test_smooth_at_its_ends_is_the_raw_histogram_and_the_generalist(seed):
     levels = int(tree.level_V[-1])
     generalist, sample = generalist_on(rng, tree), counted(sample_on(rng, tree))
     tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
-    text_V, n_V = generalist.node_tokens(tree), node_totals(tree, tokens_L * 0.1)
+    text_V, n_V = generalist.node_tokens(tree), sum_below_nodes(tree, tokens_L * 0.1)
     np.testing.assert_allclose(smooth(tree, text_V, n_V, np.zeros(levels))[0], tokens_L / tokens_L.sum(), atol=1e-12)
     np.testing.assert_allclose(smooth(tree, text_V, n_V, np.full(levels, 1e13))[0], generalist.p_L, atol=1e-9)
     np.testing.assert_allclose(smooth(tree, text_V, n_V, np.full(levels, np.inf))[0], generalist.p_L, atol=1e-12)
@@ -80,14 +80,14 @@ def test_smooth_at_its_ends_is_the_raw_histogram_and_the_generalist(seed):
 
 def test_back_off_without_siblings_that_have_text_goes_up_and_loses_nothing():
     text_L, n_L = np.array([0, 0, 30, 10]), np.array([4.0, 4.0, 2.0, 0.0])  # most of the sample where there is no text at all
-    p_L, moved = smooth(two_levels(), node_totals(two_levels(), text_L), node_totals(two_levels(), n_L), np.zeros(2))
+    p_L, moved = smooth(two_levels(), sum_below_nodes(two_levels(), text_L), sum_below_nodes(two_levels(), n_L), np.zeros(2))
     np.testing.assert_allclose(p_L, [0, 0, 1, 0])
     assert moved == pytest.approx(0.8)
 
 
 def test_back_off_in_a_cluster_whose_texts_the_sample_never_hit_spreads_as_the_generalist():
     text_L, n_L = np.array([0, 6, 30, 10]), np.array([8.0, 0.0, 1.0, 1.0])
-    p_L, moved = smooth(two_levels(), node_totals(two_levels(), text_L), node_totals(two_levels(), n_L), np.zeros(2))
+    p_L, moved = smooth(two_levels(), sum_below_nodes(two_levels(), text_L), sum_below_nodes(two_levels(), n_L), np.zeros(2))
     np.testing.assert_allclose(p_L, [0, 0.8, 0.1, 0.1])
     assert moved == pytest.approx(0.8)
 
@@ -121,11 +121,11 @@ def test_fit_alphas_terms_equal_deleting_each_document_for_real(seed, empty):
     tree = grow(rng)
     generalist, rows = generalist_on(rng, tree, empty), sample_on(rng, tree)
     sample, text_V = counted(rows), generalist.node_tokens(tree)
-    path_HE, unit_E, tokens_E = paths(tree, sample.leaf_E), sample.document_rows()[1], sample.tokens_E.astype(float)
+    path_HE, unit_E, tokens_E = find_paths(tree, sample.leaf_E), sample.document_rows()[1], sample.tokens_E.astype(float)
     for level in range(1, int(tree.level_V[-1]) + 1):
         node_E = path_HE[level - 1]
         keep = (node_E >= 0) & (text_V[node_E] > 0)
-        terms = held_out_terms(
+        terms = build_terms(
             tree, text_V, node_E[keep], unit_E[keep], tokens_E[keep], tokens_E[keep], sample.num_windows / sample.num_tokens
         )
         for alpha in (0.0, 0.3, 5.0, np.inf):
@@ -141,7 +141,7 @@ def test_fit_alphas_with_a_window_a_document_is_the_leave_one_out_rule_of_method
     generalist = generalist_on(rng, tree)
     leaves = rng.choice(4, size=25, p=rng.dirichlet(np.ones(4)))
     found_H = fit_alphas(tree, generalist.node_tokens(tree), counted([(f"d{i}", leaf, 7) for i, leaf in enumerate(leaves)]))
-    n_V, g_V = node_totals(tree, np.bincount(leaves, minlength=4)), generalist.node_tokens(tree)
+    n_V, g_V = sum_below_nodes(tree, np.bincount(leaves, minlength=4)), generalist.node_tokens(tree)
 
     def rule(alpha, level):
         total = 0.0
@@ -209,7 +209,7 @@ def test_best_alpha_where_nothing_is_known_is_the_generalist():
     alpha_H = fit_alphas(tree, generalist.node_tokens(tree), counted([("a", 0, 10), ("b", 2, 10)]))
     assert np.isinf(alpha_H[1])
     none = np.empty(0)
-    assert np.isinf(best_alpha(held_out_terms(tree, generalist.node_tokens(tree), *(none.astype(int),) * 2, none, none, 1.0), 2))
+    assert np.isinf(fit_alpha(build_terms(tree, generalist.node_tokens(tree), *(none.astype(int),) * 2, none, none, 1.0), 2))
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,7 +222,7 @@ def test_prune_merges_only_what_nobody_touches_and_smooths_alike(seed):
     num_atoms = int(pruned.num_leaves_V[0])
     assert set(pruned.atom_L) == set(range(num_atoms))
     assert (np.diff(pruned.level_V) >= 0).all()
-    assert sorted(leaf_nodes(pruned)) == [v for v in range(len(pruned.parent_V)) if v not in set(pruned.parent_V)]
+    assert sorted(find_leaf_nodes(pruned)) == [v for v in range(len(pruned.parent_V)) if v not in set(pruned.parent_V)]
     for v in range(len(pruned.parent_V)):  # the leaves of a node are one run: its children's runs, end to end
         children = np.flatnonzero(pruned.parent_V == v)
         covered = sorted(leaf for child in children for leaf in below(pruned, child))
@@ -232,11 +232,11 @@ def test_prune_merges_only_what_nobody_touches_and_smooths_alike(seed):
     np.add.at(tokens_A, pruned.atom_L, generalist.tokens_L)
     np.add.at(n_A, pruned.atom_L, n_L)
     alpha_H = np.array([0.5, 2.0, 0.0, 8.0])
-    whole, _ = smooth(tree, generalist.node_tokens(tree), node_totals(tree, n_L), alpha_H[: tree.level_V[-1]])
-    merged, _ = smooth(pruned, node_totals(pruned, tokens_A), node_totals(pruned, n_A), alpha_H[: pruned.level_V[-1]])
+    whole, _ = smooth(tree, generalist.node_tokens(tree), sum_below_nodes(tree, n_L), alpha_H[: tree.level_V[-1]])
+    merged, _ = smooth(pruned, sum_below_nodes(pruned, tokens_A), sum_below_nodes(pruned, n_A), alpha_H[: pruned.level_V[-1]])
     expanded = (merged / np.maximum(tokens_A, 1))[pruned.atom_L] * generalist.tokens_L
     np.testing.assert_allclose(expanded, whole, atol=1e-12)
 
 
 def test_level_slices_name_every_node_once():
-    assert level_slices(two_levels()) == [slice(0, 1), slice(1, 3), slice(3, 7)]
+    assert slice_levels(two_levels()) == [slice(0, 1), slice(1, 3), slice(3, 7)]

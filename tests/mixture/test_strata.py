@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.mixture.allocation import Limits, capped_plan, plan
+from pipeline.mixture.allocation import Limits, allocate, allocate_capped
 from pipeline.mixture.histograms import LeafCounts
 from pipeline.mixture.strata import (
     BINS,
@@ -19,11 +19,11 @@ from pipeline.mixture.strata import (
     StrataCounts,
     Target,
     Top,
-    code_bins,
-    codes,
-    last_bin,
+    bin_codes,
+    bin_odds,
+    find_threshold_bin,
     log_weights,
-    odds_bins,
+    order_codes,
 )
 from pipeline.tables import STRATA, cast
 
@@ -47,7 +47,7 @@ def odds_target(columns, natural=0.25, leaves=5, sharpness=1.0):
     rng = np.random.default_rng(9)
     p_L_of = [rng.dirichlet(np.ones(leaves)) for _ in range(2)]
     weight_SL = log_weights(p_L_of, np.full(leaves, 1 / leaves))
-    odds = Odds.fitted(weight_SL, sharpness, odds_bins(weight_SL, sharpness, *columns))
+    odds = Odds.from_bins(weight_SL, sharpness, bin_odds(weight_SL, sharpness, *columns))
     return Target(ratios=odds, share_S=np.array([0.5, 0.25]), natural_share=natural)
 
 
@@ -56,7 +56,7 @@ def odds_target(columns, natural=0.25, leaves=5, sharpness=1.0):
 def test_odds_are_powers_whose_mean_over_the_corpus_is_one(seed, sharpness):
     leaf_N, tokens_N, score_NS = columns = corpus(seed)
     target = odds_target(columns, sharpness=sharpness)
-    ratio_NS, q_N = target.of(leaf_N, score_NS)
+    ratio_NS, q_N = target.ratios_of(leaf_N, score_NS)
     valid_N = leaf_N >= 0
     log_NS = (target.ratios.log_weight_SL.T[leaf_N] + score_NS) * sharpness / 2
     with np.errstate(over="ignore"):
@@ -72,7 +72,7 @@ def test_odds_are_powers_whose_mean_over_the_corpus_is_one(seed, sharpness):
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=30))
 def test_codes_are_in_the_order_of_the_scores(scores):
     score_N = np.array(scores, np.float32)
-    code_N = codes(score_N[:, None])[:, 0].astype(np.int64)
+    code_N = order_codes(score_N[:, None])[:, 0].astype(np.int64)
     np.testing.assert_array_equal(np.less.outer(code_N, code_N), np.less.outer(score_N, score_N))
 
 
@@ -82,15 +82,15 @@ def test_top_takes_the_fewest_of_the_highest_scores_that_fill_the_budget(seed, s
     leaf_N, tokens_N, score_NS = columns = corpus(seed, count=60)
     score_NS[::7] = 1.5  # ties
     total = int(tokens_N[leaf_N >= 0].sum())
-    wanted_S = np.array([share * total, 1.0])
+    requested_S = np.array([share * total, 1.0])
     parts = split(columns, cuts)
-    high_SB = sum(code_bins(*part, None) for part in parts)
-    high_S, above_S = last_bin(high_SB, wanted_S)
-    low_SB = sum(code_bins(*part, high_S) for part in parts)
+    high_SB = sum(bin_codes(*part, None) for part in parts)
+    high_S, above_S = find_threshold_bin(high_SB, requested_S)
+    low_SB = sum(bin_codes(*part, high_S) for part in parts)
     assert high_SB.shape == low_SB.shape == (2, BINS)
-    top = Top.fitted(high_S, above_S, low_SB, wanted_S, total)
-    ratio_NS, _ = Target(ratios=top, share_S=np.ones(2), natural_share=0.0).of(leaf_N, score_NS)
-    for s, wanted in enumerate(wanted_S):
+    top = Top.from_bins(high_S, above_S, low_SB, requested_S, total)
+    ratio_NS, _ = Target(ratios=top, share_S=np.ones(2), natural_share=0.0).ratios_of(leaf_N, score_NS)
+    for s, wanted in enumerate(requested_S):
         usable = [i for i in np.argsort(-score_NS[:, s], kind="stable") if leaf_N[i] >= 0 and np.isfinite(score_NS[i, s])]
         upto = np.cumsum(tokens_N[usable])
         crossing = usable[min(int(np.searchsorted(upto, wanted)), len(usable) - 1)]
@@ -113,9 +113,9 @@ def test_strata_of_any_split_and_order_are_the_same_and_hold_every_window(seed, 
     for name in ("key_C", "windows_C", "tokens_C", "mass_SC", "unshared_SC"):
         np.testing.assert_array_equal(getattr(added, name), getattr(whole, name))
     strata = whole.strata(target)
-    ratio_NS, q_N = target.of(leaf_N, score_NS)
+    ratio_NS, q_N = target.ratios_of(leaf_N, score_NS)
     valid = leaf_N >= 0
-    row_N = strata.rows(leaf_N, q_N)
+    row_N = strata.index_of(leaf_N, q_N)
     np.testing.assert_array_equal(strata.leaf_C[row_N][valid], leaf_N[valid])
     np.testing.assert_array_equal(np.bincount(row_N[valid], minlength=len(strata.key_C)), strata.windows_C)
     np.testing.assert_array_equal(np.bincount(row_N[valid], tokens_N[valid], len(strata.key_C)), strata.tokens_C)
@@ -124,7 +124,7 @@ def test_strata_of_any_split_and_order_are_the_same_and_hold_every_window(seed, 
         np.testing.assert_allclose(claim_C, asked_C / tokens_N[valid].sum(), rtol=1e-4, atol=1e-9)
     for s in range(2):
         asked_L = np.bincount(leaf_N[valid], (tokens_N * ratio_NS[:, s])[valid], 5)
-        np.testing.assert_allclose(whole.asked_SL(5)[s], asked_L / asked_L.sum(), rtol=1e-6)
+        np.testing.assert_allclose(whole.mixture_SL(5)[s], asked_L / asked_L.sum(), rtol=1e-6)
     # Windows of a stratum are asked for within an eighth of a nat of each other.
     for row in np.unique(row_N[valid]):
         inside = q_N[valid & (row_N == row)]
@@ -136,24 +136,24 @@ def test_what_is_next_to_nothing_is_still_asked_for():
     score_NS = np.array([[30.0], [0.0], [-30.0]], np.float32)
     columns = np.array([0, 0, 0], np.int32), np.array([100, 100, 100], np.int32), score_NS
     weight_SL = np.zeros((1, 1))
-    odds = Odds.fitted(weight_SL, 2.0, odds_bins(weight_SL, 2.0, *columns))
+    odds = Odds.from_bins(weight_SL, 2.0, bin_odds(weight_SL, 2.0, *columns))
     target = Target(ratios=odds, share_S=np.ones(1), natural_share=0.0)
     strata = StrataCounts.of_part(target, *columns).strata(target)
     assert strata.tokens_C.tolist() == [100, 100, 100]
     assert np.diff(np.log(strata.claim_RC[0])) == pytest.approx([30, 30], abs=0.1)
-    made = plan(strata.claim_RC, strata.tokens_C, Limits(budget_tokens=290, max_epochs=1.2, overflow="spread"))
-    assert made.planned_L == pytest.approx([50, 120, 120], rel=1e-6)
+    made = allocate(strata.claim_RC, strata.tokens_C, Limits(budget_tokens=290, max_epochs=1.2, overflow="spread"))
+    assert made.allocated_L == pytest.approx([50, 120, 120], rel=1e-6)
 
 
 def test_tables_and_archives_give_back_what_went_in():
     columns = corpus(4)
     target = odds_target(columns)
     strata = StrataCounts.of_part(target, *columns).strata(target)
-    again = Strata.from_table(cast(strata.table(), STRATA))
+    again = Strata.from_table(cast(strata.to_table(), STRATA))
     for name in ("key_C", "windows_C", "tokens_C", "claim_RC"):
         np.testing.assert_array_equal(getattr(again, name), getattr(strata, name))
     top = Target(
-        ratios=Top(least_S=np.array([5, 9]), log_ratio_S=np.array([0.5, 2.0])), share_S=np.array([1.0, 0.0]), natural_share=0.0
+        ratios=Top(threshold_S=np.array([5, 9]), log_ratio_S=np.array([0.5, 2.0])), share_S=np.array([1.0, 0.0]), natural_share=0.0
     )
     for one in (target, top):
         other = Target.from_bytes(one.to_bytes())
@@ -171,21 +171,21 @@ def test_a_cluster_without_weight_is_hardly_drawn_but_not_lost():
 
 def test_an_exponent_of_one_is_the_plain_plan_and_a_lower_one_repeats_less():
     p, tokens = np.array([[0.6, 0.3, 0.1]]), np.array([100, 1000, 1000])
-    plain = plan(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread"))
-    one = plan(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=1.0))
-    damped = plan(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=0.5))
-    np.testing.assert_array_equal(plain.planned_L, one.planned_L)
+    plain = allocate(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread"))
+    one = allocate(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=1.0))
+    damped = allocate(p, tokens, Limits(budget_tokens=500, max_epochs=4, overflow="spread", repeat_exponent=0.5))
+    np.testing.assert_array_equal(plain.allocated_L, one.allocated_L)
     assert damped.epochs_L[0] < plain.epochs_L[0]
-    assert damped.planned_L.sum() == pytest.approx(500)
-    assert damped.planned_L[1] / damped.planned_L[2] == pytest.approx(3)  # below one epoch, in proportion
-    left = capped_plan(p, tokens, Limits(budget_tokens=500, max_epochs=2, overflow="leave", repeat_exponent=0.5))
-    np.testing.assert_allclose(left.planned_L, [200, 150, 50])  # what rewrites are to fill is not spread
+    assert damped.allocated_L.sum() == pytest.approx(500)
+    assert damped.allocated_L[1] / damped.allocated_L[2] == pytest.approx(3)  # below one epoch, in proportion
+    left = allocate_capped(p, tokens, Limits(budget_tokens=500, max_epochs=2, overflow="leave", repeat_exponent=0.5))
+    np.testing.assert_allclose(left.allocated_L, [200, 150, 50])  # what rewrites are to fill is not spread
 
 
 def test_a_plan_of_strata_sums_to_one_of_leaves():
-    made = plan(np.array([[0.5, 0.3, 0.2]]), np.array([10, 100, 100]), Limits(budget_tokens=60, max_epochs=2, overflow="leave"))
-    summed = made.summed(np.array([0, 0, 2]), 3)
-    np.testing.assert_allclose(summed.planned_L, [38, 0, 12])
+    made = allocate(np.array([[0.5, 0.3, 0.2]]), np.array([10, 100, 100]), Limits(budget_tokens=60, max_epochs=2, overflow="leave"))
+    summed = made.sum_groups(np.array([0, 0, 2]), 3)
+    np.testing.assert_allclose(summed.allocated_L, [38, 0, 12])
     np.testing.assert_allclose(summed.deficit_L, [10, 0, 0])
     np.testing.assert_array_equal(summed.tokens_L, [110, 0, 100])
     assert summed.deficit_share == pytest.approx(made.deficit_share)
@@ -197,7 +197,7 @@ def test_what_workers_return_is_as_large_as_what_they_saw_of_16_million_leaves()
     leaf_N, tokens_N, score_NS = corpus(1, count=8192, leaves=leaves)
     columns = leaf_N, tokens_N, score_NS
     weight_SL = np.zeros((2, 1))
-    odds = Odds.fitted(weight_SL, 1.0, odds_bins(weight_SL, 1.0, np.minimum(leaf_N, 0), tokens_N, score_NS))
+    odds = Odds.from_bins(weight_SL, 1.0, bin_odds(weight_SL, 1.0, np.minimum(leaf_N, 0), tokens_N, score_NS))
     ratios = replace(odds, log_weight_SL=np.broadcast_to(np.zeros((2, 1)), (2, leaves)))  # takes no room
     target = Target(ratios=ratios, share_S=np.array([0.5, 0.25]), natural_share=0.25)
     tracemalloc.start()

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clustering.projection import places
+from pipeline.clustering.projection import project_nodes
 from pipeline.clustering.tree import Tree, fit_tree
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
@@ -68,21 +68,21 @@ def shards_of(made: PipelineGraph) -> pa.Table:
 
 
 def test_leaves_of_one_node_lie_together_on_the_map(tree: Tree) -> None:
-    place_N2 = places(tree, tree.leaf_nodes, seed=0)
+    place_N2 = project_nodes(tree, tree.leaf_nodes, seed=0)
     assert np.abs(place_N2).max() == pytest.approx(1)
     distance_NN = np.linalg.norm(place_N2[:, None] - place_N2[None], axis=2) + 9 * np.eye(len(place_N2))
     parent_N = tree.parent_V[tree.leaf_nodes]
     assert (parent_N[distance_NN.argmin(axis=1)] == parent_N).all()
-    assert np.array_equal(place_N2, places(tree, tree.leaf_nodes, seed=0))
+    assert np.array_equal(place_N2, project_nodes(tree, tree.leaf_nodes, seed=0))
 
 
 def test_a_tree_that_is_one_leaf_or_two_has_places() -> None:
-    assert places(Tree.seedling(5, 3), np.zeros(1, np.int32), seed=0).tolist() == [[0, 0]]
+    assert project_nodes(Tree.root_only(5, 3), np.zeros(1, np.int32), seed=0).tolist() == [[0, 0]]
     x_ND = np.array([[0, 0], [1, 1]] * 20, np.float32)
     two = fit_tree(
         x_ND, np.arange(40, dtype=np.uint64), branching=2, depth=1, fit_windows=40, steps=5, balance=1.5, min_windows=1, seed=0
     )
-    place_N2 = places(two, two.leaf_nodes, seed=0)
+    place_N2 = project_nodes(two, two.leaf_nodes, seed=0)
     assert sorted(place_N2[:, 0]) == pytest.approx([-1, 1])
     assert place_N2[:, 1] == pytest.approx([0, 0], abs=1e-12)
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.hashing import keyed_uniform, window_keys
-from pipeline.scoring import Rows, dsir, features, scorer
-from pipeline.scoring.features import fit_logistic, hashed_counts
-from pipeline.text.tfidf import inverse_frequencies, weighed
+from pipeline.scoring import Rows, dsir, features, make_scorer
+from pipeline.scoring.features import count_hashed_ngrams, fit_logistic
+from pipeline.text.tfidf import apply_tfidf, inverse_frequencies
 from tests.support.corpora import TOPICS, topic_documents
 
 ESTIMATORS = ["density", "dsir", "classifier", "nearest"]
@@ -72,11 +72,11 @@ def test_dsir_of_no_text_and_of_single_words() -> None:
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_scores_put_the_topic_of_the_sample_first_whatever_the_split(name: str) -> None:
-    used = scorer(name)
+    used = make_scorer(name)
     background = [topic_rows(topic, 60) for topic in TOPICS]
     learnt = [used.background(rows) for rows in background]
     models = [used.fit(learnt, topic_rows(topic, 12, seed=1)) for topic in ("law", "music")]
-    corpus = Rows.joined([topic_rows(topic, 20, seed=2) for topic in TOPICS])
+    corpus = Rows.concat([topic_rows(topic, 20, seed=2) for topic in TOPICS])
     score_NS = used.scores(models, corpus, seed=0)
     assert score_NS.shape == (80, 2)
     assert score_NS.dtype == np.float32
@@ -108,26 +108,26 @@ def test_words_and_pairs_are_counted_as_scikit_learn_counts_them() -> None:
     texts = [row["text"] for row in topic_documents("space", 9)]
     texts += ["", "¡Ça va? -- ÇA VA!! ça\u00a0va", "one", "snake_case(a1, b2)  # 日本語 text, 日本語 text"]
     expected = np.log1p(CountVectorizer(token_pattern=r"\w+|[^\w\s]+", ngram_range=(1, 2)).fit_transform(texts).toarray())
-    counts = hashed_counts(texts)
+    counts = count_hashed_ngrams(texts)
     for row, its in zip(expected, counts, strict=True):
         np.testing.assert_allclose(np.sort(its.data), np.sort(row[row > 0]), rtol=1e-6)
-    assert len(set(hashed_counts(["a b", "b a"]).indices)) == 4, "a pair is not its reverse"
+    assert len(set(count_hashed_ngrams(["a b", "b a"]).indices)) == 4, "a pair is not its reverse"
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(max_size=30), max_size=8))
 def test_a_text_is_counted_the_same_in_any_company(texts: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "_TEXTS_AT_ONCE", 3)  # so that several blocks are joined, the last of them short
-        together = hashed_counts(texts).toarray()
+        patch.setattr(features, "_TEXTS_PER_BLOCK", 3)  # so that several blocks are joined, the last of them short
+        together = count_hashed_ngrams(texts).toarray()
     for text, row in zip(texts, together, strict=True):
-        np.testing.assert_array_equal(hashed_counts([text]).toarray()[0], row)
+        np.testing.assert_array_equal(count_hashed_ngrams([text]).toarray()[0], row)
 
 
 def test_tf_idf_is_that_of_scikit_learn() -> None:
     from sklearn.feature_extraction.text import TfidfTransformer
 
     texts = [row["text"] for row in topic_documents("space", 9)]
-    counts = hashed_counts(texts)
+    counts = count_hashed_ngrams(texts)
     expected = TfidfTransformer().fit(counts).transform(counts)
-    np.testing.assert_allclose(weighed(counts, inverse_frequencies(counts)).toarray(), expected.toarray(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(apply_tfidf(counts, inverse_frequencies(counts)).toarray(), expected.toarray(), rtol=1e-5, atol=1e-7)

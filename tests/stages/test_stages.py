@@ -14,7 +14,7 @@ from pipeline.clustering.tree import Tree
 from pipeline.config import Cluster, Prepare
 from pipeline.execution.step import fold_tasks, groups, mapper_tasks, quick_tasks
 from pipeline.hashing import window_keys
-from pipeline.mixture.draws import attribute
+from pipeline.mixture.sampling import attribute_copies
 from pipeline.sources import InputFile
 from pipeline.sources.chunks import Start
 from pipeline.stages.assign import assign_table
@@ -78,7 +78,7 @@ def two_leaves() -> Tree:
         moved=0.0,
         objective=0.0,
     )
-    return Tree.seedling(100.0, 2).grow({0: fit})
+    return Tree.root_only(100.0, 2).grow({0: fit})
 
 
 def test_windows_without_a_vector_have_no_leaf() -> None:
@@ -230,6 +230,6 @@ def test_copies_are_shared_out_as_the_claims_are() -> None:
     key_N = np.arange(20_000, dtype=np.uint64)
     claim_SL = np.array([[0.3, 0.0], [0.1, 0.5]])
     leaf_N = (key_N % 2).astype(np.int64)
-    row_N = attribute(key_N, np.zeros(20_000, np.int64), claim_SL[:, leaf_N], 0)
+    row_N = attribute_copies(key_N, np.zeros(20_000, np.int64), claim_SL[:, leaf_N], 0)
     assert abs((row_N[leaf_N == 0] == 0).mean() - 0.75) < 0.02
     assert (row_N[leaf_N == 1] == 1).all()

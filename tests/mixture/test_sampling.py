@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.hashing import keyed_hash
-from pipeline.mixture.draws import Candidates, DrawPlan, Settled, attribute, candidates, copies, first_band, settle
-from pipeline.mixture.rounding import balanced
+from pipeline.mixture.rounding import round_balanced
+from pipeline.mixture.sampling import (
+    Candidates,
+    Decision,
+    SamplingPlan,
+    attribute_copies,
+    count_copies,
+    decide,
+    find_candidates,
+    first_band,
+)
 from pipeline.tables import DRAWS
 from tests.support.trees import below, grow, two_levels
 
@@ -30,8 +39,8 @@ def corpus(rng, tree, num_windows, budget, *, factors=False, skew=1.0):
     factor /= (np.bincount(leaf, weights=factor * tokens, minlength=num_leaves) / np.maximum(tokens_L, 1))[leaf]
     planned = rng.dirichlet(np.full(num_leaves, 0.5)) * (tokens_L > 0)
     planned *= budget / planned.sum()
-    plan = DrawPlan(
-        method="rounded", seed=0, epochs_L=planned / np.maximum(tokens_L, 1), planned_L=planned,
+    plan = SamplingPlan(
+        method="rounded", seed=0, epochs_L=planned / np.maximum(tokens_L, 1), allocated_L=planned,
         windows_L=np.bincount(leaf, minlength=num_leaves),
     )  # fmt: skip
     return SimpleNamespace(key=key, leaf=leaf, tokens=tokens, factor=factor.astype(np.float32), plan=plan, tree=tree)
@@ -43,14 +52,14 @@ def drawn(case, plan, parts=None, band=None):
     band, passes = first_band(plan) if band is None else band, 0
     while True:
         passes += 1
-        states = [candidates(case.key[p], case.leaf[p], case.tokens[p], case.factor[p], plan, band) for p in parts]
-        settled = settle(Candidates.combine(states), plan, band, case.tree)
-        if isinstance(settled, Settled):
+        states = [find_candidates(case.key[p], case.leaf[p], case.tokens[p], case.factor[p], plan, band) for p in parts]
+        decision = decide(Candidates.combine(states), plan, band, case.tree)
+        if isinstance(decision, Decision):
             break
-        band = settled
+        band = decision
     result = np.full(len(case.key), -1)
     for p in parts:
-        table = copies(case.key[p], case.leaf[p], case.factor[p], plan, settled)
+        table = count_copies(case.key[p], case.leaf[p], case.factor[p], plan, decision)
         assert table.schema == DRAWS
         result[p] = table["copies"].to_numpy()
     return result, passes
@@ -78,9 +87,9 @@ def test_rounded_is_floor_or_ceil_and_every_subtree_within_a_window_of_plan(seed
     assert ((got == np.floor(expected)) | (got == np.ceil(expected))).all()
     for v in range(len(case.tree.parent_V)):
         inside = np.isin(case.leaf, below(case.tree, v))
-        off = (got * case.tokens)[inside].sum() - case.plan.planned_L[below(case.tree, v)].sum()
+        off = (got * case.tokens)[inside].sum() - case.plan.allocated_L[below(case.tree, v)].sum()
         most = case.tokens[inside].max() if inside.any() else 0
-        assert abs(off) <= most + 1e-5 * case.plan.planned_L.sum()  # the factors are float32
+        assert abs(off) <= most + 1e-5 * case.plan.allocated_L.sum()  # the factors are float32
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -127,13 +136,13 @@ def test_rounded_with_a_band_over_seeds_averages_the_expected_copies():
 def test_candidates_with_a_band_carry_the_chance_that_is_left():
     """Sure copies and candidates' chances together average λ, whatever the band cuts off; windows of one token count both."""
     epochs_L, each = np.array([0.03, 0.3, 0.6, 0.95, 1.5, 2.97, 0.5, 1.0]), 40_000
-    plan = DrawPlan(method="rounded", seed=1, epochs_L=epochs_L, planned_L=epochs_L * each, windows_L=np.full(8, each))
+    plan = SamplingPlan(method="rounded", seed=1, epochs_L=epochs_L, allocated_L=epochs_L * each, windows_L=np.full(8, each))
     key, leaf = keyed_hash(np.arange(8 * each, dtype=np.uint64), seed=0, purpose="x"), np.repeat(np.arange(8), each)
     ones = np.ones(8 * each)
     for band in (0.02, 0.5, 3.0):
-        state = candidates(key, leaf, ones.astype(int), ones, plan, np.full(8, band))
+        state = find_candidates(key, leaf, ones.astype(int), ones, plan, np.full(8, band))
         mean_L = np.bincount(state.group_C, weights=state.value_C, minlength=8) / each
-        mean_L[state.group_F] += state.sure_tokens_F / each
+        mean_L[state.group_F] += state.certain_tokens_F / each
         np.testing.assert_allclose(mean_L, epochs_L, atol=5 * 0.5 / np.sqrt(each))
         assert len(state.key_C) < 8 * each
 
@@ -164,7 +173,7 @@ def test_balanced_takes_each_with_its_chance_and_keeps_the_tokens():
     tree, rng = two_levels(), np.random.default_rng(9)
     chance, tokens = rng.random(12), rng.integers(1, 500, 12)
     leaf, key = np.sort(rng.integers(0, 4, 12)), keyed_hash(np.arange(12, dtype=np.uint64), seed=0, purpose="x")
-    taken = np.stack([balanced(chance, tokens, key, leaf, tree, seed) for seed in range(1000)])
+    taken = np.stack([round_balanced(chance, tokens, key, leaf, tree, seed) for seed in range(1000)])
     np.testing.assert_allclose(taken.mean(axis=0), chance, atol=5 * 0.5 / np.sqrt(1000))
     assert (np.abs(taken @ tokens - chance @ tokens) <= tokens.max()).all()
 
@@ -174,18 +183,18 @@ def test_draws_without_a_leaf_are_none(method):
     case = corpus(np.random.default_rng(10), two_levels(), 50, 5_000)
     case.leaf[7] = -1
     case.plan.epochs_L[-1] = 3.0  # what index -1 would read
-    settled = Settled(band_G=np.full(4, np.inf), extra_T=case.key, until=1e3)
-    assert copies(case.key, case.leaf, case.factor, replace(case.plan, method=method), settled)["copies"][7].as_py() == 0
+    decision = Decision(band_G=np.full(4, np.inf), extra_T=case.key, max_time=1e3)
+    assert count_copies(case.key, case.leaf, case.factor, replace(case.plan, method=method), decision)["copies"][7].as_py() == 0
 
 
 def test_attribute_is_in_proportion_to_what_each_asks_of_the_leaf():
     claim_SL = np.array([[0.3, 0.0], [0.1, 0.0], [0.1, 0.5]])
     key = keyed_hash(np.arange(20_000, dtype=np.uint64), seed=1, purpose="x")
     for leaf, expected in ((0, [0.6, 0.2, 0.2]), (1, [0.0, 0.0, 1.0])):
-        row = attribute(key, np.zeros(20_000, dtype=int), claim_SL[:, np.full(20_000, leaf)], seed=3)
+        row = attribute_copies(key, np.zeros(20_000, dtype=int), claim_SL[:, np.full(20_000, leaf)], seed=3)
         np.testing.assert_allclose(np.bincount(row, minlength=3) / 20_000, expected, atol=0.015)
-    again = attribute(key, np.ones(20_000, dtype=int), claim_SL[:, np.zeros(20_000, dtype=int)], seed=3)
-    first = attribute(key, np.zeros(20_000, dtype=int), claim_SL[:, np.zeros(20_000, dtype=int)], seed=3)
+    again = attribute_copies(key, np.ones(20_000, dtype=int), claim_SL[:, np.zeros(20_000, dtype=int)], seed=3)
+    first = attribute_copies(key, np.zeros(20_000, dtype=int), claim_SL[:, np.zeros(20_000, dtype=int)], seed=3)
     assert (again != first).mean() > 0.4  # each copy is asked anew
 
 
@@ -198,7 +207,7 @@ def test_draws_of_a_million_windows_reach_the_driver_as_few_and_fast(method):
     )  # fmt: skip
     case = corpus(rng, flat, 1_000_000, 40_000_000, skew=5.0)
     plan = replace(case.plan, method=method)
-    state = candidates(case.key, case.leaf, case.tokens, case.factor, plan, first_band(plan))
+    state = find_candidates(case.key, case.leaf, case.tokens, case.factor, plan, first_band(plan))
     assert len(state.key_C) < 100_000
     start = time.process_time()
     got, passes = drawn(case, plan)
