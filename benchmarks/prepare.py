@@ -21,7 +21,7 @@ import zstandard
 from corpus import GENERALIST, own_ray, print_head, print_row, read_rows, stage_seconds, timed
 
 from pipeline.graph import runner
-from pipeline.refining.catalogue import build
+from pipeline.refining.catalogue import build_step
 
 STEPS: list[dict[str, Any]] = [
     {"type": "GopherRepetitionFilter"},
@@ -69,7 +69,7 @@ def datatrove_seconds(root: Path, repeat: int) -> float:
     executor = LocalPipelineExecutor(
         pipeline=[
             JsonlReader(str(root / "corpus")),
-            *(build(step, "steps") for step in STEPS),
+            *(build_step(step, "steps") for step in STEPS),
             JsonlWriter(str(root / f"theirs-{repeat}"), compression="zstd"),
         ],
         tasks=FILES,

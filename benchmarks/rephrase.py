@@ -25,7 +25,7 @@ from corpus import own_ray, print_head, print_row, read_texts
 
 from pipeline import config
 from pipeline.engine import Engine
-from pipeline.engine.exchange import Answer, Failure, Request
+from pipeline.engine.llm_io import Answer, Failure, Request
 
 ROOT = str(Path(__file__).parent.parent)
 ENGINE: dict[str, Any] = {"enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "disable_log_stats": True}

@@ -13,9 +13,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pipeline.report.page import render
-from tests.support.browser import browser, opened
-from tests.support.reported import many_clusters
+from pipeline.report.page import render_page
+from tests.support.browser import launch_browser, open_page
+from tests.support.report_data import make_many_cluster_content
 
 LIMIT_BYTES, LIMIT_S, FRAME_MS = 10_000_000, 3.0, 1000 / 30
 
@@ -49,15 +49,15 @@ def main() -> None:
     parser.add_argument("--branching", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    html = render(many_clusters(args.branching)).encode()
+    html = render_page(make_many_cluster_content(args.branching)).encode()
     print(f"{args.branching**2:,} clusters: {len(html):,} bytes, {len(html) / LIMIT_BYTES:.2f} of {LIMIT_BYTES:,}")
     opening, between = [], []
-    with tempfile.TemporaryDirectory() as folder, browser() as started:
+    with tempfile.TemporaryDirectory() as folder, launch_browser() as started:
         path = Path(folder) / "report.html"
         path.write_bytes(html)
         for _ in range(args.repeats):
             begun = time.monotonic()
-            with opened(started, path) as found:
+            with open_page(started, path) as found:
                 opening.append(time.monotonic() - begun)
                 found.page.locator("#map").evaluate("one => one.scrollIntoView()")
                 between += frames(found.page)

@@ -1,12 +1,13 @@
-"""What each stage costs: the rates of `--dry-run` and docs/scale.md, and how well they tell runs that they were not made from.
+"""Measure the rates of `--dry-run` and docs/scale.md, and compare their estimates with runs that were not used to fit them.
 
-Whole runs of several sizes, numbers of parts and widths of tree, each in a Ray of its own, over the first documents of the
-generalist corpus, in files of 500. Of each step: the core-seconds of its tasks, the seconds in which no task was out, and the bytes
-that it left, fitted by what `pipeline.costs.model` says they go with. The driver's processor time for a task, and for a piece of a
-shuffle, is taken from empty ones. Then runs that no rate was made from: larger, with one worker, and of vectors alone.
+The fitting runs have several sizes, numbers of parts and widths of tree. Each has its own Ray and reads the first documents of the
+generalist corpus, in files of 500 documents. Measured for each step: the core-seconds of its tasks, the seconds in which no task
+runs, and the bytes that it stores. Rates are fitted to the amounts that `pipeline.costs.model` gives for the step. The CPU time of
+the driver per task and per piece of a shuffle is measured with empty ones. The test runs are larger, have one worker, or only have
+vectors.
 
-    python benchmarks/scale.py                     # some ten minutes on two cores
-    python benchmarks/scale.py --write             # ... and keep the rates, in pipeline/costs/rates.json
+    python benchmarks/scale.py                     # about ten minutes on two cores
+    python benchmarks/scale.py --write             # also write the rates to pipeline/costs/rates.json
 """
 
 import argparse
@@ -32,8 +33,8 @@ from scipy.optimize import nnls
 
 from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
-from pipeline.costs.model import Machines, Shape, read_rates, shape, stage_cost
-from pipeline.costs.size import Size, size_of
+from pipeline.costs.corpus_size import CorpusSize, find_corpus_size
+from pipeline.costs.model import Machines, StageInputs, StageShape, describe_stage, estimate_stage, read_rates
 from pipeline.engine import Engine
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.graph.graph import build_graph
@@ -43,8 +44,10 @@ from pipeline.terminal.output import console
 
 RATES = Path(__file__).parent.parent / "pipeline" / "costs" / "rates.json"
 _FILE_DOCUMENTS = 500
-_TASKS, _MAPPERS, _PARTITIONS = 3000, 48, 256
-_FLOOR_S = 0.5  # an error of so much weighs as one of all of a step that took so long
+_DOCUMENT_TOKENS = 450  # assumed mean
+_NUM_TASKS, _NUM_MAPPERS, _NUM_PARTITIONS = 3000, 48, 256
+_MIN_SCALE_S = 0.5  # added to measured values before errors are made relative, so that very short steps do not dominate the fit
+_MIN_PRINTED_S = 2.0
 _STATIC, _MINILM = "static:bundled:all-MiniLM-L6-v2", "bundled:all-MiniLM-L6-v2"
 _FILTERS = ("GopherRepetitionFilter", "GopherQualityFilter", "C4QualityFilter", "FineWebQualityFilter")
 _REFINED: dict[str, Any] = {
@@ -56,86 +59,99 @@ _REFINED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A run to measure."""
+    """A run to measure.
+
+    Attributes:
+        epochs: budget of `sample`, as a multiple of the corpus.
+        settings: further settings of the config, by section.
+    """
 
     documents: int
     part_documents: int
     branching: int
     model: str = _STATIC
-    passes: float = 0.25  # of the corpus, drawn
+    epochs: float = 0.25
     workers: int = 2
     until: str = "sample"
-    extra: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def vectors(rows: int, dim: int, branching: int, depth: int, min_windows: int = 32) -> memory.Vectors:
+def make_vectors(rows: int, dim: int, branching: int, depth: int, min_windows: int = 32) -> memory.Vectors:
     return memory.Vectors(rows, dim, branching, depth, min_windows, fit_windows=128_000, text_bytes=64)
 
 
-FITTED_VECTORS = (vectors(200_000, 64, 64, 2), vectors(400_000, 256, 32, 2))
-TOLD_VECTORS = (vectors(2_000_000, 64, 64, 2), vectors(1_000_000, 64, 64, 3, min_windows=4))
-FITTED = (
+FITTING_VECTORS = (make_vectors(200_000, 64, 64, 2), make_vectors(400_000, 256, 32, 2))
+TEST_VECTORS = (make_vectors(2_000_000, 64, 64, 2), make_vectors(1_000_000, 64, 64, 3, min_windows=4))
+FITTING_TRIALS = (
     Trial(3000, 256, 16),
-    Trial(6000, 256, 32, extra=_REFINED),
+    Trial(6000, 256, 32, settings=_REFINED),
     Trial(12_000, 48, 64),
-    Trial(12_000, 512, 32, passes=2.0),
-    Trial(30_000, 1024, 32, passes=0.5),
+    Trial(12_000, 512, 32, epochs=2.0),
+    Trial(30_000, 1024, 32, epochs=0.5),
     Trial(12_000, 512, 16, model="lsi", until="embed"),
     Trial(100, 25, 16, model=_MINILM, until="embed"),
     Trial(300, 25, 16, model=_MINILM, until="embed"),
 )
-TOLD = (
-    Trial(60_000, 1024, 48, passes=0.5),
+TEST_TRIALS = (
+    Trial(60_000, 1024, 48, epochs=0.5),
     Trial(20_000, 512, 32, workers=1),
-    Trial(20_000, 128, 64, passes=1.0),
-    Trial(12_000, 512, 32, extra=_REFINED),
+    Trial(20_000, 128, 64, epochs=1.0),
+    Trial(12_000, 512, 32, settings=_REFINED),
     Trial(200, 25, 16, model=_MINILM, until="embed"),
 )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A step of a trial: what it is made of, and what it took."""
+class MeasuredStep:
+    """A step of a trial: its shape in the model, and its measured usage (as in `StageCost`).
+
+    `estimated_s` is the wall time of the step by the present rates, where it is needed.
+    """
 
     stage: str
     corpus: str
-    shape: Shape
-    size: Size
-    seconds: float
+    shape: StageShape
+    size: CorpusSize
+    wall_s: float
     core_s: float
-    alone_s: float
+    driver_only_s: float
     driver_s: float
     stored_mb: float
-    told: float = 0.0  # seconds, by the rates that there were
+    estimated_s: float = 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="keep the rates")
+    parser.add_argument("--write", action="store_true", help="write the rates to pipeline/costs/rates.json")
     args = parser.parse_args()
     console.quiet = True
     logger.remove()
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(folder, max(trial.documents for trial in (*FITTED, *TOLD)))
-        list(measured(files, FITTED[0], f"{folder}/first"))  # distils the model, which a machine does once
-        steps = [step for number, trial in enumerate(FITTED) for step in measured(files, trial, f"{folder}/fitted-{number}")]
-        steps += [step for trial in FITTED_VECTORS for step in measured_vectors(trial, folder)]
-        driver = driver_rates()
-        rates: dict[str, Any] = {"measured": where(), **driver, "stages": stage_rates(steps, driver)}
-        rates["stages"]["prepare"]["core_s"]["python_mb"] = parsing_rate()
+        files = write_files(folder, max(trial.documents for trial in (*FITTING_TRIALS, *TEST_TRIALS)))
+        list(measure_trial(files, FITTING_TRIALS[0], f"{folder}/first"))  # distils the model, which a machine does once
+        steps = [
+            step
+            for number, trial in enumerate(FITTING_TRIALS)
+            for step in measure_trial(files, trial, f"{folder}/fitting-{number}")
+        ]
+        steps += [step for vectors in FITTING_VECTORS for step in measure_vectors(vectors, folder)]
+        driver_rates = measure_driver_rates()
+        rates: dict[str, Any] = {"measured": describe_machine(), **driver_rates, "stages": fit_stage_rates(steps, driver_rates)}
+        rates["stages"]["prepare"]["core_s"]["python_mb"] = measure_parsing_rate()
         print_rates(rates)
         if args.write:
             RATES.write_bytes(orjson.dumps(rates, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             read_rates.cache_clear()
-        print_tests(files, folder)
-        for trial in TOLD_VECTORS:
-            for step in measured_vectors(trial, folder):
-                what = f"{step.stage}, {trial.rows:,} synthetic vectors, D = {trial.dim}, {trial.branching}^{trial.depth}"
-                print_told(what, step.told, step.seconds)
+        compare_test_trials(files, folder)
+        for vectors in TEST_VECTORS:
+            for step in measure_vectors(vectors, folder):
+                tree = f"{vectors.branching}^{vectors.depth}"
+                title = f"{step.stage}, {vectors.rows:,} synthetic vectors, D = {vectors.dim}, {tree}"
+                print_comparison(title, step.estimated_s, step.wall_s)
 
 
 def write_files(folder: str, documents: int) -> list[str]:
-    """The first documents in files of the same number each."""
+    """Write the first documents of the generalist corpus to files of equal numbers of documents; return their paths."""
     paths, rows = [], read_rows(GENERALIST)
     for number in range(-(-documents // _FILE_DOCUMENTS)):
         lines = b"".join(orjson.dumps(row) + b"\n" for row in islice(rows, _FILE_DOCUMENTS))
@@ -144,90 +160,98 @@ def write_files(folder: str, documents: int) -> list[str]:
     return paths
 
 
-def config_of(files: Sequence[str], trial: Trial, workdir: str) -> Config:
-    whole, rest = divmod(trial.documents, _FILE_DOCUMENTS)
+def make_config(files: Sequence[str], trial: Trial, workdir: str) -> Config:
+    num_files, rest = divmod(trial.documents, _FILE_DOCUMENTS)
+    budget_tokens = max(1000, round(trial.epochs * trial.documents * _DOCUMENT_TOKENS))
     return parse_config(
         {
             "workdir": workdir,
-            "generalist": {"paths": list(files[: whole or 1]), **({"limit": rest} if rest else {})},
+            "generalist": {"paths": list(files[: num_files or 1]), **({"limit": rest} if rest else {})},
             "specialists": {"recipes": {"paths": [corpus_file(SPECIALIST)]}},
             "window": {"tokens": 256},
             "embed": {"model": trial.model},
             "cluster": {"branching": trial.branching},
-            "sample": {"budget_tokens": max(1000, round(trial.passes * trial.documents * 450)), "shard_bytes": 16 << 20},
+            "sample": {"budget_tokens": budget_tokens, "shard_bytes": 16 << 20},
             "engine": {"address": "local", "workers": trial.workers},
-            **trial.extra,
-            "prepare": {"part_documents": trial.part_documents, **trial.extra.get("prepare", {})},
+            **trial.settings,
+            "prepare": {"part_documents": trial.part_documents, **trial.settings.get("prepare", {})},
         }
     )
 
 
-def measured(files: Sequence[str], trial: Trial, workdir: str) -> Iterator[Measured]:
-    """The steps of a trial."""
-    run = curate(config_of(files, trial, workdir), until=trial.until)
+def measure_trial(files: Sequence[str], trial: Trial, workdir: str) -> Iterator[MeasuredStep]:
+    """Run a trial; yield its steps whose stage is modelled."""
+    run = curate(make_config(files, trial, workdir), until=trial.until)
     machines = Machines(trial.workers, trial.workers)
     for step in run.steps:
         usage = step.folder.read_json("usage.json") if step.done else None
         corpus = step.corpus or "generalist"
-        size = size_of(run.config, corpus, run.windows(corpus))
-        found = shape(run.config, step.stage, size, machines, dim_of(run), corpus) if size else None
-        if usage and size and found:
-            alone_s = max(0.0, usage["seconds"] - usage["mapping_s"])
-            yield Measured(
+        size = find_corpus_size(run.config, corpus, run.windows_step(corpus))
+        shape = describe_stage(step.stage, StageInputs(run.config, size, machines, read_dim(run), corpus)) if size else None
+        if usage and size and shape:
+            yield MeasuredStep(
                 stage=step.stage,
                 corpus=corpus,
-                shape=found,
+                shape=shape,
                 size=size,
-                seconds=usage["seconds"],
+                wall_s=usage["seconds"],
                 core_s=usage["busy_s"],
-                alone_s=alone_s,
+                driver_only_s=max(0.0, usage["seconds"] - usage["mapping_s"]),
                 driver_s=usage["driver_s"],
-                stored_mb=held_bytes(step.folder.path) / 1e6,
+                stored_mb=count_stored_bytes(step.folder.path) / 1e6,
             )
 
 
-def dim_of(run: PipelineGraph) -> int:
+def read_dim(run: PipelineGraph) -> int:
+    """Read the width of the vectors that a run has written."""
     return int(run.step("embed", "generalist").manifest["dim"])
 
 
-def held_bytes(path: str) -> float:
-    return float(sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names))
+def count_stored_bytes(folder: str) -> float:
+    return float(sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names))
 
 
-def stage_rates(steps: Sequence[Measured], driver: dict[str, float]) -> dict[str, dict[str, dict[str, float]]]:
-    """Of each kind of stage what its work, the driver's time alone and its bytes go with."""
-    by_kind: dict[str, list[Measured]] = defaultdict(list)
+def fit_stage_rates(steps: Sequence[MeasuredStep], driver_rates: dict[str, float]) -> dict[str, dict[str, dict[str, float]]]:
+    """Fit the rates of each kind of stage: work of the tasks, driver during and between maps, and stored bytes."""
+    steps_by_key: dict[str, list[MeasuredStep]] = defaultdict(list)
     for step in steps:
-        by_kind[step.shape.kind].append(step)
+        steps_by_key[step.shape.rates_key].append(step)
     return {
-        kind: {
-            "core_s": fitted([summed(step.shape, "amounts") for step in found], [step.core_s for step in found]),
-            "driver_s": fitted([summed(step.shape, "driver") for step in found], [more_than_tasks(step, driver) for step in found]),
-            "alone_s": fitted([dict(step.shape.alone) for step in found], [step.alone_s for step in found]),
-            "stored_mb": fitted([dict(step.shape.stored) for step in found], [step.stored_mb for step in found]),
+        key: {
+            "core_s": fit_rates([sum_amounts(step.shape, "amounts") for step in found], [step.core_s for step in found]),
+            "driver_s": fit_rates(
+                [sum_amounts(step.shape, "driver_amounts") for step in found],
+                [subtract_task_overhead(step, driver_rates) for step in found],
+            ),
+            "driver_only_s": fit_rates(
+                [dict(step.shape.driver_only_amounts) for step in found], [step.driver_only_s for step in found]
+            ),
+            "stored_mb": fit_rates([dict(step.shape.stored_amounts) for step in found], [step.stored_mb for step in found]),
         }
-        for kind, found in by_kind.items()
+        for key, found in steps_by_key.items()
     }
 
 
-def summed(found: Shape, of_works: str) -> dict[str, float]:
+def sum_amounts(shape: StageShape, attribute: str) -> dict[str, float]:
+    """Sum the amounts of all maps; `attribute` is `amounts` or `driver_amounts`."""
     total: dict[str, float] = defaultdict(float)
-    for work in found.works:
-        for name, amount in getattr(work, of_works).items():
+    for stage_map in shape.maps:
+        for name, amount in getattr(stage_map, attribute).items():
             total[name] += amount
     return dict(total)
 
 
-def more_than_tasks(step: Measured, driver: dict[str, float]) -> float:
-    """The driver's time while tasks were out, less what it takes to hand them over."""
-    counted = sum(work.tasks * driver["task_s"] + work.pieces * driver["piece_s"] for work in step.shape.works)
-    return max(0.0, step.driver_s - counted)
+def subtract_task_overhead(step: MeasuredStep, driver_rates: dict[str, float]) -> float:
+    """Return the CPU time of the driver during maps, without the time for tasks and pieces."""
+    num_tasks = sum(stage_map.num_tasks for stage_map in step.shape.maps)
+    num_pieces = sum(stage_map.num_pieces for stage_map in step.shape.maps)
+    return max(0.0, step.driver_s - num_tasks * driver_rates["task_s"] - num_pieces * driver_rates["piece_s"])
 
 
-def fitted(amounts: Sequence[dict[str, float]], values: Sequence[float]) -> dict[str, float]:
-    """The rates, none below zero, with the least sum of squared relative errors."""
+def fit_rates(amounts: Sequence[dict[str, float]], values: Sequence[float]) -> dict[str, float]:
+    """Fit non-negative rates that minimize the sum of squared relative errors."""
     names = sorted({name for of_step in amounts for name in of_step})
-    weight = 1.0 / (np.array(values) + _FLOOR_S)
+    weight = 1.0 / (np.array(values) + _MIN_SCALE_S)
     matrix = np.array([[of_step.get(name, 0.0) for name in names] for of_step in amounts]) * weight[:, None]
     if not names:
         return {}
@@ -235,47 +259,50 @@ def fitted(amounts: Sequence[dict[str, float]], values: Sequence[float]) -> dict
     return {name: float(f"{rate:.4g}") for name, rate in zip(names, rates, strict=True)}
 
 
-def parsing_rate() -> float:
-    """Seconds of a core for a megabyte of Python, which is parsed for its docstrings."""
+def measure_parsing_rate() -> float:
+    """Measure the core-seconds that parsing a megabyte of Python for its docstrings takes."""
     urls = pydocs.expand("pydocs://stdlib,numpy,torch")
     started = time.process_time()
     for url in urls:
         for _ in pydocs.read_rows(url):
             pass
     seconds = time.process_time() - started
-    return float(f"{1e6 * seconds / sum(map(pydocs.source_bytes, urls)):.4g}")
+    return float(f"{1e6 * seconds / sum(map(pydocs.count_source_bytes, urls)):.4g}")
 
 
-def driver_rates() -> dict[str, float]:
-    """Processor seconds of the driver for a task, and for a piece that goes from a mapper to a reducer."""
+def measure_driver_rates() -> dict[str, float]:
+    """Measure the CPU seconds of the driver per task, and per piece that goes from a mapper to a reducer."""
     with own_ray(), Engine(EngineSettings()) as engine:
-        for _ in engine.map(_nothing, range(100), title="warm"):
+        for _ in engine.map(_do_nothing, range(100), title="warm-up", shared=None):
             pass
         before = engine.usage.driver_s
-        for _ in engine.map(_nothing, range(_TASKS), title="tasks"):
+        for _ in engine.map(_do_nothing, range(_NUM_TASKS), title="tasks", shared=None):
             pass
-        task_s = (engine.usage.driver_s - before) / _TASKS
+        task_s = (engine.usage.driver_s - before) / _NUM_TASKS
         before = engine.usage.driver_s
-        partitions = range(_PARTITIONS)
-        for _ in engine.shuffle(_empty_pieces, range(_MAPPERS), _nothing_of, partitions, title="pieces", unit="pieces"):
+        partitions = range(_NUM_PARTITIONS)
+        for _ in engine.shuffle(
+            _make_empty_pieces, range(_NUM_MAPPERS), _discard_pieces, partitions, title="pieces", unit="pieces", shared=None
+        ):
             pass
-        shuffle_s = engine.usage.driver_s - before - task_s * (_MAPPERS + _PARTITIONS)
-    return {"task_s": float(f"{task_s:.4g}"), "piece_s": float(f"{max(0.0, shuffle_s) / (_MAPPERS * _PARTITIONS):.4g}")}
+        shuffle_s = engine.usage.driver_s - before - task_s * (_NUM_MAPPERS + _NUM_PARTITIONS)
+    piece_s = max(0.0, shuffle_s) / (_NUM_MAPPERS * _NUM_PARTITIONS)
+    return {"task_s": float(f"{task_s:.4g}"), "piece_s": float(f"{piece_s:.4g}")}
 
 
-def _nothing(_item: int) -> None:
+def _do_nothing(_item: int, _: None) -> None:
     return None
 
 
-def _empty_pieces(_item: int, partitions: Sequence[int]) -> list[int]:
+def _make_empty_pieces(_item: int, partitions: Sequence[int], _: None) -> list[int]:
     return [0 for _ in partitions]
 
 
-def _nothing_of(_partition: int, _pieces: Sequence[int]) -> None:
+def _discard_pieces(_partition: int, _pieces: Sequence[int], _: None) -> None:
     return None
 
 
-def where() -> dict[str, str]:
+def describe_machine() -> dict[str, str]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
@@ -283,65 +310,71 @@ def where() -> dict[str, str]:
 
 
 def print_rates(rates: dict[str, Any]) -> None:
-    driver = f"{1e3 * rates['task_s']:.2f} ms a task, {1e6 * rates['piece_s']:.0f} us a piece"
+    driver = f"{1e3 * rates['task_s']:.2f} ms per task, {1e6 * rates['piece_s']:.0f} us per piece"
     print(f"\nload {os.getloadavg()[0]:.1f}; driver: {driver}")
-    for kind, of_kind in rates["stages"].items():
-        parts = {part: ", ".join(f"{rate:g} {name}" for name, rate in found.items() if rate) for part, found in of_kind.items()}
-        print(f"{kind:<18}{'; '.join(f'{part}: {said}' for part, said in parts.items())}", flush=True)
+    for key, stage_rates in rates["stages"].items():
+        parts = []
+        for part, part_rates in stage_rates.items():
+            formatted = ", ".join(f"{rate:g} {name}" for name, rate in part_rates.items() if rate)
+            parts.append(f"{part}: {formatted}")
+        print(f"{key:<18}{'; '.join(parts)}", flush=True)
 
 
-def print_tests(files: Sequence[str], folder: str) -> None:
-    print(f"\n{'a run that no rate is from':<58}{'told':>8}{'measured':>10}{'ratio':>7}")
-    for number, trial in enumerate(TOLD):
-        config = config_of(files, trial, f"{folder}/told-{number}")
-        steps = list(measured(files, trial, f"{folder}/told-{number}"))
+def compare_test_trials(files: Sequence[str], folder: str) -> None:
+    """Run the test trials; print their estimated and measured times and stored bytes."""
+    print(f"\n{'test run':<58}{'estimate':>10}{'measured':>10}{'ratio':>7}")
+    for number, trial in enumerate(TEST_TRIALS):
+        workdir = f"{folder}/test-{number}"
+        config = make_config(files, trial, workdir)
+        steps = list(measure_trial(files, trial, workdir))
         machines = Machines(trial.workers, trial.workers)
-        dim = dim_of(build_graph(config))
-        costs = [stage_cost(config, step.stage, step.size, machines, dim, step.corpus) for step in steps]
+        dim = read_dim(build_graph(config))
+        costs = [estimate_stage(step.stage, StageInputs(config, step.size, machines, dim, step.corpus)) for step in steps]
         times = [cost.wall_s if cost else 0.0 for cost in costs]
-        refined = ", refined" if trial.extra else ""
-        name = f"{trial.documents:,} documents, {trial.part_documents} a part, {trial.branching}², {trial.workers} workers{refined}"
-        print_told(name, sum(times), sum(step.seconds for step in steps))
+        refined = ", refined" if trial.settings else ""
+        sizes = f"{trial.documents:,} documents, {trial.part_documents} per part, {trial.branching}²"
+        print_comparison(f"{sizes}, {trial.workers} workers{refined}", sum(times), sum(step.wall_s for step in steps))
         by_stage: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for step, told in zip(steps, times, strict=True):
-            by_stage[step.stage][0] += told
-            by_stage[step.stage][1] += step.seconds
-        for stage, (told, seconds) in by_stage.items():
-            if seconds > 2.0:
-                print_told(f"  {stage}", told, seconds)
-        stored = sum(cost.stored_bytes if cost else 0.0 for cost in costs) / 1e6
-        print_told("  MB stored", stored, sum(step.stored_mb for step in steps))
+        for step, estimated_s in zip(steps, times, strict=True):
+            by_stage[step.stage][0] += estimated_s
+            by_stage[step.stage][1] += step.wall_s
+        for stage, (estimated_s, measured_s) in by_stage.items():
+            if measured_s > _MIN_PRINTED_S:
+                print_comparison(f"  {stage}", estimated_s, measured_s)
+        stored_mb = sum(cost.stored_bytes if cost else 0.0 for cost in costs) / 1e6
+        print_comparison("  MB stored", stored_mb, sum(step.stored_mb for step in steps))
 
 
-def measured_vectors(trial: memory.Vectors, folder: str) -> Iterator[Measured]:
-    """Cluster and assign of synthetic vectors, as `memory.py` makes them."""
+def measure_vectors(vectors: memory.Vectors, folder: str) -> Iterator[MeasuredStep]:
+    """Cluster and assign synthetic vectors, made as in `memory.py`; yield both steps."""
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
-        config = memory.settings(trial, workdir)
-        memory.write_corpora(trial, config)
-        size = size_of(config, "generalist", build_graph(config).step("prepare", "generalist"))
-        machines = Machines(os.cpu_count() or 1, os.cpu_count() or 1)
+        config = memory.settings(vectors, workdir)
+        memory.write_corpora(vectors, config)
+        size = find_corpus_size(config, "generalist", build_graph(config).step("prepare", "generalist"))
+        assert size
+        cores = os.cpu_count() or 1
+        inputs = StageInputs(config, size, Machines(cores, cores), vectors.dim)
         for stage, corpus in (("cluster", ""), ("assign", "generalist")):
-            took = memory.measure(trial, stage, corpus, workdir)
-            assert size
-            found = shape(config, stage, size, machines, trial.dim)
-            cost = stage_cost(config, stage, size, machines, trial.dim) if stage in read_rates()["stages"] else None
-            assert found
-            yield Measured(
+            usage = memory.measure(vectors, stage, corpus, workdir)
+            shape = describe_stage(stage, inputs)
+            cost = estimate_stage(stage, inputs) if stage in read_rates()["stages"] else None
+            assert shape
+            yield MeasuredStep(
                 stage=stage,
                 corpus="generalist",
-                shape=found,
+                shape=shape,
                 size=size,
-                seconds=took["seconds"],
-                core_s=took["busy_s"],
-                alone_s=max(0.0, took["seconds"] - took["mapping_s"]),
-                driver_s=took["driver_s"],
-                stored_mb=held_bytes(build_graph(config).step(stage, corpus).folder.path) / 1e6,
-                told=cost.wall_s if cost else 0.0,
+                wall_s=usage["seconds"],
+                core_s=usage["busy_s"],
+                driver_only_s=max(0.0, usage["seconds"] - usage["mapping_s"]),
+                driver_s=usage["driver_s"],
+                stored_mb=count_stored_bytes(build_graph(config).step(stage, corpus).folder.path) / 1e6,
+                estimated_s=cost.wall_s if cost else 0.0,
             )
 
 
-def print_told(what: str, told: float, found: float) -> None:
-    print(f"{what:<58}{told:>8.1f}{found:>10.1f}{told / max(found, 1e-9):>7.2f}", flush=True)
+def print_comparison(title: str, estimated: float, measured: float) -> None:
+    print(f"{title:<58}{estimated:>10.1f}{measured:>10.1f}{estimated / max(measured, 1e-9):>7.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config import Config, parse_config
-from pipeline.costs.model import Machines, StageCost, stage_cost
-from pipeline.costs.size import Size
+from pipeline.costs.corpus_size import CorpusSize
+from pipeline.costs.model import Machines, StageCost, StageInputs, estimate_stage
 from pipeline.terminal.formatting import format_bytes, format_duration
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -43,7 +43,7 @@ def simulated(windows: float, machines: int, part_bytes: int) -> list[StageCost]
     """The stages of a run; as many files as workers."""
     workers = machines * _CORES
     text_bytes = windows * _BYTES
-    size = Size(
+    size = CorpusSize(
         files=max(workers, text_bytes / (1 << 30)),
         documents=windows / 2,
         text_bytes=text_bytes,
@@ -52,13 +52,14 @@ def simulated(windows: float, machines: int, part_bytes: int) -> list[StageCost]
         parts=text_bytes / part_bytes,
     )
     config = settings(windows, part_bytes)
-    found = [stage_cost(config, stage, size, Machines(workers, _CORES), config.embed.dim) for stage in _STAGES]
-    return [cost for cost in found if cost]
+    inputs = StageInputs(config, size, Machines(workers, _CORES), config.embed.dim)
+    costs = [estimate_stage(stage, inputs) for stage in _STAGES]
+    return [cost for cost in costs if cost]
 
 
 def tables() -> Iterator[str]:
     for part_bytes in _PART_BYTES:
-        yield f"\nParts of {part_bytes >> 20} MiB; in brackets, the part of the time in which all workers wait for the driver:\n"
+        yield f"\nParts of {part_bytes >> 20} MiB; in brackets, the share of the time in which all workers wait for the driver:\n"
         yield "| windows | text | core-hours | stored | " + " | ".join(f"{machines:,} machines" for machines in _MACHINES) + " |"
         yield "|---|---|---|---|" + "---|" * len(_MACHINES)
         for windows in _WINDOWS:
@@ -70,10 +71,10 @@ def tables() -> Iterator[str]:
             yield "| " + " | ".join(cells) + " |"
     windows, machines, part_bytes = _WINDOWS[-2], _MACHINES[1], _PART_BYTES[1]
     yield f"\nStage by stage, 10^{len(str(windows)) - 1} windows on {machines} machines, parts of {part_bytes >> 20} MiB:\n"
-    yield "| stage | core-hours | time | driver alone | driver for tasks | tasks | stored |\n|---|---|---|---|---|---|---|"
+    yield "| stage | core-hours | time | driver only | driver for tasks | tasks | stored |\n|---|---|---|---|---|---|---|"
     for cost in simulated(windows, machines, part_bytes):
-        cells = [cost.stage, f"{cost.core_s / 3600:,.0f}", format_duration(cost.wall_s), format_duration(cost.alone_s)]
-        cells += [format_duration(cost.driver_s), f"{cost.tasks:,}", format_bytes(cost.stored_bytes)]
+        cells = [cost.stage, f"{cost.core_s / 3600:,.0f}", format_duration(cost.wall_s), format_duration(cost.driver_only_s)]
+        cells += [format_duration(cost.driver_s), f"{cost.num_tasks:,}", format_bytes(cost.stored_bytes)]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -82,8 +83,8 @@ def _wall(run: list[StageCost]) -> float:
 
 
 def _drivers(run: list[StageCost]) -> float:
-    """The part of a run in which workers wait for the driver."""
-    return sum(cost.alone_s + cost.waited_s for cost in run) / _wall(run)
+    """The share of a run in which workers wait for the driver."""
+    return sum(cost.driver_only_s + cost.worker_wait_s for cost in run) / _wall(run)
 
 
 def main() -> None:

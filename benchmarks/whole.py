@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from embed import sentence_transformer
 from sample import rewrite, shard_files
 
 from pipeline import embedders
-from pipeline.clustering.tree import fit_tree
 from pipeline.config import Config, parse_config
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.graph.runner import curate
 from pipeline.hashing import window_keys
 from pipeline.storage import Folder
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.tree_oracle import fit_tree
 
 CORES = os.cpu_count() or 1
 _TEXTS_AT_ONCE = 256  # documents tokenised together
@@ -107,7 +110,7 @@ def bare_kernels(config: Config, run: PipelineGraph) -> dict[str, float]:
     seconds = {}
     corpora = (config.generalist, *config.specialists.values())
     seconds["prepare"], windows = timed(lambda: [read_and_cut(config, corpus.paths[0], corpus.limit) for corpus in corpora])
-    if embedders.fits_on(config.embed) == "model":
+    if embedders.get_fit_input(config.embed) == "model":
         folder = Folder(f"{config.workdir}/bare")
         seconds["embedder"], _ = timed(embedders.fit, config.embed, seed=config.seed, folder=folder)
         encode = static_encode(folder)
@@ -129,7 +132,7 @@ def read_and_cut(config: Config, path: str, limit: int | None) -> list[str]:
     from tokenizers import Tokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", str(CORES)
-    tokenizer = Tokenizer.from_file(embedders.tokenizer_file(config.embed))
+    tokenizer = Tokenizer.from_file(embedders.find_tokenizer_file(config.embed))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     folder, name = os.path.split(path)

@@ -1,6 +1,6 @@
-"""Make the pictures of docs/gallery.md from the demo's report, with a real browser: `make gallery`, when the page is another.
+"""Take the pictures of docs/gallery.md from the demo's report in a real browser: run `make gallery` when the page changed.
 
-`docs/gallery/made.json` notes which code the pictures are of, and a test holds it to the present one.
+`docs/gallery/made.json` records the version of the page in the pictures; a test compares it with the current version.
 """
 
 import json
@@ -13,11 +13,11 @@ REPORT = Path(__file__).parent.parent / "runs" / "demo" / "report.html"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pipeline.report import page  # noqa: E402
-from tests.support.browser import browser, opened  # noqa: E402
+from tests.support.browser import launch_browser, open_page  # noqa: E402
 
 
-def picture(found: Any, name: str, selector: str | None = None) -> str:
-    """A picture of what is seen, or of one element."""
+def take_picture(found: Any, name: str, selector: str | None = None) -> str:
+    """Take a picture of the viewport, or of one element."""
     place = FOLDER / f"{name}.png"
     if selector:
         found.page.locator(selector).screenshot(path=place)
@@ -29,18 +29,18 @@ def picture(found: Any, name: str, selector: str | None = None) -> str:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     made = []
-    with browser() as started:
-        with opened(started, REPORT, width=1200, height=860) as found:
-            made.append(picture(found, "verdict"))
-            made.append(picture(found, "map", "#map"))
-            made.append(picture(found, "before-after", 'figure[data-chart="movers"]'))
-            made.append(picture(found, "certainty", "#certainty"))
-        with opened(started, REPORT, width=1200, height=860, dark=True) as found:
+    with launch_browser() as started:
+        with open_page(started, REPORT, width=1200, height=860) as found:
+            made.append(take_picture(found, "verdict"))
+            made.append(take_picture(found, "map", "#map"))
+            made.append(take_picture(found, "before-after", 'figure[data-chart="movers"]'))
+            made.append(take_picture(found, "certainty", "#uncertainty"))
+        with open_page(started, REPORT, width=1200, height=860, dark=True) as found:
             found.page.locator("#map").scroll_into_view_if_needed()
             found.page.evaluate("document.querySelector('#map').scrollIntoView()")
-            made.append(picture(found, "dark"))
-        with opened(started, REPORT, width=390, height=844) as found:
-            made.append(picture(found, "phone"))
+            made.append(take_picture(found, "dark"))
+        with open_page(started, REPORT, width=390, height=844) as found:
+            made.append(take_picture(found, "phone"))
     (FOLDER / "made.json").write_text(
         json.dumps({"page": page.VERSION, "pictures": sorted(made)}, indent=2) + "\n", encoding="utf-8"
     )

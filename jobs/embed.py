@@ -1,5 +1,5 @@
-"""Run up to and with `embed`: `python jobs/embed.py --config FILE`, or the same under `ray job submit --working-dir . --`."""
+"""Run up to and including `embed`: `python jobs/embed.py --config FILE`, or the same command under `ray job submit`."""
 
-from pipeline.cli.commands import job
+from pipeline.cli.commands import run_stage_job
 
-job("embed")
+run_stage_job("embed")

@@ -1,5 +1,5 @@
-"""Compare corpora: `python jobs/evidence.py --config FILE`, or the same under `ray job submit --working-dir . --`."""
+"""Train and compare proxy models: `python jobs/evidence.py --config FILE`, or the same command under `ray job submit`."""
 
-from pipeline.cli.commands import evidence_job
+from pipeline.cli.commands import run_evidence_job
 
-evidence_job()
+run_evidence_job()

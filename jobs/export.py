@@ -1,5 +1,5 @@
-"""Write the shards as trainers read them: `python jobs/export.py --config FILE --to FORMAT`; so too under `ray job submit`."""
+"""Export the shards for a trainer: `python jobs/export.py --config FILE --to FORMAT`, or the same under `ray job submit`."""
 
-from pipeline.cli.commands import export_job
+from pipeline.cli.commands import run_export_job
 
-export_job()
+run_export_job()

@@ -1,5 +1,5 @@
-"""Look into a run: `python jobs/look.py --config FILE`, and one of `--cluster`, `--document`, `--window`, `--find`, `--like`."""
+"""Inspect a run: `python jobs/look.py --config FILE` with one of `--cluster`, `--document`, `--window`, `--find`, `--like`."""
 
-from pipeline.cli.commands import look_job
+from pipeline.cli.commands import run_look_job
 
-look_job()
+run_look_job()

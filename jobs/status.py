@@ -1,5 +1,5 @@
-"""How far the latest run is, from any machine: `python jobs/status.py --config FILE [--follow]`; so too under `ray job submit`."""
+"""Show the status of the latest run, from any machine: `python jobs/status.py --config FILE [--follow]`."""
 
-from pipeline.cli.commands import status_job
+from pipeline.cli.commands import run_status_job
 
-status_job()
+run_status_job()

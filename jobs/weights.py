@@ -1,5 +1,5 @@
-"""Run up to and with `weights`: `python jobs/weights.py --config FILE`, or the same under `ray job submit --working-dir . --`."""
+"""Run up to and including `weights`: `python jobs/weights.py --config FILE`, or the same command under `ray job submit`."""
 
-from pipeline.cli.commands import job
+from pipeline.cli.commands import run_stage_job
 
-job("weights")
+run_stage_job("weights")

@@ -1,11 +1,11 @@
-"""crispwrap: from a generalist corpus and a small specialist sample to a specialist pretraining corpus.
+"""crispwrap: build a specialist pretraining corpus from a generalist corpus and a small specialist sample.
 
     import pipeline
 
-    run = pipeline.curate(pipeline.load_config("configs/demo.yaml"))
-    run.shards.names()
+    graph = pipeline.curate(pipeline.load_config("configs/demo.yaml"))
+    graph.shards.names()
 
-`prepare`, `embed`, `cluster`, `weights`, `rephrase` and `sample` run up to and with their stage; `curate` runs all of them.
+`prepare`, `embed`, `cluster`, `weights`, `rephrase` and `sample` run up to and including their stage; `curate` runs all stages.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On demand (PEP 562), so that a worker which imports one module of the package does not pay for all.
+    # Import on demand (PEP 562), so that a worker which imports one module of the package does not import all of them.
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     import importlib

@@ -52,15 +52,15 @@ class WorkerError(RunError):
     """A worker died, or a part used up its retries."""
 
 
-def one_line(said: object) -> str:
+def one_line(message: object) -> str:
     """A library's error or message on one line of at most 500 characters."""
-    return " ".join(str(said).split())[:500]
+    return " ".join(str(message).split())[:500]
 
 
-def nearest(name: str, among: Iterable[str], cutoff: float = 0.5) -> str:
+def suggest_name(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """The hint ` (did you mean X?)` with the most similar known name, or an empty string if none is similar enough."""
-    near = difflib.get_close_matches(name, list(among), n=1, cutoff=cutoff)
-    return f" (did you mean {near[0]}?)" if near else ""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def is_utf8(path: str) -> bool:
@@ -68,6 +68,6 @@ def is_utf8(path: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
-def shown(text: str) -> str:
+def replace_controls(text: str) -> str:
     """Untrusted text made safe for a terminal: control characters, which could move the cursor or hide text, become `�`."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)

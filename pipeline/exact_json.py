@@ -13,14 +13,14 @@ from typing import Any
 import orjson
 
 # With more keys, searching the text for each of them takes longer than parsing it exactly.
-_MOST_KEYS = 32
-_MOST_LEVELS = 254  # orjson's nesting limit; a fixed number, because Python's recursion limit depends on the caller's stack depth
+_MAX_KEYS = 32
+_MAX_LEVELS = 254  # orjson's nesting limit; a fixed number, because Python's recursion limit depends on the caller's stack depth
 _MANY_DIGITS = re.compile(r"\d{19}")
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # an escaped ASCII character, which may be part of a key
 _BEYOND_64_BITS = 2.0**63
 _BLANKS = re.compile(r"[ \t\n\r]*")
-_STRING_OR_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
-_BETWEEN_ELEMENTS = re.compile(r'[\]}]\s*,\s*[\[{]\s*"\Z')  # how a string ends that begins at a closing quote
+_STRING_OR_PUNCTUATION = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_SEPARATOR_AT_END = re.compile(r'[\]}]\s*,\s*[\[{]\s*"\Z')  # how a string ends that begins at a closing quote
 
 
 class RepeatedKeyError(ValueError):
@@ -31,18 +31,18 @@ class RepeatedKeyError(ValueError):
         self.key = key
 
 
-class WithRepeatedKey(dict[str, Any]):
-    """An object that has a repeated key, itself or at any depth below; `repeated` is that key."""
+class ObjectWithRepeatedKey(dict[str, Any]):
+    """An object that has a repeated key, itself or at any depth below; `repeated_key` is that key."""
 
-    repeated = ""
+    repeated_key = ""
 
 
 class DamagedArrayError(ValueError):
-    """The next element of a JSON array cannot be found; `place` is the character where the damage begins."""
+    """The next element of a JSON array cannot be found; `position` is the character where the damage begins."""
 
-    def __init__(self, place: int, problem: str) -> None:
-        super().__init__(place, problem)
-        self.place, self.problem = place, problem
+    def __init__(self, position: int, problem: str) -> None:
+        super().__init__(position, problem)
+        self.position, self.problem = position, problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ def parse(text: bytes) -> Any:
         RepeatedKeyError: an object has a repeated key.
     """
     value = orjson.loads(text)
-    if not _may_have_lost(value, text):
+    if not _may_be_lossy(value, text):
         return value
     value = parse_exactly(text)
-    repeated = repeated_key(value)
+    repeated = find_repeated_key(value)
     if repeated is not None:
         raise RepeatedKeyError(repeated)
     return value
@@ -75,13 +75,13 @@ def parse(text: bytes) -> Any:
 def parse_exactly(text: bytes) -> Any:
     """The value of a JSON text, by the standard library's parser.
 
-    An object with a repeated key is a `WithRepeatedKey`, and so is every object that contains one.
+    An object with a repeated key is a `ObjectWithRepeatedKey`, and so is every object that contains one.
 
     Raises:
         orjson.JSONDecodeError: as `parse`.
     """
     try:
-        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(text.decode(), object_pairs_hook=_build_object, parse_constant=_reject_constant)
     except (RecursionError, ValueError) as error:
         raise orjson.JSONDecodeError(str(error) or "nested too deeply", text.decode("utf-8", "replace"), 0) from error
 
@@ -94,34 +94,34 @@ def parse_elements(text: str) -> Iterator[Element]:
     Raises:
         DamagedArrayError: the next element cannot be found, the array does not end, or it is not the only value.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
-    place = _after_blanks(text, text.index("[") + 1)
-    is_over = text.startswith("]", place)
-    while not is_over:
-        element = _element(decoder, text, place)
+    decoder = json.JSONDecoder(object_pairs_hook=_build_object, parse_constant=_reject_constant)
+    position = _skip_blanks(text, text.index("[") + 1)
+    at_end = text.startswith("]", position)
+    while not at_end:
+        element = _parse_element(decoder, text, position)
         yield element
-        place = _after_blanks(text, element.end)
-        if place == len(text):
-            raise DamagedArrayError(place, "it ends without a ]")
-        if text[place] not in ",]":
-            raise DamagedArrayError(place, "no comma before the next element")
-        is_over = text[place] == "]"
-        if not is_over:
-            place = _after_blanks(text, place + 1)
-    rest = _after_blanks(text, place + 1)
+        position = _skip_blanks(text, element.end)
+        if position == len(text):
+            raise DamagedArrayError(position, "the array ends without a ]")
+        if text[position] not in ",]":
+            raise DamagedArrayError(position, "no comma before the next element")
+        at_end = text[position] == "]"
+        if not at_end:
+            position = _skip_blanks(text, position + 1)
+    rest = _skip_blanks(text, position + 1)
     if rest < len(text):
-        raise DamagedArrayError(rest, "something follows the end of the array, and one array is read")
+        raise DamagedArrayError(rest, "text follows the end of the array; a file may hold only one array")
 
 
-def repeated_key(value: Any) -> str | None:
+def find_repeated_key(value: Any) -> str | None:
     """A repeated key in a value from `parse_exactly`; None if there is none."""
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, WithRepeatedKey):
-            return one.repeated
-        if isinstance(one, list):
-            left += [item for item in one if isinstance(item, list | dict)]
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, ObjectWithRepeatedKey):
+            return item.repeated_key
+        if isinstance(item, list):
+            pending += [child for child in item if isinstance(child, list | dict)]
     return None
 
 
@@ -146,11 +146,11 @@ def dump(value: Any, default: Callable[[Any], Any] | None = None, option: int = 
     except TypeError as error:
         if "64-bit range" not in str(error):
             raise
-    convert = None if default is None else lambda item: _with_fragments(default(item))
-    return orjson.dumps(_with_fragments(value), default=convert, option=option).decode()
+    convert = None if default is None else lambda item: _replace_large_integers(default(item))
+    return orjson.dumps(_replace_large_integers(value), default=convert, option=option).decode()
 
 
-def _element(decoder: json.JSONDecoder, text: str, begin: int) -> Element:
+def _parse_element(decoder: json.JSONDecoder, text: str, begin: int) -> Element:
     """Return the element that begins at a character.
 
     Raises:
@@ -161,67 +161,67 @@ def _element(decoder: json.JSONDecoder, text: str, begin: int) -> Element:
     except (RecursionError, ValueError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(getattr(error, "msg", error))
     else:
-        if text[(after := _after_blanks(text, end)) : after + 1] in {"", ",", "]", "{", "[", '"'}:
+        if text[(after := _skip_blanks(text, end)) : after + 1] in {"", ",", "]", "{", "[", '"'}:
             return Element(begin, end, value)
-        problem = "more than a value between two commas"
-    end = _end_of_element(text, begin)
+        problem = "more than one value between two commas"
+    end = _find_element_end(text, begin)
     return Element(begin, end, None, problem if end > begin else "no value before a comma, or after the last one")
 
 
-def _end_of_element(text: str, begin: int) -> int:
-    """Return the place of the comma or bracket that ends an element.
+def _find_element_end(text: str, begin: int) -> int:
+    """Return the position of the comma or bracket that ends an element.
 
     Raises:
         DamagedArrayError: a string or bracket is not closed, or a quote is missing, so that strings begin where they should end.
     """
     closing: list[str] = []
-    for found in _STRING_OR_MARK.finditer(text, begin):
-        mark = found.group()
+    for match in _STRING_OR_PUNCTUATION.finditer(text, begin):
+        mark = match.group()
         if mark in "[{":
             closing.append("]" if mark == "[" else "}")
         elif mark in ",]}":
             if not closing and mark != "}":
-                return found.start()
+                return match.start()
             if mark != "," and (not closing or closing.pop() != mark):
                 break
-        elif mark == '"' or _BETWEEN_ELEMENTS.search(mark):
+        elif mark == '"' or _SEPARATOR_AT_END.search(mark):
             break
-    raise DamagedArrayError(begin, "the end of the element that begins there cannot be found")
+    raise DamagedArrayError(begin, "the end of the element that begins here cannot be found")
 
 
-def _after_blanks(text: str, place: int) -> int:
-    blanks = _BLANKS.match(text, place)
+def _skip_blanks(text: str, position: int) -> int:
+    blanks = _BLANKS.match(text, position)
     assert blanks
     return blanks.end()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    repeated = next((key for value in found.values() if (key := repeated_key(value)) is not None), None)
-    if len(found) < len(pairs):
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value_of = dict(pairs)
+    repeated = next((key for value in value_of.values() if (key := find_repeated_key(value)) is not None), None)
+    if len(value_of) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     if repeated is None:
-        return found
-    marked = WithRepeatedKey(found)
-    marked.repeated = repeated
-    return marked
+        return value_of
+    result = ObjectWithRepeatedKey(value_of)
+    result.repeated_key = repeated
+    return result
 
 
-def _refuse_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _may_have_lost(value: Any, text: bytes) -> bool:
+def _may_be_lossy(value: Any, text: bytes) -> bool:
     """Whether orjson may have dropped a key or rounded an integer; true for some texts that lost nothing."""
-    if _is_written_again(value, text):
+    if _round_trips(value, text):
         return False
     keys: list[str] = []
-    if _has_rounded(value, keys):
+    if _has_rounded_integer(value, keys):
         return True
     if not keys:
         return False
-    if len(keys) > _MOST_KEYS:
+    if len(keys) > _MAX_KEYS:
         return True
     if any(text.count(b'"' + key.encode() + b'"') != 1 for key in keys):
         return True
@@ -230,8 +230,8 @@ def _may_have_lost(value: Any, text: bytes) -> bool:
     return not all(map(str.isascii, keys)) or _ESCAPED_ASCII.search(text) is not None
 
 
-def _is_written_again(value: Any, text: bytes) -> bool:
-    """Whether orjson writes an object back as the text has it, so that no key was dropped. Fast, and true for most lines.
+def _round_trips(value: Any, text: bytes) -> bool:
+    """Whether orjson writes the parsed object exactly as in the text, so no key was dropped. Fast, and true for most lines.
 
     Without spaces, equal lengths prove it: orjson writes the shortest form of every key, string and integer, so a dropped key would
     leave the text longer. With a space after the first colon, the text must be the spaced form byte for byte. Always false for an
@@ -242,32 +242,32 @@ def _is_written_again(value: Any, text: bytes) -> bool:
     colon = text.find(b'":') + 2
     if text[colon : colon + 1] != b" ":
         return len(text.rstrip()) == len(orjson.dumps(value))
-    place, before = 0, b"{"
+    position, before = 0, b"{"
     for key, item in value.items():
         name, content = before + orjson.dumps(key) + b": ", orjson.dumps(item)
-        begin = place + len(name)
-        if not text.startswith(name, place) or not text.startswith(content, begin):
+        begin = position + len(name)
+        if not text.startswith(name, position) or not text.startswith(content, begin):
             return False
-        place, before = begin + len(content), b", "
-    return text[place:].rstrip() == b"}"
+        position, before = begin + len(content), b", "
+    return text[position:].rstrip() == b"}"
 
 
-def _has_rounded(value: Any, keys: list[str]) -> bool:
+def _has_rounded_integer(value: Any, keys: list[str]) -> bool:
     """Whether any float may be a rounded integer; appends the keys of all objects to `keys`, unless it returns True early."""
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, float) and abs(one) >= _BEYOND_64_BITS:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, float) and abs(item) >= _BEYOND_64_BITS:
             return True
-        if isinstance(one, dict):
-            keys += one
-            left += [item for item in one.values() if isinstance(item, float | dict | list)]
-        elif isinstance(one, list):
-            left += [item for item in one if isinstance(item, float | dict | list)]
+        if isinstance(item, dict):
+            keys += item
+            pending += [child for child in item.values() if isinstance(child, float | dict | list)]
+        elif isinstance(item, list):
+            pending += [child for child in item if isinstance(child, float | dict | list)]
     return False
 
 
-def _with_fragments(value: Any, levels: int = _MOST_LEVELS) -> Any:
+def _replace_large_integers(value: Any, levels: int = _MAX_LEVELS) -> Any:
     """A copy of a value in which integers beyond 64 bits are fragments that orjson writes as they are.
 
     Containers below `levels` are not copied: orjson refuses them.
@@ -278,11 +278,11 @@ def _with_fragments(value: Any, levels: int = _MOST_LEVELS) -> Any:
         return value
     if isinstance(value, dict):
         return {
-            str(key) if isinstance(key, int) and not _is_64_bits(key) else key: _with_fragments(item, levels - 1)
+            str(key) if isinstance(key, int) and not _is_64_bits(key) else key: _replace_large_integers(item, levels - 1)
             for key, item in value.items()
         }
     if isinstance(value, list) or type(value) is tuple:  # orjson passes a named tuple to `default`
-        return [_with_fragments(item, levels - 1) for item in value]
+        return [_replace_large_integers(item, levels - 1) for item in value]
     return value
 
 

@@ -7,13 +7,17 @@ flips each output bit with probability near one half.
 Shapes: N keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.arrays import F64
+from pipeline.arrays import F64, I64, Ints
+
+Group = TypeVar("Group")
+Hashed = TypeVar("Hashed", bound=tuple[Any, ...])
 
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
@@ -53,3 +57,24 @@ def document_uniform(identifier: str, *, seed: int, purpose: str) -> float:
     """Like `keyed_uniform`, but keyed by a document's id; one number."""
     key = np.array([xxhash.xxh3_64_intdigest(identifier.encode())], np.uint64)
     return float(keyed_uniform(key, seed=seed, purpose=purpose)[0])
+
+
+def find_lowest(hash_N: NDArray[Any], count: int) -> I64:
+    """The rows with the `count` lowest hashes, or all rows if there are fewer; lowest hash first, ties in the order of the rows."""
+    return np.argsort(hash_N, kind="stable")[:count]
+
+
+def find_lowest_by_group(group_N: Ints, hash_N: NDArray[Any], count: int) -> I64:
+    """As `find_lowest`, within each group: ordered by group, then by hash. Rows of a group below 0 are skipped."""
+    rows = np.flatnonzero(np.asarray(group_N) >= 0)
+    rows = rows[np.lexsort((hash_N[rows], group_N[rows]))]
+    first = np.searchsorted(group_N[rows], group_N[rows])  # position of the first row of the row's group
+    return np.asarray(rows[np.arange(len(rows)) - first < count])
+
+
+def merge_lowest(a: Mapping[Group, list[Hashed]], b: Mapping[Group, list[Hashed]], count: int) -> dict[Group, list[Hashed]]:
+    """Merge two results of lowest rows: the `count` lowest tuples of each group, in order. A tuple starts with its hash.
+
+    Associative and commutative, so that it can combine the results of a fold.
+    """
+    return {group: sorted([*a.get(group, ()), *b.get(group, ())])[:count] for group in a.keys() | b.keys()}

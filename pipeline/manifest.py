@@ -34,27 +34,31 @@ class Phase(Record):
 
 
 class ShardsManifest(Record):
-    """The new corpus: its shards, their content, and the steps they come from."""
+    """The new corpus: its shards, their content, and the steps that produced them."""
 
-    format: int = Field(1, description="version of this record")
-    fingerprint: str = Field(description="of the sample step that made the shards")
-    upstream: dict[str, str] = Field(description="fingerprint of each step before it, by stage and corpus")
+    format: int = Field(1, description="version of the manifest format")
+    fingerprint: str = Field(description="fingerprint of the sample step that wrote the shards")
+    upstream: dict[str, str] = Field(description="fingerprints of all steps before the sample step, by stage and corpus")
     seed: int
     rows: int
     tokens: int
     budget_tokens: int
-    windows: int = Field(description="distinct windows; rows / windows is how often one is repeated on average")
-    tokens_by_specialist: dict[str, int] = Field(description="tokens drawn for each specialist; natural: for none")
-    tokens_by_origin: dict[str, int] = Field(description="raw, and rephrased where there are rewrites")
-    tokens_by_style: dict[str, int] = Field(description="of rewrites")
-    tokens_by_source: dict[str, list[int]] = Field(description="source: tokens in the generalist corpus, tokens in the shards")
-    deficit_tokens: float = Field(description="asked for beyond max_epochs, and not rewritten")
-    rewritten_tokens: float = Field(description="planned of rewrites")
-    hardware: list[dict[str, str]] = Field(description="on which the embeddings were computed")
+    windows: int = Field(description="distinct windows; rows / windows is the mean number of copies")
+    tokens_by_specialist: dict[str, int] = Field(
+        description="tokens sampled for each specialist; natural: tokens sampled for no specialist"
+    )
+    tokens_by_origin: dict[str, int] = Field(description="tokens of raw text, and of rephrased text if any")
+    tokens_by_style: dict[str, int] = Field(description="tokens of rewrites, by rewriting style")
+    tokens_by_source: dict[str, list[int]] = Field(
+        description="by source: tokens in the generalist corpus, then tokens in the shards"
+    )
+    deficit_tokens: float = Field(description="requested tokens above the cap on epochs that are not covered by rewrites")
+    rewritten_tokens: float = Field(description="tokens of rewrites in the allocation")
+    hardware: list[dict[str, str]] = Field(description="hardware that computed the embeddings")
     versions: dict[str, str]
-    prefixed_rows: int = Field(0, description="rows whose text begins with where it is from (schedule.conditioning)")
+    prefixed_rows: int = Field(0, description="rows whose text begins with a prefix that names its source (schedule.conditioning)")
     phases: list[Phase] = Field(
-        [], description="parts of the corpus by other weightings, in order (schedule.ending); none: it is one"
+        [], description="phases of the corpus with different mixtures, in order (schedule.ending); empty: one mixture"
     )
     shards: list[Shard]
 

@@ -30,15 +30,15 @@ from pipeline.tables import cast
 MANIFEST = "manifest.json"
 PUBLISHED_MANIFEST = "_manifest.json"  # next to data for other programs: pandas and pyarrow skip names that begin with _
 _TMP = ".tmp-"
-_ABANDONED_S = 3600.0  # age of a temporary file that no live writer can own: writing takes seconds
-_FACTS = b"crispwrap"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ATTEMPTS = 6  # per call to an object store, on top of the retries of its own client
+_MAX_TMP_AGE_S = 3600.0  # a temporary file that is older has no live writer: writing takes seconds
+_FACTS_KEY = b"crispwrap"
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAX_ATTEMPTS = 6  # per call to an object store, on top of the retries of its own client
 _FIRST_PAUSE_S = 0.2  # doubled after each attempt
 
-_LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, pa.ArrowInvalid)
-_REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # the store understood the request and refused it: a retry is useless
-_CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests"}
+_PERMANENT_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, pa.ArrowInvalid)
+_REFUSED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # the store understood the request and refused it: a retry is useless
+_CLIENT_PACKAGES = {"aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests"}
 S3_EXTRA = 'pip install "crispwrap[s3]"'
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class Folder:
             self.fs, self.path = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"{url} cannot be opened: {error}; install what it needs (s3://: {S3_EXTRA}), or use another place"
+                f"{url} cannot be opened: {error}; install the package for this URL scheme (s3://: {S3_EXTRA}), "
+                "or use another location"
             ) from error
         self.path = self.path.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
@@ -68,7 +69,7 @@ class Folder:
 
     def child(self, name: str) -> "Folder":
         """A subfolder; raises as `file`."""
-        return Folder(f"{self.url}/{self._inside(name)}")
+        return Folder(f"{self.url}/{self._check_name(name)}")
 
     def file(self, name: str) -> str:
         """The path of a file in the folder, in the form its file system expects.
@@ -76,35 +77,37 @@ class Folder:
         Raises:
             StorageError: the name leads out of the folder. Names come from manifests, which are untrusted.
         """
-        return f"{self.path}/{self._inside(name)}"
+        return f"{self.path}/{self._check_name(name)}"
 
-    def _inside(self, name: str) -> str:
+    def _check_name(self, name: str) -> str:
         if name.startswith("/") or "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/")):
-            raise StorageError(f"{name!r} is no name of a file in {self.url}; delete the manifest that has it, and run again")
+            raise StorageError(
+                f"{name!r} is not a valid file name in {self.url}; delete the manifest that contains it, and run again"
+            )
         return name
 
     def exists(self, name: str) -> bool:
         path = self.file(name)
-        with _named_failure("read", path):
+        with _convert_errors("read", path):
             try:
-                self._steadily(lambda: self.fs.info(path))
+                self._retry(lambda: self.fs.info(path))
             except (FileNotFoundError, NotADirectoryError):
                 return False
             return True
 
-    def holds(self, names: Iterable[str]) -> bool:
+    def has_files(self, names: Iterable[str]) -> bool:
         """Whether all these files exist, including those that a stale listing does not show."""
-        return all(self.exists(name) for name in self._unlisted(names))
+        return all(self.exists(name) for name in self._find_unlisted(names))
 
-    def _unlisted(self, names: Iterable[str]) -> list[str]:
+    def _find_unlisted(self, names: Iterable[str]) -> list[str]:
         """The names that a listing does not show, sorted: missing files, and files that were just written."""
         return sorted(set(names) - set(self.files()))
 
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the entries that end in `suffix`, without temporary files; empty if the folder does not exist."""
-        with _named_failure("list", self.path):
+        with _convert_errors("list", self.path):
             try:
-                paths = self._steadily(lambda: self.fs.ls(self.path, detail=False))
+                paths = self._retry(lambda: self.fs.ls(self.path, detail=False))
             except FileNotFoundError:
                 return []
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
@@ -112,8 +115,8 @@ class Folder:
 
     def files(self) -> list[str]:
         """Sorted names of all files at any depth, relative to the folder, without temporary files."""
-        with _named_failure("list", self.path):
-            paths = self._steadily(lambda: self.fs.find(self.path))
+        with _convert_errors("list", self.path):
+            paths = self._retry(lambda: self.fs.find(self.path))
         names = (path[len(self.path) + 1 :] for path in paths)
         return sorted(name for name in names if name and not name.rsplit("/", 1)[-1].startswith(_TMP))
 
@@ -124,9 +127,9 @@ class Folder:
             StorageError: the disk is full, or the file cannot be written.
         """
         target = self.file(name)
-        with _named_failure("write", target):
+        with _convert_errors("write", target):
             if not self.is_local:
-                self._steadily(lambda: self.fs.pipe_file(target, bytes(data)))
+                self._retry(lambda: self.fs.pipe_file(target, bytes(data)))
                 return
             temporary = f"{self.path}/{_TMP}{uuid.uuid4().hex}"
             os.makedirs(self.path, exist_ok=True)
@@ -141,11 +144,11 @@ class Folder:
                     os.remove(temporary)
                 raise
 
-    def read_bytes(self, name: str, most: int | None = None) -> bytes:
-        """The content of a file, or its first `most` bytes."""
+    def read_bytes(self, name: str, max_bytes: int | None = None) -> bytes:
+        """The content of a file, or its first `max_bytes` bytes."""
         path = self.file(name)
-        with _named_failure("read", path):
-            return bytes(self._steadily(lambda: self.fs.cat_file(path, end=most)))
+        with _convert_errors("read", path):
+            return bytes(self._retry(lambda: self.fs.cat_file(path, end=max_bytes)))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
@@ -154,18 +157,18 @@ class Folder:
         """Create a JSON file; False if the file exists or another writer was faster."""
         data = json.dumps(value, sort_keys=True).encode()
         path = self.file(name)
-        with _named_failure("write", path):
+        with _convert_errors("write", path):
             if self.is_local:
-                return self._create_here(path, data)
+                return self._create_local(path, data)
             try:
-                self._steadily(lambda: self.fs.pipe_file(path, data, mode="create"))
+                self._retry(lambda: self.fs.pipe_file(path, data, mode="create"))
             except OSError:
                 # The file exists: another writer's, or ours if the put succeeded and its response was lost.
                 if not self.exists(name):
                     raise
             return self.read_bytes(name) == data
 
-    def _create_here(self, path: str, data: bytes) -> bool:
+    def _create_local(self, path: str, data: bytes) -> bool:
         temporary = f"{self.path}/{_TMP}{uuid.uuid4().hex}"
         os.makedirs(self.path, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -186,9 +189,9 @@ class Folder:
     def read_json(self, name: str) -> Any:
         """The object in a JSON file; None if the file is missing, damaged or not an object, so that its writer writes it again."""
         path = self.file(name)
-        with _named_failure("read", path):
+        with _convert_errors("read", path):
             try:
-                value = json.loads(self._steadily(lambda: self.fs.cat_file(path)))
+                value = json.loads(self._retry(lambda: self.fs.cat_file(path)))
             except (FileNotFoundError, NotADirectoryError, ValueError):
                 return None
         return value if isinstance(value, dict) else None
@@ -208,7 +211,7 @@ class Folder:
         """
         table = cast(table, schema)
         if facts is not None:
-            table = table.replace_schema_metadata({_FACTS: json.dumps(facts, sort_keys=True)})
+            table = table.replace_schema_metadata({_FACTS_KEY: json.dumps(facts, sort_keys=True)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **{"compression": "zstd", **options})
         data = memoryview(sink.getvalue())
@@ -221,34 +224,34 @@ class Folder:
         Raises:
             StorageError: the file is missing or is not valid Parquet.
         """
-        with _named_failure("read", self.file(name)):
-            return self._steadily(lambda: self._parquet(name).read(columns=columns))
+        with _convert_errors("read", self.file(name)):
+            return self._retry(lambda: self._open_parquet(name).read(columns=columns))
 
     def read_facts(self, name: str) -> dict[str, Any]:
         """The `facts` that `write_table` stored in the footer of a Parquet file."""
-        with _named_failure("read", self.file(name)):
-            metadata = self._steadily(lambda: self._parquet(name).schema_arrow.metadata)
-        facts: dict[str, Any] = json.loads(metadata[_FACTS])
+        with _convert_errors("read", self.file(name)):
+            metadata = self._retry(lambda: self._open_parquet(name).schema_arrow.metadata)
+        facts: dict[str, Any] = json.loads(metadata[_FACTS_KEY])
         return facts
 
     def remove(self, name: str) -> None:
         path = self.file(name)
         # On a store, an earlier attempt may have removed the file although its response was lost.
-        with _named_failure("remove", path), suppress(*() if self.is_local else (FileNotFoundError,)):
-            self._steadily(lambda: self.fs.rm_file(path))
+        with _convert_errors("remove", path), suppress(*() if self.is_local else (FileNotFoundError,)):
+            self._retry(lambda: self.fs.rm_file(path))
 
     def remove_all(self, known: Iterable[str] = ()) -> None:
         """Delete the folder with its content, if it exists, and also those `known` files that a stale listing does not show."""
         if known and not self.is_local:
-            for name in self._unlisted(known):
+            for name in self._find_unlisted(known):
                 self.remove(name)
-        with _named_failure("remove", self.path), suppress(FileNotFoundError):
-            self._steadily(lambda: self.fs.rm(self.path, recursive=True))
+        with _convert_errors("remove", self.path), suppress(FileNotFoundError):
+            self._retry(lambda: self.fs.rm(self.path, recursive=True))
 
     def link(self, name: str, target: "Folder") -> None:
         """Add a file of this folder to `target` under the same name: a hard link where possible, otherwise a copy."""
         source, copy = self.file(name), target.file(name)
-        with _named_failure("write", copy):
+        with _convert_errors("write", copy):
             if self.is_local:
                 os.makedirs(target.path, exist_ok=True)
                 try:
@@ -256,7 +259,7 @@ class Folder:
                 except OSError:  # a file system without hard links
                     target.write_bytes(name, self.read_bytes(name))
                 return
-            self._steadily(lambda: self.fs.cp_file(source, copy))
+            self._retry(lambda: self.fs.cp_file(source, copy))
 
     def remove_temporary(self) -> None:
         """Delete temporary files of killed writers, at any depth. Files younger than an hour may belong to a live run and stay.
@@ -268,7 +271,7 @@ class Folder:
         for folder, _, names in os.walk(self.path):
             for name in names:
                 path = os.path.join(folder, name)
-                if name.startswith(_TMP) and time.time() - os.path.getmtime(path) > _ABANDONED_S:
+                if name.startswith(_TMP) and time.time() - os.path.getmtime(path) > _MAX_TMP_AGE_S:
                     os.remove(path)
 
     def abort_uploads(self) -> None:
@@ -282,10 +285,10 @@ class Folder:
         bucket, _, prefix = self.path.partition("/")
 
         def call(method: str, **arguments: str) -> Any:
-            return self._steadily(lambda: self.fs.call_s3(method, Bucket=bucket, **arguments))
+            return self._retry(lambda: self.fs.call_s3(method, Bucket=bucket, **arguments))
 
         after: dict[str, str] = {}
-        with _named_failure("clean", self.path):
+        with _convert_errors("clean", self.path):
             while True:
                 page = call("list_multipart_uploads", Prefix=prefix and f"{prefix}/", **after)
                 for upload in page.get("Uploads", ()):
@@ -295,10 +298,10 @@ class Folder:
                     return
                 after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
-    def _parquet(self, name: str) -> pq.ParquetFile:
+    def _open_parquet(self, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(self.file(name), filesystem=None if self.is_local else self.fs)
 
-    def _steadily(self, operation: Callable[[], T]) -> T:
+    def _retry(self, operation: Callable[[], T]) -> T:
         """The result of the operation, which must be idempotent: on a store it is retried after errors that may be transient.
 
         Raises:
@@ -306,13 +309,13 @@ class Folder:
             pa.ArrowInvalid: the file is not valid Parquet.
         """
         pause_s = _FIRST_PAUSE_S
-        for _ in range(0 if self.is_local else _ATTEMPTS - 1):
+        for _ in range(0 if self.is_local else _MAX_ATTEMPTS - 1):
             try:
                 return operation()
-            except _LASTING:
+            except _PERMANENT_ERRORS:
                 raise
             except Exception as error:  # a store's client has its own error classes
-                if getattr(error, "errno", None) in _REFUSED:
+                if getattr(error, "errno", None) in _REFUSED_ERRNOS:
                     raise
                 time.sleep(pause_s * random.uniform(0.5, 1.5))
                 pause_s *= 2
@@ -321,43 +324,43 @@ class Folder:
         except (OSError, pa.ArrowInvalid):
             raise
         except Exception as error:
-            raise OSError(said(error)) from error
+            raise OSError(describe_error(error)) from error
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The one-line message of an error of a file system or a store's client."""
     return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def is_store_error(error: Exception) -> bool:
     """Whether the error's class comes from the client library of an object store."""
-    return type(error).__module__.partition(".")[0] in _CLIENTS
+    return type(error).__module__.partition(".")[0] in _CLIENT_PACKAGES
 
 
 @contextmanager
-def _named_failure(verb: str, path: str) -> Iterator[None]:
+def _convert_errors(verb: str, path: str) -> Iterator[None]:
     """Convert errors of the block to a one-line StorageError that names the file and the remedy."""
     try:
         yield
     except pa.ArrowInvalid as error:
-        raise StorageError(f"cannot {verb} {path}: {error}; delete it and run again, it will be made anew") from error
+        raise StorageError(f"cannot {verb} {path}: {error}; delete the file and run again, it will be regenerated") from error
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in _DISK_FULL_ERRNOS:
             raise StorageError(
                 f"cannot {verb} {path}: the disk is full; free space and run the same command again, finished parts are kept"
             ) from error
-        mend = "is workdir a folder that you may write to?" if verb == "write" else "run again, what is missing will be made anew"
-        raise StorageError(f"cannot {verb} {path}: {said(error)}; {mend}") from error
+        remedy = "check that you may write there" if verb == "write" else "run again, missing files will be regenerated"
+        raise StorageError(f"cannot {verb} {path}: {describe_error(error)}; {remedy}") from error
 
 
 @contextmanager
 def upload_on_exit(folder: Folder) -> Iterator[str]:
     """Yield a temporary local directory; on success, copy its files into the folder, each file atomically."""
-    with TemporaryDirectory(prefix="crispwrap-") as place:
-        yield place
-        for root, _, names in os.walk(place):
-            below = os.path.relpath(root, place)
-            target = folder if below == "." else folder.child(below)
+    with TemporaryDirectory(prefix="crispwrap-") as local:
+        yield local
+        for root, _, names in os.walk(local):
+            subfolder = os.path.relpath(root, local)
+            target = folder if subfolder == "." else folder.child(subfolder)
             for name in sorted(names):
                 with open(os.path.join(root, name), "rb") as file:
                     target.write_bytes(name, file.read())

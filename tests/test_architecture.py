@@ -1,4 +1,4 @@
-"""What the contracts of import-linter (pyproject.toml) do not say of the architecture."""
+"""Rules of the architecture beyond the contracts of import-linter in pyproject.toml."""
 
 import ast
 import subprocess
@@ -10,10 +10,13 @@ import pytest
 from tests.support.processes import ROOT
 
 PACKAGE = ROOT / "pipeline"
-MATHS = ["hashing.py", *(f"{name}/{path.name}" for name in ("clustering", "mixture") for path in (PACKAGE / name).glob("*.py"))]
+NUMERICAL_MODULES = [
+    "hashing.py",
+    *(f"{name}/{path.name}" for name in ("clustering", "mixture") for path in (PACKAGE / name).glob("*.py")),
+]
 
 
-def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+def list_imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = tree.body if top_level_only else list(ast.walk(tree))
     names = set()
@@ -25,59 +28,59 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
     return names
 
 
-def test_ray_is_imported_by_the_engine_alone() -> None:
-    users = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "ray" in imported(path)}
+def test_only_the_engine_imports_ray() -> None:
+    users = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "ray" in list_imports(path)}
     assert users == {
         "engine/cluster.py",
         "engine/generation.py",
-        "engine/gpus.py",
-        "engine/deaths.py",
-        "engine/messages.py",
+        "engine/gpu_monitor.py",
+        "engine/actor_monitor.py",
+        "engine/ray_messages.py",
         "engine/chat.py",
     }
 
 
-@pytest.mark.parametrize("name", MATHS)
-def test_maths_imports_no_machinery(name: str) -> None:
+@pytest.mark.parametrize("name", NUMERICAL_MODULES)
+def test_numerical_modules_import_only_numerical_packages(name: str) -> None:
     allowed = {"numpy", "scipy", "sklearn", "faiss", "threadpoolctl", "pyarrow", "xxhash", "pipeline"} | set(
         sys.stdlib_module_names
     )
-    assert imported(PACKAGE / name) <= allowed
-    assert not {"os", "time", "random", "datetime"} & imported(PACKAGE / name)
+    assert list_imports(PACKAGE / name) <= allowed
+    assert not {"os", "time", "random", "datetime"} & list_imports(PACKAGE / name)
 
 
 def test_models_are_imported_lazily() -> None:
     heavy = {"torch", "transformers", "sentence_transformers", "sklearn", "datatrove", "ray", "vllm"}
-    eager = {str(path.relative_to(PACKAGE)): imported(path, top_level_only=True) & heavy for path in PACKAGE.rglob("*.py")}
-    at_home = {
+    eager = {str(path.relative_to(PACKAGE)): list_imports(path, top_level_only=True) & heavy for path in PACKAGE.rglob("*.py")}
+    allowed_imports = {
         "clustering/kmeans.py": {"sklearn"},
         **{f"proxy/{name}.py": {"torch"} for name in ("model", "optimiser", "training")},
     }
-    assert {name: found for name, found in eager.items() if found - at_home.get(name, {"datatrove"})} == {}
+    assert {name: found for name, found in eager.items() if found - allowed_imports.get(name, {"datatrove"})} == {}
 
 
-def test_planning_a_run_imports_neither_ray_nor_a_model() -> None:
+def test_building_a_graph_imports_neither_ray_nor_a_model() -> None:
     heavy = ("ray", "torch", "sklearn", "datatrove", "faiss")
     code = f"import sys, pipeline.graph.runner, pipeline.evidence.steps; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_no_job_hides_a_module_of_the_standard_library() -> None:
+def test_no_job_has_the_name_of_a_standard_library_module() -> None:
     """Python and Ray put the folder of a script before the standard library: every library would import jobs/inspect.py."""
     assert not {path.stem for path in (ROOT / "jobs").glob("*.py")} & set(sys.stdlib_module_names)
 
 
-def test_every_package_says_what_belongs_in_it() -> None:
+def test_every_package_has_a_docstring() -> None:
     packages = {path.parent for path in PACKAGE.rglob("*.py")}
     assert [
         folder.name for folder in sorted(packages) if not ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
     ] == []
 
 
-def test_few_modules_lie_at_the_top() -> None:
+def test_package_has_at_most_ten_top_level_modules() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 10
 
 
-def test_no_module_is_a_second_room() -> None:
+def test_no_module_has_a_catch_all_name() -> None:
     assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in PACKAGE.rglob("*.py")}

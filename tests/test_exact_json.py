@@ -42,14 +42,14 @@ def test_a_repeated_key_is_found_with_any_spacing(pairs: list[tuple[str, Any]], 
         b'{"a":1,"a":1}',
     ],
 )
-def test_a_repeated_key_is_found_where_spaces_missing_elsewhere_make_up_for_its_length(text: bytes) -> None:
+def test_a_repeated_key_is_found_when_missing_spaces_offset_its_length(text: bytes) -> None:
     with pytest.raises(exact_json.RepeatedKeyError):
         exact_json.parse(text)
 
 
 @pytest.mark.parametrize("option", [0, orjson.OPT_SORT_KEYS, orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE])
 @pytest.mark.parametrize("value", [{True: 1, None: 2, 1.5: float("nan"), 7: (1, 2)}, {"z": "é", "a": {"y": {3}, "b": [None]}}])
-def test_beside_a_large_integer_everything_is_written_as_orjson_writes_it(value: Any, option: int) -> None:
+def test_values_next_to_a_large_integer_are_written_as_by_orjson(value: Any, option: int) -> None:
     def default(item: Any) -> Any:
         return sorted(item)
 
@@ -76,7 +76,7 @@ def test_large_integers_are_written_as_keys_and_from_a_default() -> None:
     bad=st.integers(0, 5),
     indent=st.booleans(),
 )
-def test_elements_around_a_bad_one_are_found(values: list[Any], bad: int, indent: bool) -> None:
+def test_elements_around_an_invalid_element_are_found(values: list[Any], bad: int, indent: bool) -> None:
     written = [json.dumps(value, indent=2 if indent else None) for value in values]
     written.insert(bad, '{"a": [NaN, "]},"]}')
     elements = list(exact_json.parse_elements(" [" + ",\n".join(written) + "]\n"))
@@ -85,7 +85,7 @@ def test_elements_around_a_bad_one_are_found(values: list[Any], bad: int, indent
 
 
 @pytest.mark.parametrize(
-    ("text", "num_before", "place"),
+    ("text", "num_before", "position"),
     [
         ('[{"a":1}', 1, 8),
         ('[{"a":1},{"b', 1, 9),
@@ -95,9 +95,9 @@ def test_elements_around_a_bad_one_are_found(values: list[Any], bad: int, indent
         ('[{"a":1},{"x":"odd" quote"},{"a":"b"},{"x":"odd" quote"},3]', 1, 9),  # no rows are merged
     ],
 )
-def test_damage_that_hides_the_next_element_ends_an_array(text: str, num_before: int, place: int) -> None:
+def test_damage_that_hides_the_next_element_ends_the_array(text: str, num_before: int, position: int) -> None:
     elements = exact_json.parse_elements(text)
     assert [next(elements).problem for _ in range(num_before)] == [""] * num_before
     with pytest.raises(exact_json.DamagedArrayError) as caught:
         next(elements)
-    assert caught.value.place == place
+    assert caught.value.position == position

@@ -1,4 +1,4 @@
-"""The pictures of docs/gallery.md are of the page as it is made now."""
+"""The pictures of docs/gallery.md show the current version of the page."""
 
 import json
 import re
@@ -9,10 +9,10 @@ from tests.support.processes import ROOT
 DOCS = ROOT / "docs"
 
 
-def test_pictures_are_of_the_present_page_and_all_are_shown() -> None:
-    made = json.loads((DOCS / "gallery" / "made.json").read_text(encoding="utf-8"))
-    assert made["page"] == page.VERSION, "the page is made otherwise now: run `make gallery`, look at the pictures, commit them"
+def test_gallery_shows_the_current_page_and_every_picture() -> None:
+    manifest = json.loads((DOCS / "gallery" / "made.json").read_text(encoding="utf-8"))
+    assert manifest["page"] == page.VERSION, "the page changed: run `make gallery`, check the pictures, and commit them"
     shown = re.findall(r"!\[.+?\]\(gallery/(.+?)\)", (DOCS / "gallery.md").read_text(encoding="utf-8"))
-    assert sorted(shown) == made["pictures"]
-    for name in made["pictures"]:
+    assert sorted(shown) == manifest["pictures"]
+    for name in manifest["pictures"]:
         assert (DOCS / "gallery" / name).read_bytes().startswith(b"\x89PNG")

@@ -1,1 +1,1 @@
-"""The command line of the jobs: options, exit status, what is printed. It may import every other package."""
+"""The command line of the jobs. It may import everything; nothing but `jobs/` imports it."""

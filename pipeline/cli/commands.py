@@ -1,4 +1,4 @@
-"""The command line of every job: `--config FILE`, `--set section.key=value`, `--dry-run`, and the exit status."""
+"""The command line of every job: options, exit status, and what is printed."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-# Read by loguru when it is imported: datatrove, when it is, makes the logger anew with the defaults.
+# loguru reads these when it is imported; datatrove reconfigures the logger from them when it is imported.
 os.environ.setdefault("LOGURU_FORMAT", "<dim>{time:HH:mm:ss}</dim> {message}")
 os.environ.setdefault("LOGURU_LEVEL", "INFO")
 
@@ -17,129 +17,138 @@ from loguru import logger
 from rich.table import Table
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, CrispwrapError, RunError, shown
-from pipeline.terminal.output import Captured, console, messages, use_utf8
+from pipeline.errors import ConfigError, CrispwrapError, RunError, replace_controls
+from pipeline.terminal.output import CapturedOutput, console, log_console, use_utf8
 
 if TYPE_CHECKING:
     from pipeline.execution.pipeline_graph import PipelineGraph
 
 
-def job(until: str) -> None:
-    """Run the command line of the job that ends with the stage `until`, and exit: 0 done, 2 a user's mistake, 1 a failure."""
+def run_stage_job(until: str) -> None:
+    """Run the command line of the job that ends with the stage `until`, and exit with the status of `_run_guarded`."""
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is done and what would run, and stop.")] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Print completed and pending steps and the estimated cost, and stop.")
+        ] = False,
     ) -> None:
         sys.exit(_execute(config, overrides or [], until, dry_run=dry_run))
 
-    main.__doc__ = f"Run crispwrap up to and with the stage `{until}`, leaving out what is done."
+    main.__doc__ = f"Run all pending steps up to and including the stage `{until}`."
     _run_as_program(main)
 
 
-def export_job() -> None:
-    """Run the command line of `jobs/export.py`, and exit as other jobs do."""
+def run_export_job() -> None:
+    """Run the command line of `jobs/export.py`, and exit as the other jobs do."""
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
         to: Annotated[
-            str | None, typer.Option(help="The shards: huggingface, megatron, nanotron, olmo-core, mds, webdataset or jsonl.")
+            str | None,
+            typer.Option(help="Format of the shards: huggingface, megatron, nanotron, olmo-core, mds, webdataset or jsonl."),
         ] = None,
         mixture: Annotated[
-            str | None, typer.Option(help="Weights instead of copies: huggingface, levanter, mds, megatron, nanotron or olmo-core.")
+            str | None,
+            typer.Option(help="Weighted groups instead of copies: huggingface, levanter, mds, megatron, nanotron or olmo-core."),
         ] = None,
-        level: Annotated[int | None, typer.Option(help="Of the tree, whose nodes are mixed; by default 1.")] = None,
+        level: Annotated[
+            int | None, typer.Option(help="Level of the cluster tree whose nodes are the groups of --mixture; default 1.")
+        ] = None,
         tokenizer: Annotated[
-            str | None, typer.Option(help="Where token ids are written: a model on the hub, a folder, or a tokenizer.json.")
+            str | None, typer.Option(help="Tokenizer for formats of token ids: a model on the hub, a folder, or a tokenizer.json.")
         ] = None,
-        eos: Annotated[str | None, typer.Option(help="Token that ends each text.")] = None,
+        eos: Annotated[str | None, typer.Option(help="Token appended to each text.")] = None,
         output: Annotated[
-            str | None, typer.Option(help="Folder or URL; by default <workdir>/exports/<format>, or <format>-level-<level>.")
+            str | None, typer.Option(help="Folder or URL; default <workdir>/exports/<format>, or <format>-level-<level>.")
         ] = None,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
     ) -> None:
-        """Run crispwrap as far as it has not been run, and write its shards in the form that a trainer reads."""
-        sys.exit(_guarded(lambda: _export(config, overrides or [], to, mixture, level, tokenizer, eos, output)))
+        """Run all pending steps, and export the shards in the format of a trainer."""
+        sys.exit(_run_guarded(lambda: _export(config, overrides or [], to, mixture, level, tokenizer, eos, output)))
 
     _run_as_program(main)
 
 
-def look_job() -> None:
-    """Run the command line of `jobs/look.py`, and exit as other jobs do."""
+def run_look_job() -> None:
+    """Run the command line of `jobs/look.py`, and exit as the other jobs do."""
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
-        cluster: Annotated[int | None, typer.Option(help="Number of a cluster: shares, neighbours, examples.")] = None,
-        document: Annotated[str | None, typer.Option(help="Id of a document: where it went, and why.")] = None,
+        cluster: Annotated[int | None, typer.Option(help="Number of a cluster: show its shares, neighbours and examples.")] = None,
+        document: Annotated[str | None, typer.Option(help="Id of a document: show what happened to it, and why.")] = None,
         window: Annotated[
-            str | None, typer.Option(metavar="ID:NUMBER", help="A window of a document: the whole of its text, and where it went.")
+            str | None,
+            typer.Option(metavar="ID:NUMBER", help="A window of a document: show what happened to it, and its full text."),
         ] = None,
-        find: Annotated[str | None, typer.Option(help="Words: the clusters whose text has all of them.")] = None,
-        like: Annotated[str | None, typer.Option(help="Text: the cluster that it would be in.")] = None,
-        examples: Annotated[int, typer.Option(min=0, help="Texts shown of a cluster, of each corpus.")] = 3,
+        find: Annotated[str | None, typer.Option(help="Words: list the clusters whose text has all of them.")] = None,
+        like: Annotated[str | None, typer.Option(help="Text: show the cluster that it would be assigned to.")] = None,
+        examples: Annotated[int, typer.Option(min=0, help="Number of example texts per cluster and corpus.")] = 3,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
     ) -> None:
-        """Look into a run: its clusters, or one of them, or where a document or a window of it went."""
-        sys.exit(_guarded(lambda: _look(config, overrides or [], cluster, document, window, find, like, examples)))
+        """Inspect a run: list its clusters, or show one cluster, or what happened to a document or window."""
+        sys.exit(_run_guarded(lambda: _look(config, overrides or [], cluster, document, window, find, like, examples)))
 
     _run_as_program(main)
 
 
-def status_job() -> None:
-    """Run the command line of `jobs/status.py`, and exit as other jobs do; followed, a run that did not end well is 1."""
+def run_status_job() -> None:
+    """Run the command line of `jobs/status.py`, and exit as the other jobs do; with --follow, 1 if the run did not succeed."""
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
-        follow: Annotated[bool, typer.Option("--follow", help="Go on showing it until the run is over.")] = False,
+        follow: Annotated[bool, typer.Option("--follow", help="Update the status until the run ends.")] = False,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
     ) -> None:
-        """Say who runs in the workdir of a config, whether it gives signs of life, and how far it is."""
-        ended_well = True
+        """Show who runs the latest run in the workdir, whether it is alive, and how far it is."""
+        succeeded = True
 
         def work() -> None:
-            nonlocal ended_well
-            ended_well = _status(config, overrides or [], follow=follow)
+            nonlocal succeeded
+            succeeded = _status(config, overrides or [], follow=follow)
 
-        code = _guarded(work, interrupted="interrupted: the run goes on")
-        sys.exit(code or int(not ended_well))
+        code = _run_guarded(work, interrupted="interrupted: the run continues")
+        sys.exit(code or int(not succeeded))
 
     _run_as_program(main)
 
 
-def report_job() -> None:
-    """Run the command line of `jobs/report.py`, and exit as other jobs do."""
+def run_report_job() -> None:
+    """Run the command line of `jobs/report.py`, and exit as the other jobs do."""
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the run; see README, Settings.")],
-        against: Annotated[str | None, typer.Option(help="YAML file of another run: what moved between the two.")] = None,
+        against: Annotated[str | None, typer.Option(help="YAML file of another run to compare with.")] = None,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
         ] = None,
     ) -> None:
-        """Write the report page of a run, <workdir>/report.html, from what its stages left."""
-        sys.exit(_guarded(lambda: _report(config, overrides or [], against)))
+        """Write the report page of a run, <workdir>/report.html, from the outputs of its stages."""
+        sys.exit(_run_guarded(lambda: _report(config, overrides or [], against)))
 
     _run_as_program(main)
 
 
-def evidence_job() -> None:
-    """Run the command line of `jobs/evidence.py`, and exit as other jobs do."""
+def run_evidence_job() -> None:
+    """Run the command line of `jobs/evidence.py`, and exit as the other jobs do."""
 
     def main(
         config: Annotated[str, typer.Option(help="YAML file of the comparison; see README, Evidence.")],
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is done and what would run, and stop.")] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Print completed and pending steps and the estimated cost, and stop.")
+        ] = False,
     ) -> None:
-        """Train a proxy model on what each arm of a comparison draws, and print what held-out text says of it."""
-        sys.exit(_guarded(lambda: _compare(config, dry_run=dry_run)))
+        """Train a proxy model on the corpus of each arm of a comparison, and print the results on held-out text."""
+        sys.exit(_run_guarded(lambda: _run_comparison(config, dry_run=dry_run)))
 
     _run_as_program(main)
 
@@ -151,35 +160,35 @@ def _run_as_program(main: Callable[..., None]) -> None:
     app()
 
 
-def _compare(config: str, *, dry_run: bool) -> None:
-    from pipeline.evidence.plots import check, drawn
+def _run_comparison(config: str, *, dry_run: bool) -> None:
+    from pipeline.evidence.plots import check_matplotlib, write_plots
     from pipeline.evidence.settings import load_evidence
 
     evidence = load_evidence(config)
-    from pipeline.evidence.steps import check_arms, compare, own_steps, plan_evidence
-    from pipeline.evidence.table import rendered, rows_of, saved
-    from pipeline.graph.runner import cost
+    from pipeline.evidence.steps import check_arms, find_new_steps, plan_comparison, run_comparison
+    from pipeline.evidence.table import compute_rows, render_tables, save_tables
+    from pipeline.graph.runner import describe_rewriting_cost
 
-    comparison = plan_evidence(evidence)
+    comparison = plan_comparison(evidence)
     if dry_run:
-        table = Table("arm", "to run", "proxies", box=None, pad_edge=False)
+        table = Table("arm", "pending steps", "proxies", box=None, pad_edge=False)
         shared = [*comparison.held_out.values(), comparison.overlap, comparison.tokenizer]
-        for arm, steps in {"": shared, **own_steps(comparison)}.items():
-            left = [step.title for step in steps if not step.done]
+        for arm, steps in {"": shared, **find_new_steps(comparison)}.items():
+            pending = [step.title for step in steps if not step.done]
             proxies = "" if not arm else "done" if comparison.proxies[arm].done else f"{evidence.seeds} to train"
-            table.add_row(arm or "for all", ", ".join(left) or "-", proxies)
+            table.add_row(arm or "all", ", ".join(pending) or "-", proxies)
         console.print(table)
         for arm, run in comparison.runs.items():
-            if said := cost(run):
-                console.print(f"{arm}: {said}")
+            if sentence := describe_rewriting_cost(run):
+                console.print(f"{arm}: {sentence}")
         check_arms(comparison)
         return
-    check()
-    compare(comparison)
-    rows = rows_of(comparison)
-    console.print(text := rendered(comparison, rows), soft_wrap=True)
+    check_matplotlib()
+    run_comparison(comparison)
+    rows = compute_rows(comparison)
+    console.print(text := render_tables(comparison, rows), soft_wrap=True)
     folder = comparison.runs[evidence.baseline].workdir.child(f"evidence/{Path(config).stem}")
-    for path in (*saved(comparison, rows, text, folder), *drawn(comparison, rows, folder)):
+    for path in (*save_tables(comparison, rows, text, folder), *write_plots(comparison, rows, folder)):
         console.print(path, soft_wrap=True)
 
 
@@ -194,19 +203,21 @@ def _export(
     output: str | None,
 ) -> None:
     if (to is None) == (mixture is None):
-        raise ConfigError("give one of --to FORMAT, for the shards, and --mixture FORMAT, for groups of text with weights")
+        raise ConfigError("give either --to FORMAT, for shards, or --mixture FORMAT, for weighted groups of text")
     if to is not None and level is not None:
-        raise ConfigError("--level is of a mixture: shards have no level; leave it out, or give --mixture FORMAT")
+        raise ConfigError("--level needs --mixture FORMAT: shards have no level; leave it out, or replace --to by --mixture")
     settings = load_config(config, overrides)
     from pipeline.graph import runner
 
     if to is not None:
-        made, folder = runner.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
-        _print_result(f"{made.manifest['rows']:,} rows in {len(made.manifest['shards'])} shards, {to}: {folder.url}")
+        step, folder = runner.export(settings, to=to, tokenizer=tokenizer, eos_token=eos, output=output)
+        _print_result(f"{step.manifest['rows']:,} rows in {len(step.manifest['shards'])} shards, {to}: {folder.url}")
     elif mixture is not None:
         level = 1 if level is None else level
-        made, folder = runner.mix(settings, mixture=mixture, level=level, tokenizer=tokenizer, eos_token=eos, output=output)
-        _print_result(f"{made.manifest['rows']:,} documents in {len(made.manifest['groups'])} groups, {mixture}: {folder.url}")
+        step, folder = runner.export_mixture(
+            settings, mixture=mixture, level=level, tokenizer=tokenizer, eos_token=eos, output=output
+        )
+        _print_result(f"{step.manifest['rows']:,} documents in {len(step.manifest['groups'])} groups, {mixture}: {folder.url}")
 
 
 def _report(config: str, overrides: list[str], against: str | None) -> None:
@@ -227,44 +238,44 @@ def _look(
     like: str | None,
     examples: int,
 ) -> None:
-    if sum(asked is not None for asked in (cluster, document, window, find, like)) > 1:
-        raise ConfigError("give one of --cluster, --document, --window, --find and --like, or none of them for a list of clusters")
+    if sum(option is not None for option in (cluster, document, window, find, like)) > 1:
+        raise ConfigError("give one of --cluster, --document, --window, --find and --like, or none of them to list the clusters")
     settings = load_config(config, overrides)
     from pipeline.graph.graph import build_graph
     from pipeline.results.inspection import Inspection
 
     inspection = Inspection(build_graph(settings))
     if cluster is not None:
-        lines = inspection.cluster(cluster, examples)
+        lines = inspection.describe_cluster(cluster, examples)
     elif document is not None:
-        lines = inspection.document(document)
+        lines = inspection.trace_document(document)
     elif window is not None:
-        lines = inspection.window(window)
+        lines = inspection.trace_window(window)
     elif find is not None:
-        lines = inspection.find(find)
+        lines = inspection.find_clusters(find)
     elif like is not None:
-        lines = inspection.like(like, examples)
+        lines = inspection.find_similar_cluster(like, examples)
     else:
-        lines = inspection.clusters()
+        lines = inspection.list_clusters()
     for line in lines:
         console.print(line)
 
 
 def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
-    """False for a run that was followed and did not end well, or was not there."""
+    """Print the status; return whether the run succeeded if `follow`, otherwise True."""
     settings = load_config(config, overrides)
     from pipeline.graph.graph import check_workdir
     from pipeline.results import status
     from pipeline.storage import Folder
 
     check_workdir(settings.workdir)
-    watch = status.Watch(Folder(settings.workdir))
-    if not watch.number:
-        console.print(status.no_run(watch.workdir))
+    watcher = status.RunWatcher(Folder(settings.workdir))
+    if not watcher.number:
+        console.print(status.describe_no_run(watcher.workdir))
         return not follow
     if follow:
-        return status.follow(watch)
-    for line in status.render_status(watch.workdir, status.wait_for_status(watch), width=console.width):
+        return status.follow_run(watcher)
+    for line in status.render_status(watcher.workdir, status.wait_for_status(watcher), width=console.width):
         console.print(line)
     return True
 
@@ -276,45 +287,45 @@ def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) ->
         from pipeline.graph.runner import curate
 
         if dry_run:
-            _print_plan(build_graph(settings), until)
+            _print_dry_run(build_graph(settings), until)
         else:
             curate(settings, until=until)
 
-    return _guarded(work)
+    return _run_guarded(work)
 
 
-def _make_shown(record: Any) -> None:
-    record["message"] = shown(record["message"])
+def _escape_controls(record: Any) -> None:
+    record["message"] = replace_controls(record["message"])
 
 
-def _log_to_the_terminal() -> None:
-    """Lines of the log go where the line that is alive knows of them: else each would leave a broken copy of it behind."""
-    import datatrove.utils.logging  # noqa: F401  makes the logger anew when it is imported, so it has to be by now
+def _log_to_terminal() -> None:
+    """Write log lines through the live progress line; otherwise each would leave a broken copy of it behind."""
+    import datatrove.utils.logging  # noqa: F401  reconfigures the logger when it is imported, so import it first
 
-    from pipeline.terminal.progress import written
+    from pipeline.terminal.progress import write_log_line
 
-    colorize = messages.file.isatty() and "NO_COLOR" not in os.environ
-    logger.configure(handlers=[{"sink": written, "colorize": colorize}], patcher=_make_shown)
+    colorize = log_console.file.isatty() and "NO_COLOR" not in os.environ
+    logger.configure(handlers=[{"sink": write_log_line, "colorize": colorize}], patcher=_escape_controls)
 
 
-def _guarded(
-    work: Callable[[], None], interrupted: str = "interrupted: finished parts are kept; run the same command to go on"
+def _run_guarded(
+    work: Callable[[], None], interrupted: str = "interrupted: finished parts are kept; run the same command to resume"
 ) -> int:
-    """The exit status of a job: 0 done, 2 a user's mistake, 1 a failure, 130 and 143 interrupted by SIGINT and SIGTERM."""
+    """Run `work` and return the exit status: 0 success, 2 a user's mistake, 1 a failure, 130 and 143 after SIGINT and SIGTERM."""
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
     try:
-        captured = Captured()
+        captured = CapturedOutput()
     except OSError as error:
-        print(f"error: no folder takes temporary files ({error}); set TMPDIR to one that is there and writable", file=sys.stderr)
+        print(f"error: cannot write temporary files ({error}); set TMPDIR to an existing, writable folder", file=sys.stderr)
         return ConfigError.exit_code
     with captured:
-        _log_to_the_terminal()
+        _log_to_terminal()
         try:
             work()
         except CrispwrapError as error:
-            _print_error(f"error: {shown(str(error))}")
+            _print_error(f"error: {replace_controls(str(error))}")
             if error.exit_code == RunError.exit_code:
-                _print_error(_logs(error, captured))
+                _print_error(_locate_logs(error, captured))
             return error.exit_code
         except KeyboardInterrupt:
             _print_error(interrupted)
@@ -325,10 +336,10 @@ def _guarded(
             _print_error(interrupted)
             return 128 + signal.SIGTERM
         except Exception as error:
-            logs = _logs(error, captured)
+            logs = _locate_logs(error, captured)
             _print_error(traceback.format_exc().rstrip())
             _print_error(logs)
-            _print_error("error: this is a fault of crispwrap, not of your input; please report it with the lines above")
+            _print_error("error: this is a bug in crispwrap, not in your input; please report it with the lines above")
             return 1
         return 0
 
@@ -339,30 +350,30 @@ def _print_result(line: str) -> None:
 
 def _print_error(lines: str) -> None:
     if lines:
-        print(lines, file=messages.file)
+        print(lines, file=log_console.file)
 
 
-def _logs(error: BaseException, captured: Captured) -> str:
-    """Where the words of Ray and other libraries lie, in a line; empty where there are none."""
+def _locate_logs(error: BaseException, captured: CapturedOutput) -> str:
+    """One line with the locations of the logs of Ray and of other libraries; empty if there are none."""
     printed = captured.keep()
-    # The notes of an error are the engine's. They are taken from it, lest a traceback has them once more.
-    places = [*vars(error).pop("__notes__", ()), *([f"what libraries printed here: {printed}"] if printed else ())]
-    return f"logs: {'; '.join(places)}" if places else ""
+    # The engine adds notes to errors. They are removed here, so that a traceback does not repeat them.
+    locations = [*vars(error).pop("__notes__", ()), *([f"output of libraries: {printed}"] if printed else ())]
+    return f"logs: {'; '.join(locations)}" if locations else ""
 
 
-def _print_plan(plan: "PipelineGraph", until: str) -> None:
+def _print_dry_run(graph: "PipelineGraph", until: str) -> None:
     from pipeline.costs.estimate import render_estimate
     from pipeline.graph.preflight import run_preflight_checks
-    from pipeline.graph.runner import cost, describe, reaches
+    from pipeline.graph.runner import describe_rewriting_cost, describe_steps, includes_stage
 
     table = Table("step", "state", "output", box=None, pad_edge=False)
-    states = describe(plan, until)
-    for step, state in states:
+    step_states = describe_steps(graph, until)
+    for step, state in step_states:
         table.add_row(step.title, state, step.output)
     console.print(table)
-    console.print(f"workdir {plan.workdir.url}")
-    for line in render_estimate(plan, [step for step, _ in states]):
+    console.print(f"workdir {graph.workdir.url}")
+    for line in render_estimate(graph, [step for step, _ in step_states]):
         console.print(line)
-    if reaches(until, "rephrase") and (said := cost(plan)):
-        console.print(said)
-    run_preflight_checks(plan)
+    if includes_stage(until, "rephrase") and (sentence := describe_rewriting_cost(graph)):
+        console.print(sentence)
+    run_preflight_checks(graph)

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import F32, F64, I32, I64
 from pipeline.clustering.assignment import block_map, blocks, check_width, half_sq_norms, nearest_in_block, sq_dists, to_float32
-from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
-from pipeline.hashing import keyed_hash
+from pipeline.clustering.kmeans import KMeansFit
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 
@@ -219,43 +218,6 @@ def count_children(size: float, *, branching: int, min_windows: int) -> int:
     """Number of children of a node of `size` windows: at least `min_windows` windows each on average; 0 instead of 1."""
     children = min(branching, int(size // min_windows))
     return children if children > 1 else 0
-
-
-def fit_tree(
-    x_ND: NDArray[Any],
-    key_N: NDArray[np.uint64],
-    *,
-    branching: int,
-    depth: int,
-    fit_windows: int,
-    steps: int,
-    balance: float,
-    min_windows: int,
-    seed: int,
-    threads: int = 1,
-) -> Tree:
-    """Fit a tree of at most `depth` levels to rows in memory; settings as in `config.Cluster`.
-
-    A node is fitted on those of its rows with the lowest hashes: `fit_windows` of them, but at least 100 per child.
-    """
-    tree = Tree.root_only(float(len(x_ND)), x_ND.shape[1])
-    for level in range(depth):
-        hash_N = keyed_hash(key_N, seed=seed, purpose=f"fit-{level}")
-        node_N = tree.descend_nodes(x_ND, threads=threads)
-        order_N = np.lexsort((key_N, hash_N, node_N))
-        fits = {}
-        for node in np.flatnonzero(tree.level_V == level):
-            k = count_children(float(tree.size_V[node]), branching=branching, min_windows=min_windows)
-            first, last = np.searchsorted(node_N[order_N], [node, node + 1])
-            rows = order_N[first : min(last, first + max(fit_windows, 100 * k))]
-            if k > 1 and len(rows):
-                fit = fit_kmeans(x_ND[rows], k=k, key_N=key_N[rows], seed=seed, steps=steps, balance=balance, threads=threads)
-                if len(fit.centroid_KD) > 1:  # equal rows cannot be split
-                    fits[int(node)] = fit
-        if not fits:
-            break
-        tree = tree.grow(fits)
-    return tree
 
 
 def read_tree(folder: Folder) -> Tree:

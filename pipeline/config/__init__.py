@@ -1,19 +1,20 @@
-"""The settings of a run, section by section; a stage takes its own section and nothing else.
+"""The config: the settings of a run, one module per group of sections. A stage takes only the settings that it needs.
 
-`schemas/config.schema.json` is rendered from these models.
+`schemas/config.schema.json` is generated from these models. It may import only the standard library, pydantic, YAML and
+`pipeline.errors`.
 """
 
 from pipeline.config.corpora import GENERALIST, NATURAL, Corpus, Decontaminate, Dedup, Generalist, HeldOut, Prepare, Specialist
 from pipeline.config.execution import Engine, Placement, Prices
 from pipeline.config.reading import load_config, parse_config, read_sections
 from pipeline.config.rewriting import Endpoint, Rephrase
+from pipeline.config.run_config import Config
 from pipeline.config.schedule import Conditioning, Ending, Schedule
-from pipeline.config.section import Section, whole_number
-from pipeline.config.selection import CLUSTER_WEIGHTED, WINDOW_ESTIMATORS, Cluster, Embed, Sample, Weights, Window
-from pipeline.config.whole import Config
+from pipeline.config.section import Section, parse_whole_number
+from pipeline.config.selection import CLUSTER_WEIGHTED_ESTIMATORS, WINDOW_ESTIMATORS, Cluster, Embed, Sample, Weights, Window
 
 __all__ = [
-    "CLUSTER_WEIGHTED",
+    "CLUSTER_WEIGHTED_ESTIMATORS",
     "GENERALIST",
     "NATURAL",
     "WINDOW_ESTIMATORS",
@@ -41,6 +42,6 @@ __all__ = [
     "Window",
     "load_config",
     "parse_config",
+    "parse_whole_number",
     "read_sections",
-    "whole_number",
 ]

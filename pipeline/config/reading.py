@@ -1,4 +1,4 @@
-"""A config from a YAML file, or from a plain dictionary."""
+"""Read a config from a YAML file or a dictionary."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,76 +7,76 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.validation_errors import explain_mistakes, refuse_secrets
-from pipeline.config.whole import Config
+from pipeline.config.run_config import Config
+from pipeline.config.validation_errors import format_validation_error, reject_secrets
 from pipeline.errors import ConfigError, one_line
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config in a YAML file, with `section.key=value` overrides.
+    """Read a config from a YAML file, with `section.key=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a setting is unknown (the nearest name is given) or out of range.
+        ConfigError: the file is missing or not YAML, or a setting is unknown (the nearest name is given) or out of range.
     """
     raw = read_sections(path)
     for override in overrides:
-        _override(raw, override)
+        _apply_override(raw, override)
     return parse_config(raw)
 
 
 def read_sections(path: str | Path, example: str = "generalist") -> dict[str, Any]:
-    """The sections of a YAML file, not checked yet; `example` is one that should be among them.
+    """Read the sections of a YAML file without checking them; `example` is an expected section, for error messages.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or no sections.
+        ConfigError: the file is missing, not YAML, or has no sections.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            raw = yaml.load(file, Loader=_Strict)
+            raw = yaml.load(file, Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold settings such as `{example}:`, got {type(raw).__name__}")
+        raise ConfigError(f"{path} must contain settings such as `{example}:`, got {type(raw).__name__}")
     return raw
 
 
-class _Strict(yaml.SafeLoader):
-    """Refuses a key that comes twice in a section, of which YAML would keep the last."""
+class _StrictLoader(yaml.SafeLoader):
+    """Rejects a key that is given twice in a section; YAML would keep the last one."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._as_written: set[yaml.MappingNode] = set()
+        self._checked_nodes: set[yaml.MappingNode] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Comes before all else, and puts what is merged (`<<`) into the node itself, where its own keys have precedence."""
-        if node not in self._as_written:
-            self._as_written.add(node)
+        """Check the keys before merged keys (`<<`) are added to the node, which may repeat them."""
+        if node not in self._checked_nodes:
+            self._checked_nodes.add(node)
             seen: set[str] = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
                 seen.add(key.value)
         super().flatten_mapping(node)
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
-    """The config of a plain dictionary.
+    """Parse a config from a dictionary.
 
     Raises:
         ConfigError: as `load_config`.
     """
     try:
-        refuse_secrets(raw)
+        reject_secrets(raw)
         return Config.model_validate(raw)
     except RecursionError as error:
-        raise ConfigError("a setting holds itself: an alias (*name) is inside what it stands for") from error
+        raise ConfigError("a setting contains itself: an alias (*name) is used inside its own anchor") from error
     except ValidationError as error:
-        raise ConfigError(explain_mistakes(error, Config)) from error
+        raise ConfigError(format_validation_error(error, Config)) from error
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set takes section.key=value, got {override!r}")

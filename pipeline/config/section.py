@@ -1,7 +1,7 @@
-"""What a section of the config is: its fields, and which of them are identity.
+"""The base class of config sections, and which fields are part of the identity.
 
-A field marked `EXECUTION` steers how a run is executed and changes no value of the output, so it is in no fingerprint.
-Every other field is identity.
+A field marked `EXECUTION` changes how a run is executed but no value of the output, so it is in no fingerprint. All other fields
+are part of the identity.
 """
 
 from typing import Any, get_args
@@ -13,14 +13,14 @@ EXECUTION: JsonDict = {"identity": False}
 
 
 class Section(BaseModel):
-    """Refuses what it does not know; does not change."""
+    """A section of the config: frozen, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """True is no number, though Python takes it for 1."""
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject True and False as numbers; pydantic would convert them to 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
             raise ValueError("give a number")
@@ -33,8 +33,8 @@ class Section(BaseModel):
         }
 
 
-def whole_number(value: Any) -> Any:
-    """2e9 as well as 2_000_000_000: YAML takes the first for text."""
+def parse_whole_number(value: Any) -> Any:
+    """Convert text such as 2e9, which YAML does not read as a number, to an integer; other values are unchanged."""
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:

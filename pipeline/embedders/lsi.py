@@ -1,7 +1,7 @@
 """Latent semantic indexing: hashed words, sublinear tf, idf, and a truncated SVD fitted on the corpus itself.
 
-It has no pretrained weights, so it works on any domain and on any language that separates words by spaces; it finds only those
-synonyms that the corpus shows. The steps are those of scikit-learn's LSA example: HashingVectorizer, TfidfTransformer,
+It has no pretrained weights, so it works on any domain and on any language that separates words by spaces; it learns only the
+synonyms that the corpus contains. The steps are those of scikit-learn's LSA example: HashingVectorizer, TfidfTransformer,
 TruncatedSVD, Normalizer. References: Deerwester et al. 1990, "Indexing by latent semantic analysis"; Halko et al. 2011 for the
 randomised SVD.
 
@@ -17,11 +17,11 @@ import numpy as np
 from pipeline.arrays import F32
 from pipeline.config import Embed
 from pipeline.embedders import source
-from pipeline.embedders.vectors import unit_rows
+from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
 from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
-from pipeline.text.tfidf import apply_tfidf, inverse_frequencies
+from pipeline.text.tfidf import apply_tfidf, compute_idf
 
 _NUM_FEATURES = 2**16  # 256 components take 67 MB
 _ARTIFACT = "lsi.npz"
@@ -40,10 +40,10 @@ def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[
     if len(texts) < cfg.dim:
         raise ConfigError(
             f"embed.dim must be at most the number of windows that lsi is fitted on, {len(texts)}, got {cfg.dim}; "
-            "lower embed.dim, or give it more text"
+            "lower embed.dim, or add text"
         )
-    tf_NF = _sublinear_tf(texts)
-    idf_F = inverse_frequencies(tf_NF)
+    tf_NF = _compute_sublinear_tf(texts)
+    idf_F = compute_idf(tf_NF)
     svd = TruncatedSVD(cfg.dim, random_state=seed % 2**32)  # NumPy seeds have 32 bits
     with threadpool_limits(1):  # the order of sums must not depend on the number of cores
         svd.fit(apply_tfidf(tf_NF, idf_F))
@@ -77,10 +77,10 @@ class LsiEmbedder:
         """See `pipeline.embedders.Embedder.encode`."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return unit_rows(apply_tfidf(_sublinear_tf(texts), self._idf_F) @ self._components_FD)
+        return normalise_rows(apply_tfidf(_compute_sublinear_tf(texts), self._idf_F) @ self._components_FD)
 
 
-def _sublinear_tf(texts: Sequence[str]) -> Any:
+def _compute_sublinear_tf(texts: Sequence[str]) -> Any:
     """(N, F) sparse matrix of 1 + log(count) of each hashed word."""
     from sklearn.feature_extraction.text import HashingVectorizer
 

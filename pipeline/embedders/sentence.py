@@ -1,4 +1,4 @@
-"""Embeddings from a sentence-transformers model, with batching of our own.
+"""Embeddings from a sentence-transformers model, with its own batching.
 
 Texts are tokenised once, sorted by number of tokens and batched, so that batches contain almost no padding
 (`SentenceTransformer.encode` sorts by characters, which leaves some). On a CPU, batches are small enough for its cache.
@@ -17,13 +17,13 @@ import numpy as np
 from pipeline.arrays import F32
 from pipeline.config import Embed
 from pipeline.embedders import source
-from pipeline.embedders.vectors import unit_rows
+from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
 from pipeline.execution.processor import processor_has_bf16, processor_name
 
 # The activations of a small batch stay in a core's share of the cache. Measured for MiniLM and 256 tokens, in windows/s of one
 # EPYC (Zen 3) core, by rows per batch: 2: 14.1, 4: 14.1, 8: 14.6, 16: 11.8, 32: 11.5.
-_CPU_BATCH_TOKENS = 2048
+_MAX_CPU_BATCH_TOKENS = 2048
 
 
 def identify(cfg: Embed) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def identify(cfg: Embed) -> dict[str, Any]:
 def load(cfg: Embed, *, threads: int) -> "SentenceEmbedder":
     """See `pipeline.embedders.load`."""
     _check_max_tokens(cfg)
-    hold_tokenizers(threads)
+    limit_tokenizer_threads(threads)
     return SentenceEmbedder(cfg, load_model(cfg, threads=threads), threads=threads)
 
 
@@ -45,9 +45,9 @@ def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
 
     Raises:
         ConfigError: sentence-transformers is not installed, or the model cannot be loaded, for instance
-            because it would have to run code of its own.
+            because it contains code that would have to be run.
     """
-    folder = source.model_folder(cfg)
+    folder = source.find_model_folder(cfg)
     try:
         import torch
         from sentence_transformers import SentenceTransformer
@@ -55,19 +55,19 @@ def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
     except ImportError as error:
         raise ConfigError(f'embed.model {cfg.model} needs torch: run `pip install "crispwrap[embed]"`') from error
     torch.set_num_threads(threads)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar per worker is noise
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar per worker would clutter the output
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = SentenceTransformer(folder, device=device, trust_remote_code=False, local_files_only=True)
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"embed.model {cfg.model} cannot be loaded ({reason}); its folder must be complete, and code of its own is never run"
+            f"embed.model {cfg.model} cannot be loaded ({reason}); use a complete model that needs no code of its own"
         ) from error
     return model.float().eval()  # transformers keeps the checkpoint's dtype, which may be half
 
 
-def hold_tokenizers(threads: int) -> None:
+def limit_tokenizer_threads(threads: int) -> None:
     """Limit the tokenizers of this process to `threads` threads; effective only before they first run in parallel."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
@@ -80,15 +80,15 @@ class SentenceEmbedder:
         self._cfg = cfg
         self._model = model
         self._device = model.device
-        precision = precision_for(cfg, self._device.type)
+        precision = resolve_precision(cfg, self._device.type)
         self.dim = int(model.get_embedding_dimension())
-        self.hardware = {"device": _device_name(self._device), "precision": precision, "threads": str(threads)}
+        self.hardware = {"device": _get_device_name(self._device), "precision": precision, "threads": str(threads)}
         self._prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
-        self._tokenizer = None if self._prompt else _text_tokenizer(model)
+        self._tokenizer = None if self._prompt else _copy_text_tokenizer(model)
         if self._tokenizer is None and cfg.pool == "mean":
             raise ConfigError(
-                f"embed.pool: mean needs a plain text transformer with a fast tokenizer and no prompt, "
-                f"which {cfg.model} is not; use embed.pool: head"
+                "embed.pool: mean needs a plain text transformer with a fast tokenizer and no prompt, but embed.model is "
+                f"{cfg.model}; use embed.pool: head"
             )
         if self._tokenizer is None:
             model.max_seq_length = cfg.max_tokens
@@ -98,7 +98,7 @@ class SentenceEmbedder:
         self._autocast = precision != "fp32"
         if self._autocast and self._device.type == "cuda" and self._tokenizer is not None:
             # Half-precision weights are faster than autocast on a GPU, but slower than fp32 on a CPU. Pooling is fp32 in any case.
-            model[0].to(_dtype(precision))
+            model[0].to(_get_dtype(precision))
             self._autocast = False
 
     def encode(self, texts: Sequence[str]) -> F32:
@@ -107,31 +107,31 @@ class SentenceEmbedder:
 
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        with torch.inference_mode(), autocast(self._device.type, self.hardware["precision"] if self._autocast else "fp32"):
+        with torch.inference_mode(), autocast_context(self._device.type, self.hardware["precision"] if self._autocast else "fp32"):
             if self._tokenizer is None:
-                return unit_rows(self._model.encode(list(texts), batch_size=self._cfg.batch_size, show_progress_bar=False))
+                return normalise_rows(self._model.encode(list(texts), batch_size=self._cfg.batch_size, show_progress_bar=False))
             encodings = self._tokenizer.encode_batch_fast(list(texts))
             if self._cfg.pool == "head":
                 return self._encode_ids([encoding.ids for encoding in encodings])
             # The tokenizer returns the tokens beyond `max_tokens` as further segments, each with its own special tokens.
-            stretches = [[encoding, *encoding.overflowing] for encoding in encodings]
-            ids_S = [stretch.ids for text in stretches for stretch in text]
+            segments_N = [[encoding, *encoding.overflowing] for encoding in encodings]
+            ids_S = [segment.ids for segments in segments_N for segment in segments]
             num_special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
             weight_S = np.array([len(ids) - num_special for ids in ids_S], dtype=np.float32)
             weight_S = np.maximum(weight_S, 1)  # an empty text is one segment of special tokens only
-            first_N = np.cumsum([0, *(len(text) for text in stretches[:-1])])
-            return unit_rows(np.add.reduceat(self._encode_ids(ids_S) * weight_S[:, None], first_N, axis=0))
+            first_N = np.cumsum([0, *(len(segments) for segments in segments_N[:-1])])
+            return normalise_rows(np.add.reduceat(self._encode_ids(ids_S) * weight_S[:, None], first_N, axis=0))
 
     def _encode_ids(self, ids_S: list[list[int]]) -> F32:
         """(S, D) unit vectors, one for each list of token ids, in order."""
-        batch_tokens = _CPU_BATCH_TOKENS if self._device.type == "cpu" else None
-        rows_by_batch = list(batches([len(ids) for ids in ids_S], self._cfg.batch_size, batch_tokens))
+        max_batch_tokens = _MAX_CPU_BATCH_TOKENS if self._device.type == "cpu" else None
+        rows_by_batch = list(make_batches([len(ids) for ids in ids_S], self._cfg.batch_size, max_batch_tokens))
         # Copy results to the host only at the end, so that the GPU never waits for a copy between batches.
         outputs = [self._forward([ids_S[row] for row in rows]) for rows in rows_by_batch]
         x_SD = np.empty((len(ids_S), self.dim), dtype=np.float32)
         for rows, output in zip(rows_by_batch, outputs, strict=True):
             x_SD[rows] = output.cpu().numpy()
-        return unit_rows(x_SD)
+        return normalise_rows(x_SD)
 
     def _forward(self, ids_B: list[list[int]]) -> Any:
         """(B, D) float32 tensor on the device: the output of the model's modules applied in sequence to a padded batch."""
@@ -142,9 +142,9 @@ class SentenceEmbedder:
         ids_BT = np.full((len(ids_B), longest), tokenizer.pad_token_id or 0, dtype=np.int64)
         mask_BT = np.zeros_like(ids_BT)
         for row, ids in enumerate(ids_B):
-            place = slice(longest - len(ids), longest) if tokenizer.padding_side == "left" else slice(len(ids))
-            ids_BT[row, place] = ids
-            mask_BT[row, place] = 1
+            span = slice(longest - len(ids), longest) if tokenizer.padding_side == "left" else slice(len(ids))
+            ids_BT[row, span] = ids
+            mask_BT[row, span] = 1
         features = {"input_ids": torch.from_numpy(ids_BT), "attention_mask": torch.from_numpy(mask_BT)}
         features = {name: value.to(self._device, non_blocking=True) for name, value in features.items()}
         first, *rest = self._model
@@ -155,31 +155,33 @@ class SentenceEmbedder:
         return features["sentence_embedding"].float()
 
 
-def batches(num_tokens_S: Sequence[int], batch_size: int, batch_tokens: int | None) -> Iterator[list[int]]:
+def make_batches(num_tokens_S: Sequence[int], batch_size: int, max_batch_tokens: int | None) -> Iterator[list[int]]:
     """The row numbers of each batch, longest rows first, ties in input order.
 
-    A batch has at most `batch_size` rows and, if given, at most `batch_tokens` tokens including padding (always at least one row).
+    A batch has at most `batch_size` rows and, if given, at most `max_batch_tokens` tokens including padding, but at least one row.
     With the longest rows first, a GPU runs out of memory in the first batch or never.
     """
     order = np.argsort(-np.asarray(num_tokens_S), kind="stable").tolist()
     start = 0
     while start < len(order):
-        fit = batch_size if batch_tokens is None else min(batch_size, max(1, batch_tokens // max(1, num_tokens_S[order[start]])))
-        yield order[start : start + fit]
-        start += fit
+        num_rows = batch_size
+        if max_batch_tokens is not None:
+            num_rows = min(batch_size, max(1, max_batch_tokens // max(1, num_tokens_S[order[start]])))
+        yield order[start : start + num_rows]
+        start += num_rows
 
 
 def _check_max_tokens(cfg: Embed) -> None:
-    limit = source.position_limit(source.model_folder(cfg))
+    limit = source.read_position_limit(source.find_model_folder(cfg))
     if limit is not None and cfg.max_tokens > limit:
         raise ConfigError(
-            f"embed.max_tokens must be at most {limit}, the positions {cfg.model} has, got {cfg.max_tokens}; "
+            f"embed.max_tokens must be at most {limit}, the number of positions of {cfg.model}, got {cfg.max_tokens}; "
             "lower it, and use embed.pool: mean to read longer windows"
         )
 
 
-def _text_tokenizer(model: Any) -> Any:
-    """A copy of the model's fast tokenizer; None if the model is no text-only transformer or its tokenizer is not a fast one."""
+def _copy_text_tokenizer(model: Any) -> Any:
+    """A copy of the model's fast tokenizer; None if the model is not a text-only transformer or its tokenizer is not a fast one."""
     from sentence_transformers.sentence_transformer.modules import Transformer
     from tokenizers import Tokenizer
 
@@ -193,14 +195,14 @@ def _text_tokenizer(model: Any) -> Any:
     return Tokenizer.from_str(first.tokenizer.backend_tokenizer.to_str())
 
 
-def precision_for(cfg: Embed, device: str) -> str:
+def resolve_precision(cfg: Embed, device: str) -> str:
     """Resolve `embed.precision` for a device type (cpu or cuda): fp32, bf16 or fp16.
 
     Raises:
         ConfigError: the setting is fp16 and the device is a CPU.
     """
     if cfg.precision == "fp16" and device == "cpu":
-        raise ConfigError("embed.precision fp16 is for GPUs, and there is none here; use bf16 or fp32")
+        raise ConfigError("embed.precision fp16 needs a GPU, but this process runs on a CPU; use bf16 or fp32")
     if cfg.precision != "auto":
         return cfg.precision
     if device == "cuda":
@@ -210,23 +212,23 @@ def precision_for(cfg: Embed, device: str) -> str:
     return "bf16" if processor_has_bf16() else "fp32"
 
 
-def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+def autocast_context(device: str, precision: str) -> AbstractContextManager[Any]:
     """A context manager: inside it, torch multiplies matrices in `precision`, in this thread only."""
     import torch
 
     if precision == "fp32":
         return nullcontext()
-    scope: AbstractContextManager[Any] = torch.autocast(device, dtype=_dtype(precision))
-    return scope
+    context: AbstractContextManager[Any] = torch.autocast(device, dtype=_get_dtype(precision))
+    return context
 
 
-def _dtype(precision: str) -> Any:
+def _get_dtype(precision: str) -> Any:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
-def _device_name(device: Any) -> str:
+def _get_device_name(device: Any) -> str:
     import torch
 
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else processor_name()

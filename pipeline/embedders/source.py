@@ -18,39 +18,39 @@ from pipeline.execution.file_digests import file_sha256, folder_sha256
 STATIC = "static:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Not downloaded: copies of the weights for other runtimes, about five times the size of the model itself.
-_OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.mlmodel", "coreml/*"]
+_IGNORED_FILES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.mlmodel", "coreml/*"]
 
 
-def base_model(cfg: Embed) -> str:
+def get_base_model(cfg: Embed) -> str:
     """The sentence-transformers model that `embed.model` refers to, without `static:`; for lsi the bundled MiniLM."""
     return bundled.MINILM if cfg.model == "lsi" else cfg.model.removeprefix(STATIC)
 
 
-def model_folder(cfg: Embed) -> str:
+def find_model_folder(cfg: Embed) -> str:
     """Absolute path of the local folder that holds the base model.
 
     Raises:
         ConfigError: the model does not exist or cannot be downloaded.
     """
-    name = base_model(cfg)
+    name = get_base_model(cfg)
     if name.startswith("bundled:"):
         if name != bundled.MINILM:
-            raise ConfigError(f"embed.model {cfg.model} is unknown; the one bundled model is {bundled.MINILM}")
-        return bundled.model_folder()
+            raise ConfigError(f"embed.model {cfg.model} is unknown; the only bundled model is {bundled.MINILM}")
+        return bundled.find_model_folder()
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "modules.json")):
             raise ConfigError(
-                f"embed.model {cfg.model} is a folder without modules.json; give one that sentence-transformers saved"
+                f"embed.model {cfg.model} is a folder without modules.json; use a folder saved by sentence-transformers"
             )
         return os.path.abspath(name)
-    if name == "lsi" or not _HUB_NAME.fullmatch(name):  # static:lsi is rejected: it has no model to distil
+    if name == "lsi" or not _HUB_NAME.fullmatch(name):  # static:lsi is rejected: lsi has no model to distil
         raise ConfigError(
-            f"embed.model {cfg.model} is neither a folder here nor the name of a model; "
-            f"give an existing folder, a hub name such as sentence-transformers/all-MiniLM-L6-v2, {bundled.MINILM}, "
+            f"embed.model {cfg.model} is neither an existing folder nor the name of a model; "
+            f"use an existing folder, a hub name such as sentence-transformers/all-MiniLM-L6-v2, {bundled.MINILM}, "
             "static:<one of these>, or lsi"
         )
     # As sentence-transformers does, accept all-MiniLM-L6-v2 for sentence-transformers/all-MiniLM-L6-v2.
-    return _snapshot(name if "/" in name else f"sentence-transformers/{name}", cfg.revision)
+    return _download_snapshot(name if "/" in name else f"sentence-transformers/{name}", cfg.revision)
 
 
 def identify_source(cfg: Embed) -> dict[str, Any]:
@@ -60,34 +60,34 @@ def identify_source(cfg: Embed) -> dict[str, Any]:
     tokenizer.json.
 
     Raises:
-        ConfigError: as `model_folder`, or the model has no tokenizer.json.
+        ConfigError: as `find_model_folder`, or the model has no tokenizer.json.
     """
-    folder, name = model_folder(cfg), base_model(cfg)
-    tokenizer = {"tokenizer": file_sha256(tokenizer_path(cfg))}
+    folder, name = find_model_folder(cfg), get_base_model(cfg)
+    tokenizer = {"tokenizer": file_sha256(find_tokenizer_file(cfg))}
     if name.startswith("bundled:") or os.path.isdir(name):
         return {"files": folder_sha256(folder), **tokenizer}
     return {"name": name if "/" in name else f"sentence-transformers/{name}", "commit": os.path.basename(folder), **tokenizer}
 
 
-def tokenizer_path(cfg: Embed) -> str:
+def find_tokenizer_file(cfg: Embed) -> str:
     """Absolute path of the base model's tokenizer.json.
 
     Raises:
-        ConfigError: as `model_folder`, or the model has none.
+        ConfigError: as `find_model_folder`, or the model has no tokenizer.json.
     """
-    folder = model_folder(cfg)
-    for part in ["", *(module["path"] for module in _json(folder, "modules.json"))]:
-        path = os.path.join(folder, part, "tokenizer.json")
+    folder = find_model_folder(cfg)
+    for subfolder in ["", *(module["path"] for module in _read_json(folder, "modules.json"))]:
+        path = os.path.join(folder, subfolder, "tokenizer.json")
         if os.path.isfile(path):
             return path
     raise ConfigError(
-        f"embed.model {cfg.model} has no tokenizer.json, which cuts the windows; choose a model with a fast tokenizer"
+        f"embed.model {cfg.model} has no tokenizer.json, which is needed to cut windows; choose a model with a fast tokenizer"
     )
 
 
-def position_limit(folder: str) -> int | None:
-    """The maximum number of tokens, special tokens included, that the model in `folder` has positions for; None if unknown."""
-    config = _json(folder, "config.json")
+def read_position_limit(folder: str) -> int | None:
+    """The maximum number of tokens, special tokens included, that the model in `folder` can read; None if unknown."""
+    config = _read_json(folder, "config.json")
     limit = config.get("max_position_embeddings")
     if limit is None:
         return None
@@ -99,7 +99,7 @@ def position_limit(folder: str) -> int | None:
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 
 
-def _json(folder: str, name: str) -> Any:
+def _read_json(folder: str, name: str) -> Any:
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         return {}
@@ -108,21 +108,23 @@ def _json(folder: str, name: str) -> Any:
 
 
 @functools.cache
-def _snapshot(name: str, revision: str | None) -> str:
+def _download_snapshot(name: str, revision: str | None) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ConfigError(f'embed.model {name} comes from the hub: run `pip install "crispwrap[embed]"`') from error
+        raise ConfigError(
+            f'embed.model {name} comes from the hub, which needs huggingface_hub: run `pip install "crispwrap[embed]"`'
+        ) from error
     try:
         # Without a network, or with HF_HUB_OFFLINE=1, this returns the copy in the cache.
-        folder = str(snapshot_download(name, revision=revision, ignore_patterns=_OTHER_RUNTIMES))
-    except (OSError, ValueError, RuntimeError) as error:  # every error of huggingface_hub is one of these
+        folder = str(snapshot_download(name, revision=revision, ignore_patterns=_IGNORED_FILES))
+    except (OSError, ValueError, RuntimeError) as error:  # the base classes of all errors of huggingface_hub
         at = f" at embed.revision {revision}" if revision else ""
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"embed.model {name}{at} cannot be had from the hub ({type(error).__name__}: {reason}); check the name, fetch it "
-            f"where there is a network with `hf download {name}`, or use {bundled.MINILM}"
+            f"embed.model {name}{at} cannot be downloaded from the hub ({type(error).__name__}: {reason}); check the name, run "
+            f"`hf download {name}` on a machine with network access, or use {bundled.MINILM}"
         ) from error
     if not os.path.isfile(os.path.join(folder, "modules.json")):
-        raise ConfigError(f"embed.model {name} has no modules.json, so it is no sentence-transformers model; choose one that is")
+        raise ConfigError(f"embed.model {name} has no modules.json, so it is not a sentence-transformers model; choose one that is")
     return folder

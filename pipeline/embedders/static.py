@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 from pipeline.arrays import F32, I64
 from pipeline.config import Embed
 from pipeline.embedders import source
-from pipeline.embedders.sentence import autocast, hold_tokenizers, load_model, precision_for
-from pipeline.embedders.vectors import unit_rows
+from pipeline.embedders.sentence import autocast_context, limit_tokenizer_threads, load_model, resolve_precision
+from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
 from pipeline.execution import cache
 from pipeline.execution.processor import processor_name
 from pipeline.storage import Folder
 
-_METHOD = 1  # increment when a code change alters the table of a model
+_METHOD_VERSION = 1  # increment when a code change alters the table of a model
 _TABLE, _TOKENIZER = "static.npz", "tokenizer.json"
-_BATCH_TOKENS = 512
-_TEXTS_AT_ONCE = 512
+_TOKENS_PER_BATCH = 512
+_TEXTS_PER_BLOCK = 512
 # The weighting was chosen on 450 windows of 254 tokens of mixed real text. The two numbers are the overlap of the 10 nearest
 # neighbours with MiniLM's and the rank correlation of all cosines. log(1 + rank), rank by id: 0.304, 0.41; SIF with 1e-4, rank by
 # id: 0.317, 0.42; this: 0.363, 0.47; SIF with the frequencies in the text itself: 0.363, 0.49. Tokens embedded without [CLS] and
 # [SEP] around them: 0.265, 0.37. See docs/decisions/0006.
-_SIF = 1e-5
+_SIF_A = 1e-5
 _LETTER_RANK = 100
-_UNUSED = re.compile(r"\[unused\d+\]")
+_UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 _WORD_MARKS = ("##", "▁", "Ġ")  # WordPiece, SentencePiece and byte-level BPE mark the start or the inside of a word
 
 
@@ -57,33 +57,33 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
     Raises:
         ConfigError: `embed.dim` is more than the base model's width, or the model is not a plain text transformer.
     """
-    with open(source.tokenizer_path(cfg), encoding="utf-8") as file:
+    with open(source.find_tokenizer_file(cfg), encoding="utf-8") as file:
         tokenizer_json = file.read()
-    precision = _precision(cfg)
-    made_with = {"processor": processor_name(), "precision": precision, "libraries": _libraries()}
-    identity = {"method": _METHOD, **identify(cfg), **made_with}  # the resolved precision replaces the configured one
-    content = cache.remembered("static", identity, lambda: _distil(cfg, tokenizer_json, precision, threads))
+    precision = _resolve_cpu_precision(cfg)
+    environment = {"processor": processor_name(), "precision": precision, "libraries": _find_library_versions()}
+    identity = {"method": _METHOD_VERSION, **identify(cfg), **environment}  # the resolved precision replaces the configured one
+    content = cache.load_or_compute("static", identity, lambda: _distil(cfg, tokenizer_json, precision, threads))
     folder.write_bytes(_TABLE, content)
     folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {name: arrays[name].item() for name in ("tokens", "base_dim", "variance", "precision")}
 
 
-def _libraries() -> dict[str, str]:
+def _find_library_versions() -> dict[str, str]:
     """Versions of the libraries that distillation computes with; missing ones are left out, because a cached table needs none."""
-    found = {}
+    versions = {}
     for package in ("numpy", "tokenizers", "torch", "transformers", "sentence-transformers"):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
-def _precision(cfg: Embed) -> str:
+def _resolve_cpu_precision(cfg: Embed) -> str:
     """Precision of the base model during distillation.
 
-    Distillation always runs on the CPU, so that the presence of a GPU changes nothing; fp16, which a CPU lacks, becomes fp32.
+    Distillation always runs on the CPU, so a GPU changes nothing; fp16, which CPUs do not support, becomes fp32.
     """
-    return "fp32" if cfg.precision == "fp16" else precision_for(cfg, "cpu")
+    return "fp32" if cfg.precision == "fp16" else resolve_precision(cfg, "cpu")
 
 
 def _distil(cfg: Embed, tokenizer_json: str, precision: str, threads: int) -> bytes:
@@ -94,12 +94,12 @@ def _distil(cfg: Embed, tokenizer_json: str, precision: str, threads: int) -> by
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokens_V = [tokenizer.id_to_token(token) or "" for token in range(max(tokenizer.get_vocab().values()) + 1)]
     special = {token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]}
-    kept_V = np.array([bool(token) and token not in special and not _UNUSED.fullmatch(token) for token in tokens_V])
+    kept_V = np.array([bool(token) and token not in special and not _UNUSED_TOKEN.fullmatch(token) for token in tokens_V])
     with threadpool_limits(1):  # the order of sums must not depend on the number of cores
         x_VH = _embed_tokens(cfg, np.flatnonzero(kept_V), precision, threads)
         table_VD = np.zeros((len(tokens_V), cfg.dim), dtype=np.float32)
-        table_VD[kept_V], variance = _principal(x_VH, cfg.dim)
-    table_VD *= _weights(tokens_V, kept_V)[:, None]
+        table_VD[kept_V], variance = _project_pca(x_VH, cfg.dim)
+    table_VD *= _compute_sif_weights(tokens_V, kept_V)[:, None]
     sink = io.BytesIO()
     facts = {"tokens": int(kept_V.sum()), "base_dim": x_VH.shape[1], "variance": variance, "precision": precision}
     np.savez(sink, table_VD=table_VD.astype(np.float16), **facts)
@@ -108,7 +108,7 @@ def _distil(cfg: Embed, tokenizer_json: str, precision: str, threads: int) -> by
 
 def load(folder: Folder, *, threads: int) -> "StaticEmbedder":
     """See `pipeline.embedders.load`."""
-    hold_tokenizers(threads)
+    limit_tokenizer_threads(threads)
     with np.load(io.BytesIO(folder.read_bytes(_TABLE)), allow_pickle=False) as arrays:
         table_VD, precision = arrays["table_VD"].astype(np.float32), str(arrays["precision"])
     return StaticEmbedder(table_VD, folder.read_bytes(_TOKENIZER).decode(), distilled=precision, threads=threads)
@@ -118,19 +118,19 @@ class StaticEmbedder:
     """An `Embedder`; see `pipeline.embedders.Embedder`."""
 
     def __init__(self, table_VD: F32, tokenizer_json: str, *, distilled: str, threads: int) -> None:
-        from pipeline.text.token_cache import token_ids
+        from pipeline.text.token_cache import load_caching_tokenizer
 
         self._table_VD = table_VD
-        self._token_ids = token_ids(tokenizer_json)
+        self._token_ids = load_caching_tokenizer(tokenizer_json)
         self.dim = table_VD.shape[1]
         self.hardware = {"device": processor_name(), "precision": "fp32", "threads": str(threads), "distilled": distilled}
 
     def encode(self, texts: Sequence[str]) -> F32:
         """See `pipeline.embedders.Embedder.encode`."""
-        blocks = [self._sum(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-        return unit_rows(np.concatenate(blocks)) if blocks else np.empty((0, self.dim), dtype=np.float32)
+        blocks = [self._sum_vectors(texts[start : start + _TEXTS_PER_BLOCK]) for start in range(0, len(texts), _TEXTS_PER_BLOCK)]
+        return normalise_rows(np.concatenate(blocks)) if blocks else np.empty((0, self.dim), dtype=np.float32)
 
-    def _sum(self, texts: Sequence[str]) -> F32:
+    def _sum_vectors(self, texts: Sequence[str]) -> F32:
         """(N, D) sums of token vectors, added in the order of the tokens in each text."""
         from scipy.sparse import csr_array
 
@@ -155,27 +155,29 @@ def _embed_tokens(cfg: Embed, token_V: I64, precision: str, threads: int) -> F32
 
     model = load_model(cfg, threads=1, device="cpu")
     if not hasattr(model[0], "auto_model"):
-        raise ConfigError(f"embed.model {cfg.model}: only a transformer can be distilled, and this is none; use it without static:")
-    tokenizer = Tokenizer.from_file(source.tokenizer_path(cfg))
+        raise ConfigError(
+            f"embed.model {cfg.model}: only a transformer can be distilled, and this model is not one; use it without static:"
+        )
+    tokenizer = Tokenizer.from_file(source.find_tokenizer_file(cfg))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    around = tokenizer.encode("a")
-    body = [row for row, is_special in enumerate(around.special_tokens_mask) if not is_special]
-    before, after = around.ids[: body[0]], around.ids[body[-1] + 1 :]
+    example = tokenizer.encode("a")
+    body = [position for position, is_special in enumerate(example.special_tokens_mask) if not is_special]
+    before, after = example.ids[: body[0]], example.ids[body[-1] + 1 :]
 
-    def embedded(start: int) -> F32:
-        rows = [[*before, token, *after] for token in token_V[start : start + _BATCH_TOKENS].tolist()]
+    def embed_batch(start: int) -> F32:
+        rows = [[*before, token, *after] for token in token_V[start : start + _TOKENS_PER_BATCH].tolist()]
         ids = torch.tensor(rows)
-        with torch.inference_mode(), autocast("cpu", precision):
+        with torch.inference_mode(), autocast_context("cpu", precision):
             states = model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["token_embeddings"]
             vectors: F32 = states.float().mean(dim=1).numpy()
         return vectors
 
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(embedded, range(0, len(token_V), _BATCH_TOKENS))))
+        return np.concatenate(list(pool.map(embed_batch, range(0, len(token_V), _TOKENS_PER_BATCH))))
 
 
-def _principal(x_VH: F32, dim: int) -> tuple[F32, float]:
+def _project_pca(x_VH: F32, dim: int) -> tuple[F32, float]:
     """(V, D) projections onto the first principal components, and the fraction of the variance that they explain.
 
     Deterministic: uses the eigenvectors of the float64 covariance, with the sign that makes the largest entry of each positive.
@@ -184,7 +186,9 @@ def _principal(x_VH: F32, dim: int) -> tuple[F32, float]:
         ConfigError: `dim` is larger than H.
     """
     if dim > x_VH.shape[1]:
-        raise ConfigError(f"embed.dim must be at most {x_VH.shape[1]}, the width of the model that is distilled, got {dim}")
+        raise ConfigError(
+            f"embed.dim must be at most {x_VH.shape[1]}, the width of the distilled model, got {dim}; lower embed.dim"
+        )
     centred_VH = x_VH - x_VH.mean(axis=0, dtype=np.float64)
     value_H, vector_HH = np.linalg.eigh(centred_VH.T @ centred_VH)
     basis_HD = vector_HH[:, ::-1][:, :dim]
@@ -192,7 +196,7 @@ def _principal(x_VH: F32, dim: int) -> tuple[F32, float]:
     return (centred_VH @ basis_HD).astype(np.float32), float(value_H[::-1][:dim].sum() / value_H.sum())
 
 
-def _weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> F32:
+def _compute_sif_weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> F32:
     """(V,) SIF weights a / (a + p), where the probability p of a token follows from its rank by Zipf's law.
 
     Vocabularies list words by descending frequency, but single characters in a separate block. Punctuation is therefore assumed
@@ -203,7 +207,7 @@ def _weights(tokens_V: Sequence[str], kept_V: NDArray[np.bool_]) -> F32:
     rank_V = np.cumsum(kept_V & ~single_V) - 1
     rank_V[single_V] = [_LETTER_RANK if body.isalnum() else 0 for body in body_V if len(body) == 1]
     p_V = 1 / (rank_V + 2.0)
-    weight_V: F32 = (_SIF / (_SIF + p_V / p_V[kept_V].sum())).astype(np.float32)
+    weight_V: F32 = (_SIF_A / (_SIF_A + p_V / p_V[kept_V].sum())).astype(np.float32)
     return weight_V
 
 

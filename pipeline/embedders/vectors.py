@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.arrays import F32
 
 
-def unit_rows(x_ND: NDArray[np.floating]) -> F32:
+def normalise_rows(x_ND: NDArray[np.floating]) -> F32:
     """(N, D) rows scaled to length 1; a row that is zero or not finite becomes all NaN, so that it is not used as a direction."""
     x_ND = np.asarray(x_ND, dtype=np.float32)
     norm_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)

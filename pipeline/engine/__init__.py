@@ -1,6 +1,9 @@
-"""Ray in one place: `tasks` runs maps, folds and shuffles on a cluster that `joining` joined or started, `usage` says what it took;
-`generation` runs a language model over prompts, on the engines of a `pool`, in the model's own `chat`; `gpus` watches how busy they
-are.
+"""The only package that imports Ray.
+
+`tasks` runs maps, folds and shuffles; `cluster` joins or starts Ray (`ray_connection`) and logs its messages (`ray_messages`);
+`usage` measures tasks. `generation` runs a language model over prompts with the vLLM engines of an `engine_pool`; `chat` applies
+the model's chat template and decodes its answers; `actor_monitor` and `gpu_monitor` watch the engines. It imports the foundation
+only.
 """
 
 from pipeline.engine.tasks import Engine

@@ -1,4 +1,4 @@
-"""What work takes: time and memory of a task, and their sums over a stage."""
+"""Time and memory that tasks use, and their sums over a stage."""
 
 import functools
 import resource
@@ -10,24 +10,36 @@ from typing import Any
 
 @dataclass
 class Usage:
-    """What the work of one stage took, summed over its tasks."""
+    """Resources used by one stage, summed over its tasks.
+
+    Attributes:
+        tasks: number of tasks.
+        busy_s: sum of the tasks' run times, times their cores.
+        mapping_s: wall time while tasks were running or queued; in the rest of a stage only the driver works.
+        driver_s: CPU time of the driver during `mapping_s`.
+        peak_rss_bytes: highest memory of a task.
+        generated_tokens: tokens that a language model wrote.
+        generating_s: time for that, with starting the engines and reading and storing.
+        gpu_utilisation: mean from 0 to 1 while the language model ran; None if unknown.
+    """
 
     tasks: int = 0
     busy_s: float = 0.0
-    mapping_s: float = 0.0  # while tasks were out; the rest of a stage is the driver's alone
-    driver_s: float = 0.0  # processor time of the driver meanwhile
+    mapping_s: float = 0.0
+    driver_s: float = 0.0
     peak_rss_bytes: int = 0
     generated_tokens: int = 0
     generating_s: float = 0.0
-    gpu_utilisation: float | None = None  # mean, while a language model ran
+    gpu_utilisation: float | None = None
 
     def add(self, busy_s: float, rss_bytes: int) -> None:
+        """Add one task."""
         self.tasks += 1
         self.busy_s += busy_s
         self.peak_rss_bytes = max(self.peak_rss_bytes, rss_bytes)
 
     def add_generated(self, tokens: int, seconds: float, gpu_utilisation: float | None) -> None:
-        """What a language model wrote, how long that took with all that goes with it, and how busy the GPUs were."""
+        """Add the tokens that a language model wrote, the time that took in total, and the mean GPU utilisation."""
         if gpu_utilisation is not None:
             before = (self.gpu_utilisation or 0.0) * self.generating_s
             self.gpu_utilisation = (before + gpu_utilisation * seconds) / max(1e-9, self.generating_s + seconds)
@@ -35,34 +47,34 @@ class Usage:
         self.generating_s += seconds
 
 
-def measured(function: Callable[[], Any]) -> tuple[Any, float, int]:
-    """What a function returns in a task, the seconds that it took, and the most memory in bytes that the process held meanwhile."""
-    _single_threaded()
-    _forget_peak()
+def measure(function: Callable[[], Any]) -> tuple[Any, float, int]:
+    """Call `function` in a task; return its result, its run time in seconds, and the peak memory of the process in bytes."""
+    _limit_blas_threads()
+    _reset_peak_memory()
     started = time.monotonic()
     result = function()
-    return result, time.monotonic() - started, _peak_private_bytes()
+    return result, time.monotonic() - started, _read_peak_memory_bytes()
 
 
 @functools.cache
-def _single_threaded() -> None:
-    """One BLAS thread a worker, whatever the machine: more would change the last bits of a product; workers are the parallelism."""
+def _limit_blas_threads() -> None:
+    """Use one BLAS thread per worker on every machine: more would change the last bits of a product. Parallelism is by workers."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
 
 
-def _forget_peak() -> None:
-    """Let the peak of this process start anew: a worker outlives its tasks, and one with a model would report that for ever."""
+def _reset_peak_memory() -> None:
+    """Reset the peak memory of this process: a worker outlives its tasks, and would report a model it once loaded for ever."""
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
     except OSError:
-        pass  # not Linux, or not allowed: the peak is that of the process's life
+        pass  # not Linux, or not allowed: the peak then covers the lifetime of the process
 
 
-def _peak_private_bytes() -> int:
-    """The most memory resident since `_forget_peak`, less what is mapped of the object store by now: all workers share that."""
+def _read_peak_memory_bytes() -> int:
+    """Peak resident memory since `_reset_peak_memory`, without the object store's pages now mapped, which all workers share."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in file if line.startswith(("VmHWM", "RssShmem"))}

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from loguru import logger
@@ -14,19 +13,19 @@ from pipeline.config import Config, Corpus
 from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.execution.step import Step, part_names
-from pipeline.hashing import keyed_uniform
-from pipeline.stages.held_out import log_blank
+from pipeline.hashing import find_lowest, keyed_uniform
+from pipeline.stages.held_out import log_blank_rows
 from pipeline.stages.prepare import prepare_step
-from pipeline.stages.scan import QUARANTINED
+from pipeline.stages.scan import QUARANTINE_FOLDER
 from pipeline.storage import Folder
 
 # With fewer, an interval over documents is meaningless.
-_FEWEST_WINDOWS = 10
-# Fraction of the scored windows that a corpus may contain: two books may share an imprint, but not their text.
-_MOST_SHARED = 0.01
-# Shorter windows, such as a heading, occur everywhere and are not searched for.
-_FEWEST_CHARACTERS = 100
-_EXCERPT = 60
+_MIN_WINDOWS = 10
+# Largest fraction of the scored windows that a corpus may contain: two books may share an imprint, but not their text.
+_MAX_SHARED_FRACTION = 0.01
+# Shorter windows, such as headings, occur everywhere and are not searched for.
+_MIN_CHARACTERS = 100
+_EXCERPT_CHARACTERS = 60
 
 
 def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) -> Step:
@@ -41,47 +40,48 @@ def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) ->
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         manifest = step.work(engine, folder)
         reasons = Counter(manifest["reasons"])
-        rows = manifest["documents"] + manifest["dropped"] + manifest["quarantined"]
-        log_blank(setting, rows, reasons.pop("empty_text", 0))
-        if reasons.total() > config.max_bad_fraction * rows:
-            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        num_rows = manifest["documents"] + manifest["dropped"] + manifest["quarantined"]
+        log_blank_rows(setting, num_rows, reasons.pop("empty_text", 0))
+        if reasons.total() > config.max_bad_fraction * num_rows:
+            counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             raise InputError(
-                f"{reasons.total()} of {rows} rows of {setting} cannot be used ({listed}), more than max_bad_fraction = "
-                f"{config.max_bad_fraction}; all are in {folder.child(QUARANTINED).url}; mend the input or raise max_bad_fraction"
+                f"{reasons.total()} of {num_rows} rows of {setting} cannot be used ({counts}), more than max_bad_fraction = "
+                f"{config.max_bad_fraction}; they are listed in {folder.child(QUARANTINE_FOLDER).url}; fix the input or raise "
+                "max_bad_fraction"
             )
         return manifest
 
     return replace(step, work=work)
 
 
-def lowest_hashed(windows: Folder, names: Sequence[str], most: int, seed: int, purpose: str) -> list[str]:
-    """The texts of at most `most` windows, those with the lowest hashes, in order of hash; ties in order of text."""
+def select_texts_by_hash(windows: Folder, parts: Sequence[str], max_windows: int, seed: int, purpose: str) -> list[str]:
+    """The texts of the `max_windows` windows with the lowest hashes, or of all if fewer, by hash, ties by text."""
     lowest: list[tuple[float, str]] = []
-    for name in names:
-        table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
+    for part in parts:
+        table = windows.read_table(f"{part}.parquet", columns=["key", "text"])
         u_N = keyed_uniform(table["key"].to_numpy(), seed=seed, purpose=f"evidence.{purpose}")
-        rows = np.argsort(u_N, kind="stable")[:most]
-        lowest = sorted([*lowest, *((float(u_N[row]), table["text"][int(row)].as_py()) for row in rows)])[:most]
+        chosen = [(float(u_N[row]), table["text"][int(row)].as_py()) for row in find_lowest(u_N, max_windows)]
+        lowest = sorted([*lowest, *chosen])[:max_windows]
     return [text for _, text in lowest]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The windows of a held-out text that proxies are scored on, by reference: workers read them from the store."""
+class ScoredWindows:
+    """The windows of a held-out text that proxies are scored on, by reference: workers read them from storage."""
 
     windows: Folder
     parts: Sequence[str]
-    most: int
+    max_windows: int
     seed: int
 
-    def texts(self) -> list[str]:
-        """Their texts, in order of hash."""
-        return lowest_hashed(self.windows, self.parts, self.most, self.seed, "held_out")
+    def read_texts(self) -> list[str]:
+        """Read their texts, in order of hash."""
+        return select_texts_by_hash(self.windows, self.parts, self.max_windows, self.seed, "held_out")
 
 
-def scored(held_out: Mapping[str, Step], most: int, seed: int) -> dict[str, Scored]:
-    """The windows that are scored, by name of the held-out text; a function of the arguments, hence the same in every step."""
-    return {name: Scored(step.folder, part_names(step), most, seed) for name, step in held_out.items()}
+def select_scored_windows(held_out: Mapping[str, Step], max_windows: int, seed: int) -> dict[str, ScoredWindows]:
+    """The windows that are scored, by name of the held-out text. They depend only on the arguments, so all steps score the same."""
+    return {name: ScoredWindows(step.folder, part_names(step), max_windows, seed) for name, step in held_out.items()}
 
 
 @dataclass(frozen=True)
@@ -97,52 +97,53 @@ class _Part:
         return f"{self.corpus}, {self.file}"
 
 
-def overlap_step(held_out: Mapping[str, Step], corpora: Mapping[str, Step], most: int, seed: int, workdir: Folder) -> Step:
+def overlap_step(held_out: Mapping[str, Step], corpora: Mapping[str, Step], max_windows: int, seed: int, workdir: Folder) -> Step:
     """The step that searches for exact copies of the scored windows in all corpora and specialist samples that arms read.
 
     Its work raises InputError if a held-out text has fewer than 10 windows, or if a corpus contains more than 1% of them; fewer
-    are a warning. Windows of less than 100 characters are not searched for.
+    cause a warning. Windows of fewer than 100 characters are not searched for.
     """
 
-    def work(engine: Engine, folder: Folder) -> dict[str, Any]:  # noqa: ARG001 the result is in the manifest only
-        windows = {name: which.texts() for name, which in scored(held_out, most, seed).items()}
-        for name, texts in windows.items():
-            if len(texts) < _FEWEST_WINDOWS:
+    def work(engine: Engine, folder: Folder) -> dict[str, Any]:  # noqa: ARG001 all results are in the manifest
+        scored = select_scored_windows(held_out, max_windows, seed)
+        texts_by_name = {name: windows.read_texts() for name, windows in scored.items()}
+        for name, texts in texts_by_name.items():
+            if len(texts) < _MIN_WINDOWS:
                 raise InputError(
-                    f"held_out.{name} has {len(texts)} windows, and a comparison needs {_FEWEST_WINDOWS}; give more text"
+                    f"held_out.{name} has {len(texts)} windows, but a comparison needs at least {_MIN_WINDOWS}; add more text"
                 )
-        long = {text for texts in windows.values() for text in texts if len(text) >= _FEWEST_CHARACTERS}
-        wanted = pa.array(sorted(long), pa.string())
+        long_texts = {text for texts in texts_by_name.values() for text in texts if len(text) >= _MIN_CHARACTERS}
+        scored_texts = pa.array(sorted(long_texts), pa.string())
         parts = [_Part(name, step.folder, f"{part}.parquet") for name, step in corpora.items() for part in part_names(step)]
-        found: dict[str, set[str]] = {corpus: set() for corpus in corpora}
-        for index, texts in engine.map(_found_in, parts, title="overlap", shared=(wanted,)):
-            found[parts[index].corpus] |= set(texts)
-        shared: Counter[str] = Counter()
-        for name, texts in windows.items():
-            for corpus, of_corpus in found.items():
-                both = sorted(of_corpus.intersection(texts))
-                shared[f"{name} in {corpus}"] = len(both)
-                if not both:
+        copies_by_corpus: dict[str, set[str]] = {corpus: set() for corpus in corpora}
+        for index, texts in engine.map(_find_copies, parts, title="overlap", shared=scored_texts):
+            copies_by_corpus[parts[index].corpus] |= set(texts)
+        num_copies: dict[str, int] = {}
+        for name, texts in texts_by_name.items():
+            for corpus, corpus_copies in copies_by_corpus.items():
+                copies = sorted(corpus_copies.intersection(texts))
+                num_copies[f"{name} in {corpus}"] = len(copies)
+                if not copies:
                     continue
-                said = f"{len(both)} of the {len(texts)} windows of held_out.{name} that are scored stand in {corpus} too"
-                if len(both) > _MOST_SHARED * len(texts):
+                message = f"{len(copies)} of the {len(texts)} scored windows of held_out.{name} also occur in {corpus}"
+                if len(copies) > _MAX_SHARED_FRACTION * len(texts):
                     raise InputError(
-                        f"{said}, such as {both[0][:_EXCERPT]!r}: proxies would be trained on what they are scored on; take that "
-                        "text out of one of the two"
+                        f"{message}, for example {copies[0][:_EXCERPT_CHARACTERS]!r}: proxies would be trained on text that they "
+                        "are scored on; remove that text from one of the two"
                     )
-                logger.warning(said)
-        return {"shared": dict(shared)}
+                logger.warning(message)
+        return {"shared": num_copies}
 
     return Step(
         stage="overlap",
         version=1,
-        settings={"windows": most, "seed": seed},
+        settings={"windows": max_windows, "seed": seed},
         inputs={**{f"held_out.{name}": step for name, step in held_out.items()}, **corpora},
         workdir=workdir,
         work=work,
     )
 
 
-def _found_in(part: _Part, wanted: pa.Array) -> list[str]:
+def _find_copies(part: _Part, scored_texts: pa.Array) -> list[str]:
     texts = part.folder.read_table(part.file, columns=["text"])["text"]
-    return sorted(set(texts.filter(pc.is_in(texts, value_set=wanted.cast(texts.type))).to_pylist()))
+    return sorted(set(texts.filter(pc.is_in(texts, value_set=scored_texts.cast(texts.type))).to_pylist()))

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from pipeline.config import GENERALIST
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, UserError
-from pipeline.evidence.held_out import Scored, held_out_step, lowest_hashed, overlap_step, scored
-from pipeline.evidence.settings import POINT, SPECIALIST_ONLY, Evidence
+from pipeline.evidence.held_out import ScoredWindows, held_out_step, overlap_step, select_scored_windows, select_texts_by_hash
+from pipeline.evidence.settings import POINT_SEPARATOR, SPECIALIST_ONLY, Evidence
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.execution.step import Step, hash_chosen, part_names
+from pipeline.execution.step import Step, choose_by_hash, part_names
 from pipeline.graph.graph import build_graph
 from pipeline.graph.preflight import run_preflight_checks
 from pipeline.graph.runner import open_engine
@@ -26,7 +26,7 @@ from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
 _TOKENIZER = "tokenizer.json"
-_TOKENIZER_PARTS = 64  # of the generalist corpus; the tokenizer's vocabulary is stable with far fewer
+_TOKENIZER_PARTS = 64  # at most, of the generalist corpus; the vocabulary is stable with far fewer
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Training:
+class ProxyTraining:
     """A unit of work: the training of one proxy, for one seed of one arm."""
 
     arm: str
     seed: int
-    texts: Sequence[tuple[Folder, str]]  # tables to read the texts from
-    rows: int  # in all these tables
+    tables: Sequence[tuple[Folder, str]]  # folder and file name of the tables to read the texts from
+    num_rows: int  # in all these tables
     folder: Folder
 
     @property
@@ -56,77 +56,78 @@ class Training:
         return f"{self.arm}, seed {self.seed}"
 
 
-def plan_evidence(evidence: Evidence) -> Comparison:
-    """Build all steps with their fingerprints; of the input, only the digests of files are read.
+def plan_comparison(evidence: Evidence) -> Comparison:
+    """Build all steps with their fingerprints, without running any; input files are only hashed.
 
     Raises:
         UserError: a mistake in the settings or the input that can be found without running a step.
     """
     planned = {arm: _plan_arm(evidence, arm) for arm in evidence.changes}
-    runs = {arm: run for arm, run in planned.items() if not _is_arm_itself(arm, planned)}
+    runs = {arm: run for arm, run in planned.items() if not _repeats_own_share(arm, planned)}
     base = runs[evidence.baseline]
     seed = base.config.seed
     held_out = {name: held_out_step(base.config, name, corpus, base.workdir) for name, corpus in evidence.held_out.items()}
-    overlap = overlap_step(held_out, _corpora(runs), evidence.held_out_windows, seed, base.workdir)
+    overlap = overlap_step(held_out, _collect_corpora(runs), evidence.held_out_windows, seed, base.workdir)
     tokenizer = _tokenizer_step(evidence, base)
     proxies = {arm: _proxy_step(evidence, arm, run, seed, held_out, tokenizer) for arm, run in runs.items()}
-    first_of: dict[str, str] = {}
+    arm_by_fingerprint: dict[str, str] = {}
     for arm, step in proxies.items():
-        same = first_of.setdefault(step.fingerprint, arm)
-        if same != arm:
+        earlier = arm_by_fingerprint.setdefault(step.fingerprint, arm)
+        if earlier != arm:
             raise ConfigError(
-                f"arms.{arm} is the same as arms.{same}: the same settings, or settings that change nothing; leave one out"
+                f"arms.{arm} is the same as arms.{earlier}: its settings are equal, or differ only in ways that change nothing; "
+                "remove one of the two"
             )
     return Comparison(evidence, runs, held_out, overlap, tokenizer, proxies)
 
 
-def _is_arm_itself(arm: str, runs: Mapping[str, PipelineGraph]) -> bool:
+def _repeats_own_share(arm: str, runs: Mapping[str, PipelineGraph]) -> bool:
     """Whether `arm` is a point of a curve whose natural share is the same as that of the curve's own arm."""
-    name = arm.partition(POINT)[0]
+    name = arm.partition(POINT_SEPARATOR)[0]
     return name != arm and runs[arm].config.natural_share == runs[name].config.natural_share
 
 
 def _plan_arm(evidence: Evidence, arm: str) -> PipelineGraph:
-    config = evidence.config_of(arm)
+    config = evidence.build_config(arm)
     try:
         return build_graph(config)
     except UserError as error:
         raise type(error)(f"arms.{arm}: {error}") from error
 
 
-def _corpora(runs: Mapping[str, PipelineGraph]) -> dict[str, Step]:
+def _collect_corpora(runs: Mapping[str, PipelineGraph]) -> dict[str, Step]:
     """The windows of every corpus and specialist sample that arms read, by name, each once."""
-    found: dict[str, Step] = {}
+    corpora: dict[str, Step] = {}
     for arm, run in runs.items():
-        for step in (run.windows(corpus) for corpus in (GENERALIST, *run.config.specialists)):
-            if step.fingerprint not in {known.fingerprint for known in found.values()}:
-                found[step.corpus if step.corpus not in found else f"{step.corpus} of arms.{arm}"] = step
-    return found
+        for step in (run.windows_step(corpus) for corpus in (GENERALIST, *run.config.specialists)):
+            if step.fingerprint not in {known.fingerprint for known in corpora.values()}:
+                corpora[step.corpus if step.corpus not in corpora else f"{step.corpus} of arms.{arm}"] = step
+    return corpora
 
 
-def compare(comparison: Comparison) -> None:
+def run_comparison(comparison: Comparison) -> None:
     """Run every arm, check overlap, then train the missing proxies of all arms in parallel."""
     evidence, base = comparison.evidence, comparison.runs[comparison.evidence.baseline]
     with open_engine(base) as engine:
-        # Held-out text first, to find mistakes in it early.
-        run_steps(base, list(comparison.held_out.values()), engine, explain=False, draws=False)
-        first = base.steps.index(base.windows(GENERALIST)) + 1
-        run_steps(base, base.steps[:first], engine, explain=False, draws=False)
+        # Held-out text first, to find errors in it early.
+        run_steps(base, list(comparison.held_out.values()), engine, explain=False, preflight=False)
+        prepared = base.steps.index(base.windows_step(GENERALIST)) + 1
+        run_steps(base, base.steps[:prepared], engine, explain=False, preflight=False)
         check_arms(comparison)
-        for arm, own in own_steps(comparison).items():
-            logger.info(f"arm {arm}" + ("" if own else ": draws what an arm before it draws"))
-            run_steps(comparison.runs[arm], own, engine, explain=False, draws=arm != SPECIALIST_ONLY)
+        for arm, new_steps in find_new_steps(comparison).items():
+            logger.info(f"arm {arm}" + ("" if new_steps else ": same corpus as an earlier arm"))
+            run_steps(comparison.runs[arm], new_steps, engine, explain=False, preflight=arm != SPECIALIST_ONLY)
         # Windows that no arm has prepared: those of arms that read only the specialist sample.
         windows = [step for step in comparison.overlap.inputs.values() if not step.done]
-        run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False, draws=False)
+        run_steps(base, [*windows, comparison.overlap, comparison.tokenizer], engine, explain=False, preflight=False)
         missing = [
             training
             for arm, step in comparison.proxies.items()
             if not step.done
-            for training in _missing(evidence, arm, _read_by(arm, comparison.runs[arm]), step.folder)
+            for training in _list_missing_trainings(evidence, arm, _find_training_inputs(arm, comparison.runs[arm]), step.folder)
         ]
-        _train_all(engine, missing, evidence, base.config.seed, comparison.held_out, comparison.tokenizer)
-        run_steps(base, list(comparison.proxies.values()), engine, explain=False, draws=False)
+        _train_proxies(engine, missing, evidence, base.config.seed, comparison.held_out, comparison.tokenizer)
+        run_steps(base, list(comparison.proxies.values()), engine, explain=False, preflight=False)
 
 
 def check_arms(comparison: Comparison) -> None:
@@ -140,18 +141,24 @@ def check_arms(comparison: Comparison) -> None:
             if arm != SPECIALIST_ONLY:
                 run_preflight_checks(run)
         except ConfigError as error:
-            raise ConfigError(f"arm {arm}: {error}") from error
+            raise ConfigError(f"arms.{arm}: {error}") from error
 
 
 def _tokenizer_step(evidence: Evidence, base: PipelineGraph) -> Step:
-    windows = base.windows(GENERALIST)
+    windows = base.windows_step(GENERALIST)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        names = hash_chosen(part_names(windows), _TOKENIZER_PARTS, seed=base.config.seed, purpose="evidence.tokenizer.parts")
-        shared = (windows.folder, names, evidence.tokenizer_windows, evidence.proxy.vocabulary, base.config.seed)
-        ((_, written),) = engine.map(_train_tokenizer, ["tokenizer"], title="tokenizer", shared=shared)
-        folder.write_bytes(_TOKENIZER, written.encode())
-        return {"entries": Tokenizer.from_str(written).get_vocab_size()}
+        names = choose_by_hash(part_names(windows), _TOKENIZER_PARTS, seed=base.config.seed, purpose="evidence.tokenizer.parts")
+        inputs = TokenizerInputs(
+            windows=windows.folder,
+            parts=names,
+            max_windows=evidence.tokenizer_windows,
+            vocabulary=evidence.proxy.vocabulary,
+            seed=base.config.seed,
+        )
+        ((_, tokenizer_json),) = engine.map(_train_tokenizer, ["tokenizer"], title="tokenizer", shared=inputs)
+        folder.write_bytes(_TOKENIZER, tokenizer_json.encode())
+        return {"entries": Tokenizer.from_str(tokenizer_json).get_vocab_size()}
 
     return Step(
         stage="tokenizer",
@@ -163,27 +170,40 @@ def _tokenizer_step(evidence: Evidence, base: PipelineGraph) -> Step:
     )
 
 
-def _train_tokenizer(name: str, windows: Folder, names: Sequence[str], most: int, vocabulary: int, seed: int) -> str:  # noqa: ARG001
+@dataclass(frozen=True)
+class TokenizerInputs:
+    """What the task that trains the tokenizer reads, and the tokenizer's size."""
+
+    windows: Folder
+    parts: Sequence[str]
+    max_windows: int
+    vocabulary: int  # entries
+    seed: int
+
+
+def _train_tokenizer(_name: str, inputs: TokenizerInputs) -> str:
+    """Train the tokenizer; return it as JSON."""
     from pipeline.proxy.tokens import train_tokenizer
 
-    written: str = train_tokenizer(lowest_hashed(windows, names, most, seed, "tokenizer"), vocabulary).to_str()
-    return written
+    texts = select_texts_by_hash(inputs.windows, inputs.parts, inputs.max_windows, inputs.seed, "tokenizer")
+    tokenizer_json: str = train_tokenizer(texts, inputs.vocabulary).to_str()
+    return tokenizer_json
 
 
 def _proxy_step(
     evidence: Evidence, arm: str, graph: PipelineGraph, seed: int, held_out: Mapping[str, Step], tokenizer: Step
 ) -> Step:
-    reads = _read_by(arm, graph)
+    inputs = _find_training_inputs(arm, graph)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        missing = _missing(evidence, arm, reads, folder)
-        _train_all(engine, missing, evidence, seed, held_out, tokenizer)
-        return {"seeds": [folder.read_json(_result(seed)) for seed in range(evidence.seeds)]}
+        missing = _list_missing_trainings(evidence, arm, inputs, folder)
+        _train_proxies(engine, missing, evidence, seed, held_out, tokenizer)
+        return {"seeds": [folder.read_json(_result_file(seed)) for seed in range(evidence.seeds)]}
 
     return Step(
         stage="proxy",
         corpus=arm,
-        version=3,  # 2: Muon, normalised queries and keys, `given` is stored; 3: `given` counts only the texts that were used
+        version=4,  # 2: Muon, normalised queries and keys; 3: counts only texts that were used; 4: `given` is now `fraction_read`
         settings={
             "proxy": evidence.proxy.identity(),
             "seeds": evidence.seeds,
@@ -192,7 +212,7 @@ def _proxy_step(
             "seed": seed,  # for the choice of scored windows, the same for all arms
         },
         inputs={
-            **{step.title: step for step in reads},
+            **{step.title: step for step in inputs},
             "tokenizer": tokenizer,
             **{f"held_out.{name}": step for name, step in held_out.items()},
         },
@@ -201,97 +221,107 @@ def _proxy_step(
     )
 
 
-def _result(seed: int) -> str:
+def _result_file(seed: int) -> str:
     return f"seed-{seed}.json"
 
 
-def _read_by(arm: str, graph: PipelineGraph) -> list[Step]:
+def _find_training_inputs(arm: str, graph: PipelineGraph) -> list[Step]:
     """The steps whose texts the proxies of an arm are trained on."""
     if arm == SPECIALIST_ONLY:
-        return [graph.windows(name) for name in graph.config.specialists]
-    return [graph.corpus]
+        return [graph.windows_step(name) for name in graph.config.specialists]
+    return [graph.shards_step]
 
 
-def own_steps(comparison: Comparison) -> dict[str, list[Step]]:
-    """By arm: the steps that produce the text its proxies are trained on, without those that an earlier arm has too."""
-    found: dict[str, list[Step]] = {}
-    seen: set[str] = set()
+def find_new_steps(comparison: Comparison) -> dict[str, list[Step]]:
+    """By arm: the steps that produce the text its proxies are trained on, except those that an earlier arm has too."""
+    new_steps: dict[str, list[Step]] = {}
+    seen_urls: set[str] = set()
     for arm, run in comparison.runs.items():
-        steps = _read_by(arm, run) if arm == SPECIALIST_ONLY else run.steps
-        found[arm] = [step for step in steps if step.folder.url not in seen]
-        seen |= {step.folder.url for step in steps}
-    return found
+        steps = _find_training_inputs(arm, run) if arm == SPECIALIST_ONLY else run.steps
+        new_steps[arm] = [step for step in steps if step.folder.url not in seen_urls]
+        seen_urls |= {step.folder.url for step in steps}
+    return new_steps
 
 
-def _missing(evidence: Evidence, arm: str, reads: Sequence[Step], folder: Folder) -> list[Training]:
-    texts: list[tuple[Folder, str]] = []
-    rows = 0
-    for step in reads:
-        of_shards = step.stage in ("sample", "schedule")
-        parts = step.manifest["shards" if of_shards else "parts"]
-        texts += [(step.folder, part["name"] if of_shards else f"{part['name']}.parquet") for part in parts]
-        rows += sum(part["rows"] for part in parts)
-    seeds = [seed for seed in range(evidence.seeds) if folder.read_json(_result(seed)) is None]
-    return [Training(arm, seed, texts, rows, folder) for seed in seeds]
+def _list_missing_trainings(evidence: Evidence, arm: str, inputs: Sequence[Step], folder: Folder) -> list[ProxyTraining]:
+    tables: list[tuple[Folder, str]] = []
+    num_rows = 0
+    for step in inputs:
+        has_shards = step.stage in ("sample", "schedule")
+        parts = step.manifest["shards" if has_shards else "parts"]
+        tables += [(step.folder, part["name"] if has_shards else f"{part['name']}.parquet") for part in parts]
+        num_rows += sum(part["rows"] for part in parts)
+    seeds = [seed for seed in range(evidence.seeds) if folder.read_json(_result_file(seed)) is None]
+    return [ProxyTraining(arm, seed, tables, num_rows, folder) for seed in seeds]
 
 
-def _train_all(
-    engine: Engine, missing: Sequence[Training], evidence: Evidence, seed: int, held_out: Mapping[str, Step], tokenizer: Step
+def _train_proxies(
+    engine: Engine, missing: Sequence[ProxyTraining], evidence: Evidence, seed: int, held_out: Mapping[str, Step], tokenizer: Step
 ) -> None:
     if not missing:
         return  # do not start Ray only to count GPUs
-    which = scored(held_out, evidence.held_out_windows, seed)
-    shared = (tokenizer.folder, which, evidence.proxy, evidence.threads, seed)
-    # No step is running yet here: the proxies of all arms are trained side by side.
-    on_proxies = engine.for_stage("proxy")
-    for _ in on_proxies.map(_train, missing, title="train", unit="proxies", shared=shared, num_gpus=engine.gpus_per_model):
+    inputs = TrainInputs(
+        tokenizer=tokenizer.folder,
+        held_out=select_scored_windows(held_out, evidence.held_out_windows, seed),
+        settings=evidence.proxy,
+        threads=evidence.threads,
+        seed=seed,
+    )
+    # The proxies of all arms are trained in parallel, before the step of any arm runs.
+    proxy_engine = engine.for_stage("proxy")
+    for _ in proxy_engine.map(_train_proxy, missing, title="train", unit="proxies", shared=inputs, num_gpus=engine.gpus_per_model):
         pass
 
 
-def _train(
-    training: Training,
-    tokenizer_folder: Folder,
-    held_out: Mapping[str, Scored],
-    settings: ProxySettings,
-    threads: int,
-    seed: int,
-) -> None:
-    from pipeline.proxy.tokens import encode, end_token
-    from pipeline.proxy.training import STATE, train
+@dataclass(frozen=True)
+class TrainInputs:
+    """Inputs shared by the tasks that train proxies."""
 
-    tokenizer = Tokenizer.from_str(tokenizer_folder.read_bytes(_TOKENIZER).decode())
-    texts = {name: which.texts() for name, which in held_out.items()}
-    tokens_N = encode(tokenizer, _texts(training, seed), settings.tokens)
-    state = training.folder.child(f"seed-{training.seed}")
+    tokenizer: Folder
+    held_out: Mapping[str, ScoredWindows]  # by name of the held-out text
+    settings: ProxySettings
+    threads: int
+    seed: int  # of the comparison; the initialisation of a proxy has the seed of its training
+
+
+def _train_proxy(training: ProxyTraining, inputs: TrainInputs) -> None:
+    """Train one proxy, and write its scores on the held-out texts."""
+    from pipeline.proxy.tokens import encode_corpus, get_end_token_id
+    from pipeline.proxy.training import CHECKPOINT, train
+
+    tokenizer = Tokenizer.from_str(inputs.tokenizer.read_bytes(_TOKENIZER).decode())
+    texts_by_name = {name: windows.read_texts() for name, windows in inputs.held_out.items()}
+    tokens_N = encode_corpus(tokenizer, _read_texts(training, inputs.seed), inputs.settings.tokens)
+    checkpoints = training.folder.child(f"seed-{training.seed}")
     try:
-        trained = train(tokens_N, tokenizer, settings, training.seed, state, texts, threads)
+        result = train(tokens_N, tokenizer, inputs.settings, training.seed, checkpoints, texts_by_name, inputs.threads)
     except InputError as error:
         raise InputError(f"arms.{training.arm}: {error}") from error
-    result = {
+    facts = {
         "seed": training.seed,
-        "given": num_texts(tokens_N, end_token(tokenizer)) / training.rows,
-        "points": [asdict(point) for point in trained.points],
-        "bits": {name: bits_D.tolist() for name, bits_D in trained.bits.items()},
-        "bytes": {name: [len(text.encode()) for text in of_set] for name, of_set in texts.items()},
+        "fraction_read": count_texts(tokens_N, get_end_token_id(tokenizer)) / training.num_rows,
+        "points": [asdict(point) for point in result.points],
+        "bits": {name: bits_D.tolist() for name, bits_D in result.bits.items()},
+        "bytes": {name: [len(text.encode()) for text in texts] for name, texts in texts_by_name.items()},
     }
-    training.folder.write_bytes(_result(training.seed), json.dumps(result, sort_keys=True).encode())
-    state.remove(STATE)
+    training.folder.write_bytes(_result_file(training.seed), json.dumps(facts, sort_keys=True).encode())
+    checkpoints.remove(CHECKPOINT)
 
 
-def num_texts(tokens_N: NDArray[np.uint16], end: int) -> int:
-    """The number of texts in the tokens that `encode` returned: each ends with the token `end`, a truncated last one without."""
-    return int((tokens_N == end).sum()) + int(len(tokens_N) > 0 and tokens_N[-1] != end)
+def count_texts(tokens_N: NDArray[np.uint16], end_id: int) -> int:
+    """Count the texts in tokens returned by `encode_corpus`: each ends with the token `end_id`, except a truncated last one."""
+    return int((tokens_N == end_id).sum()) + int(len(tokens_N) > 0 and tokens_N[-1] != end_id)
 
 
-def _texts(training: Training, seed: int) -> Iterator[str]:
-    """All texts in random order.
+def _read_texts(training: ProxyTraining, seed: int) -> Iterator[str]:
+    """Yield all texts in random order.
 
-    Shards are in random order already; the parts of a specialist sample are not, and are small enough to shuffle in memory.
+    Shards are already in random order. The parts of a specialist sample are not, but are small enough to shuffle in memory.
     """
     if training.arm != SPECIALIST_ONLY:
-        for folder, name in training.texts:
+        for folder, name in training.tables:
             yield from folder.read_table(name, columns=["text"])["text"].to_pylist()
         return
-    texts = [text for folder, name in training.texts for text in folder.read_table(name, columns=["text"])["text"].to_pylist()]
+    texts = [text for folder, name in training.tables for text in folder.read_table(name, columns=["text"])["text"].to_pylist()]
     u_N = keyed_uniform(np.arange(len(texts), dtype=np.uint64), seed=seed, purpose="evidence.sample")
     yield from (texts[i] for i in np.argsort(u_N, kind="stable"))

@@ -1,4 +1,4 @@
-"""What every stage is run by: steps and their fingerprints, the lock of a workdir, progress, and the cache of this machine.
+"""What all stages share: steps, fingerprints, the record of a pipeline graph, the workdir lock, and the cache of this machine.
 
-It imports the engine and the foundation, and knows no stage.
+It imports the engine and the foundation, and knows no individual stage.
 """

@@ -1,7 +1,7 @@
-"""What is made of a model or a package alone, kept for the next run on this machine.
+"""Cache of results that depend on a model or a package only, shared by all runs on this machine.
 
-In `$XDG_CACHE_HOME/crispwrap`, else `~/.cache/crispwrap`, as the libraries that fetch models have it. It only saves time: a run
-copies what it needs into its workdir, and deleting the folder is always right.
+It is in `$XDG_CACHE_HOME/crispwrap`, or `~/.cache/crispwrap`. It only saves time: a run copies what it needs into its workdir, so
+the folder can be deleted at any time.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from pipeline.storage import Folder
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def remembered(kind: str, identity: dict[str, Any], make: Callable[[], bytes]) -> bytes:
-    """What `make` made for this identity before, or makes now. Where the folder cannot be written, nothing is kept."""
+def load_or_compute(kind: str, identity: dict[str, Any], compute: Callable[[], bytes]) -> bytes:
+    """Return the cached bytes of this identity, or compute and cache them. If the folder cannot be written, nothing is cached."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(home):  # a user without a home, as in some containers
-        return make()
+    if not os.path.isabs(home):  # the user has no home folder, as in some containers
+        return compute()
     folder, name = Folder(os.path.join(home, "crispwrap")), f"{kind}-{fingerprint(identity)}"
     with suppress(StorageError):
         if folder.exists(name):
-            kept = folder.read_bytes(name)
-            digest, content = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
+            stored = folder.read_bytes(name)
+            digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
             if hashlib.sha256(content).digest() == digest:
                 return content
-    content = make()
-    with suppress(StorageError):  # a home that is read-only or full: the next run makes it again
+    content = compute()
+    with suppress(StorageError):  # the home folder is read-only or full: the next run computes it again
         folder.write_bytes(name, hashlib.sha256(content).digest() + content)
     return content

@@ -1,4 +1,4 @@
-"""Digests of files on the local disk."""
+"""SHA-256 digests of local files."""
 
 import functools
 import hashlib
@@ -6,15 +6,15 @@ import os
 
 
 def file_sha256(path: str) -> str:
-    """Hex SHA-256 of a file; remembered in this process for as long as size and time of change stay."""
+    """Hex SHA-256 of a file; cached in this process while its size and modification time stay the same."""
     stat = os.stat(path)
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 def folder_sha256(folder: str) -> str:
-    """Hex SHA-256 over (relative name, digest) of every file below, in order of name.
+    """Hex SHA-256 of the sorted (relative path, digest) pairs of all files below a folder.
 
-    Hidden files and .md are left out: they change no value, and a copy of a model often loses them.
+    Hidden files and .md files are ignored: they change no value, and copies of a model often lack them.
     """
     lines = []
     for parent, folders, names in os.walk(folder):
@@ -27,6 +27,6 @@ def folder_sha256(folder: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001  size and time are there to key the cache
+def _sha256(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001  size and time are part of the cache key
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""Fingerprints: what a stage's output was computed from, as one short name.
+"""Fingerprints: a short hash of everything that an output was computed from.
 
-The identity of an output is a plain record: the stage and its version, every setting that changes a value, and the
-fingerprints of its inputs. Paths, worker counts and devices are not in it. The record itself is stored beside the
-fingerprint, so that two runs that differ can be compared field by field.
+The identity of an output is a plain record: the stage and its version, every setting that changes a value, and the fingerprints of
+its inputs. It has no paths, worker counts or devices. The record is stored in the manifest, so that two runs can be compared field
+by field.
 """
 
 import hashlib
@@ -12,41 +12,41 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces.
+    """The canonical JSON of a value: sorted keys, no spaces.
 
     Raises:
-        TypeError: the value holds something that has no stable text: a set, an object, NaN or infinity.
+        TypeError: the value contains something without a stable text: a set, an object, NaN or infinity.
     """
-    _refuse_unstable(value)
+    _check_is_stable(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """16 hex digits of the SHA-256 of the identity's canonical JSON."""
+    """The first 16 hex digits of the SHA-256 of the identity's canonical JSON."""
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def diff_identities(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """One line for each field in which two identities differ: `settings.tokens: 256 → 128`."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{name}.")
+            lines += diff_identities(a, b, f"{name}.")
         elif a != b:
             lines.append(f"{name}: {a} → {b}")
     return lines
 
 
-def _refuse_unstable(value: Any) -> None:
+def _check_is_stable(value: Any) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"a key of an identity must be a string, got {key!r}")
-            _refuse_unstable(item)
+            _check_is_stable(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            _refuse_unstable(item)
+            _check_is_stable(item)
     elif isinstance(value, float) and not math.isfinite(value):
         raise TypeError(f"an identity cannot hold {value}")
     elif not isinstance(value, str | int | float | bool | None):

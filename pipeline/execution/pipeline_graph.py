@@ -1,4 +1,4 @@
-"""The steps of a config, each with the identity of its output: a record that `pipeline.graph` builds and runs."""
+"""The record of a pipeline graph: the steps of a config with their identities. `pipeline.graph` builds and runs it."""
 
 from dataclasses import dataclass
 
@@ -17,35 +17,35 @@ class PipelineGraph:
     steps: tuple[Step, ...]
 
     def step(self, stage: str, corpus: str = "") -> Step:
-        """The step of a stage; `corpus` is `generalist` or a specialist for the stages that run for each corpus."""
+        """The step of a stage; `corpus` is `generalist` or a specialist for stages that run once per corpus."""
         (step,) = (step for step in self.steps if (step.stage, step.corpus) == (stage, corpus))
         return step
 
-    def windows(self, corpus: str) -> Step:
-        """The step whose parts are the windows of a corpus that everything after it reads."""
+    def windows_step(self, corpus: str) -> Step:
+        """The last step that writes windows of a corpus; all later stages read its parts."""
         return [step for step in self.steps if STAGES[step.stage].makes_windows and step.corpus == corpus][-1]
 
     @property
-    def samples(self) -> list[Step]:
-        """The steps that draw the corpus: one, or with `schedule.ending` two."""
+    def sample_steps(self) -> list[Step]:
+        """The steps that sample the new corpus: one, or two with `schedule.ending`."""
         return [step for step in self.steps if step.stage == "sample"]
 
     @property
-    def weighings(self) -> list[Step]:
-        """The steps that weigh for those."""
+    def weights_steps(self) -> list[Step]:
+        """The weights steps of the sample steps, in the same order."""
         return [step for step in self.steps if step.stage == "weights"]
 
     @property
-    def corpus(self) -> Step:
-        """The step that has all shards."""
+    def shards_step(self) -> Step:
+        """The step whose output has all shards."""
         return self.steps[-1]
 
     @property
-    def drawn(self) -> bool:
-        """Whether the corpus is drawn: all shards, and the plans that they were drawn by."""
-        return self.corpus.done and all(step.done for step in self.samples)
+    def is_sampled(self) -> bool:
+        """Whether the new corpus is complete: all shards, and the allocations that they were sampled from."""
+        return self.shards_step.done and all(step.done for step in self.sample_steps)
 
     @property
     def shards(self) -> Folder:
-        """Where the final output lies."""
+        """The folder of the final output."""
         return self.workdir.child("shards")

@@ -1,21 +1,21 @@
-"""The processor of this machine: its name, and whether it multiplies bf16."""
+"""The CPU of this machine: its name, and whether it supports bf16."""
 
 import platform
 
 
 def processor_name() -> str:
-    """The CPU's name, as /proc/cpuinfo or the platform has it."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    """The CPU's name from /proc/cpuinfo, or from the platform."""
+    return _read_cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def processor_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself; where it does not, autocast emulates it and is slower than fp32."""
-    flags = _cpuinfo()
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(f"{flags.get('flags', '')} {flags.get('Features', '')}".split())
+    """Whether the CPU multiplies bf16 natively; otherwise autocast emulates it and is slower than fp32."""
+    info = _read_cpuinfo()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(f"{info.get('flags', '')} {info.get('Features', '')}".split())
 
 
-def _cpuinfo() -> dict[str, str]:
-    """First value of each line of /proc/cpuinfo; empty where there is none."""
+def _read_cpuinfo() -> dict[str, str]:
+    """First value of each key in /proc/cpuinfo; empty if the file does not exist."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = [line.split(":", 1) for line in file if ":" in line]

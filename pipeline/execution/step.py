@@ -1,44 +1,44 @@
 """A step: one stage applied to one corpus, with the identity of its output.
 
-The output lies at `<workdir>/<stage>/<fingerprint>/`, and its `manifest.json`, written last, means done. All fingerprints follow
-from the settings and the input files, so the whole plan is known before anything runs.
+The output is in `<workdir>/<stage>/<fingerprint>/`. Its `manifest.json` is written last and means done. All fingerprints follow
+from the settings and the input files, so the whole pipeline graph is known before anything runs.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
 from pipeline.engine import Engine
+from pipeline.engine.tasks import Item, Shared
 from pipeline.execution.fingerprint import fingerprint
-from pipeline.hashing import keyed_uniform
+from pipeline.hashing import find_lowest, keyed_uniform
 from pipeline.storage import MANIFEST, Folder
 
-USAGE = "usage.json"  # what making the output took; not part of it
+USAGE = "usage.json"  # time and memory of the run that wrote the output
 _FOOTER_READERS = 16
-# Of parts that are quick to make: at most so many in a task, and so many tasks a worker, that none waits long for the last.
-_QUICK_PARTS = 32
-_RUNS_PER_WORKER = 8
-# Of a fold the driver combines states. Of a shuffle it counts a piece for each mapper and partition; those of less than 100 KB are,
-# with Ray, sent to the driver itself, which is nothing for some hundreds of them, and everything that is moved for more.
-_LEAST_FOLD_GROUPS, _MOST_FOLD_GROUPS = 256, 1024
+# For parts that are quick to write: maximum parts per task, and tasks per worker, so that no worker idles long at the end.
+_MAX_QUICK_PARTS = 32
+_QUICK_TASKS_PER_WORKER = 8
+# In a fold the driver combines states. In a shuffle it tracks a piece per mapper and partition; Ray sends pieces of less than
+# 100 KB through the driver, which is negligible for some hundreds of them, but is all of the moved data if there are many.
+_MIN_FOLD_GROUPS, _MAX_FOLD_GROUPS = 256, 1024
 MAPPER_BYTES = 32 << 20
-MOST_PARTITIONS = 512
-_PIECE_BYTES, _FEW_PIECES = 128 << 10, 512
+MAX_PARTITIONS = 512
+_MIN_PIECE_BYTES, _MAX_SMALL_PIECES = 128 << 10, 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What to run, what it is made from, and where it goes.
+    """What to run, its inputs, and where its output goes.
 
-    `work(engine, folder)` writes everything but the manifest, and returns what the manifest says beside the identity: `parts` if
-    it has any, and `written`, names of other files that a store's listing may not show yet. `version` is raised by whoever changes
-    the values that a stage computes.
+    `work(engine, folder)` writes everything except the manifest, and returns what the manifest has besides the identity: `parts` if
+    there are any, and `written`, names of other files that a store's listing may not show yet. Increase `version` whenever the
+    values that a stage computes change.
     """
 
     stage: str
@@ -68,7 +68,7 @@ class Step:
 
     @property
     def output(self) -> str:
-        """Where in the workdir the output lies."""
+        """Path of the output in the workdir."""
         return f"{self.stage}/{self.fingerprint}"
 
     @cached_property
@@ -77,9 +77,9 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """Whether the manifest is there, and all that it names: what was deleted since is made again."""
+        """Whether the manifest and all files that it names exist: deleted files are written again."""
         manifest = self.folder.read_json(MANIFEST)
-        return manifest is not None and "files" in manifest and self.folder.holds(manifest["files"])
+        return manifest is not None and "files" in manifest and self.folder.has_files(manifest["files"])
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Step:
         return manifest
 
     def run(self, engine: Engine) -> None:
-        """Make the output, going on from the parts that are there."""
+        """Write the output, resuming from existing parts."""
         body = self.work(engine, self.folder)
         self.folder.remove_temporary()
         known = {*body.pop("written", ()), *(f"{part['name']}.parquet" for part in body.get("parts", ()))}
@@ -105,115 +105,122 @@ def map_parts(
     engine: Engine,
     folder: Folder,
     names: Sequence[str],
-    function: Callable[..., dict[str, Any]],
+    function: Callable[[str, Shared], dict[str, Any]],
     *,
+    shared: Shared,
     title: str,
     unit: str = "parts",
-    shared: tuple[Any, ...] = (),
     num_gpus: float = 0,
     quick: bool = False,
     quarantined: Callable[[dict[str, Any]], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Make each named part that `folder` does not hold yet; the facts of all parts, in the order of the names.
+    """Write each named part that `folder` does not have yet; return the facts of all parts in the order of the names.
 
-    `function(name, *shared)` writes the part with its facts in the footer, and returns them. Parts that are `quick` to make, in
-    hundredths of a second, are made several in a task: a task costs the driver milliseconds, which thousands of workers wait for.
-    `quarantined` says how many rows were left out, going by the facts of a part.
+    `function(name, shared)` writes the part with its facts in the footer, and returns the facts. Parts that are `quick` to write,
+    in hundredths of a second, are grouped into tasks: each task costs the driver milliseconds, for which thousands of workers would
+    wait. `quarantined` returns the number of quarantined rows from the facts of a part.
     """
     present = set(folder.names(".parquet"))
-    todo = [name for name in names if f"{name}.parquet" not in present]
+    pending = [name for name in names if f"{name}.parquet" not in present]
     facts: dict[str, dict[str, Any]] = {}
-    if quarantined and len(todo) < len(names):
+    if quarantined and len(pending) < len(names):
         kept = [name for name in names if f"{name}.parquet" in present]
-        facts = {part["name"]: part for part in with_facts(folder, kept, {})}
-        engine.progress.count_quarantined(sum(map(quarantined, facts.values())))
-    runs = [[name] for name in todo]
-    if quick and todo:
-        runs = groups(todo, quick_tasks(len(todo), engine.num_workers))
-    made = functools.partial(_make_run, function)
+        facts = {part["name"]: part for part in collect_facts(folder, kept, {})}
+        engine.progress.add_quarantined(sum(map(quarantined, facts.values())))
+    runs = [[name] for name in pending]
+    if quick and pending:
+        runs = split_evenly(pending, num_quick_tasks(len(pending), engine.num_workers))
     results_of = engine.map(
-        made,
+        _write_parts,
         runs,
+        shared=_PartFunction(function, shared),
         title=title,
         unit=unit,
-        shared=shared,
         num_gpus=num_gpus,
-        before=len(names) - len(todo),
+        before=len(names) - len(pending),
         quarantined=(lambda results: sum(map(quarantined, results))) if quarantined else None,
     )
     for index, results in results_of:
         facts |= zip(runs[index], results, strict=True)
-    return with_facts(folder, names, facts)
+    return collect_facts(folder, names, facts)
 
 
-def _make_run(function: Callable[..., dict[str, Any]], names: Sequence[str], *shared: Any) -> list[dict[str, Any]]:
-    return [function(name, *shared) for name in names]
+@dataclass(frozen=True)
+class _PartFunction(Generic[Shared]):
+    function: Callable[[str, Shared], dict[str, Any]]
+    shared: Shared
 
 
-def with_facts(folder: Folder, names: Sequence[str], fresh: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The facts of the named parts, in order: from `fresh`, else from the footer of the part."""
+def _write_parts(names: list[str], part_function: _PartFunction[Shared]) -> list[dict[str, Any]]:
+    return [part_function.function(name, part_function.shared) for name in names]
+
+
+def collect_facts(folder: Folder, names: Sequence[str], fresh: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The facts of the named parts, in order: from `fresh`, otherwise from the footer of the part."""
     kept = [name for name in names if name not in fresh]
     with ThreadPoolExecutor(_FOOTER_READERS) as pool:
         facts = {**fresh, **dict(zip(kept, pool.map(lambda name: folder.read_facts(f"{name}.parquet"), kept), strict=True))}
     return [{"name": name, **facts[name]} for name in names]
 
 
-def hash_chosen(names: Sequence[str], most: int, *, seed: int, purpose: str) -> list[str]:
-    """At most so many of the names, in their order; which ones depends on their number, the seed and the purpose."""
+def choose_by_hash(names: Sequence[str], count: int, *, seed: int, purpose: str) -> list[str]:
+    """At most `count` of the names, in their order; the choice depends on the number of names, the seed and the purpose."""
     u_N = keyed_uniform(np.arange(len(names), dtype=np.uint64), seed=seed, purpose=purpose)
-    return [names[i] for i in sorted(np.argsort(u_N, kind="stable")[:most])]
+    return [names[i] for i in sorted(find_lowest(u_N, count))]
 
 
-def fold_groups(engine: Engine, items: Sequence[Any]) -> list[list[Any]]:
-    """The items in runs for a fold whose result does not depend on them."""
-    return groups(items, fold_tasks(len(items), engine.num_workers))
+def group_for_fold(engine: Engine, items: Sequence[Item]) -> list[list[Item]]:
+    """Group the items for a fold whose result does not depend on the grouping."""
+    return split_evenly(items, num_fold_tasks(len(items), engine.num_workers))
 
 
-def mapper_groups(
-    engine: Engine, items: Sequence[Any], *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES
-) -> list[list[Any]]:
-    """The items in runs for the mappers of a shuffle that moves so much to so many partitions; see `mapper_tasks`."""
+def group_for_mappers(
+    engine: Engine, items: Sequence[Item], *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES
+) -> list[list[Item]]:
+    """Group the items for the mappers of a shuffle of `moved_bytes` into `partitions`; see `num_mapper_tasks`."""
     num_workers = engine.num_workers
-    return groups(
-        items, mapper_tasks(len(items), num_workers, moved_bytes=moved_bytes, partitions=partitions, held_bytes=held_bytes)
+    return split_evenly(
+        items, num_mapper_tasks(len(items), num_workers, moved_bytes=moved_bytes, partitions=partitions, held_bytes=held_bytes)
     )
 
 
-def fold_tasks(num_items: int, num_workers: int) -> int:
-    """Tasks of a fold: one a worker at least, up to what a driver combines."""
-    return min(num_items, max(_LEAST_FOLD_GROUPS, num_workers), _MOST_FOLD_GROUPS)
+def num_fold_tasks(num_items: int, num_workers: int) -> int:
+    """Number of tasks of a fold: at least one per worker, at most what a driver can combine."""
+    return min(num_items, max(_MIN_FOLD_GROUPS, num_workers), _MAX_FOLD_GROUPS)
 
 
-def mapper_tasks(num_items: int, num_workers: int, *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES) -> int:
-    """Mappers of a shuffle: enough for all workers, and that each holds so much of what it moves; more where pieces would be small.
+def num_mapper_tasks(
+    num_items: int, num_workers: int, *, moved_bytes: float, partitions: int, held_bytes: float = MAPPER_BYTES
+) -> int:
+    """Number of mappers of a shuffle: enough for all workers, each with about `held_bytes` of the moved data.
 
-    With `MOST_PARTITIONS` that is 64 MB.
+    Fewer mappers with more data if pieces would otherwise be small; with `MAX_PARTITIONS` that is 64 MB per mapper.
     """
-    wanted = max(4 * num_workers, round(moved_bytes / held_bytes))
-    most = max(round(moved_bytes / _PIECE_BYTES), _FEW_PIECES) // max(1, partitions)
-    return max(1, min(num_items, wanted, most))
+    preferred = max(4 * num_workers, round(moved_bytes / held_bytes))
+    max_mappers = max(round(moved_bytes / _MIN_PIECE_BYTES), _MAX_SMALL_PIECES) // max(1, partitions)
+    return max(1, min(num_items, preferred, max_mappers))
 
 
-def quick_tasks(num_parts: int, num_workers: int) -> int:
-    """Tasks of a map over parts that are quick to make."""
-    return min(num_parts, max(-(-num_parts // _QUICK_PARTS), _RUNS_PER_WORKER * num_workers))
+def num_quick_tasks(num_parts: int, num_workers: int) -> int:
+    """Number of tasks of a map over parts that are quick to write."""
+    return min(num_parts, max(-(-num_parts // _MAX_QUICK_PARTS), _QUICK_TASKS_PER_WORKER * num_workers))
 
 
-def runs_within(items: Sequence[Any], sizes: Sequence[float], most: float) -> list[list[Any]]:
-    """The items, in order, in runs that together have no more than so much; one by itself may have more."""
-    runs: list[list[Any]] = []
-    held = 0.0
+def split_by_size(items: Sequence[Item], sizes: Sequence[float], max_size: float) -> list[list[Item]]:
+    """Split the items, in order, into groups of at most `max_size` in total; a single larger item is a group of its own."""
+    runs: list[list[Item]] = []
+    run_size = 0.0
     for item, size in zip(items, sizes, strict=True):
-        if not runs or held + size > most:
+        if not runs or run_size + size > max_size:
             runs.append([])
-            held = 0.0
+            run_size = 0.0
         runs[-1].append(item)
-        held += size
+        run_size += size
     return runs
 
 
-def groups(items: Sequence[Any], num_groups: int) -> list[list[Any]]:
-    """The items in at most `num_groups` runs of nearly equal length; for folds, whose result does not depend on the grouping."""
+def split_evenly(items: Sequence[Item], num_groups: int) -> list[list[Item]]:
+    """Split the items, in order, into at most `num_groups` groups of nearly equal length."""
     num_groups = min(len(items), max(1, num_groups))
     if not num_groups:
         return []

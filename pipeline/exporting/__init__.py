@@ -18,7 +18,7 @@ from pipeline.storage import Folder
 class Tokenizer:
     """A Hugging Face tokenizer, with truncation and padding disabled, and the token to append to each text."""
 
-    name: str  # as the user gave it
+    name: str  # as given by the user
     json: str  # content of its tokenizer.json
     eos_token: str | None  # None: no token is appended
     digest: str  # sha256 of `json` with sorted keys
@@ -29,12 +29,12 @@ class Shard:
     """One shard to export."""
 
     number: int
-    of: int  # number of shards
+    num_shards: int
     source: Folder
     name: str  # file name in `source`
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of the shard; all columns by default."""
+    def read_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the rows of the shard; all columns by default."""
         return self.source.read_table(self.name, columns=list(columns) if columns else None)
 
 

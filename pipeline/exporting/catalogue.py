@@ -1,11 +1,11 @@
-"""Look up export formats and mixtures by name."""
+"""Look up export formats and mixture formats by name."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, suggest_name
 from pipeline.exporting import Format
-from pipeline.exporting.mixtures import MIXTURES, Mixture
+from pipeline.exporting.mixtures import MIXTURE_FORMATS, MixtureFormat
 from pipeline.exporting.plain import HuggingFace, Jsonl, Mds, WebDataset
 from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore
 
@@ -18,27 +18,28 @@ def find_format(name: str) -> Format:
     Raises:
         ConfigError: the format is unknown, or a package is missing; the message names the extra that installs it.
     """
-    return _checked(_found(name, FORMATS, "--to"), f"--to {name}")
+    export_format: Format = _look_up(name, FORMATS, "--to")
+    _check_installed(export_format, f"--to {name}")
+    return export_format
 
 
-def find_mixture(name: str) -> Mixture:
-    """The mixture called `name`; checks and errors as in `find_format`."""
-    mixture: Mixture = _found(name, MIXTURES, "--mixture")
-    _checked(mixture.form, f"--mixture {name}")
-    return mixture
+def find_mixture_format(name: str) -> MixtureFormat:
+    """The mixture format called `name`; checks and errors as in `find_format`."""
+    mixture_format: MixtureFormat = _look_up(name, MIXTURE_FORMATS, "--mixture")
+    _check_installed(mixture_format.group_format, f"--mixture {name}")
+    return mixture_format
 
 
-def _found(name: str, among: Mapping[str, Any], option: str) -> Any:
-    if name not in among:
-        raise ConfigError(f"{option} {name}: no such format{nearest(name, among, 0.6)}; there are {', '.join(among)}")
-    return among[name]
+def _look_up(name: str, formats: Mapping[str, Any], option: str) -> Any:
+    if name not in formats:
+        raise ConfigError(f"{option} {name}: no such format{suggest_name(name, formats, 0.6)}; choose one of {', '.join(formats)}")
+    return formats[name]
 
 
-def _checked(form: Format, asked: str) -> Format:
+def _check_installed(export_format: Format, option: str) -> None:
     try:
-        form.check()
+        export_format.check()
     except ImportError as error:
         raise ConfigError(
-            f'{asked} needs a package that is not here ({error.name}): pip install "crispwrap[{form.extra}]"'
+            f'{option} needs the package {error.name}, which is not installed: run `pip install "crispwrap[{export_format.extra}]"`'
         ) from error
-    return form

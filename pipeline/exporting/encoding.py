@@ -35,14 +35,16 @@ class TextEncoder:
 
         self._fast = Fast.from_str(tokenizer.json)
         self._fast.encode_special_tokens = True  # neither tokenizer.json nor pickling preserves this flag
-        self._special = {number: token.content for number, token in self._fast.get_added_tokens_decoder().items() if token.special}
-        self._eos: list[int] = []
+        self._special_by_id = {
+            token_id: token.content for token_id, token in self._fast.get_added_tokens_decoder().items() if token.special
+        }
+        self._eos_ids: list[int] = []
         if tokenizer.eos_token is not None:
-            end = self._fast.token_to_id(tokenizer.eos_token)
-            assert end is not None, "`read_tokenizer` checks it"
-            self._eos = [end]
-            self._special[end] = tokenizer.eos_token
-        self._unknown = _unknown_id(self._fast, json.loads(tokenizer.json)["model"])
+            eos_id = self._fast.token_to_id(tokenizer.eos_token)
+            assert eos_id is not None, "`read_tokenizer` checks it"
+            self._eos_ids = [eos_id]
+            self._special_by_id[eos_id] = tokenizer.eos_token
+        self._unknown_id = _find_unknown_id(self._fast, json.loads(tokenizer.json)["model"])
 
     def get_vocab_size(self) -> int:
         """Number of entries in the vocabulary, added tokens included."""
@@ -50,33 +52,36 @@ class TextEncoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """The ids of each text, in the order of `texts`."""
-        encodings = self._fast.encode_batch(texts, add_special_tokens=not self._eos)
-        return [Encoded([*self._ids(text, encoding), *self._eos]) for text, encoding in zip(texts, encodings, strict=True)]
+        encodings = self._fast.encode_batch(texts, add_special_tokens=not self._eos_ids)
+        return [
+            Encoded([*self._replace_special_ids(text, encoding), *self._eos_ids])
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
-    def _ids(self, text: str, encoding: Any) -> list[int]:
+    def _replace_special_ids(self, text: str, encoding: Any) -> list[int]:
         ids: list[int] = encoding.ids
-        if self._special.keys().isdisjoint(ids):
+        if self._special_by_id.keys().isdisjoint(ids):
             return ids
         # Unigram and whole-word models have the special tokens in their vocabulary and still match them in text.
-        marked = zip(ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [number for one in marked for number in self._spelled_out(text, *one)]
+        tokens = zip(ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [token_id for token in tokens for token_id in self._respell(text, *token)]
 
-    def _spelled_out(self, text: str, number: int, added: int, place: tuple[int, int]) -> Iterator[int]:
-        """The ids to use for one id of a text: the id itself, or, if text matched a special token, the ids of its characters.
+    def _respell(self, text: str, token_id: int, added: int, span: tuple[int, int]) -> Iterator[int]:
+        """Yield the ids to use for one id of a text: the id itself or, if text matched a special token, the ids of its characters.
 
-        `added` is 1 for a token that the tokenizer's template added; `place` is the character range in `text`.
+        `added` is 1 for a token that the tokenizer's template added; `span` is the character range in `text`.
         """
-        letters = self._special.get(number)
-        if letters is not None and number == self._unknown:
-            found = text[slice(*place)]  # one unknown token may cover several consecutive words
-            letters = found if letters in found else None
-        if added or letters is None or len(letters) < 2:
-            yield number
+        characters = self._special_by_id.get(token_id)
+        if characters is not None and token_id == self._unknown_id:
+            covered = text[slice(*span)]  # one unknown token may cover several consecutive words
+            characters = covered if characters in covered else None
+        if added or characters is None or len(characters) < 2:
+            yield token_id
         else:
-            for letter in letters:
-                yield from (piece.id for piece in self._fast.model.tokenize(letter))
+            for character in characters:
+                yield from (token.id for token in self._fast.model.tokenize(character))
 
 
-def _unknown_id(fast: Any, model: dict[str, Any]) -> int | None:
+def _find_unknown_id(fast: Any, model: dict[str, Any]) -> int | None:
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else fast.token_to_id(token)

@@ -27,69 +27,69 @@ class Group:
     terms: str  # key terms of the group's cluster with the largest share of the mixture
     documents: int  # written, each once
     tokens: int  # of these documents, by the trainer's tokenizer if the format holds token ids, else by the embedder's
-    wanted_documents: float  # allocated, repeats included
+    allocated_documents: float  # repeats included
     files: tuple[str, ...]  # relative to the export's folder
     file_tokens: tuple[int, ...]  # tokens in each of `files`
-    weight: float = 0.0  # share of the units that the trainer samples, set by `Mixture.weighed`
+    weight: float = 0.0  # share of the units that the trainer samples, set by `MixtureFormat.compute_weights`
 
     @property
-    def wanted_tokens(self) -> float:
+    def allocated_tokens(self) -> float:
         """Allocated tokens, repeats included."""
-        return self.wanted_documents * self.tokens / self.documents
+        return self.allocated_documents * self.tokens / self.documents
 
 
-class Mixture(ABC):
-    """Base class: how one trainer samples groups."""
+class MixtureFormat(ABC):
+    """Base class of the mixture formats: each writes the files with which one trainer samples groups."""
 
     name: str
-    form: Format  # in which the groups are written
+    group_format: Format  # in which the groups are written
     unit: Unit  # that weights are shares of
-    replacement: str  # how the trainer samples and repeats text within a group, for the reader of the files
+    replacement: str  # how the trainer samples and repeats text within a group; written to the files
     finish_groups: bool = False  # whether each group needs the files that `Format.finish` writes
 
-    def weighed(self, groups: Sequence[Group]) -> list[Group]:
+    def compute_weights(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their weights, which sum to 1."""
-        wanted = [group.wanted_tokens if self.unit == "tokens" else group.wanted_documents for group in groups]
-        return [replace(group, weight=share / sum(wanted)) for group, share in zip(groups, wanted, strict=True)]
+        allocated = [group.allocated_tokens if self.unit == "tokens" else group.allocated_documents for group in groups]
+        return [replace(group, weight=units / sum(allocated)) for group, units in zip(groups, allocated, strict=True)]
 
     @abstractmethod
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         """The contents of the trainer's own configuration files, by file name."""
 
-    def described(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
-        """The contents of `files` and of `mixture.json`, which has the same form for all trainers, by file name."""
-        listed = [
+    def render_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+        """The contents of the trainer's own files and of `mixture.json`, which has one format for all trainers, by file name."""
+        group_facts = [
             {
                 "name": group.name,
                 "terms": group.terms,
                 "weight": group.weight,
                 "documents": group.documents,
                 "tokens": group.tokens,
-                "passes": round(group.wanted_documents / group.documents, 4),
+                "passes": round(group.allocated_documents / group.documents, 4),
                 "files": list(group.files),
             }
             for group in groups
         ]
-        unit = "documents drawn" if self.unit == "documents" else f"tokens drawn, by {facts['tokens_by']}"
-        said = {"format": self.name, "unit": f"weights are shares of the {unit}", "replacement": self.replacement}
+        unit = "sampled documents" if self.unit == "documents" else f"sampled tokens, by {facts['tokens_by']}"
+        header = {"format": self.name, "unit": f"weights are shares of the {unit}", "replacement": self.replacement}
         return {
-            **self.files(groups, {**facts, "unit": said["unit"], "replacement": self.replacement}),
-            "mixture.json": json.dumps({**said, **facts, "groups": listed}, indent=1, ensure_ascii=False) + "\n",
+            **self.render_trainer_files(groups, {**facts, "unit": header["unit"], "replacement": self.replacement}),
+            "mixture.json": json.dumps({**header, **facts, "groups": group_facts}, indent=1, ensure_ascii=False) + "\n",
         }
 
 
-class HuggingFaceMixture(Mixture):
+class HuggingFaceMixture(MixtureFormat):
     """Parquet files, and the probabilities for `datasets.interleave_datasets`."""
 
     name = "huggingface"
-    form = HuggingFace()
+    group_format = HuggingFace()
     unit = "documents"
     replacement = (
-        "interleave_datasets chooses the group of each document at random; within a group documents come in order, each once, and "
-        "after repeat(None) begin anew when they are used up"
+        "interleave_datasets chooses the group of each document at random; within a group, documents come in order, each once, and "
+        "with repeat(None) restart after the last one"
     )
 
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         configs = [
             {"config_name": group.name, "data_files": [{"split": "train", "path": f"{group.name}/data/train-*.parquet"}]}
             for group in groups
@@ -102,66 +102,66 @@ class HuggingFaceMixture(Mixture):
 
 # A specialist pretraining mixture
 
-Groups of text, each document once, and the weights by which to draw them ({facts["unit"]}):
+Groups of text, each document once, and the weights with which to sample them ({facts["unit"]}):
 
 ```python
 import json
 from datasets import interleave_datasets, load_dataset
 
-folder = "…"  # where this file lies
+folder = "…"  # the folder of this file
 mixture = json.load(open(f"{{folder}}/mixture.json"))
 parts = [load_dataset(folder, group["name"], split="train", streaming=True).repeat(None) for group in mixture["groups"]]
 data = interleave_datasets(parts, probabilities=[group["weight"] for group in mixture["groups"]], seed=0)
 ```
 
-It has no end: stop after as many documents or tokens as you want.
+The dataset is infinite: stop after as many documents or tokens as you need.
 """,
         }
 
 
-class LevanterMixture(Mixture):
+class LevanterMixture(MixtureFormat):
     """Parquet files, and the `data` section of a Levanter config."""
 
     name = "levanter"
-    form = HuggingFace()
+    group_format = HuggingFace()
     unit = "tokens"
-    replacement = "a group's sequences come once a pass, shuffled, and begin anew when they are used up (stop_strategy: restart)"
-    # Levanter rounds each group's sequences in a block down: with its default block of 2,048, small groups would get none.
+    replacement = "a group's sequences come once per epoch, shuffled, and restart after the last one (stop_strategy: restart)"
+    # Levanter rounds down each group's number of sequences in a block: in its default block of 2,048, small groups would get none.
     block_sequences = 2**15
 
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         components = {
             group.name: {"type": "cached", "source": {"type": "url", "train_urls": list(group.files)}} for group in groups
         }
         shares = {group.name: group.weight for group in groups}
         data = {"data": {"components": components, "train_weights": shares, "stop_strategy": "restart"}}
         data["data"]["mixture_block_size"] = self.block_sequences
-        return {"mixture.yaml": _yaml(data, facts, "the data section of Levanter; add its tokenizer")}
+        return {"mixture.yaml": _render_yaml(data, facts, "the data section of Levanter; add its tokenizer")}
 
 
-class MdsMixture(Mixture):
+class MdsMixture(MixtureFormat):
     """MosaicML shards, and the `streams` section for `streaming` and llm-foundry."""
 
     name = "mds"
-    form = Mds()
+    group_format = Mds()
     unit = "documents"
     finish_groups = True
-    replacement = "in an epoch of N documents each group gives its share of N, every document as often as another, to one"
+    replacement = "an epoch of N documents contains each group's share of N; how often its documents occur differs by at most one"
 
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         streams = {group.name: {"local": group.name, "proportion": group.weight} for group in groups}
-        return {"streams.yaml": _yaml({"streams": streams}, facts, "streams of streaming.StreamingDataset and llm-foundry")}
+        return {"streams.yaml": _render_yaml({"streams": streams}, facts, "streams of streaming.StreamingDataset and llm-foundry")}
 
 
-class MegatronMixture(Mixture):
+class MegatronMixture(MixtureFormat):
     """Indexed datasets, and the value of `--data-path`."""
 
     name = "megatron"
-    form = Megatron()
+    group_format = Megatron()
     unit = "tokens"
-    replacement = "a file's sequences come once a pass, shuffled, and begin anew when they are used up"
+    replacement = "a file's sequences come once per epoch, shuffled, and restart after the last one"
 
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         del facts
         pairs = [
             f"{group.weight * tokens / group.tokens:.12g} {file.removesuffix('.bin')}"
@@ -169,56 +169,56 @@ class MegatronMixture(Mixture):
             for file, tokens in zip(group.files, group.file_tokens, strict=True)
             if tokens
         ]
-        return {"data_path.txt": "\n".join(pairs) + "\n"}  # used as $(cat data_path.txt), so it cannot hold comments
+        return {"data_path.txt": "\n".join(pairs) + "\n"}  # used as $(cat data_path.txt), so it cannot contain comments
 
 
-class NanotronMixture(Mixture):
+class NanotronMixture(MixtureFormat):
     """nanotron's token files, and a data stage with folders and weights."""
 
     name = "nanotron"
-    form = Nanotron()
+    group_format = Nanotron()
     unit = "tokens"
     replacement = (
-        "nanotron plans a stretch of as many sequences as all folders hold and repeats it: a folder's sequences come once a pass, "
-        "and of one that gives less than it holds the rest is never drawn"
+        "nanotron plans one block with as many sequences as all folders contain, and repeats it: a folder's sequences come once "
+        "per epoch; if its share of the block is smaller than the folder, the remaining sequences are never sampled"
     )
 
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         dataset = {"dataset_folder": [group.name for group in groups], "dataset_weights": [group.weight for group in groups]}
         stage = {"name": "crispwrap", "start_training_step": 1, "data": {"dataset": dataset, "seed": facts["seed"]}}
-        return {"mixture.yaml": _yaml({"data_stages": [stage]}, facts, "a data stage of nanotron")}
+        return {"mixture.yaml": _render_yaml({"data_stages": [stage]}, facts, "a data stage of nanotron")}
 
 
-class OlmoCoreMixture(Mixture):
+class OlmoCoreMixture(MixtureFormat):
     """Token files, and the sources of OLMo-core's `SourceMixtureDatasetConfig`."""
 
     name = "olmo-core"
-    form = OlmoCore()
+    group_format = OlmoCore()
     unit = "tokens"
-    replacement = "a file's tokens come once a pass; max_repetition_ratio bounds the passes"
+    replacement = "a file's tokens come once per epoch; max_repetition_ratio limits the epochs"
 
-    def files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
+    def render_trainer_files(self, groups: Sequence[Group], facts: Mapping[str, Any]) -> dict[str, str]:
         sources = [
             {
                 "source_name": group.name,
                 "target_ratio": group.weight,
                 "paths": [file for file in group.files if file.endswith(".npy")],
-                # The allocated passes, plus 5% for rounding to whole sequences.
-                "max_repetition_ratio": max(1.0, round(1.05 * group.wanted_documents / group.documents, 3)),
+                # The allocated epochs, plus 5% for rounding to whole sequences.
+                "max_repetition_ratio": max(1.0, round(1.05 * group.allocated_documents / group.documents, 3)),
             }
             for group in groups
         ]
-        most = int(sum(group.wanted_tokens for group in groups))
-        what = f"SourceMixtureList of OLMo-core, for requested_tokens up to {most}"
-        return {"mixture.yaml": _yaml({"sources": sources}, facts, what)}
+        max_tokens = int(sum(group.allocated_tokens for group in groups))
+        title = f"SourceMixtureList of OLMo-core, for requested_tokens up to {max_tokens}"
+        return {"mixture.yaml": _render_yaml({"sources": sources}, facts, title)}
 
 
-MIXTURES: dict[str, Mixture] = {
+MIXTURE_FORMATS: dict[str, MixtureFormat] = {
     kind.name: kind()
     for kind in (HuggingFaceMixture, LevanterMixture, MdsMixture, MegatronMixture, NanotronMixture, OlmoCoreMixture)
 }
 
 
-def _yaml(value: Any, facts: Mapping[str, Any], what: str) -> str:
-    head = f"# {what}. Paths are relative to this folder.\n# {facts['unit']}; {facts['replacement']}.\n"
-    return head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+def _render_yaml(value: Any, facts: Mapping[str, Any], title: str) -> str:
+    header = f"# {title}. Paths are relative to this folder.\n# {facts['unit']}; {facts['replacement']}.\n"
+    return header + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -11,7 +11,7 @@ import orjson
 import zstandard
 
 from pipeline.exporting import Format, Shard, Tokenizer
-from pipeline.exporting.card import card
+from pipeline.exporting.card import render_card
 from pipeline.storage import Folder
 
 
@@ -22,13 +22,13 @@ class HuggingFace(Format):
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         del tokenizer
-        name = f"train-{shard.number:05d}-of-{shard.of:05d}.parquet"
+        name = f"train-{shard.number:05d}-of-{shard.num_shards:05d}.parquet"
         folder.child("data").write_bytes(name, shard.source.read_bytes(shard.name))
         return {"rows": shard.source.read_facts(shard.name)["rows"], "files": [f"data/{name}"]}
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         del parts
-        folder.write_bytes("README.md", card(manifest).encode())
+        folder.write_bytes("README.md", render_card(manifest).encode())
         return ["README.md"]
 
 
@@ -39,7 +39,7 @@ class Jsonl(Format):
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         del tokenizer
-        rows = [_row(row) for row in shard.table().to_pylist()]
+        rows = [_embed_metadata(row) for row in shard.read_table().to_pylist()]
         lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         name = f"shard-{shard.number:05d}.jsonl.zst"
         folder.write_bytes(name, zstandard.ZstdCompressor(write_checksum=True).compress(lines))
@@ -54,13 +54,13 @@ class WebDataset(Format):
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         del tokenizer
         name, sink = f"shard-{shard.number:05d}.tar", io.BytesIO()
-        rows = shard.table().to_pylist()
+        rows = shard.read_table().to_pylist()
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, row in enumerate(rows):
-                others = {key: value for key, value in _row(row).items() if key != "text"}
+                other_columns = {key: value for key, value in _embed_metadata(row).items() if key != "text"}
                 key = f"{shard.number:05d}{number:08d}"  # no dots: webdataset takes everything after the first dot as the extension
-                for kind, data in (("json", orjson.dumps(others)), ("txt", row["text"].encode())):
-                    entry = tarfile.TarInfo(f"{key}.{kind}")
+                for extension, data in (("json", orjson.dumps(other_columns)), ("txt", row["text"].encode())):
+                    entry = tarfile.TarInfo(f"{key}.{extension}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
         folder.write_bytes(name, sink.getvalue())
@@ -89,31 +89,31 @@ class Mds(Format):
 
         from pipeline.storage import upload_on_exit
 
-        below = f"{shard.number:05d}"
+        subfolder = f"{shard.number:05d}"
         columns = {name: "int" if name == "cluster" else "str" for name in self._COLUMNS}
-        rows = shard.table(self._COLUMNS).to_pylist()
-        with upload_on_exit(folder) as place:
-            out = os.path.join(place, below)
+        rows = shard.read_table(self._COLUMNS).to_pylist()
+        with upload_on_exit(folder) as local_folder:
+            out = os.path.join(local_folder, subfolder)
             with MDSWriter(out=out, columns=columns, compression="zstd", hashes=["sha256"], progress_bar=False) as writer:
                 for row in rows:
                     writer.write(row)
-            files = [f"{below}/{name}" for name in sorted(os.listdir(out))]
+            files = [f"{subfolder}/{name}" for name in sorted(os.listdir(out))]
         return {"rows": len(rows), "files": files}
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         del manifest
         merged: dict[str, Any] = {}
         for part in parts:
-            below = part["files"][0].partition("/")[0]
-            index = folder.read_json(f"{below}/index.json")
+            subfolder = part["files"][0].partition("/")[0]
+            index = folder.read_json(f"{subfolder}/index.json")
             for shard in index["shards"]:
                 for kind in ("raw_data", "zip_data"):
                     if shard[kind]:
-                        shard[kind]["basename"] = f"{below}/{shard[kind]['basename']}"
+                        shard[kind]["basename"] = f"{subfolder}/{shard[kind]['basename']}"
             merged = {"version": index["version"], "shards": [*merged.get("shards", []), *index["shards"]]}
         folder.write_bytes("index.json", json.dumps(merged, sort_keys=True).encode())
         return ["index.json"]
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
+def _embed_metadata(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "metadata": orjson.Fragment(row["metadata"])}

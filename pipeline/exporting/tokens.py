@@ -13,87 +13,89 @@ from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.exporting.encoding import TextEncoder
 from pipeline.storage import Folder
 
-_UNKNOWN = "\U0010fffd"  # a private-use character: no vocabulary has it, except as bytes
+_UNKNOWN_CHARACTER = "\U0010fffd"  # a private-use character: no vocabulary contains it, except as bytes
 
 
 class IdEncoder(TextEncoder):
-    """A `TextEncoder` whose size is one more than its highest id, by which writers choose the bytes of an id.
+    """A `TextEncoder` whose vocabulary size is its highest id plus 1. Writers choose the number of bytes per id by it.
 
-    The number of entries is less if the vocabulary has gaps, and ids would not fit.
+    If the vocabulary has gaps, the number of entries is smaller, and the highest ids would not fit.
     """
 
     def get_vocab_size(self) -> int:
         return max(self._fast.get_vocab(with_added_tokens=True).values(), default=0) + 1
 
 
-class _Tokenized(Format):
+class _TokenizedFormat(Format):
     """Base class of formats that a datatrove tokenizer step writes from the rows of a shard."""
 
     tokenized = True
-    endings: tuple[str, ...]  # of the files of a shard
+    extensions: tuple[str, ...]  # of the files of a shard
 
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
         from pipeline.storage import upload_on_exit
 
-        texts = shard.table(["text"])["text"].to_pylist()
-        with upload_on_exit(folder) as place:
-            step = self.step(place, tokenizer.name)
-            step.tokenizer = IdEncoder(tokenizer)  # the default tokenizer would encode text as special tokens
-            step.run(_documents(texts), rank=shard.number, world_size=shard.of)
-        name = self.file(shard.number)
+        texts = shard.read_table(["text"])["text"].to_pylist()
+        with upload_on_exit(folder) as local_folder:
+            step = self.make_step(local_folder, tokenizer.name)
+            step.tokenizer = IdEncoder(tokenizer)  # the default tokenizer would encode special tokens that a text spells
+            step.run(_make_documents(texts), rank=shard.number, world_size=shard.num_shards)
+        stem = self.get_file_stem(shard.number)
         tokens = int(step.stats["tokens"].total) if texts else 0
-        return {"rows": len(texts), "tokens": tokens, "files": [f"{name}{ending}" for ending in self.endings]}
+        return {"rows": len(texts), "tokens": tokens, "files": [f"{stem}{extension}" for extension in self.extensions]}
 
     @abstractmethod
-    def step(self, place: str, tokenizer_name: str) -> Any:
-        """datatrove's tokenizer step that writes to the local folder `place`; it only records `tokenizer_name` in its metadata."""
+    def make_step(self, local_folder: str, tokenizer_name: str) -> Any:
+        """datatrove's tokenizer step that writes to the folder `local_folder`; it only records `tokenizer_name` in its metadata."""
 
     @abstractmethod
-    def file(self, number: int) -> str:
-        """The name, without extension, of the files of shard `number`."""
+    def get_file_stem(self, number: int) -> str:
+        """The name of the files of shard `number`, without extension."""
 
 
-class Megatron(_Tokenized):
+class Megatron(_TokenizedFormat):
     """One indexed dataset per shard, one document per row; `data_path.txt` holds the value of `--data-path`."""
 
     name = "megatron"
-    endings = (".bin", ".idx")
+    extensions = (".bin", ".idx")
 
-    def step(self, place: str, tokenizer_name: str) -> Any:
+    def make_step(self, local_folder: str, tokenizer_name: str) -> Any:
         from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer
 
-        return MegatronDocumentTokenizer(place, tokenizer_name_or_path=tokenizer_name)
+        return MegatronDocumentTokenizer(local_folder, tokenizer_name_or_path=tokenizer_name)
 
-    def file(self, number: int) -> str:
+    def get_file_stem(self, number: int) -> str:
         return f"{number:05d}_tokens"
 
     def finish(self, folder: Folder, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[str]:
         # Megatron mixes all datasets of one --data-path, so the consecutive segments of a `schedule` get one file each.
-        left, segments = iter(parts), manifest["segments"]
+        remaining, segments = iter(parts), manifest["segments"]
         names = []
         for number, count in enumerate(segments, start=1):
-            own = list(islice(left, count))
-            total = max(1, sum(part["tokens"] for part in own))
-            pairs = [f"{part['tokens'] / total:.9f} {part['files'][0].removesuffix('.bin')}" for part in own if part["tokens"]]
+            segment_parts = list(islice(remaining, count))
+            total = max(1, sum(part["tokens"] for part in segment_parts))
+            pairs = [
+                f"{part['tokens'] / total:.9f} {part['files'][0].removesuffix('.bin')}" for part in segment_parts if part["tokens"]
+            ]
             name = f"data_path-{number}.txt" if len(segments) > 1 else "data_path.txt"
             folder.write_bytes(name, ("\n".join(pairs) + "\n").encode())
             names.append(name)
         return names
 
 
-class Nanotron(_Tokenized):
+class Nanotron(_TokenizedFormat):
     """Token files with indexes of document ends, in a folder that nanotron's and datatrove's datasets read."""
 
     name = "nanotron"
-    endings = (".ds", ".ds.index", ".ds.metadata")
+    extensions = (".ds", ".ds.index", ".ds.metadata")
 
-    def step(self, place: str, tokenizer_name: str) -> Any:
+    def make_step(self, local_folder: str, tokenizer_name: str) -> Any:
         from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
 
-        return DocumentTokenizer(place, tokenizer_name, shuffle_documents=False)
+        return DocumentTokenizer(local_folder, tokenizer_name, shuffle_documents=False)
 
-    def file(self, number: int) -> str:
+    def get_file_stem(self, number: int) -> str:
         return f"{number:05d}_unshuffled"
 
 
@@ -107,8 +109,10 @@ class OlmoCore(Format):
     def write(self, shard: Shard, folder: Folder, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
         assert tokenizer is not None
         encoder = IdEncoder(tokenizer)
-        texts = shard.table(["text"])["text"].to_pylist()
-        ids = np.concatenate([np.array(one.ids, np.int64) for one in encoder.encode_batch(texts)] or [np.empty(0, np.int64)])
+        texts = shard.read_table(["text"])["text"].to_pylist()
+        ids = np.concatenate(
+            [np.array(encoded.ids, np.int64) for encoded in encoder.encode_batch(texts)] or [np.empty(0, np.int64)]
+        )
         name = f"{shard.number:05d}.npy"  # OLMo-core uses this extension although the files have no NumPy header
         folder.write_bytes(name, ids.astype(np.min_scalar_type(encoder.get_vocab_size() - 1)).tobytes())
         return {"rows": len(texts), "tokens": len(ids), "files": [name]}
@@ -118,7 +122,7 @@ def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
     """Load a tokenizer: `name` is a model on the hub, a folder, or a `tokenizer.json` file.
 
     Raises:
-        ConfigError: there is no such tokenizer, `eos_token` is not in its vocabulary, or ordinary text is encoded to the id of
+        ConfigError: the tokenizer does not exist, `eos_token` is not in its vocabulary, or ordinary text is encoded to the id of
             `eos_token`.
     """
     import hashlib
@@ -131,37 +135,45 @@ def read_tokenizer(name: str, eos_token: str | None) -> Tokenizer:
         fast = Fast.from_file(path) if os.path.isfile(path) else Fast.from_pretrained(name)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise ConfigError(
-            f"--tokenizer {name}: no tokenizer.json of that name, nor a model on the hub ({one_line(error)})"
+            f"--tokenizer {name} is neither a tokenizer.json, a folder that contains one, nor a model on the hub "
+            f"({one_line(error)}); check the name"
         ) from error
     fast.no_truncation()
     fast.no_padding()
     if eos_token is not None and fast.token_to_id(eos_token) is None:
-        raise ConfigError(f"--eos {eos_token!r} is no token of {name}; give one of its own, such as {_some_special(fast)}")
+        raise ConfigError(
+            f"--eos {eos_token!r} is not a token of {name}; choose one of its special tokens: {_list_special_tokens(fast)}"
+        )
     text = fast.to_str()
     settings = orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)
-    found = Tokenizer(name, text, eos_token, hashlib.sha256(settings).hexdigest())
+    tokenizer = Tokenizer(name, text, eos_token, hashlib.sha256(settings).hexdigest())
     if eos_token is not None:
-        _check_end(found, fast)
-    return found
+        _check_eos(tokenizer, fast)
+    return tokenizer
 
 
-def _check_end(tokenizer: Tokenizer, fast: Any) -> None:
+def _check_eos(tokenizer: Tokenizer, fast: Any) -> None:
     """Raise ConfigError if the id of the EOS token also occurs within texts, so that it does not mark their end."""
-    for text, why in ((str(tokenizer.eos_token), "is how its texts write it"), (_UNKNOWN, "stands for what it cannot write")):
+    reasons = {
+        str(tokenizer.eos_token): "also occurs in ordinary text",
+        _UNKNOWN_CHARACTER: "is also the token for unknown characters",
+    }
+    for text, reason in reasons.items():
         (encoded,) = TextEncoder(tokenizer).encode_batch([text])
         if encoded.ids[-1] in encoded.ids[:-1]:
             raise ConfigError(
-                f"--eos {tokenizer.eos_token!r} {why} with {tokenizer.name}, so a trainer would end texts there; "
-                f"give one of its special tokens, such as {_some_special(fast, tokenizer.eos_token)}"
+                f"--eos {tokenizer.eos_token!r} {reason} in {tokenizer.name}, so a trainer would end texts too early; "
+                f"choose one of its special tokens: {_list_special_tokens(fast, tokenizer.eos_token)}"
             )
 
 
-def _some_special(fast: Any, but: str | None = None) -> str:
-    special = [token.content for token in fast.get_added_tokens_decoder().values() if token.special and token.content != but]
-    return ", ".join(special[:5]) or "none: it has no special tokens"
+def _list_special_tokens(fast: Any, excluded: str | None = None) -> str:
+    """At most five special tokens, except `excluded`, for an error message."""
+    tokens = [token.content for token in fast.get_added_tokens_decoder().values() if token.special]
+    return ", ".join([token for token in tokens if token != excluded][:5]) or "(it has no other)"
 
 
-def _documents(texts: Sequence[str]) -> Iterator[Any]:
+def _make_documents(texts: Sequence[str]) -> Iterator[Any]:
     from datatrove.data import Document
 
     for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""The pipeline graph: `graph` builds the steps of a config, `preflight` rejects what cannot succeed, `steps` and `runner` run them.
+"""The pipeline graph: `graph` builds the steps of a config, `preflight` rejects infeasible configs, `steps` and `runner` run steps.
 
-It imports the stages, the results and the report; only the command line and the evidence harness import it.
+It may import the stages, the results and the report; only the command line and the evidence harness import it.
 """

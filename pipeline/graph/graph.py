@@ -1,4 +1,4 @@
-"""The steps that a config asks for, in order, each with the identity of its output. Nothing is run here."""
+"""Build the steps of a config, in order, each with the identity of its output. Nothing is run here."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from pipeline.storage import Folder
 
 
 def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
-    """The steps of a config with their fingerprints; reads no more than the digests of its input files.
+    """Build the steps of a config with their fingerprints; reads only the digests of the input files.
 
     Raises:
         UserError: a mistake in config or input that can be found without running.
@@ -33,7 +33,7 @@ def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
     config = config if isinstance(config, Config) else parse_config(dict(config))
     check_workdir(config.workdir)
     workdir = Folder(config.workdir)
-    config = config.model_copy(update={"embed": embedders.pinned(config.embed)})
+    config = config.model_copy(update={"embed": embedders.pin_model(config.embed)})
     corpora = {GENERALIST: config.generalist, **config.specialists}
     prepared = {name: prepare_step(config, name, corpus, workdir) for name, corpus in corpora.items()}
     deduplicated = dedup_step(config, prepared[GENERALIST]) if config.dedup else None
@@ -46,22 +46,28 @@ def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
     clustered = cluster_step(config, embedded[GENERALIST])
     assigned = {name: assign_step(name, windows[name], embedded[name], clustered) for name in corpora}
     phases = config.phases
-    weighings = [_weighing(phase, windows, embedded, assigned, clustered, number) for number, phase in enumerate(phases)]
-    scores: dict[str, Step] = {}  # phases may have the same
-    for scored, _ in weighings:
+    steps_by_phase = [
+        _build_weights_steps(phase, windows, embedded, assigned, clustered, number) for number, phase in enumerate(phases)
+    ]
+    score_steps: dict[str, Step] = {}  # phases may share one
+    for scored, _ in steps_by_phase:
         if scored:
-            scores.setdefault(scored.fingerprint, scored)
-    of_generalist = (windows[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
-    weighted = weighings[0][1]
+            score_steps.setdefault(scored.fingerprint, scored)
+    generalist_steps = (windows[GENERALIST], embedded[GENERALIST], assigned[GENERALIST])
+    weighted = steps_by_phase[0][1]
     titled = titles_step(config, windows[GENERALIST], assigned[GENERALIST], weighted) if _has_titles(config) else None
-    rephrased = _rephrase_step(phases[0], windows, *of_generalist[1:], fitted, clustered, weighted) if config.rephrase else None
+    rephrased = (
+        _build_rephrase_step(phases[0], windows, *generalist_steps[1:], fitted, clustered, weighted) if config.rephrase else None
+    )
     sampled: list[Step] = []
-    for phase, weighing, share in zip(phases, weighings, _prefixed_shares(config, phases), strict=True):
-        after = sampled[-1] if sampled else None
-        rewrites = None if after else rephrased
-        sampled.append(sample_step(phase, *of_generalist, clustered, *weighing, rewrites, after=after, prefixed_share=share))
+    for phase, (_, weighted_phase), share in zip(phases, steps_by_phase, _compute_prefixed_shares(config, phases), strict=True):
+        previous = sampled[-1] if sampled else None
+        rewrites = None if previous else rephrased
+        sampled.append(
+            sample_step(phase, *generalist_steps, clustered, weighted_phase, rewrites, previous=previous, prefixed_share=share)
+        )
     steps = (
-        # What is wrong with a sample is found before hours of reading the generalist corpus.
+        # Specialist samples first: their errors appear before the generalist corpus is read for hours.
         *(prepared[name] for name in config.specialists),
         *([held_out, *(windows[name] for name in config.specialists)] if held_out else []),
         prepared[GENERALIST],
@@ -71,8 +77,8 @@ def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
         *embedded.values(),
         clustered,
         *assigned.values(),
-        *scores.values(),
-        *(weighted for _, weighted in weighings),
+        *score_steps.values(),
+        *(weighted for _, weighted in steps_by_phase),
         *([titled] if titled else []),
         *([rephrased] if rephrased else []),
         *sampled,
@@ -81,19 +87,19 @@ def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
     return PipelineGraph(config, workdir, steps)
 
 
-def build_report_step(graph: PipelineGraph, *, drawn: bool) -> Step:
-    """The step that makes what the report page needs, of what is drawn or, before that, of what is asked for."""
+def build_report_step(graph: PipelineGraph, *, is_sampled: bool) -> Step:
+    """Build the step that collects the data of the report: of the new corpus if `is_sampled`, otherwise of the mixture."""
     from pipeline.stages.report import report_step
 
     corpora = (GENERALIST, *graph.config.specialists)
-    rephrased = graph.step("rephrase") if drawn and graph.config.rephrase else None
-    windows = {name: graph.windows(name) for name in corpora}
+    rephrased = graph.step("rephrase") if is_sampled and graph.config.rephrase else None
+    windows = {name: graph.windows_step(name) for name in corpora}
     assigned = {name: graph.step("assign", name) for name in corpora}
-    samples = graph.samples if drawn else []
+    samples = graph.sample_steps if is_sampled else []
     return report_step(graph.config, windows, assigned, graph.step("cluster"), graph.step("weights"), samples, rephrased)
 
 
-def _weighing(
+def _build_weights_steps(
     config: Config,
     windows: Mapping[str, Step],
     embedded: Mapping[str, Step],
@@ -101,27 +107,27 @@ def _weighing(
     clustered: Step,
     number: int,
 ) -> tuple[Step | None, Step]:
-    """The steps that score and weigh for a phase of the corpus: the first, or its ending."""
-    own = (GENERALIST, *config.specialists)
-    windows, embedded, assigned = ({name: steps[name] for name in own} for steps in (windows, embedded, assigned))
+    """The score step, if any, and the weights step of a phase of the corpus: 0 is the first, 1 its ending."""
+    corpora = (GENERALIST, *config.specialists)
+    windows, embedded, assigned = ({name: steps[name] for name in corpora} for steps in (windows, embedded, assigned))
     corpus = "ending" if number else ""
     scored = score_step(config, windows, embedded) if config.weights.estimator in WINDOW_ESTIMATORS else None
     weighted = weights_step(config, windows, assigned, clustered, scored, corpus=corpus)
     return replace(scored, corpus=corpus) if scored else None, weighted
 
 
-def _prefixed_shares(config: Config, phases: Sequence[Config]) -> list[float]:
-    """Of the shards of each phase, those that begin with where they are from: all but the last `plain_share` of the corpus.
+def _compute_prefixed_shares(config: Config, phases: Sequence[Config]) -> list[float]:
+    """For each phase, the share of its shards whose texts begin with a prefix: all but the last `plain_share` of the corpus.
 
-    In whole hundredths, so that `sample_step` never makes more than a hundred shards for the sake of a share.
+    Rounded to hundredths, so that `sample_step` never needs more than a hundred shards to represent a share.
     """
     if config.conditioning is None:
         return [0.0 for _ in phases]
-    shares, left = [], 1.0 - config.conditioning.plain_share
+    shares, remaining = [], 1.0 - config.conditioning.plain_share
     for phase in phases:
-        share = config.share_of(phase)
-        shares.append(round(min(1.0, left / share), 2))
-        left = max(0.0, left - share)
+        share = config.budget_share(phase)
+        shares.append(round(min(1.0, remaining / share), 2))
+        remaining = max(0.0, remaining - share)
     return shares
 
 
@@ -129,22 +135,29 @@ def _has_titles(config: Config) -> bool:
     return config.rephrase is not None and config.rephrase.titles
 
 
-def _rephrase_step(config: Config, *steps: Any) -> Step:
+def _build_rephrase_step(config: Config, *steps: Any) -> Step:
     try:
         from pipeline.stages.rephrase import rephrase_step
     except ImportError as error:
-        raise ConfigError(f'rephrase needs a package that is not here ({error.name}): pip install "crispwrap[rephrase]"') from error
+        message = f'rephrase needs the package {error.name}, which is not installed: pip install "crispwrap[rephrase]"'
+        raise ConfigError(message) from error
     return rephrase_step(config, *steps)
 
 
 def check_workdir(workdir: str) -> None:
-    """Under `ray job submit` the working directory is a copy that Ray deletes; a file is no folder; manifests have its name."""
+    """Check that a workdir can be used.
+
+    Raises:
+        ConfigError: its name is not UTF-8 (manifests contain it), it is a file, or it is relative in a submitted job, where the
+        working
+            directory is a copy that Ray deletes.
+    """
     if "://" not in workdir and not is_utf8(os.path.abspath(workdir)):
-        raise ConfigError(f"workdir {os.path.abspath(workdir)!r} has a name that is not UTF-8; give it another")
+        raise ConfigError(f"workdir {os.path.abspath(workdir)!r} has a name that is not UTF-8; choose another name")
     if "://" not in workdir and os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise ConfigError(f"workdir {workdir} is a file; name a folder, which need not be there yet")
+        raise ConfigError(f"workdir {workdir} is a file; give a folder (it need not exist)")
     if "://" not in workdir and not os.path.isabs(workdir) and "working_dir_files" in os.getcwd():
         raise ConfigError(
-            f"workdir {workdir} is relative, and this is a submitted job, whose working directory Ray deletes; give an absolute "
+            f"workdir {workdir} is relative, but Ray deletes the working directory of a submitted job; give an absolute "
             "path on storage that all nodes share, or a URL such as s3://bucket/run"
         )

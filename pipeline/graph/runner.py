@@ -1,4 +1,4 @@
-"""Run a config up to a stage, to a report or to an export, and print the outcome."""
+"""Run a config up to a stage, a report or an export, and print the outcome."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,21 +18,21 @@ from pipeline.graph.graph import build_graph
 from pipeline.graph.report_page import write_report_page
 from pipeline.graph.steps import describe_state, run_steps
 from pipeline.results.step_table import build_step_table, read_step_rows
-from pipeline.results.summary import summary
-from pipeline.stages.export import begin_output, export_step, hand_over, mixture_step
+from pipeline.results.summary import render_run_summary
+from pipeline.stages.export import export_step, link_output, mixture_step, reserve_output
 from pipeline.stages.groups import groups_step
-from pipeline.stages.publish import publish, published
+from pipeline.stages.publish import is_published, publish_shards
 from pipeline.storage import Folder
 from pipeline.terminal.output import console
 from pipeline.terminal.progress import DONE, Progress
 
 
 def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> PipelineGraph:
-    """Run everything up to and with the stage `until`, leaving out what is done, and print one line a step.
+    """Run all pending steps up to and including the stage `until`, and log one line for each step.
 
     Raises:
         UserError: a mistake in config or input.
-        RunError: the run failed; finished parts are kept, and running again goes on from them.
+        RunError: the run failed; finished parts are kept, and the next run resumes from them.
     """
     graph = build_graph(config)
     with open_engine(graph) as engine:
@@ -42,56 +42,58 @@ def curate(config: Config | Mapping[str, Any], *, until: str = "sample") -> Pipe
 
 @contextmanager
 def open_engine(graph: PipelineGraph) -> Iterator[Engine]:
-    """The engine of a run that is alone in its workdir.
+    """Lock the workdir and yield an engine.
 
     Raises:
-        ConfigError: another run is at work there.
+        ConfigError: another run is running there.
     """
     progress = Progress()
-    with WorkdirLock(graph.workdir, tell=progress.record) as alone, Engine(graph.config.engine, alone.check, progress) as engine:
-        progress.changed = alone.tell_soon
+    with (
+        WorkdirLock(graph.workdir, describe_run=progress.to_record) as lock,
+        Engine(graph.config.engine, lock.check, progress) as engine,
+    ):
+        progress.on_change = lock.write_soon
         try:
             graph.workdir.abort_uploads()
-        except StorageError as error:  # a role may read and write, and not list uploads
-            logger.warning(f"uploads that killed runs left are not cleaned: {error}")
+        except StorageError as error:  # the role may read and write, but not list uploads
+            logger.warning(f"uploads left by killed runs are not cleaned up: {error}")
         yield engine
 
 
 def _curate(graph: PipelineGraph, until: str, engine: Engine) -> None:
-    run_steps(graph, _steps_until(graph, until), engine)
-    if until == "sample" and not published(graph.corpus, graph.shards):
-        publish(graph.corpus, graph.shards)
-    page = _page(graph, engine) if reaches(until, "weights") else None
-    _tell_made(graph, engine)
-    for line in summary(graph, until):
+    run_steps(graph, _steps_up_to(graph, until), engine)
+    if until == "sample" and not is_published(graph.shards_step, graph.shards):
+        publish_shards(graph.shards_step, graph.shards)
+    page = _try_write_report(graph, engine) if includes_stage(until, "weights") else None
+    _print_step_table(graph, engine)
+    for line in render_run_summary(graph, until):
         console.print(line)
     if page:
         console.print(f"Report: {page}")
 
 
-def _page(graph: PipelineGraph, engine: Engine) -> str | None:
-    """Where the report page is, which is written unless it is there; None without the packages for it."""
+def _try_write_report(graph: PipelineGraph, engine: Engine) -> str | None:
+    """Write the report page if needed and return its path; None if it cannot be written, such as without its packages."""
     try:
         return write_report_page(graph, engine)
-    except ConfigError as error:  # the run is done, and a page is no reason to say it is not
-        logger.warning(f"no report.html: {error}")
+    except ConfigError as error:  # a missing page must not fail a finished run
+        logger.warning(f"report.html was not written: {error}")
         return None
 
 
 def report(config: Config | Mapping[str, Any], *, against: Config | None = None) -> str:
-    """Write `<workdir>/report.html` for a run that has its weights at least; where it is. `against` is another run beside it.
+    """Write `<workdir>/report.html` for a run whose weights are done, and return its path or URL. `against` is a run to compare
+    with.
 
     Raises:
-        ConfigError: there are no weights yet, a package is missing, or one of two runs to compare has drawn nothing.
+        ConfigError: the weights are not done, a package is missing, or one of two runs to compare is not sampled.
     """
     graph = build_graph(config)
-    if missing := [step.title for step in _steps_until(graph, "weights") if not step.done]:
-        raise ConfigError(
-            f"nothing to report before the weights are done, and {missing[0]} is not; run jobs/weights.py or jobs/curate.py"
-        )
+    if missing := [step.title for step in _steps_up_to(graph, "weights") if not step.done]:
+        raise ConfigError(f"the report needs the weights, but {missing[0]} is not done; run jobs/weights.py or jobs/curate.py")
     other = build_graph(against) if against else None
     with open_engine(graph) as engine:
-        return write_report_page(graph, engine, against=other, anew=True)
+        return write_report_page(graph, engine, against=other, force=True)
 
 
 def export(
@@ -102,18 +104,20 @@ def export(
     eos_token: str | None = None,
     output: str | None = None,
 ) -> tuple[Step, Folder]:
-    """Everything up to the shards, and these in the format `to` under `output` (by default `<workdir>/exports/<to>`): step, place.
+    """Run everything up to the shards, and export these in the format `to`; return the step and the folder.
+
+    The folder is `output`, by default `<workdir>/exports/<to>`.
 
     Raises:
-        UserError: as `curate`; no such format or tokenizer, or `output` holds something else.
+        UserError: as `curate`; unknown format or tokenizer, or `output` contains something else.
         RunError: as `curate`.
     """
     graph = build_graph(config)
-    made = export_step(graph.corpus, to, tokenizer, eos_token)
-    return made, _handed_over(graph, [made], output or graph.workdir.child(f"exports/{to}").url)
+    step = export_step(graph.shards_step, to, tokenizer, eos_token)
+    return step, _run_and_export(graph, [step], output or graph.workdir.child(f"exports/{to}").url)
 
 
-def mix(
+def export_mixture(
     config: Config | Mapping[str, Any],
     *,
     mixture: str,
@@ -122,7 +126,9 @@ def mix(
     eos_token: str | None = None,
     output: str | None = None,
 ) -> tuple[Step, Folder]:
-    """Everything up to the shards, and their text in groups of a level of the tree with weights, as `mixture`'s trainer reads them.
+    """Run everything up to the shards, and export their text as weighted groups for the trainer `mixture`; return step and folder.
+
+    The groups are the nodes of one level of the cluster tree.
 
     Raises:
         UserError: as `export`; the tree has no such level.
@@ -131,68 +137,68 @@ def mix(
     graph = build_graph(config)
     if graph.config.schedule:
         raise ConfigError(
-            "--mixture: schedule is of shards, which are read in order; leave the section out, and give the trainer a second "
-            "mixture for the end of its training"
+            "--mixture cannot be combined with the section schedule, which needs ordered shards; remove the section, and give the "
+            "trainer a second mixture for the end of its training"
         )
-    corpus = (graph.windows(GENERALIST), graph.step("assign", GENERALIST), graph.step("cluster"), graph.step("weights"))
+    inputs = (graph.windows_step(GENERALIST), graph.step("assign", GENERALIST), graph.step("cluster"), graph.step("weights"))
     rephrased = graph.step("rephrase") if graph.config.rephrase else None
-    grouped = groups_step(graph.config, level, *corpus, rephrased, graph.step("sample"))
-    made = mixture_step(grouped, mixture, tokenizer, eos_token)
-    return made, _handed_over(graph, [grouped, made], output or graph.workdir.child(f"exports/{mixture}-level-{level}").url)
+    grouped = groups_step(graph.config, level, *inputs, rephrased, graph.step("sample"))
+    step = mixture_step(grouped, mixture, tokenizer, eos_token)
+    return step, _run_and_export(graph, [grouped, step], output or graph.workdir.child(f"exports/{mixture}-level-{level}").url)
 
 
-def _handed_over(graph: PipelineGraph, steps: Sequence[Step], output: str) -> Folder:
+def _run_and_export(graph: PipelineGraph, steps: Sequence[Step], output: str) -> Folder:
     folder = Folder(output)
-    begin_output(steps[-1], folder)
+    reserve_output(steps[-1], folder)
     with open_engine(graph) as engine:
         _curate(graph, "sample", engine)
         run_steps(graph, steps, engine)
-        hand_over(steps[-1], folder)
+        link_output(steps[-1], folder)
     return folder
 
 
-def _tell_made(graph: PipelineGraph, engine: Engine) -> None:
-    """What each step holds and took, unless nothing had to be done."""
+def _print_step_table(graph: PipelineGraph, engine: Engine) -> None:
+    """Print a table of all steps, unless all of them were cached."""
     steps = engine.progress.steps()
     if any(step["state"] == DONE for step in steps):
         console.print(Text(), build_step_table(read_step_rows(graph.workdir, steps), width=console.width))
 
 
-def _stage(until: str) -> Callable[[Config | Mapping[str, Any]], PipelineGraph]:
+def _make_stage_runner(until: str) -> Callable[[Config | Mapping[str, Any]], PipelineGraph]:
     def stage(config: Config | Mapping[str, Any]) -> PipelineGraph:
         return curate(config, until=until)
 
     stage.__name__ = until
-    stage.__doc__ = f"Run everything up to and with `{until}`, leaving out what is done; see `curate`."
+    stage.__doc__ = f"Run all pending steps up to and including `{until}`; see `curate`."
     return stage
 
 
-prepare, embed, cluster, weights, rephrase, sample = (_stage(name) for name in JOBS)
+prepare, embed, cluster, weights, rephrase, sample = (_make_stage_runner(name) for name in JOBS)
 
 
-def _steps_until(graph: PipelineGraph, until: str) -> Sequence[Step]:
+def _steps_up_to(graph: PipelineGraph, until: str) -> Sequence[Step]:
     if until == "rephrase" and graph.config.rephrase is None:
         raise ConfigError("the config has no section rephrase; add `rephrase: {model: …}` (README, Rewriting)")
     index = max(i for i, step in enumerate(graph.steps) if STAGES[step.stage].job == until)
     return graph.steps[: index + 1]
 
 
-def describe(graph: PipelineGraph, until: str) -> list[tuple[Step, str]]:
-    """Each step up to `until` with its state: done, how far it has come, or to do and why."""
-    return [(step, describe_state(step)) for step in _steps_until(graph, until)]
+def describe_steps(graph: PipelineGraph, until: str) -> list[tuple[Step, str]]:
+    """Each step up to `until` with its state: done, or pending with the finished parts or the changed settings."""
+    return [(step, describe_state(step)) for step in _steps_up_to(graph, until)]
 
 
-def reaches(until: str, stage: str) -> bool:
-    """Whether a run up to and with `until` gets to `stage`."""
+def includes_stage(until: str, stage: str) -> bool:
+    """Whether a run up to and including `until` includes `stage`."""
     return JOBS.index(until) >= JOBS.index(stage)
 
 
-def cost(graph: PipelineGraph) -> str | None:
-    """What rewriting will cost, in a sentence; None where nothing is rewritten, or it is done."""
+def describe_rewriting_cost(graph: PipelineGraph) -> str | None:
+    """The estimated cost of rewriting in a sentence; None if nothing is rewritten or rewriting is done."""
     if graph.config.rephrase is None or graph.step("rephrase").done:
         return None
     if not graph.step("weights").done:
-        return "rephrase: what it costs is known once weights is done; run jobs/weights.py, then ask again"
+        return "rephrase: the cost can be estimated once weights is done; run jobs/weights.py, then repeat --dry-run"
     from pipeline.stages.rephrase import estimate_cost
 
     return estimate_cost(graph.config, graph.step("weights"))

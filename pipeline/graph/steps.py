@@ -1,4 +1,4 @@
-"""Run those steps of a pipeline graph that are not done, and say why a step is not."""
+"""Run the pending steps of a pipeline graph, and explain why a step is pending."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from loguru import logger
 
 from pipeline.config import GENERALIST
 from pipeline.engine import Engine
-from pipeline.execution.fingerprint import differences
+from pipeline.execution.fingerprint import diff_identities
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import USAGE, Step
 from pipeline.graph.preflight import run_preflight_checks
@@ -15,60 +15,61 @@ from pipeline.results.step_table import format_step_row, read_step_rows
 from pipeline.storage import MANIFEST, Folder
 
 
-def run_steps(graph: PipelineGraph, steps: Sequence[Step], engine: Engine, *, explain: bool = True, draws: bool = True) -> None:
-    """Run those of some steps that are not done, one after the other; `explain` says what changed since an earlier run.
+def run_steps(graph: PipelineGraph, steps: Sequence[Step], engine: Engine, *, explain: bool = True, preflight: bool = True) -> None:
+    """Run the pending steps among `steps`, one after the other; `explain` logs what changed since an earlier run.
 
     Raises:
-        ConfigError: the run `draws`, and what it asks for cannot be.
+        ConfigError: `preflight` is true, and a preflight check fails.
     """
-    if draws:
+    if preflight:
         run_preflight_checks(graph)
-    first, there = engine.progress.add([(step.title, step.output) for step in steps]), 0
+    first, num_cached = engine.progress.add([(step.title, step.output) for step in steps]), 0
     for number, step in enumerate(steps, first):
         if step.done:
-            engine.progress.skip(number)
-            there += 1
+            engine.progress.mark_cached(number)
+            num_cached += 1
             continue
-        if there:
-            logger.info(_describe_cached(there, steps))
-            there = 0
+        if num_cached:
+            logger.info(_describe_cached(num_cached, steps))
+            num_cached = 0
         if explain:
-            _explain_new(step)
+            _log_changes(step)
         engine.start()
-        of_stage = engine.for_stage(step.stage)
+        stage_engine = engine.for_stage(step.stage)
         started = time.monotonic()
         with engine.progress.step(number):
-            step.run(of_stage)
-            usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(of_stage.usage)}
+            step.run(stage_engine)
+            usage = {"seconds": time.monotonic() - started, "workers": engine.num_workers, **vars(stage_engine.usage)}
             step.folder.write_json(USAGE, usage)
         logger.info(format_step_row(read_step_rows(graph.workdir, engine.progress.steps()[number : number + 1])[0]))
-        if draws and step is graph.windows(GENERALIST):
+        if preflight and step is graph.windows_step(GENERALIST):
             run_preflight_checks(graph)
-    if there:
-        logger.info(_describe_cached(there, steps))
+    if num_cached:
+        logger.info(_describe_cached(num_cached, steps))
 
 
-def _describe_cached(there: int, steps: Sequence[Step]) -> str:
-    return f"{there} of {len(steps)} steps {'are' if there > 1 else 'is'} cached"
+def _describe_cached(num_cached: int, steps: Sequence[Step]) -> str:
+    return f"{num_cached} of {len(steps)} steps {'are' if num_cached > 1 else 'is'} cached"
 
 
 def describe_state(step: Step) -> str:
+    """The state of a step: done, or pending with the number of finished parts, or with the changed settings."""
     if step.done:
         return "done"
     if present := len(step.folder.names(".parquet")):
         return f"pending, {present} parts are finished"
-    old = _nearest_other(step)
+    old = _find_most_similar_output(step)
     return f"pending: {'; '.join(old[1])}" if old else "pending"
 
 
-def _explain_new(step: Step) -> None:
-    """Say what changed where an output of other settings is there; it stays, in its own folder."""
-    if not step.folder.names() and (old := _nearest_other(step)):
-        logger.info(f"{step.title}: not as in {old[0].url} ({'; '.join(old[1])}), which stays")
+def _log_changes(step: Step) -> None:
+    """Log what changed if an output with other settings exists; it stays in its own folder."""
+    if not step.folder.names() and (old := _find_most_similar_output(step)):
+        logger.info(f"{step.title}: differs from {old[0].url} ({'; '.join(old[1])}); that output is kept")
 
 
-def _nearest_other(step: Step) -> tuple[Folder, list[str]] | None:
-    """The finished output of this stage and corpus that differs in the fewest fields, and these fields."""
+def _find_most_similar_output(step: Step) -> tuple[Folder, list[str]] | None:
+    """The finished output of this stage and corpus that differs in the fewest fields, and those fields."""
     stage_folder = step.workdir.child(step.stage)
     others = []
     for name in stage_folder.names():
@@ -77,5 +78,5 @@ def _nearest_other(step: Step) -> tuple[Folder, list[str]] | None:
         if manifest is None:
             continue  # unfinished
         if manifest.get("corpus", "") == step.corpus and manifest["fingerprint"] != step.fingerprint:
-            others.append((folder, differences(manifest["identity"], step.identity)))
+            others.append((folder, diff_identities(manifest["identity"], step.identity)))
     return min(others, key=lambda other: len(other[1]), default=None)

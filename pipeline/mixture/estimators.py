@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.arrays import F64, I64
-from pipeline.config import CLUSTER_WEIGHTED, NATURAL, Weights
+from pipeline.config import CLUSTER_WEIGHTED_ESTIMATORS, NATURAL, Weights
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_uniform
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
@@ -190,7 +190,7 @@ ESTIMATORS: dict[str, Estimator] = {
 RESAMPLING_ESTIMATORS: dict[str, ResamplingEstimator] = {
     "crisp": CRISP,
     "natural": NATURAL_ESTIMATOR,
-    **dict.fromkeys(CLUSTER_WEIGHTED, CRISP),
+    **dict.fromkeys(CLUSTER_WEIGHTED_ESTIMATORS, CRISP),
 }
 
 

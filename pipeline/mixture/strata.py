@@ -17,7 +17,6 @@ Shapes: N windows of a part, M windows with a leaf (or entries to merge), S spec
 with strata, C strata (by leaf, then by q, ascending), R rows of claims (specialists, then natural text), B bins.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -96,24 +95,10 @@ class Target:
     share_S: F64  # share of each specialist in the new corpus
     natural_share: float
 
-    def to_bytes(self) -> bytes:
-        """The target as a NumPy archive (`.npz`)."""
-        sink = io.BytesIO()
-        np.savez(sink, share_S=self.share_S, natural_share=self.natural_share, **vars(self.ratios))
-        return sink.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The target that `to_bytes` wrote."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            found = dict(arrays)
-        share_S, natural_share = found.pop("share_S"), float(found.pop("natural_share"))
-        return cls(ratios=(Odds if "log_mean_S" in found else Top)(**found), share_S=share_S, natural_share=natural_share)
-
     def ratios_of(self, leaf_N: Ints, score_NS: F32) -> tuple[F64, F64]:
         """(N, S) r of each specialist, and (N,) q; both 0 for windows without a leaf."""
         r_NS = np.where(np.asarray(leaf_N)[:, None] >= 0, np.exp(self.ratios.log_ratio(leaf_N, score_NS)), 0.0)
-        # Not r_NS @ share_S: the rounding of BLAS depends on the number of rows, and a window must get the same stratum each time.
+        # Not r_NS @ share_S: BLAS rounds by the number of rows, and a window's stratum must not depend on the size of its part.
         q_N = np.full(len(r_NS), self.natural_share)
         for s, share in enumerate(self.share_S):
             q_N += share * r_NS[:, s]
@@ -178,14 +163,15 @@ class StrataCounts:
         return cls(key_C=none, windows_C=none, tokens_C=none, mass_SC=none_S, unshared_SC=none_S)
 
     @classmethod
-    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: F32) -> Self:
-        """The counts of one part."""
+    def of_part(cls, target: Target, leaf_N: Ints, tokens_N: Ints, score_NS: F32) -> tuple[NDArray[np.int16], Self]:
+        """(N,) the stratum within its cluster of each window of a part, any for a window without a leaf; and the part's counts."""
+        r_NS, q_N = target.ratios_of(leaf_N, score_NS)
+        stratum_N = _find_strata(q_N)
         keep_N = np.asarray(leaf_N) >= 0
-        leaf_M, tokens_M = np.asarray(leaf_N)[keep_N].astype(np.int64), np.asarray(tokens_N)[keep_N].astype(np.int64)
-        r_MS, q_M = target.ratios_of(leaf_M, score_NS[keep_N])
-        unshared_SM = to_fixed_point(tokens_M * r_MS.T)
-        mass_SM = to_fixed_point(tokens_M * target.share_S[:, None] * r_MS.T)
-        return cls._merged(_make_keys(leaf_M, q_M), np.ones_like(tokens_M), tokens_M, mass_SM, unshared_SM)
+        tokens_M, r_SM = np.asarray(tokens_N)[keep_N].astype(np.int64), r_NS[keep_N].T
+        key_M = _make_keys(np.asarray(leaf_N)[keep_N], stratum_N[keep_N])
+        mass_SM = to_fixed_point(tokens_M * target.share_S[:, None] * r_SM)
+        return stratum_N, cls._merged(key_M, np.ones_like(tokens_M), tokens_M, mass_SM, to_fixed_point(tokens_M * r_SM))
 
     def add(self, other: Self) -> Self:
         """This and another state, merged."""
@@ -247,9 +233,9 @@ class Strata:
     def leaf_C(self) -> I64:
         return self.key_C >> 16
 
-    def index_of(self, leaf_N: Ints, q_N: F64) -> I64:
-        """(N,) the index of each window's stratum, given its q; any index for windows without a leaf."""
-        key_N = _make_keys(np.maximum(leaf_N, 0).astype(np.int64), q_N)
+    def index_of(self, leaf_N: Ints, stratum_N: Ints) -> I64:
+        """(N,) the index of each window's stratum, given its leaf and its stratum there; any index for windows without a leaf."""
+        key_N = _make_keys(np.maximum(leaf_N, 0), stratum_N)
         row_N = np.minimum(np.searchsorted(self.key_C, key_N), len(self.key_C) - 1)
         assert (self.key_C[row_N] == key_N)[np.asarray(leaf_N) >= 0].all(), "a window's stratum is missing from strata.parquet"
         return row_N
@@ -282,10 +268,15 @@ def _find_bins(log_weight_SL: F64, sharpness: float, leaf_N: Ints, score_NS: F32
     return np.asarray(np.clip(np.rint(log_NS * _PER_NAT), -_BIN_OFFSET, _BIN_OFFSET - 1), np.int64)
 
 
-def _make_keys(leaf_N: I64, q_N: F64) -> I64:
+def _find_strata(q_N: F64) -> NDArray[np.int16]:
+    """(N,) the eighth of a nat that log q lies in; the lowest stratum for q = 0."""
     with np.errstate(divide="ignore"):
         stratum_N = np.floor(np.log(q_N) / _STRATUM_NATS)
-    return np.asarray((leaf_N << 16) + np.clip(stratum_N, -_BIN_OFFSET, _BIN_OFFSET - 1).astype(np.int64) + _BIN_OFFSET, np.int64)
+    return np.clip(stratum_N, -_BIN_OFFSET, _BIN_OFFSET - 1).astype(np.int16)
+
+
+def _make_keys(leaf_N: Ints, stratum_N: Ints) -> I64:
+    return np.asarray((leaf_N.astype(np.int64) << 16) + stratum_N.astype(np.int64) + _BIN_OFFSET, np.int64)
 
 
 def _sum_tokens_by_bin(bin_NS: I64, tokens_N: Ints, keep_NS: NDArray[np.bool_] | None = None) -> I64:

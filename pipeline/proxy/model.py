@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from pipeline.arrays import F64, I64
 from pipeline.execution.processor import processor_has_bf16
 from pipeline.proxy.settings import SHAPES, ProxySettings
-from pipeline.proxy.tokens import encode_each, end_token
+from pipeline.proxy.tokens import encode_texts, get_end_token_id
 
-# Most contexts and most logits in a batch that is scored; the logits take half a gigabyte in float32.
-_SCORED_TOGETHER = 64
-_MOST_LOGITS = 1 << 27
+# Limits of a batch whose bits are measured; the logits take at most half a gigabyte in float32.
+_MAX_BATCH_CONTEXTS = 64
+_MAX_BATCH_LOGITS = 1 << 27
 
 
 def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
@@ -36,8 +36,8 @@ def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
         head_dim=shape.width // shape.heads,
         max_position_embeddings=settings.context,
         tie_word_embeddings=True,
-        bos_token_id=end_token(tokenizer),
-        eos_token_id=end_token(tokenizer),
+        bos_token_id=get_end_token_id(tokenizer),
+        eos_token_id=get_end_token_id(tokenizer),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def make_model(settings: ProxySettings, tokenizer: Tokenizer, seed: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Score:
+class CodeLength:
     """Code length of each document under a model, in bits, and its size in bytes of UTF-8."""
 
     bits_D: F64
@@ -58,8 +58,8 @@ class Score:
 
 
 @torch.inference_mode()
-def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: ProxySettings) -> Score:
-    """The bits that the model needs to encode each text, including its end token.
+def measure_bits(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: ProxySettings) -> CodeLength:
+    """Measure the bits that the model needs to encode each text, including its end token.
 
     Long texts are cut into contexts that overlap by half, so that each token after the first context is predicted from at least
     half a context. Bits are divided by bytes, not by tokens, so that results with different tokenizers are comparable.
@@ -69,14 +69,14 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
     bits_D = np.zeros(len(texts))
     batch: list[tuple[int, I64, int]] = []
 
-    def flush() -> None:
+    def measure_batch() -> None:
         longest = max(len(tokens) for _, tokens, _ in batch)
         input_BT = torch.zeros((len(batch), longest), dtype=torch.long)
         counted_BT = torch.zeros((len(batch), longest), dtype=torch.bool)
         for row, (_, tokens, first) in enumerate(batch):
             input_BT[row, : len(tokens)] = torch.from_numpy(tokens)
             counted_BT[row, first : len(tokens)] = True
-        with autocast(settings, device):
+        with autocast_context(settings, device):
             logits = model(input_BT.to(device), use_cache=False).logits[:, :-1]
         nats_BT = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), input_BT[:, 1:].to(device), reduction="none"
@@ -87,25 +87,25 @@ def score(model: Any, tokenizer: Tokenizer, texts: Sequence[str], settings: Prox
         batch.clear()
 
     # Sort by length, so that batches contain little padding.
-    together = min(_SCORED_TOGETHER, max(1, _MOST_LOGITS // (settings.context * model.config.vocab_size)))
-    pieces = sorted(_contexts(tokenizer, texts, settings.context), key=lambda piece: len(piece[1]))
-    for piece in pieces:
-        batch.append(piece)
-        if len(batch) == together:
-            flush()
+    batch_size = min(_MAX_BATCH_CONTEXTS, max(1, _MAX_BATCH_LOGITS // (settings.context * model.config.vocab_size)))
+    contexts = sorted(_cut_contexts(tokenizer, texts, settings.context), key=lambda context: len(context[1]))
+    for context in contexts:
+        batch.append(context)
+        if len(batch) == batch_size:
+            measure_batch()
     if batch:
-        flush()
-    return Score(bits_D, np.array([len(text.encode()) for text in texts], np.int64))
+        measure_batch()
+    return CodeLength(bits_D, np.array([len(text.encode()) for text in texts], np.int64))
 
 
-def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[tuple[int, I64, int]]:
-    """For each context: the document number, the tokens, and the position of the first token that is counted.
+def _cut_contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[tuple[int, I64, int]]:
+    """Yield for each context: the document number, the tokens, and the position of the first token that is counted.
 
     Each text begins with an end token, from which its first token is predicted. Every token after it is counted exactly once.
     """
-    end = end_token(tokenizer)
-    for document, of_text in enumerate(encode_each(tokenizer, texts)):
-        tokens = np.concatenate([[end], of_text]).astype(np.int64)
+    end_id = get_end_token_id(tokenizer)
+    for document, text_tokens in enumerate(encode_texts(tokenizer, texts)):
+        tokens = np.concatenate([[end_id], text_tokens]).astype(np.int64)
         counted = 1
         start = 0
         while counted < len(tokens):
@@ -115,8 +115,8 @@ def _contexts(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator
             start = stop - size // 2
 
 
-def autocast(settings: ProxySettings, device: torch.device) -> Any:
-    """A context manager that enables bf16 if `precision` is bf16, or auto and the hardware has bf16; otherwise it does nothing."""
+def autocast_context(settings: ProxySettings, device: torch.device) -> Any:
+    """A context manager that enables bf16 if `precision` is bf16, or auto on hardware with bf16; otherwise it does nothing."""
     has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else processor_has_bf16()
-    wanted = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    enabled = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 _END = "<|end|>"  # ends each document; the first token of a text is predicted from it
-_CHUNK = 512  # texts encoded in one call
+_TEXTS_PER_CALL = 512
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -33,35 +33,35 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def end_token(tokenizer: Tokenizer) -> int:
+def get_end_token_id(tokenizer: Tokenizer) -> int:
     """The id of the token that ends a document."""
     return int(tokenizer.token_to_id(_END) or 0)  # id 0: special tokens come first
 
 
-def encode_each(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[NDArray[np.uint16]]:
-    """The tokens of each text, followed by the end token.
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[NDArray[np.uint16]]:
+    """Yield the tokens of each text, followed by the end token.
 
-    A text that contains the spelling of the end token is encoded as ordinary characters.
+    If a text spells the end token, the spelling is encoded as ordinary characters.
     """
-    end = end_token(tokenizer)
+    end_id = get_end_token_id(tokenizer)
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
-    rest = iter(texts)
-    while chunk := list(itertools.islice(rest, _CHUNK)):
+    remaining = iter(texts)
+    while chunk := list(itertools.islice(remaining, _TEXTS_PER_CALL)):
         for encoding in plain.encode_batch_fast(chunk, add_special_tokens=False):
-            yield np.array([*encoding.ids, end], np.uint16)
+            yield np.array([*encoding.ids, end_id], np.uint16)
 
 
-def encode(tokenizer: Tokenizer, texts: Iterable[str], most: int) -> NDArray[np.uint16]:
-    """(N,) the concatenated tokens of all texts, truncated to `most` tokens.
+def encode_corpus(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int) -> NDArray[np.uint16]:
+    """(N,) the concatenated tokens of all texts, truncated to `max_tokens` tokens.
 
     Texts are read in chunks of 512, so up to 511 texts beyond the last one needed are read.
     """
-    pieces: list[NDArray[np.uint16]] = []
-    held = 0
-    for tokens in encode_each(tokenizer, texts):
-        pieces.append(tokens)
-        held += len(tokens)
-        if held >= most:
+    encoded: list[NDArray[np.uint16]] = []
+    num_tokens = 0
+    for tokens in encode_texts(tokenizer, texts):
+        encoded.append(tokens)
+        num_tokens += len(tokens)
+        if num_tokens >= max_tokens:
             break
-    return np.concatenate(pieces)[:most] if pieces else np.empty(0, np.uint16)
+    return np.concatenate(encoded)[:max_tokens] if encoded else np.empty(0, np.uint16)

@@ -18,17 +18,17 @@ from tokenizers import Tokenizer
 from pipeline.arrays import F64, I64
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_hash
-from pipeline.proxy.model import Score, autocast, make_model, score
+from pipeline.proxy.model import CodeLength, autocast_context, make_model, measure_bits
 from pipeline.proxy.optimiser import make_optimisers
 from pipeline.proxy.settings import ProxySettings
 from pipeline.storage import Folder
 
-STATE = "state.safetensors"  # the checkpoint; not needed after training has finished
+CHECKPOINT = "state.safetensors"  # not needed after training has finished
 _CURVE = "curve.json"
 _WEIGHT = "weight"
-_WARM_UP = 0.05  # fraction of the steps
-_LAST_RATE = 0.1  # final learning rate as a fraction of the peak
-_MOST_NORM = 1.0  # gradients are clipped to this norm
+_WARM_UP_FRACTION = 0.05  # fraction of the steps
+_FINAL_RATE = 0.1  # final learning rate as a fraction of the peak
+_MAX_GRADIENT_NORM = 1.0  # gradients are clipped to this norm
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Point:
 
     step: int
     tokens: int  # trained on so far
-    epochs: float  # passes over the corpus so far
+    epochs: float  # over the corpus so far
     loss: float  # nats per token, mean over the steps since the previous point
-    bits_per_byte: Mapping[str, float]  # of each held-out set
+    bits_per_byte: Mapping[str, float]  # of each held-out text
     seconds: float  # of training so far, without evaluations
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """The result of one training."""
 
     points: Sequence[Point]
-    bits: Mapping[str, F64]  # by held-out set: (D,) bits of each document at the end of training
+    bits: Mapping[str, F64]  # by held-out text: (D,) bits of each document at the end of training
 
 
 def train(
@@ -59,8 +59,8 @@ def train(
     folder: Folder,
     held_out: Mapping[str, Sequence[str]],
     threads: int = 1,
-) -> Trained:
-    """Train from random weights. An interrupted call resumes from its last point in `folder` and gives the same result.
+) -> TrainingResult:
+    """Train from random weights. An interrupted training resumes from its checkpoint in `folder` and gives the same result.
 
     The corpus is cut into contexts, which each epoch visits in a new random order; `seed` determines the initial weights and this
     order. The learning rate follows a linear warm-up and a cosine decay. On a CPU, the last bits of the result depend on `threads`.
@@ -68,44 +68,47 @@ def train(
     Raises:
         InputError: the corpus has fewer contexts than one step uses.
     """
-    contexts_CT = _contexts(tokens_N, settings)
+    contexts_CT = _cut_contexts(tokens_N, settings)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(settings, tokenizer, seed).to(device)
     optimisers = make_optimisers(model, settings.learning_rate, settings.weight_decay)
-    points = _restore(folder, model, optimisers)
+    points = _load_checkpoint(folder, model, optimisers)
     stops = sorted({max(1, round(settings.steps * (i + 1) / settings.evaluations)) for i in range(settings.evaluations)})
-    scores: dict[str, Score] = {}
+    code_lengths: dict[str, CodeLength] = {}
     for stop in stops[len(points) :]:
-        before = points[-1] if points else Point(0, 0, 0.0, 0.0, {}, 0.0)
+        previous = points[-1] if points else Point(0, 0, 0.0, 0.0, {}, 0.0)
         started = time.monotonic()
-        loss = _steps(model, optimisers, contexts_CT, settings, seed, range(before.step, stop), device)
-        seconds = before.seconds + time.monotonic() - started
-        scores = _scores(model, tokenizer, held_out, settings)
-        of_set = {name: found.bits_per_byte for name, found in scores.items()}
-        trained = stop * settings.batch * settings.context
-        points.append(Point(stop, trained, trained / contexts_CT.size, loss, of_set, seconds))
-        _keep(folder, model, optimisers, points)
-    scores = scores or _scores(model, tokenizer, held_out, settings)  # empty if a finished training was resumed
-    return Trained(points, {name: found.bits_D for name, found in scores.items()})
+        loss = _run_steps(model, optimisers, contexts_CT, settings, seed, range(previous.step, stop), device)
+        seconds = previous.seconds + time.monotonic() - started
+        code_lengths = _measure_all(model, tokenizer, held_out, settings)
+        bits_per_byte = {name: code_length.bits_per_byte for name, code_length in code_lengths.items()}
+        num_tokens = stop * settings.batch * settings.context
+        points.append(Point(stop, num_tokens, num_tokens / contexts_CT.size, loss, bits_per_byte, seconds))
+        _save_checkpoint(folder, model, optimisers, points)
+    if not code_lengths:  # a finished training was resumed
+        code_lengths = _measure_all(model, tokenizer, held_out, settings)
+    return TrainingResult(points, {name: code_length.bits_D for name, code_length in code_lengths.items()})
 
 
-def _scores(model: Any, tokenizer: Tokenizer, held_out: Mapping[str, Sequence[str]], settings: ProxySettings) -> dict[str, Score]:
-    return {name: score(model, tokenizer, texts, settings) for name, texts in held_out.items()}
+def _measure_all(
+    model: Any, tokenizer: Tokenizer, held_out: Mapping[str, Sequence[str]], settings: ProxySettings
+) -> dict[str, CodeLength]:
+    return {name: measure_bits(model, tokenizer, texts, settings) for name, texts in held_out.items()}
 
 
-def _contexts(tokens_N: NDArray[np.uint16], settings: ProxySettings) -> NDArray[np.uint16]:
+def _cut_contexts(tokens_N: NDArray[np.uint16], settings: ProxySettings) -> NDArray[np.uint16]:
     """(C, T) full contexts; the remainder at the end of the corpus is discarded."""
-    count = len(tokens_N) // settings.context
-    if count < settings.batch:
+    num_contexts = len(tokens_N) // settings.context
+    if num_contexts < settings.batch:
         raise InputError(
-            f"the corpus has {len(tokens_N):,} tokens, and a step of training takes {settings.batch * settings.context:,}; give "
-            "more text, or lower proxy.batch or proxy.context"
+            f"the corpus has {len(tokens_N):,} tokens, but a training step needs {settings.batch * settings.context:,}; add text, "
+            "or lower proxy.batch or proxy.context"
         )
-    return tokens_N[: count * settings.context].reshape(count, settings.context)
+    return tokens_N[: num_contexts * settings.context].reshape(num_contexts, settings.context)
 
 
-def _steps(
+def _run_steps(
     model: Any,
     optimisers: Sequence[torch.optim.Optimizer],
     contexts_CT: NDArray[np.uint16],
@@ -117,45 +120,46 @@ def _steps(
     """Run the training steps in `steps`; return their mean loss in nats per token."""
     model.train()
     total = 0.0
-    for step, rows_B in zip(steps, _order(len(contexts_CT), settings.batch, seed, steps), strict=True):
+    for step, rows_B in zip(steps, _shuffle_contexts(len(contexts_CT), settings.batch, seed, steps), strict=True):
         for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * _rate(step, settings.steps)
+                group["lr"] = settings.learning_rate * _compute_rate_factor(step, settings.steps)
         input_BT = torch.from_numpy(contexts_CT[rows_B].astype(np.int64)).to(device)
-        with autocast(settings, device):
+        with autocast_context(settings, device):
             loss = model(input_BT, labels=input_BT, use_cache=False).loss
         model.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _MOST_NORM)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
         for optimiser in optimisers:
             optimiser.step()
         total += loss.item()
     return total / max(1, len(steps))
 
 
-def _order(count: int, batch: int, seed: int, steps: range) -> Iterator[I64]:
-    """The row numbers of each step. Every epoch visits each row once, in its own random order; a step may span two epochs."""
+def _shuffle_contexts(num_contexts: int, batch: int, seed: int, steps: range) -> Iterator[I64]:
+    """Yield the context numbers of each step. An epoch visits each context once, in a random order; a step may span two epochs."""
     epoch, order_C = -1, np.empty(0, np.int64)
     for step in steps:
         rows: list[int] = []
-        for place in range(step * batch, (step + 1) * batch):
-            if place // count != epoch:
-                epoch = place // count
-                key_C = keyed_hash(np.arange(count, dtype=np.uint64), seed=seed, purpose="proxy.order", copy=epoch)
+        for position in range(step * batch, (step + 1) * batch):
+            if position // num_contexts != epoch:
+                epoch = position // num_contexts
+                key_C = keyed_hash(np.arange(num_contexts, dtype=np.uint64), seed=seed, purpose="proxy.order", copy=epoch)
                 order_C = np.argsort(key_C, kind="stable")
-            rows.append(int(order_C[place % count]))
+            rows.append(int(order_C[position % num_contexts]))
         yield np.array(rows)
 
 
-def _rate(step: int, steps: int) -> float:
+def _compute_rate_factor(step: int, num_steps: int) -> float:
     """The learning rate of a step as a fraction of the peak."""
-    warm = max(1.0, _WARM_UP * steps)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return float(_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1.0, steps - warm))))
+    warm_up_steps = max(1.0, _WARM_UP_FRACTION * num_steps)
+    if step < warm_up_steps:
+        return (step + 1) / (warm_up_steps + 1)
+    angle = np.pi * (step - warm_up_steps) / max(1.0, num_steps - warm_up_steps)
+    return float(_FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + np.cos(angle)))
 
 
-def _keep(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer], points: Sequence[Point]) -> None:
+def _save_checkpoint(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer], points: Sequence[Point]) -> None:
     """Save weights, optimiser state and the points so far. One file keeps them consistent; it uses no pickle."""
     tensors = {f"{_WEIGHT}.{name}": parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -163,16 +167,16 @@ def _keep(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer
             for kind, tensor in optimiser.state.get(parameter, {}).items():
                 tensors[f"{kind}.{name}"] = tensor.cpu().contiguous()
     curve = json.dumps([asdict(point) for point in points], sort_keys=True)
-    folder.write_bytes(STATE, safetensors.torch.save(tensors, metadata={_CURVE: curve}))
+    folder.write_bytes(CHECKPOINT, safetensors.torch.save(tensors, metadata={_CURVE: curve}))
 
 
-def _restore(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer]) -> list[Point]:
-    """Load the saved state into the model and the optimisers; return the points so far, none if nothing was saved."""
-    if not folder.exists(STATE):
+def _load_checkpoint(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimizer]) -> list[Point]:
+    """Load the checkpoint into the model and the optimisers; return the points so far, or none if no checkpoint was saved."""
+    if not folder.exists(CHECKPOINT):
         return []
-    data = folder.read_bytes(STATE)
+    data = folder.read_bytes(CHECKPOINT)
     parameters = dict(model.named_parameters())
-    optimiser_of = {
+    optimiser_by_parameter = {
         parameter: optimiser for optimiser in optimisers for group in optimiser.param_groups for parameter in group["params"]
     }
     for key, tensor in safetensors.torch.load(data).items():
@@ -182,7 +186,7 @@ def _restore(folder: Folder, model: Any, optimisers: Sequence[torch.optim.Optimi
             with torch.no_grad():
                 parameter.copy_(tensor)
         else:  # AdamW's step count, a scalar, stays on the CPU
-            optimiser_of[parameter].state[parameter][kind] = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
+            optimiser_by_parameter[parameter].state[parameter][kind] = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
     # A safetensors file begins with the length of its JSON header in 8 bytes.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return [Point(**point) for point in json.loads(header["__metadata__"][_CURVE])]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A document that a step dropped: the step's index in the config, its reason, and the beginning of the text at that point."""
+    """A document that a refining step dropped: index of the step in the config, reason, and beginning of the text at that point."""
 
     step: int
     reason: str
     text: str
 
 
-class StepError(Exception):
+class RefiningError(Exception):
     """A refining step failed on a document; the document is quarantined."""

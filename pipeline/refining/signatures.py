@@ -14,7 +14,7 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 from datatrove.utils.text import ngrams, simplify_text
 from numpy.typing import NDArray
 
-from pipeline.text.ngrams import pieces
+from pipeline.text.ngrams import iter_pieces
 
 PIECE_CHARACTERS = 1_000_000  # a long novel; its words take about 60 MB
 _BLOCK_SHINGLES = 4096  # × 240 hashes × 8 bytes = 8 MB
@@ -33,12 +33,12 @@ class BoundedSignature(MinhashDedupSignature):  # type: ignore[misc]
     def get_shingles(self, text: str) -> NDArray[np.uint64]:
         """Return (S, 1) hashes of the shingles, the n-grams of `config.n_grams` words."""
         n = self.config.n_grams
-        before: list[str] = []
+        last_words: list[str] = []
         hashes: list[NDArray[np.uint64]] = []
-        for piece in pieces(text, self.piece_characters):
-            words = before + self.word_tokenizer.word_tokenize(simplify_text(piece, self.config.norm_config))
-            hashes.append(np.fromiter((self._hash_func(" ".join(run)) for run in ngrams(words, n)), np.uint64))
-            before = words[max(0, len(words) - n + 1) :]
+        for piece in iter_pieces(text, self.piece_characters):
+            words = last_words + self.word_tokenizer.word_tokenize(simplify_text(piece, self.config.norm_config))
+            hashes.append(np.fromiter((self._hash_func(" ".join(ngram)) for ngram in ngrams(words, n)), np.uint64))
+            last_words = words[max(0, len(words) - n + 1) :]
         return np.concatenate(hashes).reshape(-1, 1)
 
     def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
@@ -48,5 +48,5 @@ class BoundedSignature(MinhashDedupSignature):  # type: ignore[misc]
             for begin in range(0, len(shingles), _BLOCK_SHINGLES):
                 yield np.array(super(BoundedSignature, self).get_signature(shingles[begin : begin + _BLOCK_SHINGLES]), np.uint64)
 
-        least_KH: list[list[int]] = functools.reduce(np.minimum, signatures()).tolist()
-        return least_KH
+        min_KH: list[list[int]] = functools.reduce(np.minimum, signatures()).tolist()
+        return min_KH

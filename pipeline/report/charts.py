@@ -10,20 +10,26 @@ from typing import Any
 Spec = dict[str, Any]
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # identifies the grammar; never fetched
-_MOVERS = 10  # clusters shown of those that gained most, and of those that lost most
-_SMALLEST, _LARGEST = 12, 900  # area of a mark on the map, in square pixels
-_FOLD = 4.0  # log2: weights from 16 up have the strongest colour, or a few extremes would make all others pale
-_ROW = 22  # pixels
-_ROOT = {"type": "sqrt"}  # for shares: a few are large, and the small ones must stay visible
+_MAX_MOVERS = 10  # clusters that gained most, and as many that lost most
+_MIN_AREA, _MAX_AREA = 12, 900  # of a mark on the map, in square pixels
+_MAX_LOG2_WEIGHT = 4.0  # weights from 16 up have the strongest colour, or a few extremes would make all others pale
+_ROW_PX = 22
+_SQRT = {"type": "sqrt"}  # for shares: a few are large, and the small ones must stay visible
 
 
-def drawn_map() -> Spec:
+def build_map() -> Spec:
     """The map of the clusters: area by tokens, colour by log2 of the weight, wheel and drag to zoom and pan.
 
     The page's script supplies its data set, `nodes`.
     """
-    fold = {"domainMin": -_FOLD, "domainMid": 0, "domainMax": _FOLD, "range": ["$less", "$middle", "$more"], "clamp": True}
-    return _chart(
+    scale = {
+        "domainMin": -_MAX_LOG2_WEIGHT,
+        "domainMid": 0,
+        "domainMax": _MAX_LOG2_WEIGHT,
+        "range": ["$less", "$middle", "$more"],
+        "clamp": True,
+    }
+    return _build_chart(
         {"name": "nodes", "values": []},
         {
             "height": 520,
@@ -42,15 +48,15 @@ def drawn_map() -> Spec:
                 "size": {
                     "field": "size",
                     "type": "quantitative",
-                    "scale": {"type": "linear", "domainMin": 0, "range": [_SMALLEST, _LARGEST]},
+                    "scale": {"type": "linear", "domainMin": 0, "range": [_MIN_AREA, _MAX_AREA]},
                     "legend": None,
                 },
                 "color": {
-                    "field": "fold",
+                    "field": "log2_weight",
                     "type": "quantitative",
-                    "scale": fold,
+                    "scale": scale,
                     "legend": {
-                        "title": "times the corpus's share",
+                        "title": "weight",
                         "orient": "bottom",
                         "direction": "horizontal",
                         "gradientLength": 220,
@@ -61,19 +67,19 @@ def drawn_map() -> Spec:
                 "order": {"field": "size", "sort": "descending"},
                 "tooltip": [
                     {"field": "title", "title": "cluster"},
-                    {"field": "name", "title": "words"},
+                    {"field": "name", "title": "name"},
                     {"field": "before", "title": "in the corpus", "format": ".2%"},
                     {"field": "sample", "title": "in the sample", "format": ".2%"},
                     {"field": "after", "title": "in the new corpus", "format": ".2%"},
-                    {"field": "times", "title": "weight"},
+                    {"field": "weight", "title": "weight"},
                 ],
             },
         },
     )
 
 
-def dots(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]], label: str) -> Spec:
-    """A dot plot of shares: one line per row, in the order given, with one dot per series.
+def build_dot_plot(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]], label: str) -> Spec:
+    """A dot plot of shares: one line per row, in the given order, with one dot per series.
 
     Args:
         rows: each with its name under `label` and a share under the field of each series.
@@ -93,7 +99,7 @@ def dots(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]],
         "title": None,
         "axis": {"grid": True, "ticks": False, "labelPadding": 10},
     }
-    x = {"field": "share", "type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _ROOT}
+    x = {"field": "share", "type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _SQRT}
     line = {
         "mark": {"type": "rule", "color": "$line", "strokeWidth": 2},
         "encoding": {"x": {"aggregate": "min", **x}, "x2": {"aggregate": "max", "field": "share"}},
@@ -102,22 +108,22 @@ def dots(rows: Sequence[dict[str, Any]], series: Sequence[tuple[str, str, str]],
         "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "tooltip": True},
         "encoding": {
             "x": x,
-            "color": _series(series),
+            "color": _encode_series(series),
             "shape": {"field": "series", "type": "nominal", "scale": {"domain": names, "range": _SHAPES[: len(names)]}},
             "tooltip": [
                 {"field": "row", "title": label},
-                {"field": "series", "title": "of"},
+                {"field": "series", "title": "in"},
                 {"field": "share", "title": "share", "format": ".2%"},
             ],
         },
     }
-    return _chart({"values": values}, {"height": _ROW * len(rows), "encoding": {"y": y}, "layer": [line, points]})
+    return _build_chart({"values": values}, {"height": _ROW_PX * len(rows), "encoding": {"y": y}, "layer": [line, points]})
 
 
 _SHAPES = ["circle", "diamond", "square", "triangle-up", "cross"]
 
 
-def _series(series: Sequence[tuple[str, str, str]]) -> Spec:
+def _encode_series(series: Sequence[tuple[str, str, str]]) -> Spec:
     return {
         "field": "series",
         "type": "nominal",
@@ -126,18 +132,18 @@ def _series(series: Sequence[tuple[str, str, str]]) -> Spec:
     }
 
 
-def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
+def build_interval_plot(rows: Sequence[dict[str, Any]]) -> Spec:
     """A specialist's estimated share of each cluster with its 90% interval, next to the shares of its sample and of the corpus.
 
     Each row has `row` (the cluster's title), `share`, `low`, `high`, `sample` and `before`; `low` and `high` may be None.
     """
     y = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": {"grid": True, "ticks": False, "labelPadding": 10}}
-    x = {"type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _ROOT}
+    x = {"type": "quantitative", "title": None, "axis": {"format": "~%", "tickCount": 6}, "scale": _SQRT}
     tooltip = [
         {"field": "row", "title": "cluster"},
-        {"field": "share", "title": "asked for", "format": ".2%"},
-        {"field": "low", "title": "from", "format": ".2%"},
-        {"field": "high", "title": "to", "format": ".2%"},
+        {"field": "share", "title": "in the mixture", "format": ".2%"},
+        {"field": "low", "title": "5th percentile", "format": ".2%"},
+        {"field": "high", "title": "95th percentile", "format": ".2%"},
         {"field": "sample", "title": "in the sample", "format": ".2%"},
         {"field": "before", "title": "in the corpus", "format": ".2%"},
     ]
@@ -159,31 +165,31 @@ def intervals(rows: Sequence[dict[str, Any]]) -> Spec:
             "encoding": {"x": {"field": "before", **x}, "tooltip": tooltip},
         },
     ]
-    known = any(row["low"] is not None for row in rows)  # without any interval, the interval layer would have no scale
-    layer = layer if known else layer[1:]
-    return _chart({"values": list(rows)}, {"height": _ROW * len(rows), "encoding": {"y": y}, "layer": layer})
+    has_intervals = any(row["low"] is not None for row in rows)  # without any interval, the interval layer would have no scale
+    layer = layer if has_intervals else layer[1:]
+    return _build_chart({"values": list(rows)}, {"height": _ROW_PX * len(rows), "encoding": {"y": y}, "layer": layer})
 
 
-def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
-    """The expected error of the mixture (`share`) over multiples of the sample size (`times`)."""
+def build_error_plot(rows: Sequence[dict[str, Any]]) -> Spec:
+    """The expected error of the mixture (`share`) over multiples of the sample size (`multiple`)."""
     encoding = {
         "x": {
-            "field": "times",
+            "field": "multiple",
             "type": "quantitative",
             "scale": {"type": "log", "base": 2},
-            "axis": {"labelExpr": "datum.value + '×'", "values": sorted({row["times"] for row in rows}), "grid": False},
-            "title": "documents of the sample",
+            "axis": {"labelExpr": "datum.value + '×'", "values": sorted({row["multiple"] for row in rows}), "grid": False},
+            "title": "documents in the sample, as a multiple of now",
         },
         "y": {
             "field": "share",
             "type": "quantitative",
             "axis": {"format": "~%", "tickCount": 4},
-            "title": "in other clusters",
+            "title": "share in other clusters",
             "scale": {"zero": True},
         },
         "tooltip": [
-            {"field": "times", "title": "times the sample"},
-            {"field": "share", "title": "in other clusters", "format": ".1%"},
+            {"field": "multiple", "title": "multiple of the sample"},
+            {"field": "share", "title": "expected share in other clusters", "format": ".1%"},
         ],
     }
     mark = {
@@ -193,22 +199,22 @@ def more_sample(rows: Sequence[dict[str, Any]]) -> Spec:
         "strokeWidth": 2,
         "tooltip": True,
     }
-    return _chart({"values": list(rows)}, {"height": 180, "mark": mark, "encoding": encoding})
+    return _build_chart({"values": list(rows)}, {"height": 180, "mark": mark, "encoding": encoding})
 
 
-def passes(rows: Sequence[dict[str, Any]]) -> Spec:
-    """Tokens of the new corpus by copy number (`pass`, from 1) and origin."""
+def build_copies_plot(rows: Sequence[dict[str, Any]]) -> Spec:
+    """Tokens of the new corpus by copy number (`copy`, from 1) and origin."""
     encoding = {
-        "x": {"field": "pass", "type": "ordinal", "title": "copy of a window", "axis": {"labelAngle": 0}},
+        "x": {"field": "copy", "type": "ordinal", "title": "copy number of the window", "axis": {"labelAngle": 0}},
         "y": {"field": "tokens", "type": "quantitative", "title": "tokens", "axis": {"format": "~s", "tickCount": 5}},
-        "color": _series([("origin", "raw", "$after"), ("origin", "rephrased", "$sample")])
+        "color": _encode_series([("origin", "raw", "$after"), ("origin", "rephrased", "$sample")])
         | {"field": "origin", "legend": {"title": None, "orient": "top"} if len({row["origin"] for row in rows}) > 1 else None},
-        "tooltip": [{"field": "pass", "title": "copy"}, {"field": "origin"}, {"field": "tokens", "format": ","}],
+        "tooltip": [{"field": "copy", "title": "copy number"}, {"field": "origin"}, {"field": "tokens", "format": ","}],
     }
-    return _chart({"values": list(rows)}, {"height": 220, "mark": {"type": "bar", "tooltip": True}, "encoding": encoding})
+    return _build_chart({"values": list(rows)}, {"height": 220, "mark": {"type": "bar", "tooltip": True}, "encoding": encoding})
 
 
-def epochs(rows: Sequence[dict[str, Any]], cap: float | None) -> Spec:
+def build_epochs_plot(rows: Sequence[dict[str, Any]], cap: float | None) -> Spec:
     """Epochs of each cluster over its generalist tokens, with a line at the cap on epochs; `cap` None draws no line."""
     points = {
         "data": {"values": list(rows)},
@@ -219,30 +225,30 @@ def epochs(rows: Sequence[dict[str, Any]], cap: float | None) -> Spec:
                 "type": "quantitative",
                 "scale": {"type": "log", "nice": False, "padding": 8},
                 "axis": {"format": "~s", "tickCount": 5, "grid": False},
-                "title": "tokens that the cluster holds",
+                "title": "generalist tokens in the cluster",
             },
-            "y": {"field": "epochs", "type": "quantitative", "title": "passes", "axis": {"tickCount": 5}},
+            "y": {"field": "epochs", "type": "quantitative", "title": "epochs", "axis": {"tickCount": 5}},
             "tooltip": [
                 {"field": "title", "title": "cluster"},
-                {"field": "name", "title": "words"},
-                {"field": "tokens", "format": ","},
-                {"field": "epochs", "title": "passes", "format": ".2f"},
+                {"field": "name", "title": "name"},
+                {"field": "tokens", "title": "generalist tokens", "format": ","},
+                {"field": "epochs", "title": "epochs", "format": ".2f"},
             ],
         },
     }
     if cap is None:  # phases with different caps
-        return _chart(None, {"height": 220, "layer": [points]})
+        return _build_chart(None, {"height": 220, "layer": [points]})
     rule = {"data": {"values": [{"cap": cap}]}, "encoding": {"y": {"field": "cap", "type": "quantitative"}}}
     line = rule | {"mark": {"type": "rule", "color": "$less", "strokeDash": [5, 4], "strokeWidth": 1.5}}
-    said = rule | {
-        "mark": {"type": "text", "align": "left", "x": 4, "dy": -7, "color": "$less", "text": f"cap, {cap:g} passes"},
+    label = rule | {
+        "mark": {"type": "text", "align": "left", "x": 4, "dy": -7, "color": "$less", "text": f"cap: {cap:g} epochs"},
     }
     # A cap far above all clusters would squeeze them at the bottom.
-    layer = [points, line, said] if cap <= 4 * max((row["epochs"] for row in rows), default=0) else [points]
-    return _chart(None, {"height": 220, "layer": layer})
+    layer = [points, line, label] if cap <= 4 * max((row["epochs"] for row in rows), default=0) else [points]
+    return _build_chart(None, {"height": 220, "layer": layer})
 
 
-def times(rows: Sequence[dict[str, Any]]) -> Spec:
+def build_step_times_plot(rows: Sequence[dict[str, Any]]) -> Spec:
     """Wall-clock seconds of each step."""
     encoding = {
         "y": {"field": "step", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False, "labelPadding": 8}},
@@ -250,16 +256,16 @@ def times(rows: Sequence[dict[str, Any]]) -> Spec:
         "tooltip": [
             {"field": "step"},
             {"field": "seconds", "format": ",.1f"},
-            {"field": "workers"},
+            {"field": "workers", "title": "workers"},
             {"field": "core_s", "title": "core-seconds", "format": ",.0f"},
-            {"field": "peak_mb", "title": "peak MB a worker", "format": ",.0f"},
+            {"field": "peak_mb", "title": "peak memory per worker, MB", "format": ",.0f"},
         ],
     }
     mark = {"type": "bar", "color": "$after", "height": {"band": 0.7}, "tooltip": True}
-    return _chart({"values": list(rows)}, {"height": _ROW * len(rows), "mark": mark, "encoding": encoding})
+    return _build_chart({"values": list(rows)}, {"height": _ROW_PX * len(rows), "mark": mark, "encoding": encoding})
 
 
-def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
+def build_outcomes_plot(rows: Sequence[dict[str, Any]]) -> Spec:
     """Share of each outcome (accepted, or the reason of a rejection) among the prompts of each style."""
     encoding = {
         "y": {"field": "style", "type": "nominal", "title": None, "axis": {"ticks": False, "labelPadding": 8}},
@@ -275,24 +281,26 @@ def outcomes(rows: Sequence[dict[str, Any]]) -> Spec:
         "tooltip": [{"field": "style"}, {"field": "outcome"}, {"field": "share", "format": ".1%"}],
     }
     mark = {"type": "bar", "height": {"band": 0.7}, "tooltip": True}
-    return _chart({"values": list(rows)}, {"height": 32 * len({row["style"] for row in rows}), "mark": mark, "encoding": encoding})
+    return _build_chart(
+        {"values": list(rows)}, {"height": 32 * len({row["style"] for row in rows}), "mark": mark, "encoding": encoding}
+    )
 
 
-def movers(columns: dict[str, list[Any]], most: int = _MOVERS) -> list[int]:
-    """The clusters that gained most and lost most, as row numbers of `columns` (`atlas.columns`).
+def find_movers(columns: dict[str, list[Any]], max_movers: int = _MAX_MOVERS) -> list[int]:
+    """The clusters that gained most and lost most, as row numbers of `columns` (`cluster_map.build_map_columns`).
 
-    Only nodes without children on the map count. At most `most` winners, largest gain first, then at most `most` losers, largest
-    loss last. Ties are in node order.
+    Only nodes without children on the map count. At most `max_movers` that gained, largest gain first, then at most `max_movers`
+    that lost, largest loss last. Ties are in node order.
     """
     parents = set(columns["parent"])
-    moved = sorted(
+    by_change = sorted(
         (i for i, node in enumerate(columns["node"]) if node not in parents),
         key=lambda i: (columns["before"][i] - columns["after"][i], columns["node"][i]),
     )
-    up = [i for i in moved[:most] if columns["after"][i] > columns["before"][i]]
-    down = [i for i in moved[-most:] if columns["after"][i] < columns["before"][i] and i not in up]
-    return [*up, *down]
+    gained = [i for i in by_change[:max_movers] if columns["after"][i] > columns["before"][i]]
+    lost = [i for i in by_change[-max_movers:] if columns["after"][i] < columns["before"][i] and i not in gained]
+    return [*gained, *lost]
 
 
-def _chart(data: Spec | None, more: Spec) -> Spec:
-    return {"$schema": _SCHEMA, **({"data": data} if data is not None else {}), **more}
+def _build_chart(data: Spec | None, body: Spec) -> Spec:
+    return {"$schema": _SCHEMA, **({"data": data} if data is not None else {}), **body}

@@ -1,4 +1,4 @@
-"""Compare a run with another one: numbers, settings, sources and clusters.
+"""Compare this run with another run: numbers, settings, sources and clusters.
 
 If both runs sample from the same windows, their parts are aligned, and the copies that the other run sampled are counted by this
 run's clusters, even if its own cluster tree differs. Otherwise only numbers, settings and sources are compared.
@@ -7,6 +7,7 @@ Shapes: L leaves of this run, N windows of a part.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,126 +15,143 @@ from numpy.typing import NDArray
 
 from pipeline.config import GENERALIST, Config
 from pipeline.engine import Engine
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, replace_controls
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.execution.step import fold_groups, part_names
-from pipeline.report.charts import Spec, dots
-from pipeline.report.material import Material
-from pipeline.report.verdict import numbers
-from pipeline.results.cluster_names import Name
+from pipeline.execution.step import group_for_fold, part_names
+from pipeline.report.charts import Spec, build_dot_plot
+from pipeline.report.inputs import ReportInputs
+from pipeline.report.summary import build_headline_numbers
+from pipeline.results.cluster_names import ClusterName
 from pipeline.results.shares import Shares
 from pipeline.storage import Folder
-from pipeline.terminal.formatting import percent
+from pipeline.terminal.formatting import format_percent
 
-_MOVERS = 20
-_SOURCES = 20
+_MAX_CLUSTERS = 20
+_MAX_SOURCES = 20
 
 
-def check(graph: PipelineGraph, other: PipelineGraph) -> None:
+def check_comparable(graph: PipelineGraph, other: PipelineGraph) -> None:
     """Check that both runs can be compared.
 
     Raises:
         ConfigError: one of the two has not finished sampling.
     """
-    for one, setting in ((graph, "--config"), (other, "--against")):
-        if not one.drawn:
-            raise ConfigError(f"{setting}: the run in {one.workdir.url} has drawn nothing yet; run jobs/curate.py with it first")
+    for run, option in ((graph, "--config"), (other, "--against")):
+        if not run.is_sampled:
+            raise ConfigError(
+                f"{option}: the run in {run.workdir.url} has not finished sampling; run jobs/curate.py with this config first"
+            )
 
 
-def comparison(engine: Engine, here: Material, other: PipelineGraph) -> dict[str, Any]:
-    """The page's comparison of this run (`here`) with another (`there`); both have finished sampling.
+def compare_runs(engine: Engine, inputs: ReportInputs, other: PipelineGraph) -> dict[str, Any]:
+    """The page's comparison of this run (`inputs`, values under `this`) with another (under `other`); both have finished sampling.
 
     `clusters` lists up to 20 clusters, largest change first. It is empty if the runs do not share their windows.
     """
-    run = here.run
-    there = other.corpus.manifest
-    mine, theirs = (
-        numbers(one, shares, shares.after_L) for one, shares in ((run, here.shares), (other, Shares(other, planned=True)))
-    )
-    found: dict[str, Any] = {
-        "name": name_of(run, other),
-        "numbers": [{"label": one["label"], "here": one, "there": two} for one, two in zip(mine, theirs, strict=True)],
-        "settings": differing(run.config, other.config),
+    graph, shares = inputs.graph, inputs.shares
+    manifest, other_manifest = graph.shards_step.manifest, other.shards_step.manifest
+    other_shares = Shares(other, planned=True)
+    numbers = build_headline_numbers(graph, shares, shares.after_L)
+    other_numbers = build_headline_numbers(other, other_shares, other_shares.after_L)
+    content: dict[str, Any] = {
+        "name": choose_run_name(graph, other),
+        "numbers": [
+            {"label": number["label"], "this": number, "other": other_number}
+            for number, other_number in zip(numbers, other_numbers, strict=True)
+        ],
+        "settings": find_differences(graph.config, other.config),
         "clusters": [],
-        "sources": _sources(here.run.corpus.manifest["tokens_by_source"], there["tokens_by_source"]),
+        "sources": _compare_sources(manifest["tokens_by_source"], other_manifest["tokens_by_source"]),
     }
-    if run.windows(GENERALIST).fingerprint != other.windows(GENERALIST).fingerprint:
-        found["sentences"] = [
-            "The two runs draw from other windows (other input, filters or window size), so they cannot be compared by cluster."
+    if graph.windows_step(GENERALIST).fingerprint != other.windows_step(GENERALIST).fingerprint:
+        content["sentences"] = [
+            "The two runs sample from different windows (different input, filters or window size), so their clusters cannot be "
+            "compared."
         ]
-        return found
-    tokens_L, mine_L, theirs_L, same = _by_leaf(engine, run, other)
-    total = max(1.0, float(min(mine_L.sum(), theirs_L.sum())))
-    p_mine_L, p_theirs_L = mine_L / max(1.0, float(mine_L.sum())), theirs_L / max(1.0, float(theirs_L.sum()))
-    moved_L = np.abs(p_mine_L - p_theirs_L)
-    found["sentences"] = [
-        f"Of the smaller of the two corpora {percent(same / total)} of the tokens are in the other too, window for window; by "
-        f"cluster {percent(float(moved_L.sum()) / 2)} of the mixture lies elsewhere."
-        + ("" if _same_tree(run, other) else " The trees differ: clusters here are this run's."),
+        return content
+    tokens_L, this_L, other_L, common_tokens = _count_tokens_by_leaf(engine, graph, other)
+    smaller = max(1.0, float(min(this_L.sum(), other_L.sum())))
+    p_this_L, p_other_L = this_L / max(1.0, float(this_L.sum())), other_L / max(1.0, float(other_L.sum()))
+    difference_L = np.abs(p_this_L - p_other_L)
+    content["sentences"] = [
+        f"The two new corpora share {format_percent(common_tokens / smaller)} of the tokens of the smaller one, window by window. "
+        f"By cluster, {format_percent(float(difference_L.sum()) / 2)} of the mixture is distributed differently."
+        + ("" if _have_same_tree(graph, other) else " The cluster trees differ; the clusters below are those of this run."),
     ]
-    if there["tokens_by_origin"].get("rephrased") or run.corpus.manifest["tokens_by_origin"].get("rephrased"):
-        found["sentences"].append("Rewrites are not in these two figures, nor in the clusters below.")
-    order = np.argsort(-moved_L, kind="stable")[:_MOVERS]
+    if other_manifest["tokens_by_origin"].get("rephrased") or manifest["tokens_by_origin"].get("rephrased"):
+        content["sentences"].append("Rewrites are not included in these two figures or in the clusters below.")
+    order = np.argsort(-difference_L, kind="stable")[:_MAX_CLUSTERS]
     p_L = tokens_L / max(1, tokens_L.sum())
-    found["clusters"] = [
+    content["clusters"] = [
         {
-            "cluster": f"{leaf}  {shown(here.shares.names.get(int(leaf), Name()).shown)}",
+            "cluster": f"{leaf}  {replace_controls(shares.names.get(int(leaf), ClusterName()).label)}",
             "before": float(p_L[leaf]),
-            "here": float(p_mine_L[leaf]),
-            "there": float(p_theirs_L[leaf]),
+            "this": float(p_this_L[leaf]),
+            "other": float(p_other_L[leaf]),
         }
         for leaf in order
-        if moved_L[leaf] > 0
+        if difference_L[leaf] > 0
     ]
-    return found
+    return content
 
 
-def name_of(graph: PipelineGraph, other: PipelineGraph) -> str:
+def choose_run_name(graph: PipelineGraph, other: PipelineGraph) -> str:
     """A short name for the other run.
 
     It is the last component of its workdir, the last two if the last one is the same in both, or "the other config" if both runs
     share the workdir.
     """
-    here, there = (one.workdir.url.rstrip("/").split("/") for one in (graph, other))
-    name = there[-1] if there[-1] != here[-1] else "/".join(there[-2:])
-    return shown(name) if there != here else "the other config"
+    this_path, other_path = (run.workdir.url.rstrip("/").split("/") for run in (graph, other))
+    name = other_path[-1] if other_path[-1] != this_path[-1] else "/".join(other_path[-2:])
+    return replace_controls(name) if other_path != this_path else "the other config"
 
 
-def specifications(comparison: Mapping[str, Any]) -> dict[str, Spec]:
+def build_comparison_charts(comparison: Mapping[str, Any]) -> dict[str, Spec]:
     """The charts of a comparison, by their place in the page."""
-    series = [("here", "this run", "$after"), ("there", str(comparison["name"]), "$sample")]
-    found = {}
+    series = [("this", "this run", "$after"), ("other", str(comparison["name"]), "$sample")]
+    charts = {}
     if comparison["clusters"]:
-        found["against_clusters"] = dots(comparison["clusters"], [("before", "corpus", "$before"), *series], "cluster")
+        with_corpus = [("before", "corpus", "$before"), *series]
+        charts["against_clusters"] = build_dot_plot(comparison["clusters"], with_corpus, "cluster")
     if len(comparison["sources"]) > 1:
-        found["against_sources"] = dots(comparison["sources"], series, "source")
-    return found
+        charts["against_sources"] = build_dot_plot(comparison["sources"], series, "source")
+    return charts
 
 
-def differing(here: Config, there: Config) -> list[dict[str, str]]:
+def find_differences(config: Config, other: Config) -> list[dict[str, str]]:
     """Settings whose values differ, with their dotted names, sorted by name; `weights` is compared with its defaults resolved."""
-    mine, theirs = (_flat({**one.model_dump(mode="json"), "weights": one.full_weights.model_dump()}) for one in (here, there))
-    names = sorted(name for name in mine.keys() | theirs if mine.get(name) != theirs.get(name))
-    return [{"setting": name, "here": _said(mine.get(name)), "there": _said(theirs.get(name))} for name in names]
+    values, other_values = (
+        _flatten({**one.model_dump(mode="json"), "weights": one.resolved_weights.model_dump()}) for one in (config, other)
+    )
+    names = sorted(name for name in values.keys() | other_values if values.get(name) != other_values.get(name))
+    return [
+        {"setting": name, "this": _format_value(values.get(name)), "other": _format_value(other_values.get(name))} for name in names
+    ]
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {key: one for part, inner in value.items() for key, one in _flat(inner, f"{name}.{part}" if name else part).items()}
+        return {
+            full_name: leaf
+            for key, inner in value.items()
+            for full_name, leaf in _flatten(inner, f"{name}.{key}" if name else key).items()
+        }
     return {name: value}
 
 
-def _said(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "–"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _same_tree(graph: PipelineGraph, other: PipelineGraph) -> bool:
+def _have_same_tree(graph: PipelineGraph, other: PipelineGraph) -> bool:
     return graph.step("cluster").fingerprint == other.step("cluster").fingerprint
 
 
-def _by_leaf(engine: Engine, graph: PipelineGraph, other: PipelineGraph) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]:
+def _count_tokens_by_leaf(
+    engine: Engine, graph: PipelineGraph, other: PipelineGraph
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]:
     """Token counts by this run's clusters.
 
     Returns:
@@ -142,42 +160,52 @@ def _by_leaf(engine: Engine, graph: PipelineGraph, other: PipelineGraph) -> tupl
     """
     assigned = graph.step("assign", GENERALIST)
     num_leaves = int(graph.step("cluster").manifest["leaves"])
-    draws = [[sample.folder.child("draws") for sample in one.samples] for one in (graph, other)]
+    draws = [[sample.folder.child("draws") for sample in run.sample_steps] for run in (graph, other)]
     sums = engine.fold(
-        _sums_of_parts,
-        fold_groups(engine, part_names(assigned)),
+        _sum_parts,
+        group_for_fold(engine, part_names(assigned)),
         np.add,
         np.zeros((4, num_leaves)),
-        title="both corpora by cluster",
-        shared=(assigned.folder, draws, num_leaves),
+        title="comparing both corpora by cluster",
+        shared=SumInputs(assigned.folder, draws, num_leaves),
     )
     return sums[0], sums[1], sums[2], float(sums[3].sum())
 
 
-def _sums_of_parts(names: Sequence[str], assignments: Folder, draws: Sequence[Sequence[Folder]], num_leaves: int) -> NDArray[Any]:
-    sums = np.zeros((4, num_leaves))
+@dataclass(frozen=True)
+class SumInputs:
+    """Inputs shared by the tasks that count tokens by cluster."""
+
+    assignments: Folder
+    draws: Sequence[Sequence[Folder]]  # of this run and of the other one, by sample step
+    num_leaves: int
+
+
+def _sum_parts(names: Sequence[str], inputs: SumInputs) -> NDArray[np.float64]:
+    """Return (4, L) sums over several parts: all tokens, those this run sampled, those the other run sampled, those of both."""
+    sums = np.zeros((4, inputs.num_leaves))
     for name in names:
-        table = assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
+        table = inputs.assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
         leaf_N, tokens_N = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.float64)
-        mine_N, theirs_N = (
-            np.sum([one.read_table(f"{name}.parquet", columns=["copies"])["copies"].to_numpy() for one in of_run], axis=0)
-            for of_run in draws
+        this_N, other_N = (
+            np.sum([folder.read_table(f"{name}.parquet", columns=["copies"])["copies"].to_numpy() for folder in folders], axis=0)
+            for folders in inputs.draws
         )
-        for row, times_N in enumerate((np.ones(len(leaf_N)), mine_N, theirs_N, np.minimum(mine_N, theirs_N))):
-            held = leaf_N >= 0
-            sums[row] += np.bincount(leaf_N[held], weights=(tokens_N * times_N)[held], minlength=num_leaves)
+        for row, copies_N in enumerate((np.ones(len(leaf_N)), this_N, other_N, np.minimum(this_N, other_N))):
+            assigned_N = leaf_N >= 0
+            sums[row] += np.bincount(leaf_N[assigned_N], weights=(tokens_N * copies_N)[assigned_N], minlength=inputs.num_leaves)
     return sums
 
 
-def _sources(here: Mapping[str, Sequence[int]], there: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    mine, theirs = (max(1, sum(counts[1] for counts in one.values())) for one in (here, there))
+def _compare_sources(by_source: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    total, other_total = (max(1, sum(counts[1] for counts in one.values())) for one in (by_source, other))
     rows: list[dict[str, Any]] = [
         {
-            "source": shown(name),
-            "here": here.get(name, (0, 0))[1] / mine,
-            "there": there.get(name, (0, 0))[1] / theirs,
+            "source": replace_controls(name),
+            "this": by_source.get(name, (0, 0))[1] / total,
+            "other": other.get(name, (0, 0))[1] / other_total,
         }
-        for name in sorted(here.keys() | there.keys())
+        for name in sorted(by_source.keys() | other.keys())
     ]
-    rows.sort(key=lambda row: (-abs(row["here"] - row["there"]), row["source"]))
-    return rows[:_SOURCES]
+    rows.sort(key=lambda row: (-abs(row["this"] - row["other"]), row["source"]))
+    return rows[:_MAX_SOURCES]

@@ -1,4 +1,5 @@
-"""What is read from a workdir: shares, cluster names, the table of steps, the summary, the status, and the inspection of a run.
+"""What users read of a run: shares, cluster names, the table of steps, the summary, the status, and the inspection.
 
-It starts no Ray and writes nothing. It may import the stages, for the names of their files, and everything below them.
+It reads the workdir, never writes to it, and does not start Ray. It may import the stages, for the names of their files, and
+everything below them.
 """

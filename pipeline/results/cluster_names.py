@@ -1,7 +1,6 @@
-"""Names for clusters: words and phrases that set a cluster's text apart (class-based TF-IDF, arXiv 2203.05794, eq. 2), and a title
-where a language model gave one.
+"""Names of clusters: terms that distinguish a cluster's text, and a title if a language model wrote one.
 
-Shapes: C clusters, N texts, G words and phrases.
+The terms are words and phrases with a high class-based TF-IDF (arXiv 2203.05794, eq. 2).
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,20 +9,23 @@ if TYPE_CHECKING:
     from pipeline.execution.pipeline_graph import PipelineGraph
 
 
-class Name(NamedTuple):
-    """What a cluster is called. Both are text that a corpus, or a model that read it, may have chosen."""
+class ClusterName(NamedTuple):
+    """The title and terms of a cluster. Both are untrusted text from a corpus, or from a model that read it."""
 
     title: str = ""
     terms: str = ""
 
     @property
-    def shown(self) -> str:
-        """The title if there is one, else the terms, else a dash."""
+    def label(self) -> str:
+        """The title, or the terms without a title, or a dash without either."""
         return self.title or self.terms or "-"
 
 
-def names_of(graph: "PipelineGraph") -> dict[int, Name]:
-    """The names of a run's clusters, by leaf, once its `weights` are done; titles, once those are. Not every leaf has one."""
+def read_cluster_names(graph: "PipelineGraph") -> dict[int, ClusterName]:
+    """Read the names of a run's clusters, by leaf, once its `weights` are done. Titles are included once they are done.
+
+    Not every leaf has a name.
+    """
     terms = graph.step("weights").folder.read_table("names.parquet")
     titles: dict[int, str] = {}
     for step in graph.steps:
@@ -31,4 +33,4 @@ def names_of(graph: "PipelineGraph") -> dict[int, Name]:
             table = step.folder.read_table("titles.parquet")
             titles = dict(zip(table["leaf"].to_pylist(), table["title"].to_pylist(), strict=True))
     pairs = zip(terms["leaf"].to_pylist(), terms["terms"].to_pylist(), strict=True)
-    return {leaf: Name(titles.get(leaf, ""), of_leaf) for leaf, of_leaf in pairs}
+    return {leaf: ClusterName(titles.get(leaf, ""), leaf_terms) for leaf, leaf_terms in pairs}

@@ -1,6 +1,7 @@
-"""Looking into a run: a cluster, where a document went and why, clusters by words or by example text (`jobs/look.py`).
+"""Inspect a run: a cluster, what happened to a document and why, clusters by words or by example text (`jobs/look.py`).
 
-Everything is read from what the stages left; nothing is made. Parts are read one after the other, those that may answer only.
+Everything is read from the outputs of the stages; nothing is computed or written. Parts are read one after the other, and only
+those that may contain the answer.
 """
 
 import functools
@@ -18,26 +19,26 @@ from rich.text import Text
 from pipeline.clustering.tree import Tree, read_tree
 from pipeline.config import GENERALIST
 from pipeline.embedders import load_cached_embedder
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, replace_controls
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.execution.step import Step, hash_chosen, part_names
+from pipeline.execution.step import Step, choose_by_hash, part_names
 from pipeline.hashing import keyed_hash
-from pipeline.results.cluster_names import Name, names_of
-from pipeline.stages.scan import QUARANTINED
+from pipeline.results.cluster_names import ClusterName, read_cluster_names
+from pipeline.stages.scan import QUARANTINE_FOLDER
 from pipeline.stages.score import read_scores
-from pipeline.stages.shards import shard_name, shard_of
-from pipeline.terminal.formatting import percent
+from pipeline.stages.shards import find_shards, shard_name
+from pipeline.terminal.formatting import format_percent
 
-_PARTS = 64  # that are read for examples and words, chosen by hash
-_LISTED = 20  # clusters of a list
-_NEIGHBOURS = 5
-_EXCERPT = 400  # characters
-_percent = functools.partial(percent, digits=2)
+_MAX_PARTS_READ = 64  # for examples and words, chosen by hash
+_MAX_LISTED_CLUSTERS = 20
+_NUM_NEIGHBOURS = 5
+_EXCERPT_CHARACTERS = 400
+_format_percent = functools.partial(format_percent, digits=2)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A window: its row in a part."""
+class WindowLocation:
+    """A window and its row in a part."""
 
     part: str
     row: int
@@ -47,43 +48,43 @@ class Found:
 
 
 class Inspection:
-    """What a run says of its clusters and documents.
+    """Answers questions about the clusters and documents of a run.
 
     Raises:
-        ConfigError: the run has not come as far as its weights.
+        ConfigError: the weights of the run are not done.
     """
 
     def __init__(self, graph: PipelineGraph) -> None:
-        self.run = graph
-        self.weighted = graph.step("weights")
-        if not self.weighted.done:
-            raise ConfigError("the run has no weights yet, and so no clusters to look at; run jobs/weights.py first")
-        folder = self.weighted.folder
-        self.names: Mapping[int, Name] = names_of(graph)
+        self.graph = graph
+        self.weights_step = graph.step("weights")
+        if not self.weights_step.done:
+            raise ConfigError("the run has no weights yet, which the inspection needs; run jobs/weights.py first")
+        folder = self.weights_step.folder
+        self.names: Mapping[int, ClusterName] = read_cluster_names(graph)
         self.mixture = folder.read_table("mixture.parquet").to_pydict()
-        self.asked: dict[tuple[str, int], dict[str, Any]] = {
+        self.specialist_rows: dict[tuple[str, int], dict[str, Any]] = {
             (row["specialist"], row["leaf"]): row for row in folder.read_table("specialists.parquet").to_pylist()
         }
-        sampled = graph.step("sample")
-        self.sampled = sampled if sampled.done else None
-        self.allocation = self.sampled.folder.read_table("allocation.parquet").to_pydict() if self.sampled else None
+        sample_step = graph.step("sample")
+        self.sample_step = sample_step if sample_step.done else None
+        self.allocation = self.sample_step.folder.read_table("allocation.parquet").to_pydict() if self.sample_step else None
         self.tree: Tree = read_tree(graph.step("cluster").folder)
 
     @property
     def num_leaves(self) -> int:
         return len(self.mixture["leaf"])
 
-    def clusters(self, leaves: Sequence[int] | None = None) -> Iterator[RenderableType]:
-        """Some clusters; by default those that gain and lost most.
+    def list_clusters(self, leaves: Sequence[int] | None = None) -> Iterator[RenderableType]:
+        """List clusters, by default those whose share grew and shrank most.
 
-        The target is of the new corpus: what the specialists ask for, and the natural share.
+        The target is the share in the new corpus: the specialists' mixture with the natural share.
         """
         if leaves is None:
-            moved_L = np.array(self.mixture["p_target"]) - np.array(self.mixture["p_generalist"])
-            order = np.argsort(-moved_L, kind="stable")
+            change_L = np.array(self.mixture["p_target"]) - np.array(self.mixture["p_generalist"])
+            order = np.argsort(-change_L, kind="stable")
             leaves = (
-                [int(leaf) for leaf in (*order[: _LISTED // 2], *order[-_LISTED // 2 :])]
-                if len(order) > _LISTED
+                [int(leaf) for leaf in (*order[: _MAX_LISTED_CLUSTERS // 2], *order[-_MAX_LISTED_CLUSTERS // 2 :])]
+                if len(order) > _MAX_LISTED_CLUSTERS
                 else order.tolist()
             )
         table = Table(box=None, pad_edge=False)
@@ -92,67 +93,72 @@ class Inspection:
             if self.allocation
             else None
         )
-        headings = ("cluster", "what sets its text apart", "windows", "generalist", "target", "× generalist")
-        for heading in (*headings, *(["planned"] if allocated_L is not None else [])):
-            table.add_column(heading, justify="left" if heading.startswith("what") else "right")
+        headings = ("cluster", "name", "windows", "generalist", "target", "× generalist")
+        for heading in (*headings, *(["allocated"] if allocated_L is not None else [])):
+            table.add_column(heading, justify="left" if heading == "name" else "right")
         for leaf in leaves:
             before, after = self.mixture["p_generalist"][leaf], self.mixture["p_target"][leaf]
             change = f"{after / before:.2f}×" if before else ""
             windows = f"{self.mixture['windows'][leaf]:,}"
-            planned = [_percent(allocated_L[leaf] / max(1e-9, allocated_L.sum()))] if allocated_L is not None else []
-            table.add_row(str(leaf), self.name(leaf), windows, _percent(before), _percent(after), change, *planned)
+            allocated = [_format_percent(allocated_L[leaf] / max(1e-9, allocated_L.sum()))] if allocated_L is not None else []
+            table.add_row(
+                str(leaf), self.get_name(leaf), windows, _format_percent(before), _format_percent(after), change, *allocated
+            )
         yield table
 
-    def name(self, leaf: int) -> str:
-        return self.names.get(leaf, Name()).shown
+    def get_name(self, leaf: int) -> str:
+        """The title or the terms of a cluster."""
+        return self.names.get(leaf, ClusterName()).label
 
-    def full_name(self, leaf: int) -> str:
-        """The title with the terms behind it, where there are both."""
-        name = self.names.get(leaf, Name())
-        return self.name(leaf) + (f" ({name.terms})" if name.title and name.terms else "")
+    def get_full_name(self, leaf: int) -> str:
+        """The title, followed by the terms in parentheses if there are both."""
+        name = self.names.get(leaf, ClusterName())
+        return self.get_name(leaf) + (f" ({name.terms})" if name.title and name.terms else "")
 
-    def cluster(self, leaf: int, num_examples: int) -> Iterator[RenderableType]:
-        """One cluster: shares, neighbours, text.
+    def describe_cluster(self, leaf: int, num_examples: int) -> Iterator[RenderableType]:
+        """Describe one cluster: shares, neighbours, examples.
 
         Raises:
-            ConfigError: there is none of that number.
+            ConfigError: there is no cluster of that number.
         """
         if not 0 <= leaf < self.num_leaves:
-            raise ConfigError(f"--cluster {leaf}: there are clusters 0 to {self.num_leaves - 1}")
-        yield Text(f"cluster {leaf}: {self.full_name(leaf)}")
+            raise ConfigError(f"--cluster {leaf}: not a cluster; give a number from 0 to {self.num_leaves - 1}")
+        yield Text(f"cluster {leaf}: {self.get_full_name(leaf)}")
         yield Text(
             f"{self.mixture['windows'][leaf]:,} windows, {self.mixture['tokens'][leaf]:,} tokens: "
-            f"{_percent(self.mixture['p_generalist'][leaf])} of the generalist corpus"
+            f"{_format_percent(self.mixture['p_generalist'][leaf])} of the generalist corpus"
         )
-        for name in self.run.config.specialists:
-            row = self.asked.get((name, leaf))
+        for name in self.graph.config.specialists:
+            row = self.specialist_rows.get((name, leaf))
             if row is None:
-                yield Text(f"{name}: nothing of its sample is here")
+                yield Text(f"{name}: no window of its sample is in this cluster")
                 continue
-            interval = f" (90%: {_percent(row['p_low'])} to {_percent(row['p_high'])})" if np.isfinite(row["p_low"]) else ""
-            yield Text(
-                f"{name}: {row['windows']:,} windows of its sample, {_percent(row['p_raw'])} of it; "
-                f"asks for {_percent(row['p'])}{interval}"
+            interval = (
+                f" (90%: {_format_percent(row['p_low'])} to {_format_percent(row['p_high'])})" if np.isfinite(row["p_low"]) else ""
             )
-        yield Text(f"target: {_percent(self.mixture['p_target'][leaf])} of the new corpus")
+            yield Text(
+                f"{name}: {row['windows']:,} windows, {_format_percent(row['p_raw'])} of its sample; "
+                f"estimated share {_format_percent(row['p'])}{interval}"
+            )
+        yield Text(f"target: {_format_percent(self.mixture['p_target'][leaf])} of the new corpus")
         if self.allocation:
-            planned, deficit = self.allocation["allocated_tokens"][leaf], self.allocation["deficit_tokens"][leaf]
-            missing = f", {deficit:,.0f} tokens fewer than asked for" if deficit >= 1 else ""
-            yield Text(f"planned: {planned:,.0f} tokens, {self.allocation['epochs'][leaf]:.2f} passes over its text{missing}")
-        yield Text("nearest: " + "; ".join(f"{near} {self.name(near)}" for near in self._neighbours(leaf)))
-        for corpus in (GENERALIST, *self.run.config.specialists):
-            for text in self._examples(corpus, leaf, num_examples):
+            allocated, deficit = self.allocation["allocated_tokens"][leaf], self.allocation["deficit_tokens"][leaf]
+            missing = f", deficit {deficit:,.0f} tokens" if deficit >= 1 else ""
+            yield Text(f"allocation: {allocated:,.0f} tokens, {self.allocation['epochs'][leaf]:.2f} epochs{missing}")
+        yield Text("nearest clusters: " + "; ".join(f"{near} {self.get_name(near)}" for near in self._find_neighbours(leaf)))
+        for corpus in (GENERALIST, *self.graph.config.specialists):
+            for text in self._read_examples(corpus, leaf, num_examples):
                 yield Text(f"\n[{corpus}] {_excerpt(text)}")
 
-    def _neighbours(self, leaf: int) -> list[int]:
+    def _find_neighbours(self, leaf: int) -> list[int]:
         centroid_LD = self.tree.centroid_VD[self.tree.leaf_nodes]
         sq_dist_L = ((centroid_LD - centroid_LD[leaf]) ** 2).sum(axis=1)
-        return [int(near) for near in np.argsort(sq_dist_L, kind="stable") if near != leaf][:_NEIGHBOURS]
+        return [int(near) for near in np.argsort(sq_dist_L, kind="stable") if near != leaf][:_NUM_NEIGHBOURS]
 
-    def _examples(self, corpus: str, leaf: int, count: int) -> list[str]:
+    def _read_examples(self, corpus: str, leaf: int, count: int) -> list[str]:
         texts: list[str] = []
-        assigned, windows = self.run.step("assign", corpus), self.run.windows(corpus)
-        for name in hash_chosen(part_names(assigned), _PARTS, seed=self.run.config.seed, purpose="inspect.parts"):
+        assigned, windows = self.graph.step("assign", corpus), self.graph.windows_step(corpus)
+        for name in choose_by_hash(part_names(assigned), _MAX_PARTS_READ, seed=self.graph.config.seed, purpose="inspect.parts"):
             rows = np.flatnonzero(assigned.folder.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy() == leaf)
             if len(rows):
                 table = windows.folder.read_table(f"{name}.parquet", columns=["text"])
@@ -161,152 +167,158 @@ class Inspection:
                 break
         return texts
 
-    def find(self, words: str) -> Iterator[RenderableType]:
-        """Clusters whose text has all of some words: by their titles and terms, then by how much of their text has them.
+    def find_clusters(self, words: str) -> Iterator[RenderableType]:
+        """Find clusters whose text has all words: first by title and terms, then by the share of their windows that have the words.
 
-        Text is read of so many parts at most, chosen by hash.
+        Text is read from at most 64 parts, chosen by hash.
         """
-        wanted = words.lower().split()
-        told = {leaf: f"{name.title} {name.terms}".lower() for leaf, name in self.names.items()}
-        named = [leaf for leaf in sorted(told) if all(word in told[leaf] for word in wanted)]
-        held, of_leaf = Counter[int](), Counter[int]()
-        assigned, windows = self.run.step("assign", GENERALIST), self.run.windows(GENERALIST)
+        query_words = words.lower().split()
+        name_texts = {leaf: f"{name.title} {name.terms}".lower() for leaf, name in self.names.items()}
+        named = [leaf for leaf in sorted(name_texts) if all(word in name_texts[leaf] for word in query_words)]
+        num_matching, num_windows = Counter[int](), Counter[int]()
+        assigned, windows = self.graph.step("assign", GENERALIST), self.graph.windows_step(GENERALIST)
         parts = part_names(assigned)
-        read = hash_chosen(parts, _PARTS, seed=self.run.config.seed, purpose="inspect.parts")
-        for name in read:
+        chosen = choose_by_hash(parts, _MAX_PARTS_READ, seed=self.graph.config.seed, purpose="inspect.parts")
+        for name in chosen:
             leaf_N = assigned.folder.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
             text = windows.folder.read_table(f"{name}.parquet", columns=["text"])["text"]
             has_N = np.ones(len(leaf_N), bool)
-            for word in wanted:
+            for word in query_words:
                 has_N &= pc.match_substring(text, word, ignore_case=True).to_numpy()
-            of_leaf.update(leaf_N[leaf_N >= 0].tolist())
-            held.update(leaf_N[has_N & (leaf_N >= 0)].tolist())
-        shares = {leaf: held[leaf] / of_leaf[leaf] for leaf in held}
+            num_windows.update(leaf_N[leaf_N >= 0].tolist())
+            num_matching.update(leaf_N[has_N & (leaf_N >= 0)].tolist())
+        shares = {leaf: num_matching[leaf] / num_windows[leaf] for leaf in num_matching}
         order = sorted(shares.keys() | set(named), key=lambda leaf: (leaf not in named, -shares.get(leaf, 0.0), leaf))
-        of_parts = f" of {len(read)} parts out of {len(parts):,}" if len(read) < len(parts) else ""
-        yield Text(f"{sum(held.values()):,} of {sum(of_leaf.values()):,} windows{of_parts} have: {' '.join(wanted)}")
+        scope = f" in {len(chosen)} of {len(parts):,} parts" if len(chosen) < len(parts) else ""
+        yield Text(
+            f"{sum(num_matching.values()):,} of {sum(num_windows.values()):,} windows{scope} contain: {' '.join(query_words)}"
+        )
         if order:
-            yield from self.clusters(order[:_LISTED])
+            yield from self.list_clusters(order[:_MAX_LISTED_CLUSTERS])
 
-    def like(self, text: str, num_examples: int) -> Iterator[RenderableType]:
-        """The cluster that a text would be in."""
-        fitted = [step for step in self.run.steps if step.stage == "embedder"]
-        embedder = load_cached_embedder(self.run.config.embed, fitted[0].folder.url if fitted else None)
+    def find_similar_cluster(self, text: str, num_examples: int) -> Iterator[RenderableType]:
+        """Describe the cluster that a text would be assigned to.
+
+        Raises:
+            ConfigError: the embedder has no vector for the text.
+        """
+        embedder_steps = [step for step in self.graph.steps if step.stage == "embedder"]
+        embedder = load_cached_embedder(self.graph.config.embed, embedder_steps[0].folder.url if embedder_steps else None)
         x_ND = embedder.encode([text]).astype(np.float16)
         if not np.isfinite(x_ND).all():
-            raise ConfigError("--like: the embedder has no vector for this text, as of a window without a word that it knows")
+            raise ConfigError("--like: the embedder has no vector for this text, because it knows none of the words")
         leaf = int(self.tree.descend(x_ND)[0][0])
-        yield from self.cluster(leaf, num_examples)
+        yield from self.describe_cluster(leaf, num_examples)
 
-    def document(self, identifier: str) -> Iterator[RenderableType]:
-        """Where a document went, and why.
+    def trace_document(self, identifier: str) -> Iterator[RenderableType]:
+        """Show what happened to a document, and why.
 
         Raises:
             ConfigError: no corpus of the run has it.
         """
-        known = False
-        for corpus in (GENERALIST, *self.run.config.specialists):
-            prepared, kept = self.run.step("prepare", corpus), self.run.windows(corpus)
-            quarantined = self._quarantined(prepared, identifier)
+        is_known = False
+        for corpus in (GENERALIST, *self.graph.config.specialists):
+            prepared, kept = self.graph.step("prepare", corpus), self.graph.windows_step(corpus)
+            quarantined = self._find_quarantined_rows(prepared, identifier)
             yield from (Text(f"{corpus}: {line}") for line in quarantined)
-            read = self._windows_of(prepared, identifier)
-            windows = read if kept is prepared else self._windows_of(kept, identifier)
-            known = known or bool(quarantined or read)
+            read = self._find_windows(prepared, identifier)
+            windows = read if kept is prepared else self._find_windows(kept, identifier)
+            is_known = is_known or bool(quarantined or read)
             if read and not windows:
-                yield Text(f"{corpus}: read, and left out by {self._left_out_by(corpus, identifier)}")
-            for found in windows:
-                text = kept.folder.read_table(f"{found.part}.parquet", columns=["text"])["text"][found.row].as_py()
-                yield Text(f"\n{corpus}, window {found.window}, {found.tokens} tokens: {_excerpt(text)}")
-                yield from self._went(corpus, found)
-        if not known:
+                yield Text(f"{corpus}: excluded by {self._explain_exclusion(corpus, identifier)}")
+            for location in windows:
+                text = kept.folder.read_table(f"{location.part}.parquet", columns=["text"])["text"][location.row].as_py()
+                yield Text(f"\n{corpus}, window {location.window}, {location.tokens} tokens: {_excerpt(text)}")
+                yield from self._trace_window(corpus, location)
+        if not is_known:
             raise ConfigError(
-                f"--document {identifier}: no window and no quarantined row has this id; steps of prepare may have dropped it, or "
-                "it is in no input file"
+                f"--document {identifier}: no window and no quarantined row has this id; a step of prepare may have dropped it, or "
+                "no input file has it"
             )
 
-    def window(self, name: str) -> Iterator[RenderableType]:
-        """A window, named as id of its document and number: where it went, and the whole of its text.
+    def trace_window(self, name: str) -> Iterator[RenderableType]:
+        """Show what happened to a window, named `<document id>:<number>`, and its full text.
 
         Raises:
-            ConfigError: the name is none, or no window has it.
+            ConfigError: the name is not valid, or no window has it.
         """
         identifier, colon, number = name.rpartition(":")
         if not colon or not number.isdecimal():
             raise ConfigError(f"--window {name}: give the id of a document, a colon, and the number of its window, from 0")
-        known: list[str] = []
-        for corpus in (GENERALIST, *self.run.config.specialists):
-            kept = self.run.windows(corpus)
-            windows = self._windows_of(kept, identifier)
-            known += [f"0 to {windows[-1].window} in {corpus}"] if windows else []
-            for found in windows:
-                if found.window == int(number):
-                    (row,) = kept.folder.read_table(f"{found.part}.parquet").slice(found.row, 1).to_pylist()
-                    near = f", one of {row['near_copies']:,} near copies" if row["near_copies"] > 1 else ""
-                    yield Text(shown(f"{corpus}, {name}, from {row['source']}, {found.tokens} tokens{near}"))
-                    yield from self._went(corpus, found)
-                    yield Text("\n" + shown(row["text"]))
+        available: list[str] = []
+        for corpus in (GENERALIST, *self.graph.config.specialists):
+            kept = self.graph.windows_step(corpus)
+            windows = self._find_windows(kept, identifier)
+            available += [f"0 to {windows[-1].window} in {corpus}"] if windows else []
+            for location in windows:
+                if location.window == int(number):
+                    (row,) = kept.folder.read_table(f"{location.part}.parquet").slice(location.row, 1).to_pylist()
+                    near = f", one of {row['near_copies']:,} near-duplicates" if row["near_copies"] > 1 else ""
+                    yield Text(replace_controls(f"{corpus}, {name}, from {row['source']}, {location.tokens} tokens{near}"))
+                    yield from self._trace_window(corpus, location)
+                    yield Text("\n" + replace_controls(row["text"]))
                     return
-        if known:
-            raise ConfigError(f"--window {name}: there are windows {', '.join(known)}")
-        raise ConfigError(f"--window {name}: no window is of this document; --document {identifier} says what became of it")
+        if available:
+            raise ConfigError(f"--window {name}: not a window; the document has windows {', '.join(available)}")
+        raise ConfigError(f"--window {name}: the document has no windows; --document {identifier} says why")
 
-    def _went(self, corpus: str, found: Found) -> Iterator[RenderableType]:
-        assigned = self.run.step("assign", corpus).folder.read_table(f"{found.part}.parquet")
-        leaf, sq_dist = assigned["leaf"][found.row].as_py(), assigned["sq_dist"][found.row].as_py()
+    def _trace_window(self, corpus: str, location: WindowLocation) -> Iterator[RenderableType]:
+        assigned = self.graph.step("assign", corpus).folder.read_table(f"{location.part}.parquet")
+        leaf, sq_dist = assigned["leaf"][location.row].as_py(), assigned["sq_dist"][location.row].as_py()
         if leaf < 0:
-            yield Text("  the embedder gave no finite vector, so it is in no cluster and is never drawn")
+            yield Text("  the embedder returned no finite vector, so it is in no cluster and is never sampled")
             return
-        yield Text(f"  in cluster {leaf} ({self.name(leaf)}), squared distance {sq_dist:.3f} from its centre")
+        yield Text(f"  in cluster {leaf} ({self.get_name(leaf)}), squared distance {sq_dist:.3f} from its centroid")
         if corpus != GENERALIST:
-            yield Text("  it asks; only text of the generalist corpus is drawn")
+            yield Text("  part of a specialist sample: it shapes the mixture, but only generalist text is sampled")
             return
-        scored = [step for step in self.run.steps if step.stage == "score"]
-        if scored:
-            said = zip(self.run.config.specialists, read_scores(scored[0].folder, found.part)[found.row], strict=True)
-            yield Text("  score: " + ", ".join(f"{name} {score:.2f}" for name, score in said))
-        if not self.sampled:
-            yield Text("  nothing is drawn yet")
+        score_steps = [step for step in self.graph.steps if step.stage == "score"]
+        if score_steps:
+            scores = zip(
+                self.graph.config.specialists, read_scores(score_steps[0].folder, location.part)[location.row], strict=True
+            )
+            yield Text("  score: " + ", ".join(f"{name} {score:.2f}" for name, score in scores))
+        if not self.sample_step:
+            yield Text("  the corpus is not sampled yet")
             return
-        draws = self.sampled.folder.child("draws").read_table(f"{found.part}.parquet")
-        expected, copies = draws["expected"][found.row].as_py(), draws["copies"][found.row].as_py()
-        asked = self.mixture["weight"][leaf]
-        yield Text(
-            f"  its cluster is asked for {asked:.2f} times; of this window {expected:.2f} copies are expected, {copies} drawn"
-        )
+        draws = self.sample_step.folder.child("draws").read_table(f"{location.part}.parquet")
+        expected, copies = draws["expected"][location.row].as_py(), draws["copies"][location.row].as_py()
+        weight = self.mixture["weight"][leaf]
+        yield Text(f"  weight of its cluster {weight:.2f}; {expected:.2f} copies of this window expected, {copies} sampled")
         if copies:
-            yield Text("  in " + ", ".join(self._shards_of(found.key, copies)))
+            yield Text("  in " + ", ".join(self._find_shards(location.key, copies)))
 
-    def _shards_of(self, key: int, copies: int) -> list[str]:
-        assert self.sampled
-        shards = self.sampled.manifest["shards"]
+    def _find_shards(self, key: int, copies: int) -> list[str]:
+        assert self.sample_step
+        shards = self.sample_step.manifest["shards"]
         key_R, copy_R = np.full(copies, key, np.uint64), np.arange(copies)
-        order_R = keyed_hash(key_R, seed=self.run.config.seed, purpose="shuffle", copy=copy_R)
-        return [f"{shard_name(int(shard))}.parquet (copy {copy})" for copy, shard in enumerate(shard_of(order_R, len(shards)))]
+        order_R = keyed_hash(key_R, seed=self.graph.config.seed, purpose="shuffle", copy=copy_R)
+        return [f"{shard_name(int(shard))}.parquet (copy {copy})" for copy, shard in enumerate(find_shards(order_R, len(shards)))]
 
-    def _windows_of(self, step: Step, identifier: str) -> list[Found]:
-        found = []
+    def _find_windows(self, step: Step, identifier: str) -> list[WindowLocation]:
+        locations = []
         for name in part_names(step):
             table = step.folder.read_table(f"{name}.parquet", columns=["doc_id", "window", "key", "tokens"])
             for row in np.flatnonzero(pc.equal(table["doc_id"], identifier).to_numpy()):
                 window, key, tokens = (table[column][int(row)].as_py() for column in ("window", "key", "tokens"))
-                found.append(Found(name, int(row), window, key, tokens))
-        return sorted(found, key=lambda one: one.window)
+                locations.append(WindowLocation(name, int(row), window, key, tokens))
+        return sorted(locations, key=lambda location: location.window)
 
-    def _left_out_by(self, corpus: str, identifier: str) -> str:
-        deduplicated = [step for step in self.run.steps if (step.stage, step.corpus) == ("dedup", corpus)]
-        if deduplicated and not self._windows_of(deduplicated[0], identifier):
-            return "dedup: another document is nearly like it, and stays"
-        return "decontaminate: it holds held-out text (see contaminated/ in the folder of that step)"
+    def _explain_exclusion(self, corpus: str, identifier: str) -> str:
+        deduplicated = [step for step in self.graph.steps if (step.stage, step.corpus) == ("dedup", corpus)]
+        if deduplicated and not self._find_windows(deduplicated[0], identifier):
+            return "dedup: a near-duplicate of it is kept"
+        return "decontaminate: it contains held-out text (see contaminated/ in the folder of that step)"
 
-    def _quarantined(self, prepared: Step, identifier: str) -> list[str]:
-        folder = prepared.folder.child(QUARANTINED)
+    def _find_quarantined_rows(self, prepared: Step, identifier: str) -> list[str]:
+        folder = prepared.folder.child(QUARANTINE_FOLDER)
         rows = []
         for name in folder.names(".parquet"):
             table = folder.read_table(name)
             rows += table.filter(pc.equal(table["id"], identifier)).to_pylist()
-        return [f"row {row['row']} of {row['file']} is in quarantine: {row['reason']}, {row['detail']}" for row in rows]
+        return [f"row {row['row']} of {row['file']} is quarantined: {row['reason']}, {row['detail']}" for row in rows]
 
 
 def _excerpt(text: str) -> str:
-    line = shown(" ".join(text.split()))
-    return line[:_EXCERPT] + (" …" if len(line) > _EXCERPT else "")
+    line = replace_controls(" ".join(text.split()))
+    return line[:_EXCERPT_CHARACTERS] + (" …" if len(line) > _EXCERPT_CHARACTERS else "")

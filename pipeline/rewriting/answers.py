@@ -16,18 +16,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays import I32, Keys
-from pipeline.engine.exchange import Answer
+from pipeline.engine.llm_io import Answer
 from pipeline.storage import Folder
 from pipeline.tables import ANSWERS
 
-FOLDER = "answers"
+ANSWERS_FOLDER = "answers"
 
-_FULL = 8192  # answers; a file with fewer is small
-_MANY_SMALL = 1024  # files; fewer small files are not merged
+_FULL_FILE_ANSWERS = 8192  # a file with fewer is small
+_MIN_SMALL_FILES = 1024  # fewer small files are not merged
 
 
 @dataclass(frozen=True)
-class Stored:
+class AnswerFile:
     """One file of the store: its name without extension, the keys of its answers, and their output tokens where counted."""
 
     name: str
@@ -35,35 +35,35 @@ class Stored:
     output_tokens: int = 0
 
 
-def write_answers(folder: Folder, answers: Sequence[Answer]) -> Stored:
+def write_answers(folder: Folder, answers: Sequence[Answer]) -> AnswerFile:
     """Write answers to one file. Its name is a hash of the keys, so a retried task overwrites its own file."""
     answers = sorted(answers, key=lambda answer: answer.key)
     return _write(folder, pa.Table.from_pylist([vars(answer) for answer in answers], schema=ANSWERS))
 
 
-def _write(folder: Folder, table: pa.Table) -> Stored:
+def _write(folder: Folder, table: pa.Table) -> AnswerFile:
     keys = table["key"].to_numpy()
     name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
     folder.write_table(f"{name}.parquet", table, ANSWERS)
-    return Stored(name, keys, int(table["output_tokens"].to_numpy().sum()))
+    return AnswerFile(name, keys, int(table["output_tokens"].to_numpy().sum()))
 
 
-def small_files(files: Sequence[Stored]) -> list[list[str]]:
+def group_small_files(files: Sequence[AnswerFile]) -> list[list[str]]:
     """Return lists of files to merge, each list into one file; empty if there are fewer than 1024 small files.
 
     Answers are stored a few dozen at a time, and every file costs a directory entry, a read request and an index entry.
     """
-    small = sorted((one for one in files if len(one.keys) < _FULL), key=lambda one: one.name)
-    if len(small) < _MANY_SMALL:
+    small = sorted((file for file in files if len(file.keys) < _FULL_FILE_ANSWERS), key=lambda file: file.name)
+    if len(small) < _MIN_SMALL_FILES:
         return []
     lists: list[list[str]] = [[]]
-    held = 0
-    for one in small:
-        if held >= _FULL:
+    num_answers = 0
+    for file in small:
+        if num_answers >= _FULL_FILE_ANSWERS:
             lists.append([])
-            held = 0
-        lists[-1].append(one.name)
-        held += len(one.keys)
+            num_answers = 0
+        lists[-1].append(file.name)
+        num_answers += len(file.keys)
     return [names for names in lists if len(names) > 1]
 
 
@@ -83,9 +83,9 @@ def merge_files(names: Sequence[str], folder: Folder) -> None:
             folder.remove(f"{name}.parquet")
 
 
-def read_keys(names: Sequence[str], folder: Folder) -> list[Stored]:
+def read_keys(names: Sequence[str], folder: Folder) -> list[AnswerFile]:
     """Read the keys of the named files; output tokens are not counted."""
-    return [Stored(name, folder.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()) for name in names]
+    return [AnswerFile(name, folder.read_table(f"{name}.parquet", columns=["key"])["key"].to_numpy()) for name in names]
 
 
 @dataclass
@@ -94,13 +94,13 @@ class AnswerIndex:
 
     files: dict[str, Keys] = field(default_factory=dict)
 
-    def add(self, stored: Iterable[Stored]) -> None:
+    def add(self, files: Iterable[AnswerFile]) -> None:
         """Add files to the index; empty ones are ignored."""
-        for one in stored:
-            if len(one.keys):
-                self.files[one.name] = one.keys
+        for file in files:
+            if len(file.keys):
+                self.files[file.name] = file.keys
 
-    def frozen(self) -> "FrozenIndex":
+    def freeze(self) -> "FrozenIndex":
         """Return the index as arrays, to be sent to workers. Of duplicate answers, the one in the file first by name counts."""
         names = sorted(self.files)
         if not names:
@@ -119,11 +119,11 @@ class FrozenIndex:
     key_A: Keys
     file_A: I32
 
-    def has(self, key_R: Keys) -> NDArray[np.bool_]:
+    def has_answers(self, key_R: Keys) -> NDArray[np.bool_]:
         """Return (R,) whether the store has an answer to each request."""
         return np.isin(key_R, self.key_A, kind="sort")
 
-    def read(self, folder: Folder, key_R: Keys) -> pa.Table:
+    def read_answers(self, folder: Folder, key_R: Keys) -> pa.Table:
         """Return the ANSWERS rows of the requests, in their order.
 
         Raises:
@@ -131,10 +131,10 @@ class FrozenIndex:
         """
         if not len(key_R):
             return ANSWERS.empty_table()
-        place_R = np.searchsorted(self.key_A, key_R)
+        position_R = np.searchsorted(self.key_A, key_R)
         assert len(self.key_A), "no answers"
-        assert (self.key_A[np.minimum(place_R, len(self.key_A) - 1)] == key_R).all(), "a request has no answer"
-        file_R = self.file_A[place_R]
+        assert (self.key_A[np.minimum(position_R, len(self.key_A) - 1)] == key_R).all(), "a request has no answer"
+        file_R = self.file_A[position_R]
         row_of: dict[tuple[int, int], int] = {}
         tables, offset = [ANSWERS.empty_table()], 0
         for number in np.unique(file_R):

@@ -7,7 +7,7 @@
 | vertical tab, form feed, U+0085 | replaced by a line feed: they end lines |
 | U+001C to U+001F | separators: removed next to a space, tab or line end, else replaced by a space |
 | other control characters below U+0020, and DEL | removed: they print nothing |
-| NUL, backspace | rejected: input text with NUL is refused as well, and what a backspace deletes is unknown |
+| NUL, backspace | rejected: input text with NUL is rejected as well, and what a backspace deletes is unknown |
 | ESC that begins none of the sequences known here | rejected: the length of the sequence is unknown |
 | U+0080 to U+009F except U+0085 | rejected: undecoded bytes of another encoding, mostly quotes and dashes |
 | U+FFFD | rejected, even if the source has it: a character was lost |
@@ -20,33 +20,33 @@ import re
 
 import regex
 
-_SEQUENCE = re.compile(
+_ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b(?=[0-9;]))[0-?]*[ -/]*[@-~]"  # CSI; one-byte form only before a number: U+009B may be a quote
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: window titles, links
     r"|\x1b[()][0-9A-Za-z]"  # character set selection
 )
 _LINE_END = re.compile(r"[\x0b\x0c\x85]")
 _SEPARATOR = re.compile(r"([ \t\n\r]?)[\x1c-\x1f]+(?=([ \t\n\r]?))")
-_SIGNAL = re.compile(r"[\x01-\x07\x0e-\x1a\x7f]")
+_NON_PRINTING = re.compile(r"[\x01-\x07\x0e-\x1a\x7f]")
 _BROKEN = regex.compile(r"[\0\x08\x1b\x80-\x84\x86-\x9f\ufffd\p{Cs}\p{Noncharacter_Code_Point}]")
 
 
-def without_controls(text: str) -> str:
-    """Remove the control characters that can go without changing a word. The function is idempotent."""
+def remove_controls(text: str) -> str:
+    """Remove or replace the control characters that carry no text (see the table above). The function is idempotent."""
     while True:
         before = text
-        text = _LINE_END.sub("\n", _SIGNAL.sub("", _SEQUENCE.sub("", text)))
-        text = _SEPARATOR.sub(lambda found: found[1] or ("" if found[2] else " "), text)
+        text = _LINE_END.sub("\n", _NON_PRINTING.sub("", _ESCAPE_SEQUENCE.sub("", text)))
+        text = _SEPARATOR.sub(lambda match: match[1] or ("" if match[2] else " "), text)
         if text == before:  # a removal may have joined the pieces of another sequence
             return text
 
 
-def broken(text: str) -> str:
+def find_broken_character(text: str) -> str:
     """Describe the first character that rejects the text, and its position; return "" if there is none."""
-    found = _BROKEN.search(text)
-    return f"U+{ord(found[0]):04X} at character {found.start()}" if found else ""
+    match = _BROKEN.search(text)
+    return f"U+{ord(match[0]):04X} at character {match.start()}" if match else ""
 
 
-def without_surrogates(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Replace each unpaired surrogate with U+FFFD, because UTF-8 files cannot hold it."""
     return re.sub(r"[\ud800-\udfff]", "\ufffd", text)

@@ -7,9 +7,9 @@ labels and closing remarks that the source also contains are kept.
 import re
 from collections.abc import Callable
 
-from pipeline.text.ngrams import words
+from pipeline.text.ngrams import split_words
 
-_MOST_ROUNDS = 4  # wrappers nest: an announcement around a fence around a thought …
+_MAX_ROUNDS = 4  # wrappers nest: an announcement around a fence around a thought …
 _HEAD_CHARACTERS = 400  # longer than any announcement
 
 _THOUGHT = r"think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad"
@@ -23,7 +23,7 @@ _CONTROL = r"(?:<\|(?!im_start|start_header|user|system|assistant)[\w. -]{1,40}\
 _CONTROL_EDGES = re.compile(rf"\A(?:\s*{_CONTROL})+\s*|\s*(?:{_CONTROL}\s*)+\Z", re.IGNORECASE)
 
 # By language: how an announcement begins, and the words for rewriting of which one must follow.
-_ANNOUNCED = {
+_PREAMBLE_WORDS = {
     "en": (
         r"here(?:'s|’s| is| are| you go| comes)|below (?:is|are)|the following (?:is|are)|this is (?:a|the|my)\b|i(?:'ve|’ve|"
         r" have)|sure|"
@@ -75,8 +75,8 @@ _ANNOUNCED = {
 # Announcements with text after them on the same line. English needs a whole phrase, because its words for rewriting are common in
 # text; those of the other languages are rarer.
 _TEXT = r"(?:text|passage|paragraph|article|sentence|excerpt|version|original|content|document)"
-_ANNOUNCED_SHORT = {
-    language: rf"(?:{begin})(?=[^\n:：]{{0,120}}(?:{stem}))[^\n:：]{{0,120}}" for language, (begin, stem) in _ANNOUNCED.items()
+_INLINE_PREAMBLES = {
+    language: rf"(?:{begin})(?=[^\n:：]{{0,120}}(?:{stem}))[^\n:：]{{0,120}}" for language, (begin, stem) in _PREAMBLE_WORDS.items()
 } | {
     "en": r"(?:(?:sure|certainly|of course|okay|ok|absolutely|alright)[!,.]? )?(?:here(?:'s|’s| is)|below is|this is) "
     r"(?:(?:a|an|the|your|my|one|possible|\w+er|\w+ly) ){0,3}(?:paraphrase|rewrite|rewriting|rephrasing|rewritten|paraphrased|"
@@ -84,21 +84,21 @@ _ANNOUNCED_SHORT = {
     rf"(?: {_TEXT}){{0,2}}(?: (?:of|for) (?:the |your |this )?(?:\w+ )?{_TEXT})?(?: (?:in|with|as) [^\n:]{{0,50}})?"
 }
 _COLON = r"\s*[:：]\s*(?:\*\*|__)?[ \t]*"
-_ANNOUNCEMENT = re.compile(
+_PREAMBLE = re.compile(
     "|".join(
         # Ended by a colon or full stop at the end of the line, or by a colon within the line.
         rf"\A[*_#>¡ ]*(?:(?:{begin})(?=[^\n]{{0,200}}?(?:{stem}))(?:[^\n:：]{{0,200}}{_COLON}\s*\n|"
         rf"[^\n:：]{{0,200}}[.。!！][ \t*_]*\n)|"
-        rf"{_ANNOUNCED_SHORT[language]}{_COLON})\s*"
-        for language, (begin, stem) in _ANNOUNCED.items()
+        rf"{_INLINE_PREAMBLES[language]}{_COLON})\s*"
+        for language, (begin, stem) in _PREAMBLE_WORDS.items()
     ),
     re.IGNORECASE,
 )
 # Any first line that ends with a colon before a blank line. It is removed if it mentions rewriting and the source does not.
 _FIRST_LINE = re.compile(r"\A[^\n:：]{1,160}[:：][ \t*_]*\n\s*\n\s*")
-_REWRITING = re.compile("|".join(stem for _, stem in _ANNOUNCED.values()), re.IGNORECASE)
-# Assent alone on the first line.
-_ASSENT = re.compile(
+_REWRITING = re.compile("|".join(stem for _, stem in _PREAMBLE_WORDS.values()), re.IGNORECASE)
+# An acknowledgement alone on the first line.
+_ACKNOWLEDGEMENT = re.compile(
     r"\A[*_¡ ]*(?:(?:sure|okay|ok|certainly|of course|alright)[,!.] here (?:you go|it is)|here (?:you go|it is)|sure(?: thing)?|"
     r"certainly|of course|okay|ok|absolutely|alright|got it|understood|no problem|bien sûr|d['’]accord|"
     r"natürlich|gerne?|klar|selbstverständlich|claro(?: que sí)?|por supuesto|com certeza|certo|certamente|ecco|natuurlijk|"
@@ -132,7 +132,7 @@ _RULE_LINE = r"(?:[-*_=]{3,}|\* \* \*)"
 _FIRST_RULE = re.compile(rf"\A\s*{_RULE_LINE}[ \t]*\n\s*")
 _LAST_RULE = re.compile(rf"\n\s*{_RULE_LINE}\s*\Z")
 
-_FAREWELL = (
+_CLOSING = (
     r"please note that (?:some|i|this|the (?:text|above|original|re))\b|以上(?:の内容)?でよろしい|i hope (?:this|that|"
     r"it) (?:helps?|meets|works|is helpful|rewrite|version)|hope this helps|"
     r"(?:please )?(?:let me know|feel free to (?:ask|reach|let)|don['’]t hesitate to)[^\n]{0,80}?"
@@ -152,7 +152,7 @@ _FAREWELL = (
     r"希望(?:这|這|以上|对|對)[^\n]{0,20}(?:帮助|幫助|满足|符合|有用)|如(?:果|有)[^\n]{0,30}(?:请|請|告诉|告訴|随时|隨時|告知)|"
     r"(?:ご参考|お役に立て)|(?:他に|何か|さらに)[^\n]{0,40}(?:お知らせ|お申し付け|おっしゃ)"
 )
-_REMARK = (
+_CLOSING_NOTE = (
     r"[\[(（【*_ ]*(?:\*\*)?(?:please )?(?:note|n\.?b\.?|remarque|note[zr]?|hinweis|anmerkung|nota|observação|примечание|注意?|"
     r"说明|"
     r"說明|"
@@ -165,15 +165,15 @@ _REMARK = (
     r"conservado|eliminado|re)|(?:este|el|o) texto|esta versi|mantive|ho (?:mantenuto|con|ri)|я (?:сохран|убрал|пере|постар)|текст|"
     r"(?:我|本文|以上|此|该|該|原文|改[写寫])|(?:原文|上記|文章))"
 )
-_REMARK_ENGLISH = (
+_CLOSING_NOTE_ENGLISH = (
     r"\(?(?:this|the) (?:rewritten|rephrased|revised|paraphrased|reworded|simplified) (?:version|text|passage|paragraph)\b"
     r"[^\n]{0,40}\b(?:keep|maintain|preserve|retain|aim|use|capture|convey|follow|avoid|simplif|stay)"
 )
-_FAREWELL_LINE = re.compile(
-    rf"(?:\A|\n)[ \t*_>-]*(?:{_FAREWELL}|{_REMARK}|{_REMARK_ENGLISH})[^\n]*(?:\n[^\n]+){{0,3}}\s*\Z", re.IGNORECASE
+_CLOSING_LINE = re.compile(
+    rf"(?:\A|\n)[ \t*_>-]*(?:{_CLOSING}|{_CLOSING_NOTE}|{_CLOSING_NOTE_ENGLISH})[^\n]*(?:\n[^\n]+){{0,3}}\s*\Z", re.IGNORECASE
 )
 # On the same line as the last sentence: only phrases that no ordinary text ends with.
-_FAREWELL_SENTENCE = re.compile(
+_CLOSING_SENTENCE = re.compile(
     r"(?<=[.!?。！？\"”])\s*(?:i hope (?:this|that) helps|let me know if you(?:['’]d like| would like| need| want)[^\n.!?]{0,80}|"
     r"j['’]espère que cela vous aide|ich hoffe,? das hilft|espero que esto (?:te |le )?(?:ayude|sirva)|espero que isso ajude|"
     r"希望(?:这|這|以上)[^\n。]{0,12}(?:帮助|幫助)(?:您|你)?|надеюсь,? это помо\w+)[!.。！]?\s*\Z",
@@ -181,7 +181,7 @@ _FAREWELL_SENTENCE = re.compile(
 )
 
 
-def clean(answer: str, source: str = "") -> tuple[str, tuple[str, ...]]:
+def clean_answer(answer: str, source: str = "") -> tuple[str, tuple[str, ...]]:
     """Return the answer without what the model put around it, and the names of the cleanings that changed it, in this order.
 
     - `think`: thoughts in tags, and end-of-turn tokens. An unclosed thought is kept.
@@ -193,7 +193,7 @@ def clean(answer: str, source: str = "") -> tuple[str, tuple[str, ...]]:
     does not count as a cleaning.
     """
     text, applied = answer.strip(), set()
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         before = text
         for name, cleaning in _CLEANINGS.items():
             cleaned = cleaning(text, source).strip()
@@ -205,7 +205,7 @@ def clean(answer: str, source: str = "") -> tuple[str, tuple[str, ...]]:
     return text, tuple(name for name in _CLEANINGS if name in applied)
 
 
-def unfinished_thought(text: str) -> bool:
+def has_unfinished_thought(text: str) -> bool:
     """Return whether a cleaned answer begins with an unclosed thought, or has no text after the end of a thought."""
     close = _THOUGHT_CLOSE.search(text)
     if close:
@@ -213,13 +213,13 @@ def unfinished_thought(text: str) -> bool:
     return bool(_THOUGHT_OPEN.match(text))
 
 
-def _said(passage: str, source: str) -> bool:
-    """Return whether the source contains the first five words of `passage`, which is then text of its own and is kept."""
-    first = " ".join(words(passage)[:5])
-    return bool(first) and f" {first} " in f" {' '.join(words(source))} "
+def _source_contains(source: str, passage: str) -> bool:
+    """Return whether the source contains the first five words of `passage`, which is then part of the text and is kept."""
+    first = " ".join(split_words(passage)[:5])
+    return bool(first) and f" {first} " in f" {' '.join(split_words(source))} "
 
 
-def _think(text: str, source: str) -> str:
+def _remove_thoughts(text: str, source: str) -> str:
     del source
     text = _CONTROL_EDGES.sub("", _THOUGHT_BLOCK.sub("", text))
     # Some chat templates open the thought in the prompt: without an opening tag, everything up to the closing tag is thought.
@@ -228,24 +228,24 @@ def _think(text: str, source: str) -> str:
     return rest if rest.strip() else text
 
 
-def _preamble(text: str, source: str) -> str:
+def _remove_preamble(text: str, source: str) -> str:
     head = text[:_HEAD_CHARACTERS]
-    for pattern in (_ASSENT, _ANNOUNCEMENT, _LABEL):
-        found = pattern.match(head)
-        if found and not _said(found[0], source) and (pattern is not _LABEL or _HEADING_SIGNS.match(found[0])):
-            return _FIRST_RULE.sub("", text[found.end() :])
-    found = _FIRST_LINE.match(head)
-    if found and _REWRITING.search(found[0]) and not _REWRITING.search(source):
-        return _FIRST_RULE.sub("", text[found.end() :])
+    for pattern in (_ACKNOWLEDGEMENT, _PREAMBLE, _LABEL):
+        match = pattern.match(head)
+        if match and not _source_contains(source, match[0]) and (pattern is not _LABEL or _HEADING_SIGNS.match(match[0])):
+            return _FIRST_RULE.sub("", text[match.end() :])
+    match = _FIRST_LINE.match(head)
+    if match and _REWRITING.search(match[0]) and not _REWRITING.search(source):
+        return _FIRST_RULE.sub("", text[match.end() :])
     return text
 
 
-def _wrapper(text: str, source: str) -> str:
+def _remove_wrapper(text: str, source: str) -> str:
     del source
     for pattern, group in ((_FENCE, 1), (_TAGS, 2)):
-        found = pattern.match(text)
-        if found and "```" not in found[group]:
-            return str(found[group])
+        match = pattern.match(text)
+        if match and "```" not in match[group]:
+            return str(match[group])
     for opening, closing in _QUOTES:
         inner = text[1:-1]
         if len(text) > 2 and text[0] == opening and text[-1] == closing and opening not in inner and closing not in inner:
@@ -253,17 +253,17 @@ def _wrapper(text: str, source: str) -> str:
     return text
 
 
-def _trailer(text: str, source: str) -> str:
-    for pattern in (_FAREWELL_LINE, _FAREWELL_SENTENCE):
-        found = pattern.search(text, max(0, len(text) - 3 * _HEAD_CHARACTERS))
-        if found and not _said(found[0], source):
-            return _LAST_RULE.sub("", text[: found.start()].rstrip())
+def _remove_trailer(text: str, source: str) -> str:
+    for pattern in (_CLOSING_LINE, _CLOSING_SENTENCE):
+        match = pattern.search(text, max(0, len(text) - 3 * _HEAD_CHARACTERS))
+        if match and not _source_contains(source, match[0]):
+            return _LAST_RULE.sub("", text[: match.start()].rstrip())
     return text
 
 
 _CLEANINGS: dict[str, Callable[[str, str], str]] = {
-    "think": _think,
-    "preamble": _preamble,
-    "wrapper": _wrapper,
-    "trailer": _trailer,
+    "think": _remove_thoughts,
+    "preamble": _remove_preamble,
+    "wrapper": _remove_wrapper,
+    "trailer": _remove_trailer,
 }

@@ -17,45 +17,44 @@ from urllib.parse import urlsplit
 import orjson
 
 from pipeline.config import Endpoint
-from pipeline.engine.exchange import Answer, Failure, Request
+from pipeline.engine.llm_io import Answer, Failure, Request
 from pipeline.errors import ConfigError
-from pipeline.rewriting.characters import without_surrogates
-from pipeline.rewriting.parameters import MAX_TOKENS, TOKEN_LIMITS, refused_parameter
+from pipeline.rewriting.characters import replace_surrogates
+from pipeline.rewriting.parameters import MAX_TOKENS, TOKEN_LIMITS, find_refused_parameter
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 # Sampling settings of the protocol. All others are sent as extra fields of the body, where vLLM and SGLang read them.
-_KNOWN = frozenset({"temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"})
-_ALL_WOULD_FAIL = frozenset({401, 403, 404})
-_PROMPT_AT_FAULT = frozenset({400, 413, 422})  # unless a parameter is refused, which is the same in all requests
-_PARAMETER_AT_FAULT = frozenset({400, 422})
+_PROTOCOL_SETTINGS = frozenset({"temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"})
+_FATAL_STATUS = frozenset({401, 403, 404})  # every request would fail
+_PROMPT_STATUS = frozenset({400, 413, 422})  # the prompt is at fault, unless a parameter is refused
+_PARAMETER_STATUS = frozenset({400, 422})  # a parameter may be refused, which is the same in all requests
 _CONNECT_S = 10.0  # an unreachable host is detected long before an answer times out
-_HEAD_START_S = (
-    1.0  # for the first request to a server: a refused parameter shows within it, in one request instead of all in flight
-)
+# The first request to a server runs alone for this long, so that a refused parameter fails one request instead of all in flight.
+_HEAD_START_S = 1.0
 _NO_KEY = "no-key"  # the client requires a key; a server without keys ignores it
 _ERROR_CHARACTERS = 300
-_LONG_CHARACTERS = 500
-_SAID_CHARACTERS = 120  # of the server's message, where our own message goes with it
+_LONG_ERROR_CHARACTERS = 500
+_SERVER_MESSAGE_CHARACTERS = 120  # of the server's message, where it is quoted within our own
 
 Outcome = Answer | Failure
 
-# By URL and model, for this process: the parameter for the token limit of an answer that the server accepts.
-_limit_taken: dict[tuple[str, str], str] = {}
+# By URL and model, for this process: the parameter for the token limit that the server accepts.
+_accepted_limit: dict[tuple[str, str], str] = {}
 
 
-def check(endpoint: Endpoint) -> None:
+def check_endpoint(endpoint: Endpoint) -> None:
     """Preflight check of the endpoint's settings; it sends no request.
 
     Raises:
         ConfigError: the URL or the key is invalid.
     """
     _check_url(endpoint.url)
-    _api_key(endpoint)
+    _read_api_key(endpoint)
 
 
-def ask(
+def send_requests(
     requests: Sequence[Request],
     *,
     model: str,
@@ -78,16 +77,16 @@ def ask(
     except ImportError as error:
         raise ConfigError("rephrase.backend: endpoint needs the openai package; pip install openai") from error
     _check_url(endpoint.url)
-    body = _body(model, sampling, chat_template_kwargs)
-    coming: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
-    api_key = _api_key(endpoint)
+    body = _build_body(model, sampling, chat_template_kwargs)
+    outcomes: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+    api_key = _read_api_key(endpoint)
     loop = asyncio.new_event_loop()
-    task = loop.create_task(_ask_all(requests, endpoint, api_key, body, coming.put))
+    task = loop.create_task(_send_all(requests, endpoint, api_key, body, outcomes.put))
     # A daemon thread, so that the process can exit if the generator is never closed, as after Ctrl-C.
-    thread = threading.Thread(target=_drive, args=(loop, task, coming.put), name="endpoint", daemon=True)
+    thread = threading.Thread(target=_run_loop, args=(loop, task, outcomes.put), name="endpoint", daemon=True)
     thread.start()
     try:
-        while (outcome := coming.get()) is not None:
+        while (outcome := outcomes.get()) is not None:
             if isinstance(outcome, BaseException):
                 raise outcome
             yield outcome
@@ -97,7 +96,7 @@ def ask(
         thread.join()
 
 
-def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], put: Callable[[BaseException | None], None]) -> None:
+def _run_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], put: Callable[[BaseException | None], None]) -> None:
     """Run the loop until the task is done, close the loop, then put the task's exception, or None."""
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -106,12 +105,12 @@ def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], put: Calla
         put(task.exception() if task.done() and not task.cancelled() else None)
 
 
-async def _ask_all(
+async def _send_all(
     requests: Sequence[Request], endpoint: Endpoint, api_key: str, body: Mapping[str, Any], put: Callable[[Outcome], None]
 ) -> None:
     import openai
 
-    waiting = iter(requests)  # shared by the workers, which run in one thread
+    pending = iter(requests)  # shared by the workers, which run in one thread
     client = openai.AsyncOpenAI(
         base_url=endpoint.url,
         api_key=api_key,
@@ -121,55 +120,56 @@ async def _ask_all(
 
     answered = asyncio.Event()
 
-    async def work() -> None:
-        for request in waiting:
-            put(await _ask_one(client, endpoint, request, body))
+    async def run_worker() -> None:
+        for request in pending:
+            put(await _get_outcome(client, endpoint, request, body))
             answered.set()
 
     try:
         async with client, asyncio.TaskGroup() as workers:
             for number in range(min(endpoint.concurrency, len(requests))):
-                if number == 1 and endpoint.token_limit == "auto" and (endpoint.url, body["model"]) not in _limit_taken:
+                if number == 1 and endpoint.token_limit == "auto" and (endpoint.url, body["model"]) not in _accepted_limit:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_HEAD_START_S):  # `wait_for` may swallow a cancellation
                             await answered.wait()
-                workers.create_task(work())
+                workers.create_task(run_worker())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None  # the first exception has cancelled the other workers
 
 
-async def _ask_one(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Outcome:
+async def _get_outcome(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Outcome:
     import openai
 
-    def failure(error: str, kind: Any = "backend") -> Failure:
-        return Failure(request.key, _line(error, client.api_key), kind)
+    def make_failure(error: str, kind: Any = "backend") -> Failure:
+        return Failure(request.key, _shorten(error, client.api_key), kind)
 
     try:
         reply = await _send(client, endpoint, request, body)
     except openai.APIStatusError as error:
-        if error.status_code in _ALL_WOULD_FAIL:
-            raise ConfigError(_line(_refusal(error, client, body["model"]), client.api_key)) from None
-        return failure(
-            f"HTTP {error.status_code}: {_said(error)}", "prompt" if error.status_code in _PROMPT_AT_FAULT else "backend"
+        if error.status_code in _FATAL_STATUS:
+            raise ConfigError(_shorten(_format_refusal(error, client, body["model"]), client.api_key)) from None
+        return make_failure(
+            f"HTTP {error.status_code}: {_get_message(error)}", "prompt" if error.status_code in _PROMPT_STATUS else "backend"
         )
     except openai.OpenAIError as error:
         cause = error.__cause__  # the client's own message is only "Connection error."
-        return failure(f"{type(cause or error).__name__}: {cause or error}")
+        return make_failure(f"{type(cause or error).__name__}: {cause or error}")
     content = reply.http_response.content
     try:
-        answer = _read(request.key, content)
+        answer = _parse_answer(request.key, content)
     except (ValueError, LookupError, TypeError, AttributeError):
-        return failure(f"the reply is no chat completion: {content.decode(errors='replace')!r}")
+        return make_failure(f"the reply is not a chat completion: {content.decode(errors='replace')!r}")
     if answer.finish_reason == "content_filter":
-        return failure("the server's content filter refused it", "prompt")
+        return make_failure("the server's content filter blocked the answer", "prompt")
     return answer
 
 
 async def _send(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Any:
     """Send a request and return the raw reply.
 
-    If `token_limit` is `auto` and the server refuses the parameter for it, this request and all later ones use the other one. The
-    reply is raw because the client builds its types without validation: a reply of another form would end in an AttributeError.
+    If `token_limit` is `auto` and the server refuses the parameter for the limit, this request and all later ones use the other
+    one. The reply is raw because the client builds its types without validation: a reply of another form would raise an
+    AttributeError.
 
     Raises:
         ConfigError: the server refuses a parameter that is the same in all requests.
@@ -180,42 +180,44 @@ async def _send(client: "AsyncOpenAI", endpoint: Endpoint, request: Request, bod
     server = (endpoint.url, body["model"])
     refused: set[str] = set()
     while True:
-        limit = _limit_taken.get(server, MAX_TOKENS) if endpoint.token_limit == "auto" else endpoint.token_limit
-        prompt: dict[str, Any] = {"messages": request.messages, limit: request.max_tokens}
+        limit = _accepted_limit.get(server, MAX_TOKENS) if endpoint.token_limit == "auto" else endpoint.token_limit
+        arguments: dict[str, Any] = {"messages": request.messages, limit: request.max_tokens}
         try:
-            reply = await client.chat.completions.with_raw_response.create(**prompt, **body)
+            reply = await client.chat.completions.with_raw_response.create(**arguments, **body)
         except openai.APIStatusError as error:
             sent = {limit, *body, *body.get("extra_body", {})} - {"extra_body"}
-            name = refused_parameter(error.body, _said(error), sent) if error.status_code in _PARAMETER_AT_FAULT else None
+            name = find_refused_parameter(error.body, _get_message(error), sent) if error.status_code in _PARAMETER_STATUS else None
             if name is None:
                 raise
             refused.add(name)
             other = TOKEN_LIMITS.get(name)
             if other is None or other in refused or endpoint.token_limit != "auto":
-                raise ConfigError(_line(_unwanted(error, client, name, body), client.api_key, _LONG_CHARACTERS)) from None
-            _limit_taken[server] = other
+                raise ConfigError(
+                    _shorten(_format_refused_parameter(error, client, name, body), client.api_key, _LONG_ERROR_CHARACTERS)
+                ) from None
+            _accepted_limit[server] = other
         else:
-            _limit_taken.setdefault(server, limit)
+            _accepted_limit.setdefault(server, limit)
             return reply
 
 
-def _unwanted(error: "APIStatusError", client: "AsyncOpenAI", name: str, body: Mapping[str, Any]) -> str:
+def _format_refused_parameter(error: "APIStatusError", client: "AsyncOpenAI", name: str, body: Mapping[str, Any]) -> str:
     """Return the message for a parameter that the server refuses in every request."""
-    answered = f"{client.base_url} answered HTTP {error.status_code} ({_line(_said(error), client.api_key, _SAID_CHARACTERS)})"
+    refused = f"{client.base_url} refused {name} with HTTP {error.status_code} ({_quote_server(error, client)})"
     if name in TOKEN_LIMITS:
-        return f"rephrase.endpoint.token_limit: to {name} {answered}; set it to auto or {TOKEN_LIMITS[name]}"
+        return f"rephrase.endpoint.token_limit: {refused}; set it to auto or {TOKEN_LIMITS[name]}"
     if name in ("model", "chat_template_kwargs"):
-        return f"rephrase.{name}: {answered}; set one that this server takes"
-    sampling = {**{key: value for key, value in body.items() if key in _KNOWN}, **body.get("extra_body", {})}
+        return f"rephrase.{name}: {refused}; set a value that this server accepts"
+    sampling = {**{key: value for key, value in body.items() if key in _PROTOCOL_SETTINGS}, **body.get("extra_body", {})}
     sampling.pop("chat_template_kwargs", None)
     value = sampling.pop(name)
     return (
-        f"rephrase.sampling.{name} is {value!r}, and {answered}; set a value that {body['model']} takes, or leave it out "
+        f"rephrase.sampling.{name} is {value!r}: {refused}; set a value that {body['model']} accepts, or leave it out "
         f"(rephrase.sampling: {json.dumps(sampling)})"
     )
 
 
-def _read(key: int, content: bytes) -> Answer:
+def _parse_answer(key: int, content: bytes) -> Answer:
     """Parse the answer in a reply; missing fields count as empty or 0.
 
     Bytes that are not UTF-8, and unpaired surrogates, become U+FFFD. Such an answer was paid for, so it is stored, and the rule
@@ -231,22 +233,22 @@ def _read(key: int, content: bytes) -> Answer:
     choice, usage = reply["choices"][0], reply.get("usage") or {}
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
-        raise TypeError("content in parts")
+        raise TypeError("the content is not a string")
     return Answer(
         key=key,
-        text=without_surrogates(text),
+        text=replace_surrogates(text),
         finish_reason=str(choice.get("finish_reason") or ""),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         output_tokens=int(usage.get("completion_tokens") or 0),
     )
 
 
-def _body(model: str, sampling: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _build_body(model: str, sampling: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the client that are the same in all requests."""
-    extra = {name: value for name, value in sampling.items() if name not in _KNOWN}
+    extra = {name: value for name, value in sampling.items() if name not in _PROTOCOL_SETTINGS}
     if chat_template_kwargs:
         extra["chat_template_kwargs"] = dict(chat_template_kwargs)
-    known = {name: value for name, value in sampling.items() if name in _KNOWN}
+    known = {name: value for name, value in sampling.items() if name in _PROTOCOL_SETTINGS}
     return {"model": model, **known, **({"extra_body": extra} if extra else {})}
 
 
@@ -260,33 +262,40 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"rephrase.endpoint.url must be a base URL such as http://localhost:8000/v1, got {url!r}")
 
 
-def _api_key(endpoint: Endpoint) -> str:
+def _read_api_key(endpoint: Endpoint) -> str:
     if endpoint.api_key_env is None:
         return _NO_KEY
     key = os.environ.get(endpoint.api_key_env, "").strip()
     setting = f"rephrase.endpoint.api_key_env: the environment variable {endpoint.api_key_env}"
     if not key:
-        raise ConfigError(f"{setting} is not set; export it where the run and Ray start, or set another one, or null for no key")
+        raise ConfigError(
+            f"{setting} is not set; export it where the run and Ray start, name another variable, or set null for no key"
+        )
     if not (key.isascii() and key.isprintable()):  # no HTTP header can hold it, and the client's error would quote it
-        raise ConfigError(f"{setting} holds no key: there are line breaks or letters beyond ASCII in it; export the key alone")
+        raise ConfigError(f"{setting} does not contain a key: it has line breaks or non-ASCII characters; export the key alone")
     return key
 
 
-def _refusal(error: "APIStatusError", client: "AsyncOpenAI", model: str) -> str:
-    mend = {
-        401: "set rephrase.endpoint.api_key_env to the environment variable that holds a valid key",
+def _format_refusal(error: "APIStatusError", client: "AsyncOpenAI", model: str) -> str:
+    fix = {
+        401: "set rephrase.endpoint.api_key_env to the environment variable with a valid key",
         403: f"the key of rephrase.endpoint.api_key_env may not use rephrase.model {model}; use another key or model",
-        404: f"rephrase.endpoint.url must be the base URL, mostly ending in /v1, and rephrase.model ({model}) a name it knows",
+        404: f"rephrase.endpoint.url must be the base URL, usually ending in /v1, and the server must have rephrase.model {model}",
     }[error.status_code]
-    return f"{client.base_url} answered HTTP {error.status_code} ({_line(_said(error), client.api_key, _SAID_CHARACTERS)}); {mend}"
+    return f"{client.base_url} answered HTTP {error.status_code} ({_quote_server(error, client)}); {fix}"
 
 
-def _said(error: "APIStatusError") -> str:
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    return str(said or error.message)
+def _quote_server(error: "APIStatusError", client: "AsyncOpenAI") -> str:
+    """Return the server's message, shortened to be part of our own."""
+    return _shorten(_get_message(error), client.api_key, _SERVER_MESSAGE_CHARACTERS)
 
 
-def _line(text: str, api_key: str, characters: int = _ERROR_CHARACTERS) -> str:
+def _get_message(error: "APIStatusError") -> str:
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    return str(message or error.message)
+
+
+def _shorten(text: str, api_key: str, characters: int = _ERROR_CHARACTERS) -> str:
     """Return the text as one line of at most `characters`, with the API key masked, because some servers quote it."""
     line = " ".join(text.replace(api_key, "***").split())
     return line if len(line) <= characters else f"{line[: characters - 1]}…"

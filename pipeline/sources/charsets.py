@@ -37,31 +37,39 @@ _SUPERSETS = {
     "iso2022_jp": ("iso2022_jp_ext", "iso2022_jp_2004"),
     "euc_kr": ("cp949",),
 }
-_SEVEN_BIT = ("iso2022", "hz", "utf-7")  # name prefixes of charsets that encode non-ASCII text in ASCII bytes
-_WIDE = ("utf-16", "utf-32")
-_MULTIBYTE = ("gb", "big5", "cp9", "shift_jis", "euc_", "johab")
-_NO_CHARSETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "unicode_escape", "raw_unicode_escape"}
-_META = re.compile(
+_SEVEN_BIT_PREFIXES = ("iso2022", "hz", "utf-7")  # name prefixes of charsets that encode non-ASCII text in ASCII bytes
+_UTF16_OR_32_PREFIXES = ("utf-16", "utf-32")
+_MULTIBYTE_PREFIXES = ("gb", "big5", "cp9", "shift_jis", "euc_", "johab")
+_NON_CHARSET_CODECS = {
+    "idna",
+    "punycode",
+    "undefined",
+    "unicode-escape",
+    "raw-unicode-escape",
+    "unicode_escape",
+    "raw_unicode_escape",
+}
+_CHARSET_DECLARATION = re.compile(
     rb"""<meta\b[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)|<\?xml\b[^>]*?\bencoding\s*=\s*["']([\w.:-]+)""", re.IGNORECASE
 )
-_META_BYTES = 8192
-_PARAMETER = re.compile(r"""\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_DECLARATION_BYTES = 8192
+_CHARSET_PARAMETER = re.compile(r"""\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 # Unassigned characters, lone surrogates (which UTF-7 can encode), C1 control characters, NUL.
-_IMPOSSIBLE = regex.compile(r"[\p{Cn}\p{Cs}\x80-\x9f\0]")
-_STRAY = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")
-_STRAY_SHARE = 0.01
-_SURE = 0.5  # least confidence of the detector, which reports 0.6 or more for a sentence
-_FEW = 4  # fewer non-ASCII characters than this may be valid UTF-8 by chance, being byte pairs of another charset
-_MOSTLY = 4  # above this ratio of valid non-ASCII characters to damaged places, a page is damaged UTF-8
+_INVALID_CHARACTER = regex.compile(r"[\p{Cn}\p{Cs}\x80-\x9f\0]")
+_CONTROL_CHARACTER = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")
+_MAX_CONTROL_SHARE = 0.01
+_MIN_CONFIDENCE = 0.5  # of the detector, which reports 0.6 or more for a sentence
+_MIN_NON_ASCII = 4  # fewer non-ASCII characters than this may be valid UTF-8 by chance, being byte pairs of another charset
+_MIN_VALID_RATIO = 4  # a page with more valid non-ASCII characters per invalid byte sequence is damaged UTF-8
 
 
-def charset_of(content_type: str | None) -> str | None:
+def parse_charset(content_type: str | None) -> str | None:
     """Return the charset named by a Content-Type header, or None."""
-    found = _PARAMETER.search(content_type or "")
+    found = _CHARSET_PARAMETER.search(content_type or "")
     return found[1] if found else None
 
 
-def decoded_text(content: bytes, declared: str | None, *, markup: bool = True, cut: bool = False) -> str:
+def decode_text(content: bytes, declared: str | None, *, markup: bool = True, is_truncated: bool = False) -> str:
     """Decode a page.
 
     Valid UTF-8 takes precedence over another declared charset, because it is hardly ever valid by chance. Exception: a page with
@@ -71,53 +79,53 @@ def decoded_text(content: bytes, declared: str | None, *, markup: bool = True, c
     Args:
         declared: the charset of the Content-Type header.
         markup: also use the charset of `<meta>` or of the XML declaration.
-        cut: the page may end within a character, which is then left out.
+        is_truncated: the page may end within a character, which is then dropped.
 
     Raises:
         UndecodableError: no charset fits, or the page is damaged UTF-8.
     """
     for mark, name in _BOMS:
         if content.startswith(mark):
-            marked = _decoded(content[len(mark) :], name, cut=cut)
+            marked = _decode(content[len(mark) :], name, is_truncated=is_truncated)
             if marked is None:
-                raise UndecodableError(f"charset {name}, by its byte order mark, does not fit")
+                raise UndecodableError(f"it has the byte order mark of {name} but is not valid {name}")
             return marked
-    said = [label for label in (declared, *(_metas(content) if markup else ())) if label]
-    names = list(dict.fromkeys(codec for label in said if (codec := _codec(label))))
-    utf8 = _decoded(content, "utf-8", cut=cut) if b"\0" not in content else None
+    declared_labels = [label for label in (declared, *(_declared_charsets(content) if markup else ())) if label]
+    names = list(dict.fromkeys(codec for label in declared_labels if (codec := _codec_name(label))))
+    utf8 = _decode(content, "utf-8", is_truncated=is_truncated) if b"\0" not in content else None
     if utf8 is not None and utf8.isascii():
-        return _seven_bit(content, names, cut=cut) or utf8
+        return _decode_seven_bit(content, names, is_truncated=is_truncated) or utf8
     if utf8 is not None:
-        others = [name for name in names if name.startswith(_MULTIBYTE)]
-        few = sum(not character.isascii() for character in utf8) < _FEW and "utf-8" not in names
-        return (_first(content, others, cut=cut) if few else None) or utf8
-    if b"\0" not in content and (bad := _damaged_utf8(content, declared="utf-8" in names)):
-        raise UndecodableError(f"charset utf-8: {bad} places are damaged")
-    narrow = [name for name in names if not name.startswith(_WIDE)]
-    detected = _detected(content)
+        others = [name for name in names if name.startswith(_MULTIBYTE_PREFIXES)]
+        has_few_non_ascii = sum(not character.isascii() for character in utf8) < _MIN_NON_ASCII and "utf-8" not in names
+        return (_decode_first_fit(content, others, is_truncated=is_truncated) if has_few_non_ascii else None) or utf8
+    if b"\0" not in content and (num_damaged := _count_damaged_utf8(content, declared="utf-8" in names)):
+        raise UndecodableError(f"it is UTF-8 with {num_damaged} invalid byte sequences")
+    narrow = [name for name in names if not name.startswith(_UTF16_OR_32_PREFIXES)]
+    detected = _detect(content)
     if len(narrow) > 1:
         narrow.sort(key=lambda name: name not in detected)
-    text = _first(content, [*_wide(content, names), *narrow, *detected], cut=cut)
+    text = _decode_first_fit(content, [*_utf16_or_32_candidates(content, names), *narrow, *detected], is_truncated=is_truncated)
     if text is None and b"\0" in content:
-        text = _decoded(content, "utf-8", cut=cut)  # NULs are kept here; the row is quarantined for them
+        text = _decode(content, "utf-8", is_truncated=is_truncated)  # NULs are kept here; the row is quarantined for them
     if text is None:
-        raise UndecodableError(f"no charset fits (said to be in {', '.join(said)[:100] or 'none'})")
+        raise UndecodableError(f"no charset fits (declared: {', '.join(declared_labels)[:100] or 'none'})")
     return text
 
 
-def _metas(content: bytes) -> Iterator[str]:
+def _declared_charsets(content: bytes) -> Iterator[str]:
     """Yield the charsets that the page itself declares.
 
-    UTF-16 and UTF-32 are left out: in such a page the declaration could not be read as ASCII bytes.
+    UTF-16 and UTF-32 are ignored: in such a page the declaration could not be read as ASCII bytes.
     """
-    for found in _META.finditer(content[:_META_BYTES]):
+    for found in _CHARSET_DECLARATION.finditer(content[:_DECLARATION_BYTES]):
         label = (found[1] or found[2]).decode("ascii", "replace")
-        if not label.lower().startswith(_WIDE):
+        if not label.lower().startswith(_UTF16_OR_32_PREFIXES):
             yield label
 
 
-def _codec(label: str) -> str | None:
-    """Return Python's name of a charset, or None if the label is no known text encoding."""
+def _codec_name(label: str) -> str | None:
+    """Return Python's name of a charset, or None if the label is not a known text encoding."""
     label = label.strip().lower()
     plain = re.sub(r"^(?:x-)?(?:windows-|cp-?)(?=\d)", "cp", label)
     for name in (label, plain, label.removeprefix("x-"), re.sub(r"-[ie]$", "", label)):
@@ -125,69 +133,73 @@ def _codec(label: str) -> str | None:
             found = codecs.lookup(name)
         except (LookupError, ValueError):
             continue
-        return found.name if found._is_text_encoding and found.name not in _NO_CHARSETS else None
+        return found.name if found._is_text_encoding and found.name not in _NON_CHARSET_CODECS else None
     return None
 
 
-def _decoded(content: bytes, name: str, *, cut: bool) -> str | None:
+def _decode(content: bytes, name: str, *, is_truncated: bool) -> str | None:
     decoder = codecs.getincrementaldecoder(name)("strict")
     try:
-        return decoder.decode(content, final=not cut)
+        return decoder.decode(content, final=not is_truncated)
     except (UnicodeError, ValueError):
         return None
 
 
-def _first(content: bytes, names: Sequence[str], *, cut: bool) -> str | None:
+def _decode_first_fit(content: bytes, names: Sequence[str], *, is_truncated: bool) -> str | None:
     """Decode by the first charset that fits, trying each before its supersets; None if none fits."""
     for name in names:
         for codec in (name, *_SUPERSETS.get(name, ())):
-            text = _decoded(content, codec, cut=cut)
-            if text is not None and _is_possible(text):
+            text = _decode(content, codec, is_truncated=is_truncated)
+            if text is not None and _is_plausible(text):
                 return text
     return None
 
 
-def _is_possible(text: str) -> bool:
-    return not _IMPOSSIBLE.search(text) and len(_STRAY.findall(text)) <= _STRAY_SHARE * len(text)
+def _is_plausible(text: str) -> bool:
+    return not _INVALID_CHARACTER.search(text) and len(_CONTROL_CHARACTER.findall(text)) <= _MAX_CONTROL_SHARE * len(text)
 
 
-def _seven_bit(content: bytes, names: Sequence[str], *, cut: bool) -> str | None:
+def _decode_seven_bit(content: bytes, names: Sequence[str], *, is_truncated: bool) -> str | None:
     """Decode ASCII bytes that encode non-ASCII characters (ISO-2022, HZ, UTF-7); None if they do not."""
-    candidates = [name for name in names if name.startswith(_SEVEN_BIT)]
+    candidates = [name for name in names if name.startswith(_SEVEN_BIT_PREFIXES)]
     if not candidates and (b"\x1b" in content or b"\x0e" in content or b"~{" in content):
-        candidates = [name for name in _detected(content) if name.startswith(("iso2022", "hz"))]
-    return _first(content, candidates, cut=cut)
+        candidates = [name for name in _detect(content) if name.startswith(("iso2022", "hz"))]
+    return _decode_first_fit(content, candidates, is_truncated=is_truncated)
 
 
-def _damaged_utf8(content: bytes, *, declared: bool) -> int:
-    """Return the number of damaged places in a page that is mostly UTF-8; 0 if the page may be in another charset."""
+def _count_damaged_utf8(content: bytes, *, declared: bool) -> int:
+    """Return the number of invalid byte sequences in a page that is mostly UTF-8; 0 if the page may be in another charset."""
     text = content.decode("utf-8", "replace")
-    bad = text.count("\ufffd")
-    good = sum(not character.isascii() for character in text) - bad
-    ends_within = _decoded(content, "utf-8", cut=True) is not None
-    return bad if good > _MOSTLY * bad or (declared and (good > bad or ends_within)) else 0
+    num_damaged = text.count("\ufffd")
+    num_valid = sum(not character.isascii() for character in text) - num_damaged
+    is_cut_in_character = _decode(content, "utf-8", is_truncated=True) is not None
+    return (
+        num_damaged
+        if num_valid > _MIN_VALID_RATIO * num_damaged or (declared and (num_valid > num_damaged or is_cut_in_character))
+        else 0
+    )
 
 
-def _wide(content: bytes, names: Sequence[str]) -> list[str]:
+def _utf16_or_32_candidates(content: bytes, names: Sequence[str]) -> list[str]:
     """Return the UTF-16 or UTF-32 codecs to try; empty if none is declared and under 5% of the bytes are NUL.
 
     The byte order of UTF-16 follows from the bytes: the high bytes of characters have fewer distinct values than the low bytes.
     """
-    wanted = [name for name in names if name.startswith(_WIDE)]
+    declared = [name for name in names if name.startswith(_UTF16_OR_32_PREFIXES)]
     nuls = content.count(b"\0")
-    if not wanted and nuls * 20 < len(content):
+    if not declared and nuls * 20 < len(content):
         return []
-    if any(name.startswith("utf-32") for name in wanted) or nuls * 2 > len(content) + 2:
+    if any(name.startswith("utf-32") for name in declared) or nuls * 2 > len(content) + 2:
         return ["utf-32-le", "utf-32-be"]
     little = len(set(content[1::2])) <= len(set(content[0::2]))
     return ["utf-16-le" if little else "utf-16-be"]
 
 
-def _detected(content: bytes) -> list[str]:
+def _detect(content: bytes) -> list[str]:
     import cchardet
 
     found = cchardet.detect(content)
-    if not found["encoding"] or (found["confidence"] or 0.0) < _SURE:
+    if not found["encoding"] or (found["confidence"] or 0.0) < _MIN_CONFIDENCE:
         return []
-    name = _codec(found["encoding"])
+    name = _codec_name(found["encoding"])
     return [] if name is None or name in ("ascii", "utf-8", "utf-7") else [name]

@@ -1,4 +1,4 @@
-"""Groups rows into chunks and cuts chunks into parts of windows: the half of `prepare` that writes no files.
+"""Groups rows into chunks and cuts chunks into parts of windows: the part of `prepare` that writes no files.
 
 A chunk is a sequence of consecutive rows of one input file and becomes one part. Chunk borders depend only on the rows of the file,
 so pass 1 (`scan_file`) and pass 2 (`cut_chunks`) find the same borders on any worker, whatever other files contain.
@@ -24,12 +24,12 @@ from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
 from pipeline.hashing import window_keys
 from pipeline.sources import Document, InputFile, Row
-from pipeline.sources.readers import columns_of, read_rows
+from pipeline.sources.readers import metadata_columns, read_rows
 from pipeline.tables import QUARANTINE, WINDOWS
-from pipeline.text.windows import WindowCutter, stretches
+from pipeline.text.windows import WindowCutter, split_blocks
 
-QUARANTINE_PIECE = 4096  # most bad rows of a file that are kept in memory and written at once
-_ROWS_WITHOUT_TEXT = 10_000  # if so many rows at the beginning of a file have no text, text_key is wrong
+QUARANTINE_PIECE_ROWS = 4096  # limit for the bad rows of a file that are kept in memory and written at once
+_MAX_LEADING_ROWS_WITHOUT_TEXT = 10_000  # if so many rows at the beginning of a file have no text, text_key is wrong
 
 
 class Chunker:
@@ -37,54 +37,54 @@ class Chunker:
 
     A document goes into the current chunk. If that chunk already has `part_documents` documents, or would exceed `part_bytes`
     bytes of text, id, source and metadata, the document opens the next chunk. A document whose text alone exceeds `part_bytes` is
-    split between stretches (`pipeline.text.windows.stretches`), unless `split` is false because refining steps will change it.
+    split between blocks (`pipeline.text.windows.split_blocks`), unless `split` is false because refining steps will change it.
     """
 
-    def __init__(self, prepare: Prepare, first: int = 0, *, split: bool = True) -> None:
+    def __init__(self, prepare: Prepare, first_chunk: int = 0, *, split: bool = True) -> None:
         self._limits = prepare
         self._split = split
-        self._chunk = first
+        self._chunk = first_chunk
         self._documents = 0
         self._bytes = 0
 
     @property
     def num_chunks(self) -> int:
-        """Number of chunks up to and including the current one; before the first document, those before `first`."""
+        """Number of chunks up to and including the current one; before the first document, those before `first_chunk`."""
         return self._chunk + 1 if self._documents else self._chunk
 
-    def place(self, text: str, beside: int = 0) -> list[tuple[int, int, int]]:
-        """Place the next document. Return (chunk, begin, end) for each chunk it lies in, in characters; nearly always one.
+    def assign(self, text: str, extra_bytes: int = 0) -> list[tuple[int, int, int]]:
+        """Assign the next document. Return (chunk, begin, end) for each chunk it lies in, in characters; nearly always one.
 
-        `beside` is the number of bytes of its id, source and metadata.
+        `extra_bytes` is the number of bytes of its id, source and metadata.
         """
         num_bytes = _utf8_bytes(text)
-        full = self._documents == self._limits.part_documents or self._bytes + num_bytes + beside > self._limits.part_bytes
+        full = self._documents == self._limits.part_documents or self._bytes + num_bytes + extra_bytes > self._limits.part_bytes
         if self._documents and full:
             self._open_next()
         self._documents += 1
-        self._bytes += beside
+        self._bytes += extra_bytes
         if num_bytes <= self._limits.part_bytes or not self._split:
             self._bytes += num_bytes
             return [(self._chunk, 0, len(text))]
-        placed = []
+        spans = []
         begin = end = 0
-        for stretch in stretches(text):
-            num_bytes = _utf8_bytes(stretch)
+        for block in split_blocks(text):
+            num_bytes = _utf8_bytes(block)
             if begin < end and self._bytes + num_bytes > self._limits.part_bytes:
-                placed.append((self._chunk, begin, end))
+                spans.append((self._chunk, begin, end))
                 begin = end
                 self._open_next()
-                self._documents, self._bytes = 1, beside
-            end += len(stretch)
+                self._documents, self._bytes = 1, extra_bytes
+            end += len(block)
             self._bytes += num_bytes
-        return [*placed, (self._chunk, begin, end)]
+        return [*spans, (self._chunk, begin, end)]
 
     def _open_next(self) -> None:
         self._chunk += 1
         self._documents = self._bytes = 0
 
 
-class Start(NamedTuple):
+class ChunkStart(NamedTuple):
     """Where to start reading for a chunk: the row of its first document, the rows before it, and that document's first chunk.
 
     `rows_before` counts good and bad rows. `chunk` is earlier than the chunk to be read if the document is split over several.
@@ -95,7 +95,7 @@ class Start(NamedTuple):
     chunk: int
 
 
-_BEGINNING = Start(0, 0, 0)
+_FILE_START = ChunkStart(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class Scan:
         num_rows: N good rows plus the bad rows; skipped rows are not included.
         reasons: number of bad rows by reason.
         skipped: number of skipped rows by reason.
-        left_out: columns that cannot be kept as metadata, with the reason.
-        absent: columns of `prepare.metadata` that no good row has.
-        stopped: there were too many bad rows, so the rest of the file was not read.
+        unsupported_columns: columns that cannot be kept as metadata, with the kind of their values.
+        missing_columns: columns of `prepare.metadata` that no good row has.
+        stopped_early: there were too many bad rows, so the rest of the file was not read.
         starts: one entry for each chunk.
         num_bytes: UTF-8 bytes of the good rows' text, id, source and metadata.
         row_N: row numbers of the good rows, in order.
@@ -120,10 +120,10 @@ class Scan:
     num_rows: int
     reasons: Mapping[str, int]
     skipped: Mapping[str, int]
-    left_out: Mapping[str, str]
-    absent: Collection[str]
-    stopped: bool
-    starts: Sequence[Start]
+    unsupported_columns: Mapping[str, str]
+    missing_columns: Collection[str]
+    stopped_early: bool
+    starts: Sequence[ChunkStart]
     num_bytes: int
     row_N: I64
     id_hash_N: NDArray[np.uint64]
@@ -142,14 +142,14 @@ def scan_file(
     *,
     split: bool = True,
     quarantine: Callable[[int, pa.Table], None] | None = None,
-    most_bad: float = math.inf,
+    max_bad_rows: float = math.inf,
 ) -> Scan:
     """Pass 1: check and hash every row of the file and assign it to a chunk. Does not tokenize.
 
     Args:
         split: whether a large document may be split over several chunks.
         quarantine: called with the number and the table of each piece of at most 4,096 bad rows, so that memory stays bounded.
-        most_bad: stop when a file has more bad rows than this. If it is finite, also stop when a file begins with 10,000 rows
+        max_bad_rows: stop when a file has more bad rows than this. If it is finite, also stop when a file begins with 10,000 rows
             that have no text.
 
     Raises:
@@ -157,42 +157,42 @@ def scan_file(
         StorageError: as `read_rows`.
     """
     chunker = Chunker(prepare, split=split)
-    columns = columns_of(prepare)
+    columns = metadata_columns(prepare)
     rows, hashes, chunks = array("q"), array("Q"), array("i")
     skipped: Counter[str] = Counter()
-    left_out: dict[str, str] = {}
-    absent = set(columns.names or ())
+    unsupported_columns: dict[str, str] = {}
+    missing_columns = set(columns.names or ())
     bad = _Quarantine(file, quarantine)
-    starts: list[Start] = []
+    starts: list[ChunkStart] = []
     num_bytes = 0
-    stopped = False
-    for row in read_rows(file, corpus, columns=columns, left_out=left_out):
+    stopped_early = False
+    for row in read_rows(file, corpus, columns=columns, unsupported_columns=unsupported_columns):
         if row.skipped is not None:
             skipped[row.skipped] += 1
             continue
         if row.document is None:
             bad.add(row)
-            if stopped := bad.count > most_bad or (not rows and bad.lacks_text and math.isfinite(most_bad)):
+            if stopped_early := bad.count > max_bad_rows or (not rows and bad.lacks_text and math.isfinite(max_bad_rows)):
                 break
             continue
-        beside = _bytes_beside(row.document)
-        placed = chunker.place(row.document.text, beside)
-        first = placed[0][0]
-        while len(starts) <= placed[-1][0]:
-            starts.append(Start(row.row, len(rows) + bad.count, first))
-        num_bytes += _utf8_bytes(row.document.text) + beside
-        rows.append(row.row)
+        extra_bytes = _extra_bytes(row.document)
+        spans = chunker.assign(row.document.text, extra_bytes)
+        first = spans[0][0]
+        while len(starts) <= spans[-1][0]:
+            starts.append(ChunkStart(row.number, len(rows) + bad.count, first))
+        num_bytes += _utf8_bytes(row.document.text) + extra_bytes
+        rows.append(row.number)
         hashes.append(xxhash.xxh3_64_intdigest(row.document.id.encode()))
         chunks.append(first)
-        if absent:
-            absent -= exact_json.load(row.document.metadata).keys()
+        if missing_columns:
+            missing_columns -= exact_json.load(row.document.metadata).keys()
     return Scan(
         num_rows=len(rows) + bad.count,
         reasons=bad.reasons,
         skipped=skipped,
-        left_out=left_out,
-        absent=absent,
-        stopped=stopped,
+        unsupported_columns=unsupported_columns,
+        missing_columns=missing_columns,
+        stopped_early=stopped_early,
         starts=starts,
         num_bytes=num_bytes,
         row_N=np.frombuffer(rows, np.int64),
@@ -220,23 +220,23 @@ class _Quarantine:
     @property
     def lacks_text(self) -> bool:
         """Whether there are at least 10,000 bad rows and none of them has a text."""
-        return self.reasons["missing_text"] == self.count >= _ROWS_WITHOUT_TEXT
+        return self.reasons["missing_text"] == self.count >= _MAX_LEADING_ROWS_WITHOUT_TEXT
 
     def add(self, row: Row) -> None:
-        assert row.bad is not None
-        fields = {"id": row.bad.id, "reason": row.bad.reason, "detail": row.bad.detail, "excerpt": row.bad.excerpt}
-        self._rows.append({"file": self._file.url, "row": row.row, **fields})
-        self.reasons[row.bad.reason] += 1
-        if len(self._rows) == QUARANTINE_PIECE:
-            self._hand_on()
+        assert row.problem is not None
+        fields = {"id": row.problem.id, "reason": row.problem.reason, "detail": row.problem.detail, "excerpt": row.problem.excerpt}
+        self._rows.append({"file": self._file.url, "row": row.number, **fields})
+        self.reasons[row.problem.reason] += 1
+        if len(self._rows) == QUARANTINE_PIECE_ROWS:
+            self._flush()
 
     def close(self) -> pa.Table:
         """Write the last piece and return the first one."""
         if self._rows or not self._pieces:
-            self._hand_on()
+            self._flush()
         return self._first
 
-    def _hand_on(self) -> None:
+    def _flush(self) -> None:
         piece = pa.Table.from_pylist(self._rows, schema=QUARANTINE)
         if self._write is not None:
             self._write(self._pieces, piece)
@@ -252,7 +252,7 @@ def cut_chunks(
     cutter: WindowCutter,
     chunks: Collection[int],
     drop_rows: Collection[int] = frozenset(),
-    start: Start = _BEGINNING,
+    start: ChunkStart = _FILE_START,
     refine: Callable[[Row, int], Document | None] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Pass 2: yield (chunk, WINDOWS table) for each requested chunk, in ascending order; empty if all its rows are dropped.
@@ -262,7 +262,7 @@ def cut_chunks(
 
     Args:
         chunks: numbers below `Scan.num_chunks`.
-        drop_rows: rows to leave out, such as duplicates. They still count towards the limits of a chunk, as in pass 1.
+        drop_rows: rows to drop, such as duplicates. They still count towards the limits of a chunk, as in pass 1.
         start: the entry of `Scan.starts` for the first of the chunks; rows before it are not parsed.
         refine: maps a good row and its chunk to the document to cut, or to None to drop it. If given, documents are not split.
 
@@ -270,26 +270,26 @@ def cut_chunks(
         InputError: as `read_rows`; or the file has fewer chunks than requested, so it changed since it was scanned.
         StorageError: as `read_rows`.
     """
-    waiting = deque(sorted(chunks))
-    if not waiting:
+    pending = deque(sorted(chunks))
+    if not pending:
         return
-    assert start.chunk <= waiting[0], f"what begins at chunk {start.chunk} holds nothing of chunk {waiting[0]}"
+    assert start.chunk <= pending[0], f"the start of chunk {start.chunk} is after the requested chunk {pending[0]}"
     chunker = Chunker(prepare, start.chunk, split=refine is None)
-    wanted, last = frozenset(waiting), waiting[-1]
-    columns = _Columns()
-    for row in read_rows(file, corpus, first=start.row, before=start.rows_before, columns=columns_of(prepare)):
+    requested, last = frozenset(pending), pending[-1]
+    columns = _WindowColumns()
+    for row in read_rows(file, corpus, first_row=start.row, num_rows_before=start.rows_before, columns=metadata_columns(prepare)):
         if row.document is None:
             continue
-        placed = chunker.place(row.document.text, _bytes_beside(row.document))
-        if placed[0][0] > last:
+        spans = chunker.assign(row.document.text, _extra_bytes(row.document))
+        if spans[0][0] > last:
             break
-        last_wanted = max((chunk for chunk, *_ in placed if chunk in wanted), default=-1)
+        last_requested = max((chunk for chunk, *_ in spans if chunk in requested), default=-1)
         window = 0
-        for chunk, begin, end in placed:
-            while waiting and waiting[0] < chunk:
-                yield waiting.popleft(), columns.table()
-                columns = _Columns()
-            if chunk > last_wanted or row.row in drop_rows:
+        for chunk, begin, end in spans:
+            while pending and pending[0] < chunk:
+                yield pending.popleft(), columns.table()
+                columns = _WindowColumns()
+            if chunk > last_requested or row.number in drop_rows:
                 continue
             document, text = row.document, row.document.text[begin:end]
             if refine is not None:
@@ -297,17 +297,19 @@ def cut_chunks(
                     continue
                 document, text = refined, refined.text
             windows = cutter.cut([text])[0]
-            if chunk in wanted:
+            if chunk in requested:
                 columns.add(document, window, windows)
             window += len(windows)
     if last >= chunker.num_chunks:
-        raise InputError(f"{file.url} changed while it was read: chunk {last} is gone; run again when nothing writes to it")
-    for chunk in waiting:
+        raise InputError(
+            f"{file.url} changed while it was read: it no longer has chunk {last}; run again when nothing writes to the file"
+        )
+    for chunk in pending:
         yield chunk, columns.table()
-        columns = _Columns()
+        columns = _WindowColumns()
 
 
-class _Columns:
+class _WindowColumns:
     """Collects the columns of a WINDOWS table."""
 
     def __init__(self) -> None:
@@ -328,7 +330,7 @@ class _Columns:
         return pa.table({"key": key, **self.lists}, schema=WINDOWS)
 
 
-def _bytes_beside(document: Document) -> int:
+def _extra_bytes(document: Document) -> int:
     """Return the UTF-8 bytes of a document's id, source and metadata."""
     return _utf8_bytes(document.id) + _utf8_bytes(document.source) + _utf8_bytes(document.metadata)
 

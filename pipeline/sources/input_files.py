@@ -10,18 +10,18 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import Corpus
 from pipeline.sources import InputFile, pydocs
-from pipeline.sources.listing import Listing, file_system, list_corpus, reading
+from pipeline.sources.listing import Listing, convert_read_errors, list_corpus, url_to_fs
 from pipeline.storage import Folder
 
-_DIGEST_READERS = 8
-_INPUTS = "inputs.json"
+_DIGEST_THREADS = 8
+_DIGEST_CACHE = "inputs.json"
 # Keys of fsspec's `info` that identify content, best first; S3, Google, Azure, Hugging Face and HTTP use different names.
-_CHECKSUMS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "checksum")
-_VERSIONS = ("generation", "versionid", "version_id", "mtime", "lastmodified", "last_modified", "updated", "created")
+_CHECKSUM_KEYS = ("sha256", "md5hash", "content_md5", "crc32c", "etag", "blob_id", "checksum")
+_VERSION_KEYS = ("generation", "versionid", "version_id", "mtime", "lastmodified", "last_modified", "updated", "created")
 
 
-def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
-    """Return the files of a corpus with their digests, and the entries to cache with `remember_digests`.
+def list_input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[list[InputFile], dict[str, Any]]:
+    """Return the files of a corpus with their digests, and the entries to cache with `cache_digests`.
 
     Raises:
         InputError: as `list_corpus` and `digest`.
@@ -30,42 +30,42 @@ def input_files(settings: Corpus, workdir: Folder, *, setting: str) -> tuple[lis
 
 
 def digest_files(listing: Listing, workdir: Folder) -> tuple[list[InputFile], dict[str, Any]]:
-    known = _remembered(workdir)
+    cached = _load_cached_digests(workdir)
 
     def resolve(entry: tuple[str, str]) -> tuple[str, str, str]:
         url, kind = entry
-        stamp = _stamp(url)
-        if stamp and url in known and known[url]["stamp"] == stamp:
-            return url, stamp, known[url]["digest"]
+        stamp = _size_and_mtime(url)
+        if stamp and url in cached and cached[url]["stamp"] == stamp:
+            return url, stamp, cached[url]["digest"]
         return url, stamp, digest(url, kind)
 
-    with ThreadPoolExecutor(_DIGEST_READERS) as pool:
+    with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
         resolved = list(pool.map(resolve, listing.files))
-    fresh = {url: {"stamp": stamp, "digest": value} for url, stamp, value in resolved if stamp}
+    entries = {url: {"stamp": stamp, "digest": value} for url, stamp, value in resolved if stamp}
     files = [
         InputFile(number=number, url=url, kind=kind, digest=value)
         for number, ((_, kind), (url, _, value)) in enumerate(zip(listing.files, resolved, strict=True))
     ]
-    return files, fresh
+    return files, entries
 
 
-def _remembered(workdir: Folder) -> dict[str, dict[str, str]]:
-    """Return the entries cached by `remember_digests`. Entries in another format are ignored, so their files are digested again."""
-    noted = workdir.read_json(_INPUTS) or {}
-    return {url: entry for url, entry in noted.items() if isinstance(entry, dict) and entry.keys() == {"stamp", "digest"}}
+def _load_cached_digests(workdir: Folder) -> dict[str, dict[str, str]]:
+    """Return the entries cached by `cache_digests`. Those in another format are ignored; the digests are then computed again."""
+    entries = workdir.read_json(_DIGEST_CACHE) or {}
+    return {url: entry for url, entry in entries.items() if isinstance(entry, dict) and entry.keys() == {"stamp", "digest"}}
 
 
-def remember_digests(workdir: Folder, stamps: dict[str, Any]) -> None:
+def cache_digests(workdir: Folder, stamps: dict[str, Any]) -> None:
     """Cache the digests of files by size and modification time."""
-    known = _remembered(workdir)
-    if any(known.get(url) != stamp for url, stamp in stamps.items()):
-        workdir.write_json(_INPUTS, {**known, **stamps})
+    cached = _load_cached_digests(workdir)
+    if any(cached.get(url) != stamp for url, stamp in stamps.items()):
+        workdir.write_json(_DIGEST_CACHE, {**cached, **stamps})
 
 
-def _stamp(url: str) -> str:
-    """Return size and modification time of a local file. Empty for anything else, whose digests are not cached.
+def _size_and_mtime(url: str) -> str:
+    """Return the size and modification time of a local file; empty for anything else, whose digest is not cached.
 
-    A folder has none: its own time says nothing about the files below it.
+    Folders are not cached: a folder's own modification time does not change with the files below it.
     """
     try:
         status = os.stat(url)
@@ -92,11 +92,11 @@ def digest(url: str, kind: str) -> str:
         from pipeline.sources.datasets import digest as digest_dataset
 
         return digest_dataset(url)
-    with reading(url):
-        fs, path = file_system(url)
+    with convert_read_errors(url):
+        fs, path = url_to_fs(url)
         if not isinstance(fs, LocalFileSystem):
             info = {str(key).lower(): value for key, value in fs.info(path).items()}
-            for key in (*_CHECKSUMS, *_VERSIONS):
+            for key in (*_CHECKSUM_KEYS, *_VERSION_KEYS):
                 if info.get(key):
                     return f"{key}:{str(info[key]).strip(chr(34))} size:{info.get('size')}"
         with fs.open(path, "rb") as file:

@@ -14,28 +14,32 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.config import Corpus
-from pipeline.errors import ConfigError, CrispwrapError, InputError, is_utf8, shown
-from pipeline.sources import Kind, pydocs
+from pipeline.errors import ConfigError, CrispwrapError, InputError, is_utf8, replace_controls
+from pipeline.sources import FileKind, pydocs
 from pipeline.sources.streams import COMPRESSIONS
-from pipeline.storage import S3_EXTRA, said
+from pipeline.storage import S3_EXTRA, describe_error
 
-_PACKED = ("", *COMPRESSIONS)
-_ENDINGS: dict[str, Kind] = {
-    **{f"{ending}{packed}": "jsonl" for ending in (".jsonl", ".jsonlines", ".ndjson", ".json") for packed in _PACKED},
+_COMPRESSION_ENDINGS = ("", *COMPRESSIONS)
+_ENDINGS: dict[str, FileKind] = {
+    **{
+        f"{ending}{compressed}": "jsonl"
+        for ending in (".jsonl", ".jsonlines", ".ndjson", ".json")
+        for compressed in _COMPRESSION_ENDINGS
+    },
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    **{f".csv{packed}": "csv" for packed in _PACKED},
-    **{f"{ending}{packed}": "warc" for ending in (".warc", ".wet") for packed in _PACKED},
+    **{f".csv{compressed}": "csv" for compressed in _COMPRESSION_ENDINGS},
+    **{f"{ending}{compressed}": "warc" for ending in (".warc", ".wet") for compressed in _COMPRESSION_ENDINGS},
     **dict.fromkeys((".arrow", ".ipc", ".feather"), "ipc"),
 }
-_KNOWN = (
+_KNOWN_ENDINGS = (
     f".jsonl, .jsonlines, .ndjson, .json, .csv, .warc and .wet, each also with {', '.join(COMPRESSIONS)}; "
     ".parquet, .pq, .arrow, .ipc, .feather"
 )
-_NAMED_ENDINGS = 8  # endings of ignored files that a message lists
+_MAX_LISTED_ENDINGS = 8  # endings of ignored files that a message lists
 # Files that `save_to_disk` of the library `datasets` writes next to the data.
-_SAVED = ("state.json", "dataset_dict.json")
+_SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 # Readers that `reader.type` may name; ours are strict versions of datatrove's readers of the same names.
-READERS: dict[str, Kind] = {
+READERS: dict[str, FileKind] = {
     "JsonlReader": "jsonl",
     "ParquetReader": "parquet",
     "CsvReader": "csv",
@@ -50,20 +54,21 @@ READERS: dict[str, Kind] = {
 class Listing:
     """The files of a corpus as (URL, kind), and the number of ignored files in its folders by their ending."""
 
-    files: Sequence[tuple[str, Kind]]
-    left_out: Mapping[str, int]
+    files: Sequence[tuple[str, FileKind]]
+    ignored: Mapping[str, int]
 
-    def describe_left_out(self, setting: str) -> str:
+    def describe_ignored(self, setting: str) -> str:
         """Return one line about the ignored files for the user; empty if there are none."""
-        if not self.left_out:
+        if not self.ignored:
             return ""
-        ranked = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        listed = ", ".join(f"{shown(ending) or '(none)'} {count:,}" for ending, count in ranked[:_NAMED_ENDINGS])
-        more = f" and {len(ranked) - _NAMED_ENDINGS} other endings" if len(ranked) > _NAMED_ENDINGS else ""
-        return f"{setting}: {sum(self.left_out.values()):,} files are no input by their endings ({listed}{more}); read are {_KNOWN}"
+        ranked = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{replace_controls(ending) or '(none)'} {count:,}" for ending, count in ranked[:_MAX_LISTED_ENDINGS])
+        more = f" and {len(ranked) - _MAX_LISTED_ENDINGS} other endings" if len(ranked) > _MAX_LISTED_ENDINGS else ""
+        num_files = sum(self.ignored.values())
+        return f"{setting}: ignored {num_files:,} files with unknown endings ({listed}{more}); supported: {_KNOWN_ENDINGS}"
 
 
-def list_files(corpus: Corpus, *, setting: str = "paths") -> list[tuple[str, Kind]]:
+def list_files(corpus: Corpus, *, setting: str = "paths") -> list[tuple[str, FileKind]]:
     """Return the files of `list_corpus`."""
     return list(list_corpus(corpus, setting=setting).files)
 
@@ -86,37 +91,37 @@ def list_corpus(corpus: Corpus, *, setting: str = "paths", workdir: str | None =
             not available, a local folder cannot be listed, a folder holds a saved dataset, or input and workdir overlap.
         ConfigError: `reader` has settings that `load_from_disk` ignores.
     """
-    found: dict[str, Kind] = {}
+    found: dict[str, FileKind] = {}
     origin: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
-    read_as = READERS[corpus.reader["type"]] if corpus.reader else None
-    if read_as == "dataset":
-        _refuse_ignored_options(corpus.reader or {}, setting.removesuffix("paths") + "reader")
+    ignored: Counter[str] = Counter()
+    reader_kind = READERS[corpus.reader["type"]] if corpus.reader else None
+    if reader_kind == "dataset":
+        _reject_ignored_options(corpus.reader or {}, setting.removesuffix("paths") + "reader")
     for path in corpus.paths:
-        if read_as == "dataset":
-            listed = _Expanded([path], read_as)
+        if reader_kind == "dataset":
+            listed = _ExpandedPath([path], reader_kind)
             if workdir is not None and os.path.isdir(path):  # other names are those of the hub
-                _refuse_overlap(path, [path], [path], setting, workdir)
+                _reject_overlap(path, [path], [path], setting, workdir)
         else:
-            listed = _expand(path, setting, read_as, workdir)
-        left_out.update(listed.left_out)
+            listed = _expand_path(path, setting, reader_kind, workdir)
+        ignored.update(listed.ignored)
         for url in listed.files:
             if url in found:
-                raise InputError(f"{setting}: {url} comes twice, by {origin[url]!r} and {path!r}; leave one of them out")
+                raise InputError(f"{setting}: {url} is matched by both {origin[url]!r} and {path!r}; remove one of them")
             if not is_utf8(url):  # the name is written to manifests and tables, also as the source of its rows
                 raise InputError(f"{setting}: {url!r}, which matches {path!r}, has a name that is not UTF-8; rename it")
             found[url], origin[url] = listed.kind_of(url), path
-    return Listing(list(found.items()), left_out)
+    return Listing(list(found.items()), ignored)
 
 
-def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URL and the path in it. Anything without `://` is a local path, whatever its name contains."""
     return fsspec.core.url_to_fs(url) if "://" in url else (LocalFileSystem(), LocalFileSystem._strip_protocol(url))
 
 
 @contextmanager
-def reading(url: str) -> Iterator[None]:
-    """Turn exceptions raised while the file at `url` is read into an `InputError` that names it.
+def convert_read_errors(url: str) -> Iterator[None]:
+    """Convert exceptions raised while the file at `url` is read to an `InputError` that names it.
 
     Raises:
         InputError: for any exception that is not a `CrispwrapError` already.
@@ -126,69 +131,69 @@ def reading(url: str) -> Iterator[None]:
     except CrispwrapError:
         raise
     except Exception as error:  # storage clients and decompressors raise their own exception types
-        raise InputError(f"cannot read {url}: {said(error)}; mend it, or leave it out of paths") from error
+        raise InputError(f"cannot read {url}: {describe_error(error)}; repair it, or remove it from paths") from error
 
 
 def base_name(url: str) -> str:
     """Return the file's name without folder and known ending: the `source` of rows that have none."""
     name = url.rstrip("/").rsplit("/", 1)[-1]
-    ending = _ending(name)
+    ending = _known_ending(name)
     return name.removesuffix(ending) or name
 
 
 @dataclass(frozen=True)
-class _Expanded:
+class _ExpandedPath:
     """The files of one path, and the number of ignored files in its folders by ending."""
 
     files: Sequence[str]
-    read_as: Kind | None
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    reader_kind: FileKind | None
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
-    def kind_of(self, url: str) -> Kind:
+    def kind_of(self, url: str) -> FileKind:
         if url.startswith(pydocs.SCHEME):
             return "pydocs"
-        return self.read_as or _ENDINGS[_ending(url)]
+        return self.reader_kind or _ENDINGS[_known_ending(url)]
 
 
-def _expand(path: str, setting: str, read_as: Kind | None, workdir: str | None) -> _Expanded:
+def _expand_path(path: str, setting: str, reader_kind: FileKind | None, workdir: str | None) -> _ExpandedPath:
     if path.startswith(pydocs.SCHEME):
-        return _Expanded(list(pydocs.expand(path, setting=setting)), None)
+        return _ExpandedPath(list(pydocs.expand(path, setting=setting)), None)
     try:
-        fs, inner = file_system(path)
+        fs, inner = url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise InputError(f"{setting}: {path!r} cannot be opened: {error} (s3://: {S3_EXTRA})") from error
     is_local = isinstance(fs, LocalFileSystem)
     try:
-        matches = _matches(fs, inner)
+        matches = _match_path(fs, inner)
         named, folders = matches.files, matches.folders
         in_folders = list(walk_files(folders)) if is_local else [file for folder in folders for file in fs.find(folder)]
     except InputError as error:
         raise InputError(f"{setting}: {error}") from error
     except Exception as error:  # storage clients raise their own exception types
-        raise InputError(f"{setting}: {path!r} cannot be listed: {said(error)}") from error
-    if is_local and named:  # a link among the folders may lead back to the folder of the named files
-        places = set(map(_place, named))
-        in_folders = [file for file in in_folders if _place(file) not in places]
+        raise InputError(f"{setting}: {path!r} cannot be listed: {describe_error(error)}") from error
+    if is_local and named:  # a link in the folders may point back to the folder of the named files
+        named_paths = set(map(_resolve_folder, named))
+        in_folders = [file for file in in_folders if _resolve_folder(file) not in named_paths]
     for match in named:
-        if not _ending(match) and not read_as:
+        if not _known_ending(match) and not reader_kind:
             raise InputError(
-                f"{setting}: {match} has an unknown ending; read are {_KNOWN}: rename it, narrow {path!r}, or name a reader"
+                f"{setting}: {match} has an unknown ending (supported: {_KNOWN_ENDINGS}); rename it, narrow {path!r}, or set reader"
             )
-    _refuse_saved_datasets(in_folders, setting)
-    used = [file for file in in_folders if read_as or _ending(file)]
+    _reject_saved_datasets(in_folders, setting)
+    used = [file for file in in_folders if reader_kind or _known_ending(file)]
     files = sorted({*named, *used})
     if not files:
         where = f" (looked in {os.getcwd()})" if is_local and not os.path.isabs(path) else ""
-        others = f", and none of the {len(in_folders):,} files in there has a known ending" if in_folders else ""
-        raise InputError(f"{setting}: no file matches {path!r}{where}{others}; read are {_KNOWN}")
+        others = f"; {len(in_folders):,} files have unknown endings" if in_folders else ""
+        raise InputError(f"{setting}: no file matches {path!r}{where}{others}; supported endings: {_KNOWN_ENDINGS}")
     urls = [match if is_local else fs.unstrip_protocol(match) for match in files]
     roots = folders if is_local else [fs.unstrip_protocol(folder) for folder in folders]
     if workdir is not None:
-        _refuse_overlap(path, roots, urls, setting, workdir)
+        _reject_overlap(path, roots, urls, setting, workdir)
         searched = [(folder if is_local else fs.unstrip_protocol(folder), rest) for folder, rest in matches.searched]
-        _refuse_reach(path, searched, setting, workdir)
+        _reject_reachable_workdir(path, searched, setting, workdir)
     endings = Counter(os.path.splitext(file)[1].lower() for file in set(in_folders) - set(used))
-    return _Expanded(urls, read_as, endings)
+    return _ExpandedPath(urls, reader_kind, endings)
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ class _Matches:
     searched: Sequence[tuple[str, Sequence[str]]] = ()
 
 
-def _matches(fs: fsspec.AbstractFileSystem, path: str) -> _Matches:
+def _match_path(fs: fsspec.AbstractFileSystem, path: str) -> _Matches:
     if fs.isfile(path):  # before globbing: a file name may contain brackets
         return _Matches([path], [])
     if fs.isdir(path):
@@ -224,23 +229,23 @@ def _split_glob(path: str) -> tuple[str, list[str]]:
 def _glob(root: str, patterns: Sequence[str]) -> _Matches:
     """Match patterns, one for each level, below a local folder. Unlike fsspec's glob, links to folders are followed.
 
-    Of the folders that are the same at one level, by links, only the first is searched, real folders before links.
+    If several folders at one level are the same through links, only the first is searched; real folders come before links.
     """
     searched: list[tuple[str, Sequence[str]]] = []
     files: list[str] = []
     folders = [root] if os.path.isdir(root) else []
     for level, pattern in enumerate(patterns):
         if pattern == "**":
-            walked = list(_walk(folders))
+            walked = list(_walk_folders(folders))
             folders = [folder for folder, _ in walked]
             files = [file for _, of_folder in walked for file in of_folder]
         searched += [(folder, patterns[level:]) for folder in folders]
         if pattern != "**":
-            wanted = re.compile(glob_translate(pattern))
-            inside = [_entries(folder) for folder in folders]
-            files = [path for _, of_folder in inside for path in of_folder if wanted.match(os.path.basename(path))]
-            matched = (path for below, _ in inside for path in below if wanted.match(os.path.basename(path)))
-            once = {os.path.realpath(path): path for path in sorted(matched, key=_real_first, reverse=True)}
+            name_pattern = re.compile(glob_translate(pattern))
+            inside = [_list_folder(folder) for folder in folders]
+            files = [path for _, of_folder in inside for path in of_folder if name_pattern.match(os.path.basename(path))]
+            matched = (path for below, _ in inside for path in below if name_pattern.match(os.path.basename(path)))
+            once = {os.path.realpath(path): path for path in sorted(matched, key=_links_last, reverse=True)}
             folders = sorted(once.values())
     return _Matches(files, [] if "**" in patterns else folders, searched)
 
@@ -251,31 +256,31 @@ def walk_files(folders: Iterable[str]) -> Iterator[str]:
     Raises:
         InputError: a folder cannot be listed.
     """
-    for _, files in _walk(folders):
+    for _, files in _walk_folders(folders):
         yield from files
 
 
-def _walk(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def _walk_folders(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield each local folder at or below `folders`, with the paths of its files in the order of their names."""
     seen: set[str] = set()
-    pending = sorted(folders, key=_real_first, reverse=True)
+    pending = sorted(folders, key=_links_last, reverse=True)
     while pending:
         folder = pending.pop()
         real = os.path.realpath(folder)
         if real in seen:
             continue
         seen.add(real)
-        below, files = _entries(folder)
+        below, files = _list_folder(folder)
         yield folder, files
-        pending += sorted(below, key=_real_first, reverse=True)
+        pending += sorted(below, key=_links_last, reverse=True)
 
 
-def _real_first(folder: str) -> tuple[bool, str]:
+def _links_last(folder: str) -> tuple[bool, str]:
     """Sort real folders before links to them, so that a file is listed under its real path."""
     return os.path.islink(folder), folder
 
 
-def _entries(folder: str) -> tuple[list[str], list[str]]:
+def _list_folder(folder: str) -> tuple[list[str], list[str]]:
     """Return the paths of the folders in a local folder, links to folders included, and those of its files, each sorted.
 
     Raises:
@@ -289,7 +294,8 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
                 (below if _is_folder(entry) else files).append(entry.path)
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder} cannot be listed: {said(error)}; make it readable, or choose paths that leave it out"
+            f"{error.filename or folder} cannot be listed: {describe_error(error)}; "
+            "make it readable, or choose paths that exclude it"
         ) from error
     return sorted(below), sorted(files)
 
@@ -303,13 +309,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _place(file: str) -> str:
+def _resolve_folder(file: str) -> str:
     """Return the path of a local file with the links to its folder resolved; the file itself may be a link."""
     folder, name = os.path.split(file)
     return os.path.join(os.path.realpath(folder), name)
 
 
-def _refuse_ignored_options(reader: Mapping[str, Any], setting: str) -> None:
+def _reject_ignored_options(reader: Mapping[str, Any], setting: str) -> None:
     """Reject settings of a dataset reader that have no effect.
 
     Raises:
@@ -321,43 +327,43 @@ def _refuse_ignored_options(reader: Mapping[str, Any], setting: str) -> None:
     if reader.get("streaming"):
         ignored.append("streaming")
     if ignored:
-        raise ConfigError(f"{setting}: load_from_disk ignores {', '.join(ignored)}; leave it out, or leave out load_from_disk")
+        raise ConfigError(f"{setting}: load_from_disk ignores {', '.join(ignored)}; remove these settings or load_from_disk")
 
 
-def _refuse_saved_datasets(files: Sequence[str], setting: str) -> None:
-    saved = next((file for file in files if file.rpartition("/")[2] in _SAVED), None)
+def _reject_saved_datasets(files: Sequence[str], setting: str) -> None:
+    saved = next((file for file in files if file.rpartition("/")[2] in _SAVED_DATASET_FILES), None)
     if saved is not None:
         folder = saved.rpartition("/")[0]
         raise InputError(
-            f"{setting}: {folder} is a dataset that `save_to_disk` of the library datasets wrote; name it in paths with reader: "
-            "{type: HuggingFaceDatasetReader, load_from_disk: true}"
+            f"{setting}: {folder} is a dataset saved with `save_to_disk` of the datasets library; name it in paths and set "
+            "reader: {type: HuggingFaceDatasetReader, load_from_disk: true}"
         )
 
 
-def _refuse_overlap(path: str, folders: Sequence[str], files: Sequence[str], setting: str, workdir: str) -> None:
+def _reject_overlap(path: str, folders: Sequence[str], files: Sequence[str], setting: str, workdir: str) -> None:
     """Reject input files in the workdir and a workdir in an input folder: a second run would read the output of the first.
 
     Raises:
         InputError: input and workdir overlap.
     """
-    work = _real(workdir)
-    if holder := next((folder for folder in folders if _is_inside(work, _real(folder))), None):
-        raise InputError(f"{setting}: workdir {workdir} lies in {holder}, which {path!r} reads; choose a workdir outside of it")
-    if file := next((file for file in files if _is_inside(_real(file), work)), None):
+    workdir_path = _canonical_path(workdir)
+    if parent := next((folder for folder in folders if _is_inside(workdir_path, _canonical_path(folder))), None):
+        raise InputError(f"{setting}: workdir {workdir} lies in {parent}, which {path!r} reads; choose a workdir outside of it")
+    if file := next((file for file in files if _is_inside(_canonical_path(file), workdir_path)), None):
         raise InputError(f"{setting}: {file} lies in workdir {workdir}, where the run writes; choose another workdir")
 
 
-def _refuse_reach(path: str, searched: Iterable[tuple[str, Sequence[str]]], setting: str, workdir: str) -> None:
+def _reject_reachable_workdir(path: str, searched: Iterable[tuple[str, Sequence[str]]], setting: str, workdir: str) -> None:
     """Reject a workdir where a glob can match: a later run would read what the first writes there.
 
     Raises:
         InputError: the patterns below a searched folder match the components of the workdir's path, as far as both go.
     """
-    work = _real(workdir)
+    workdir_path = _canonical_path(workdir)
     for folder, patterns in searched:
-        if not _is_inside(work, real := _real(folder)):
+        if not _is_inside(workdir_path, real := _canonical_path(folder)):
             continue
-        below = [part for part in work[len(real.rstrip("/")) :].split("/") if part]
+        below = [part for part in workdir_path[len(real.rstrip("/")) :].split("/") if part]
         until = patterns.index("**") if "**" in patterns else len(patterns)
         if all(re.match(glob_translate(pattern), part) for pattern, part in zip(patterns[:until], below, strict=False)):
             raise InputError(
@@ -366,8 +372,8 @@ def _refuse_reach(path: str, searched: Iterable[tuple[str, Sequence[str]]], sett
             )
 
 
-def _real(url: str) -> str:
-    fs, path = file_system(url)
+def _canonical_path(url: str) -> str:
+    fs, path = url_to_fs(url)
     return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path).rstrip("/")
 
 
@@ -375,9 +381,9 @@ def _is_inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _ending(name: str) -> str:
+def _known_ending(name: str) -> str:
     """Return the longest known ending of a name; empty if it has none."""
-    return next((ending for ending in _LONGEST_FIRST if name.lower().endswith(ending)), "")
+    return next((ending for ending in _ENDINGS_LONGEST_FIRST if name.lower().endswith(ending)), "")
 
 
-_LONGEST_FIRST = sorted(_ENDINGS, key=len, reverse=True)
+_ENDINGS_LONGEST_FIRST = sorted(_ENDINGS, key=len, reverse=True)

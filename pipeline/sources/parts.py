@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SHOWN_CHARACTERS = 500  # length of an excerpt of a document in a report
+REPORT_EXCERPT_CHARACTERS = 500  # length of an excerpt of a document in a report
 # Dictionary-encode columns that all windows of a document repeat, however long the values are; not `text`, which rarely repeats.
 WRITE_OPTIONS = {"use_dictionary": ["doc_id", "source", "metadata"], "dictionary_pagesize_limit": 1 << 30}
 
 
-def counts(table: pa.Table) -> dict[str, int]:
+def count_part(table: pa.Table) -> dict[str, int]:
     """Return the counts of a WINDOWS table for its Parquet footer."""
     return {
         "rows": len(table),
@@ -30,7 +30,7 @@ def _num_bytes(column: pa.ChunkedArray) -> int:
     return sum(pc.sum(of_chunk).as_py() or 0 for of_chunk in lengths)
 
 
-def totals(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def sum_part_counts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sum the counts of all parts of a step, for its manifest."""
     return {
         "windows": sum(part["rows"] for part in parts),
@@ -40,7 +40,7 @@ def totals(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def documents_of(table: pa.Table) -> Iterator[tuple[str, slice]]:
+def iter_documents(table: pa.Table) -> Iterator[tuple[str, slice]]:
     """Yield the id and the rows of each document of a WINDOWS table: consecutive windows with the same id."""
     begin = 0
     for identifier, rows in itertools.groupby(table["doc_id"].to_pylist()):

@@ -2,7 +2,7 @@
 
     pydocs://                   everything
     pydocs://numpy,stdlib       only these
-    pydocs://-torch,-numpy      all but these
+    pydocs://-torch,-numpy      all except these
 
 A name is that of a distribution or of a module it installs (`sklearn`); case and the choice between `-`, `_` and `.` do not matter.
 `stdlib` is the standard library. Each distribution is one input file. Excluded: tests, vendored copies, docstrings under 200
@@ -28,7 +28,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import InputError
-from pipeline.sources import ALL_COLUMNS, EXCERPT_CHARACTERS, Bad, BadRowError, Columns, Document, Row, checked_text
+from pipeline.sources import ALL_COLUMNS, EXCERPT_CHARACTERS, Document, MetadataColumns, Row, RowError, RowProblem, validate_text
 
 SCHEME = "pydocs://"
 STDLIB = "stdlib"
@@ -61,20 +61,22 @@ def expand(spec: str, *, setting: str = "paths") -> list[str]:
         InputError: a named package is not installed (the message suggests the nearest name), or no package is left.
     """
     names = [name.strip() for name in spec.removeprefix(SCHEME).split(",") if name.strip()]
-    asked = [_normal(name) for name in names if not name.startswith("-")]
-    left_out = {_normal(name[1:]) for name in names if name.startswith("-")}
-    packages = _installed()
-    spellings = {package.name: {package.name, *map(_normal, package.import_names)} for package in packages}
+    requested = [_normalize(name) for name in names if not name.startswith("-")]
+    excluded = {_normalize(name[1:]) for name in names if name.startswith("-")}
+    packages = _list_installed()
+    spellings = {package.name: {package.name, *map(_normalize, package.import_names)} for package in packages}
     spellings[STDLIB] = {STDLIB}  # a module such as `json` does not stand for the whole library
     known = set().union(*spellings.values())
-    for name in asked:
+    for name in requested:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "pip list shows what is"
-            raise InputError(f"{setting}: {spec!r}: no package {name!r} with Python files is installed here; {hint}")
-    chosen = [name for name, spelling in spellings.items() if (not asked or spelling & set(asked)) and not spelling & left_out]
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "`pip list` shows the installed packages"
+            raise InputError(f"{setting}: {spec!r}: package {name!r} is not installed here, or has no Python files; {hint}")
+    chosen = [
+        name for name, spelling in spellings.items() if (not requested or spelling & set(requested)) and not spelling & excluded
+    ]
     if not chosen:
-        raise InputError(f"{setting}: {spec!r} leaves no package; leave fewer out")
+        raise InputError(f"{setting}: {spec!r} excludes every package; exclude fewer")
     return [f"{SCHEME}{name}" for name in sorted(chosen)]
 
 
@@ -84,16 +86,16 @@ def digest(url: str) -> str:
     Raises:
         InputError: the distribution is not installed here.
     """
-    return _find(url).digest
+    return _find_package(url).digest
 
 
-def source_bytes(url: str) -> int:
+def count_source_bytes(url: str) -> int:
     """Return the total bytes of a distribution's Python files, all of which are parsed for docstrings.
 
     Raises:
         InputError: the distribution is not installed here.
     """
-    package = _find(url)
+    package = _find_package(url)
     total = 0
     for file in package.files:
         with suppress(OSError):  # deleted after installation
@@ -101,7 +103,7 @@ def source_bytes(url: str) -> int:
     return total
 
 
-def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False) -> Iterator[Row]:
+def read_rows(url: str, columns: MetadataColumns = ALL_COLUMNS, *, sample: bool = False) -> Iterator[Row]:
     """Yield the docstrings of one distribution, file by file in sorted order, outer before inner.
 
     A document's id is its dotted name (with `#2`, `#3` if a name is repeated), its source is the top-level package, its metadata
@@ -113,7 +115,7 @@ def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False)
     Raises:
         InputError: the distribution is not installed here.
     """
-    package = _find(url)
+    package = _find_package(url)
     files = sorted(package.files, key=lambda file: hashlib.sha256(file.encode()).digest()) if sample else package.files
     seen: set[bytes] = set()
     uses: dict[str, int] = {}
@@ -121,12 +123,12 @@ def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False)
     for file in files:
         try:
             with open(os.path.join(package.root, file), "rb") as opened:
-                docstrings = _docstrings(opened.read(), file)
+                docstrings = _extract_docstrings(opened.read(), file)
         except FileNotFoundError:
             continue  # deleted after installation, but still listed in RECORD
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             row += 1
-            yield Row(row, None, Bad("not_python", f"{type(error).__name__}: {error}", file))
+            yield Row(row, None, RowProblem("not_python", f"{type(error).__name__}: {error}", file))
             continue
         for name, kind, line, text in docstrings:
             fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -136,22 +138,22 @@ def read_rows(url: str, columns: Columns = ALL_COLUMNS, *, sample: bool = False)
             uses[name] = uses.get(name, 0) + 1
             identifier = name if uses[name] == 1 else f"{name}#{uses[name]}"
             row += 1
-            yield _row(row, identifier, text, columns.kept({"kind": kind, "file": file, "line": line}))
+            yield _make_row(row, identifier, text, columns.select({"kind": kind, "file": file, "line": line}))
 
 
-def _row(row: int, identifier: str, text: str, metadata: dict[str, Any]) -> Row:
+def _make_row(row: int, identifier: str, text: str, metadata: dict[str, Any]) -> Row:
     try:
-        checked_text({"text": text}, "text")
+        validate_text({"text": text}, "text")
         text.encode()
-    except (BadRowError, UnicodeEncodeError) as error:
+    except (RowError, UnicodeEncodeError) as error:
         excerpt = text[:EXCERPT_CHARACTERS].encode("utf-8", "replace").decode()
-        if isinstance(error, BadRowError):
-            return Row(row, None, Bad(error.reason, error.detail, excerpt, identifier))
-        return Row(row, None, Bad("invalid_utf8", f"a lone surrogate at character {error.start}", excerpt, identifier))
+        if isinstance(error, RowError):
+            return Row(row, None, RowProblem(error.reason, error.detail, excerpt, identifier))
+        return Row(row, None, RowProblem("invalid_utf8", f"a lone surrogate at character {error.start}", excerpt, identifier))
     return Row(row, Document(identifier, text, identifier.split(".", 1)[0], orjson.dumps(metadata).decode()), None)
 
 
-def _docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
+def _extract_docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
     """Return (dotted name, kind, line, cleaned text) of the docstrings in a file.
 
     Raises:
@@ -164,9 +166,9 @@ def _docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
         tree = ast.parse(source)
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     found = []
-    waiting: list[tuple[ast.AST, str]] = [(tree, module)]
-    while waiting:
-        node, name = waiting.pop()
+    pending: list[tuple[ast.AST, str]] = [(tree, module)]
+    while pending:
+        node, name = pending.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             raw = ast.get_docstring(node, clean=False)
             text = inspect.cleandoc(raw) if raw and len(raw) >= MIN_CHARACTERS else ""
@@ -180,45 +182,47 @@ def _docstrings(source: bytes, file: str) -> list[tuple[str, str, int, str]]:
                     inner.append((child, f"{name}.{child.name}"))
                 elif hasattr(child, "body"):
                     inner.append((child, name))
-        waiting += reversed(inner)
+        pending += reversed(inner)
     return found
 
 
-def _find(url: str) -> _Package:
+def _find_package(url: str) -> _Package:
     name = url.removeprefix(SCHEME)
     if name == STDLIB:
-        return _standard_library()
+        return _load_standard_library()
     try:
-        package = _package(importlib.metadata.distribution(name))
+        package = _load_package(importlib.metadata.distribution(name))
     except importlib.metadata.PackageNotFoundError:
         package = None
     if package is None:
-        raise InputError(f"{url}: no such package is installed on {platform.node()}; the machines of a run need the same packages")
+        raise InputError(
+            f"{url}: the package is not installed on {platform.node()}; install the same packages on all machines of a run"
+        )
     return package
 
 
-def _installed() -> list[_Package]:
+def _list_installed() -> list[_Package]:
     packages: dict[str, _Package] = {}
     for distribution in importlib.metadata.distributions():
-        package = _package(distribution)
+        package = _load_package(distribution)
         if package is not None:
             packages.setdefault(package.name, package)  # an import finds the first one on the path
     return list(packages.values())
 
 
-def _package(distribution: importlib.metadata.Distribution) -> _Package | None:
+def _load_package(distribution: importlib.metadata.Distribution) -> _Package | None:
     record = distribution.read_text("RECORD")
     if record is None:
         return None
     files = tuple(sorted({fields[0] for fields in csv.reader(record.splitlines()) if fields and _is_wanted(fields[0])}))
     if not files:
         return None
-    name = _normal(distribution.metadata["Name"])
+    name = _normalize(distribution.metadata["Name"])
     identity = f"{name}=={distribution.version} record:{hashlib.sha256(record.encode()).hexdigest()}"
     return _Package(name, str(distribution.locate_file("")), files, identity)
 
 
-def _standard_library() -> _Package:
+def _load_standard_library() -> _Package:
     root = sysconfig.get_paths()["stdlib"]
     files = []
     for folder, subfolders, names in os.walk(root):
@@ -233,9 +237,9 @@ def _is_wanted(file: str) -> bool:
     *folders, name = file.split("/")
     if not name.endswith(".py") or _SKIPPED_FILES.fullmatch(name):
         return False
-    # A folder whose name is no identifier (../bin, x.data) cannot be imported.
+    # A folder whose name is not an identifier (../bin, x.data) cannot be imported.
     return all(folder.isidentifier() and folder not in _SKIPPED_FOLDERS for folder in folders)
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()

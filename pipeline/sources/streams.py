@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from datatrove.io import DataFolder
 
 # Compressed bytes passed to the decompressor at once. It may turn every 4 of them into a block of 128 KiB, so this bounds memory.
-_READ_BYTES = 8 << 10
+_COMPRESSED_READ_BYTES = 8 << 10
 MAX_LINE_BYTES = 1 << 30  # a longer line is discarded as a bad row: an Arrow string holds at most 2 GiB
 # File endings of compressed files; a format may have several.
 COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bz2": b"BZh", "xz": b"\xfd7zXZ\0"}
-_WIDE_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
+_UTF16_32_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
 _ZSTD_DICTIONARY = b"\x5d\x2a\x4d\x18"  # magic of the skippable frame that holds a dictionary
 _DICTIONARY_MAGIC = b"\x37\xa4\x30\xec"
-_MOST_DICTIONARY_BYTES = 1 << 27
+_MAX_DICTIONARY_BYTES = 1 << 27
 _BUFFER_BYTES = 1 << 18
 
 
@@ -46,48 +46,48 @@ def open_bytes(folder: "DataFolder", filepath: str, compression: str | None = "i
     if kind is None:
         # fsspec buffers local files. For remote stores, its readline has no size limit, so they are buffered here.
         return opened if folder.is_local() else io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
-    packed = io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
-    head = packed.peek(8)
+    compressed = io.BufferedReader(opened, _BUFFER_BYTES)  # type: ignore[type-var]
+    head = compressed.peek(8)
     if not head:
         raise EOFError("the file is empty")
-    if _is_unpacked_by_the_client(folder.fs, head, kind):
-        return packed
-    return unpacked(packed, kind)
+    if _is_decompressed_by_client(folder.fs, head, kind):
+        return compressed
+    return decompress(compressed, kind)
 
 
-def unpacked(packed: BinaryIO, kind: str) -> io.BufferedReader:
+def decompress(compressed: BinaryIO, kind: str) -> io.BufferedReader:
     """Return a decompressed view of a compressed stream; closing it closes the stream."""
     readers: dict[str, Any] = {"gzip": gzip.open, "zstd": ZstdStream, "bz2": _Bz2Stream, "xz": _XzStream}
-    return _Unpacked(readers[kind](packed), packed)
+    return _DecompressedReader(readers[kind](compressed), compressed)
 
 
-class _Unpacked(io.BufferedReader):
+class _DecompressedReader(io.BufferedReader):
     """A buffered decompressed stream: unbuffered, readline would run in Python. Closing it also closes the compressed stream."""
 
-    def __init__(self, stream: Any, packed: BinaryIO) -> None:
+    def __init__(self, stream: Any, compressed: BinaryIO) -> None:
         super().__init__(stream, _BUFFER_BYTES)
-        self._packed = packed
+        self._compressed_stream = compressed
 
     def close(self) -> None:
         super().close()
-        self._packed.close()
+        self._compressed_stream.close()
 
 
-def _is_unpacked_by_the_client(fs: Any, head: bytes, kind: str) -> bool:
+def _is_decompressed_by_client(fs: Any, head: bytes, kind: str) -> bool:
     """Whether the HTTP client has already decompressed the file, because the server sent its compression as Content-Encoding."""
     protocols = fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)
     return bool({"http", "https"} & set(protocols)) and not head.startswith(_MAGIC[kind])
 
 
-def check_encoding(head: bytes) -> None:
+def reject_utf16_or_32(head: bytes) -> None:
     """Reject UTF-16 and UTF-32 text by its byte order mark.
 
     Raises:
         OSError: the file begins with such a mark.
     """
-    for mark in sorted(_WIDE_MARKS, key=len, reverse=True):
+    for mark in sorted(_UTF16_32_BOMS, key=len, reverse=True):
         if head.startswith(mark):
-            raise OSError(f"it is text in {_WIDE_MARKS[mark]} and must be in UTF-8; convert it, such as with iconv")
+            raise OSError(f"it is text in {_UTF16_32_BOMS[mark]}; convert it to UTF-8, for example with iconv")
 
 
 class _FramedStream(io.RawIOBase):
@@ -113,14 +113,14 @@ class _FramedStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._out:
             if not self._compressed and (self._frame is None or self._needs_input()):
-                self._compressed = self._raw.read(_READ_BYTES)
+                self._compressed = self._raw.read(_COMPRESSED_READ_BYTES)
                 if not self._compressed:
                     self._check_end()
                     return 0
             self._frame = self._frame or self._new_frame()
             if self._frame is None:
                 continue
-            self._out = memoryview(self._inflate())
+            self._out = memoryview(self._decompress())
             if self._frame.eof:
                 self._compressed, self._frame = self._frame.unused_data, None
         size = min(len(buffer), len(self._out))
@@ -139,7 +139,7 @@ class _FramedStream(io.RawIOBase):
         """Return a decompressor for the frame that begins with `_compressed`; None if more bytes must be read first."""
         raise NotImplementedError
 
-    def _inflate(self) -> bytes:
+    def _decompress(self) -> bytes:
         """Decompress all or some of `_compressed` with `_frame`."""
         try:
             out: bytes = self._frame.decompress(self._compressed, _BUFFER_BYTES)
@@ -218,11 +218,11 @@ class ZstdStream(_FramedStream):
             raise EOFError("the file ends in the middle of its zstd dictionary")
         content, self._compressed = self._compressed[8:end], self._compressed[end:]
         if content.startswith(_MAGIC["zstd"]):
-            content = io.BufferedReader(ZstdStream(io.BytesIO(content))).read(_MOST_DICTIONARY_BYTES)
+            content = io.BufferedReader(ZstdStream(io.BytesIO(content))).read(_MAX_DICTIONARY_BYTES)
         is_dictionary = content.startswith(_DICTIONARY_MAGIC)
         return zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_FULLDICT) if is_dictionary else None
 
-    def _inflate(self) -> bytes:
+    def _decompress(self) -> bytes:
         import zstandard
 
         try:
@@ -230,7 +230,7 @@ class ZstdStream(_FramedStream):
         except zstandard.ZstdError as error:
             if "Dictionary mismatch" in str(error):
                 raise OSError(
-                    "it was compressed with a zstd dictionary, which the file does not contain (in a first skippable frame, magic "
+                    "it was compressed with a zstd dictionary that the file does not contain (in a first skippable frame, magic "
                     "0x184D2A5D); decompress it with zstd -d -D"
                 ) from error
             raise OSError(f"damaged zstd data: {error}") from error

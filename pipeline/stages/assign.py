@@ -1,8 +1,9 @@
-"""Assign each window to a cluster by greedy descent of the tree, alike for generalist and specialists (CRISP, arXiv 2410.03735).
+"""Assign each window to a cluster by greedy descent of the tree, the same way for every corpus (CRISP, arXiv 2410.03735).
 
 Shapes: N windows in a part, D width of the embedding.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) ->
     """Build the step that assigns the windows of one corpus."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        shared = (read_tree(clustered.folder), prepared.folder, embedded.folder, folder)
+        inputs = AssignInputs(read_tree(clustered.folder), prepared.folder, embedded.folder, folder)
         names = part_names(embedded)
-        parts = map_parts(engine, folder, names, _assign_part, title=f"assign {corpus}", shared=shared, quick=True)
+        parts = map_parts(engine, folder, names, _assign_part, title=f"assign {corpus}", shared=inputs, quick=True)
         return {"corpus": corpus, "windows": sum(part["rows"] for part in parts), "parts": parts}
 
     return Step(
@@ -39,16 +40,28 @@ def assign_step(corpus: str, prepared: Step, embedded: Step, clustered: Step) ->
     )
 
 
-def _assign_part(name: str, tree: Tree, windows: Folder, embeddings: Folder, folder: Folder) -> dict[str, Any]:
-    key_N, valid_N, x_ND = read_embeddings(embeddings, name)
-    table = windows.read_table(f"{name}.parquet", columns=["key", "tokens"])
-    if not np.array_equal(table["key"].to_numpy(), key_N):
+@dataclass(frozen=True)
+class AssignInputs:
+    """Inputs shared by the tasks that assign the parts of one corpus."""
+
+    tree: Tree
+    windows: Folder
+    embeddings: Folder
+    output: Folder
+
+
+def _assign_part(name: str, inputs: AssignInputs) -> dict[str, Any]:
+    """Write the assignments of a part; return its facts."""
+    key_N, valid_N, x_ND = read_embeddings(inputs.embeddings, name)
+    windows = inputs.windows.read_table(f"{name}.parquet", columns=["key", "tokens"])
+    if not np.array_equal(windows["key"].to_numpy(), key_N):
         raise StorageError(
-            f"{name}: windows and embeddings are not the same rows; delete {embeddings.url} and run again, it will be made anew"
+            f"{name}: the windows and the embeddings have different rows; delete {inputs.embeddings.url} and run again to "
+            "compute the embeddings again"
         )
-    result = assign_table(key_N, table["tokens"].to_numpy(), valid_N, x_ND, tree)
+    result = assign_table(key_N, windows["tokens"].to_numpy(), valid_N, x_ND, inputs.tree)
     facts = {"rows": len(result)}
-    folder.write_table(f"{name}.parquet", result, ASSIGNMENTS, facts)
+    inputs.output.write_table(f"{name}.parquet", result, ASSIGNMENTS, facts)
     return facts
 
 
@@ -62,7 +75,7 @@ def assign_table(
     """Return one ASSIGNMENTS row for each window, in order; leaf -1 and distance 0 where the embedding is not valid."""
     leaf_N = np.full(len(key_N), -1, np.int32)
     sq_dist_N = np.zeros(len(key_N), np.float32)
-    rows = np.flatnonzero(valid_N)
-    if len(rows):
-        leaf_N[rows], sq_dist_N[rows] = tree.descend(x_ND if len(rows) == len(x_ND) else x_ND[rows])
+    valid_rows = np.flatnonzero(valid_N)
+    if len(valid_rows):
+        leaf_N[valid_rows], sq_dist_N[valid_rows] = tree.descend(x_ND if len(valid_rows) == len(x_ND) else x_ND[valid_rows])
     return pa.table({"key": key_N, "tokens": tokens_N, "leaf": leaf_N, "sq_dist": sq_dist_N})

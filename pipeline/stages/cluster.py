@@ -8,31 +8,33 @@ Shapes: N windows, D width of the embedding, K children of a node, V nodes.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
+from pipeline.arrays import F64, Keys
 from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
 from pipeline.clustering.tree import Tree, count_children
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.execution.step import MOST_PARTITIONS, Step, groups, mapper_groups, part_names, runs_within
+from pipeline.execution.step import MAX_PARTITIONS, Step, group_for_mappers, part_names, split_by_size, split_evenly
 from pipeline.hashing import keyed_uniform
 from pipeline.stages.embed import read_embeddings
 from pipeline.storage import Folder
 from pipeline.tables import tree_schema
 
-HELD_BYTES = 8 << 20  # of vectors that one mapper keeps from the parts that it reads
-RUNS_PER_WORKER = 4  # runs of nodes that are fitted together
-# A node's size is an estimate, so mappers keep this factor of windows more, and the reducer cuts to the exact number.
+MAPPER_VECTOR_BYTES = 8 << 20  # of vectors that one mapper keeps from the parts that it reads
+BATCHES_PER_WORKER = 4  # batches of nodes that one task fits
+# A node's size is an estimate, so mappers keep more windows by this factor, and the reducer cuts to the exact number.
 _SLACK = 1.1
 
 # Hashes, keys and vectors of a node's windows, as aligned arrays.
-Piece = tuple[NDArray[Any], ...]
+Piece = tuple[F64, Keys, NDArray[np.float16]]
 
 
 def cluster_step(config: Config, embedded: Step) -> Step:
@@ -43,8 +45,8 @@ def cluster_step(config: Config, embedded: Step) -> Step:
         windows = embedded.manifest["windows"] - embedded.manifest["invalid"]
         if windows < settings.branching:
             raise InputError(
-                f"the generalist corpus has {windows} windows, fewer than cluster.branching = {settings.branching}; "
-                "give it more text, or set cluster.branching lower"
+                f"the generalist corpus has {windows:,} windows, fewer than cluster.branching = {settings.branching:,}; "
+                "add generalist text or lower cluster.branching"
             )
         tree = Tree.root_only(float(windows), embedded.manifest["dim"])
         for level in range(settings.depth):
@@ -52,7 +54,7 @@ def cluster_step(config: Config, embedded: Step) -> Step:
             if folder.exists(name):
                 tree = Tree.from_table(folder.read_table(name))
                 continue
-            grown = _grow(engine, tree, level, part_names(embedded), embedded.folder, settings, config.seed)
+            grown = _fit_level(engine, tree, level, part_names(embedded), embedded.folder, settings, config.seed)
             if grown is None:
                 break
             tree = grown
@@ -70,73 +72,74 @@ def cluster_step(config: Config, embedded: Step) -> Step:
     )
 
 
-def _grow(
+def _fit_level(
     engine: Engine, tree: Tree, level: int, parts: Sequence[str], embeddings: Folder, settings: config.Cluster, seed: int
 ) -> Tree | None:
     """Return the tree with one more level, or None if no node of the deepest level can be split."""
-    fan = {int(node): _fan_out(tree, int(node), settings) for node in np.flatnonzero(tree.level_V == level)}
-    nodes = [node for node, num_children in fan.items() if num_children > 1]
-    work = LevelFit(tree, level, {node: fan[node] for node in nodes}, settings, seed)
-    runs = _runs(nodes, work, RUNS_PER_WORKER * engine.num_workers)
-    threads = engine.threads_for(len(runs))
-    moved_bytes = sum(map(work.sample_size, nodes)) * (tree.dim * 2 + 16)
+    sizes = {int(node): float(tree.size_V[node]) for node in np.flatnonzero(tree.level_V == level)}
+    num_children = {
+        node: count_children(size, branching=settings.branching, min_windows=settings.min_windows) for node, size in sizes.items()
+    }
+    nodes = [node for node, count in num_children.items() if count > 1]
+    level_fit = LevelFit(tree, level, {node: num_children[node] for node in nodes}, settings, seed)
+    batches = _batch_nodes(nodes, level_fit, BATCHES_PER_WORKER * engine.num_workers)
+    inputs = LevelInputs(level_fit, embeddings, engine.threads_for(len(batches)))
+    moved_bytes = sum(map(level_fit.expected_windows, nodes)) * (tree.dim * 2 + 16)
     fits: dict[int, KMeansFit] = {}
-    for together in groups(runs, -(-len(runs) // MOST_PARTITIONS)):  # each shuffle reads all vectors
-        items = mapper_groups(
-            engine, parts, moved_bytes=moved_bytes * len(together) / len(runs), partitions=len(together), held_bytes=HELD_BYTES
+    for partitions in split_evenly(batches, -(-len(batches) // MAX_PARTITIONS)):  # each shuffle reads all vectors
+        items = group_for_mappers(
+            engine,
+            parts,
+            moved_bytes=moved_bytes * len(partitions) / len(batches),
+            partitions=len(partitions),
+            held_bytes=MAPPER_VECTOR_BYTES,
         )
         fitted = engine.shuffle(
-            _sample_parts,
+            _select_from_parts,
             items,
             _fit_nodes,
-            together,
+            partitions,
             title=f"cluster level {level + 1}",
             unit="nodes",
-            shared=(work, embeddings, threads),
-            threads=threads,
+            shared=inputs,
+            threads=inputs.threads,
         )
-        for index, of_run in fitted:
+        for index, batch_fits in fitted:
             # A node whose vectors are all equal stays a leaf.
-            fits |= {node: fit for node, fit in zip(together[index], of_run, strict=True) if len(fit.centroid_KD) > 1}
+            fits |= {node: fit for node, fit in zip(partitions[index], batch_fits, strict=True) if len(fit.centroid_KD) > 1}
     return tree.grow(fits) if fits else None
 
 
-def _runs(nodes: Sequence[int], work: "LevelFit", least: int) -> list[list[int]]:
-    """Split the nodes into runs, each fitted by one worker.
+def _batch_nodes(nodes: Sequence[int], level_fit: "LevelFit", min_batches: int) -> list[list[int]]:
+    """Split the nodes into batches, each fitted by one task.
 
-    There are about `least` runs or more, if there are enough nodes. A run of several nodes has at most `fit_windows` windows. The
-    fit of a node does not depend on the other nodes of its run.
+    Returns about `min_batches` batches or more, if there are enough nodes. A batch of several nodes has at most `fit_windows`
+    windows. The fit of a node does not depend on the other nodes of its batch.
     """
-    windows = [work.sample_size(node) for node in nodes]
-    return runs_within(nodes, windows, min(work.settings.fit_windows, sum(windows) / least))
-
-
-def _fan_out(tree: Tree, node: int, settings: config.Cluster) -> int:
-    return count_children(float(tree.size_V[node]), branching=settings.branching, min_windows=settings.min_windows)
+    windows = [level_fit.expected_windows(node) for node in nodes]
+    return split_by_size(nodes, windows, min(level_fit.settings.fit_windows, sum(windows) / min_batches))
 
 
 class LevelFit:
-    """How the nodes of one level are fitted: on which windows, and into how many children (`fan`, by node)."""
+    """How the nodes of one level are fitted: on which windows, and into how many children (`num_children`, by node)."""
 
-    def __init__(self, tree: Tree, level: int, fan: dict[int, int], settings: config.Cluster, seed: int) -> None:
-        self.tree, self.fan, self.settings, self.seed = tree, fan, settings, seed
+    def __init__(self, tree: Tree, level: int, num_children: Mapping[int, int], settings: config.Cluster, seed: int) -> None:
+        self.tree, self.num_children, self.settings, self.seed = tree, num_children, settings, seed
         self.purpose = f"fit-{level}"
         self.limit_V = np.zeros(tree.num_nodes)
-        for node in fan:
-            self.limit_V[node] = min(1.0, _SLACK * self.num_windows(node) / tree.size_V[node])
+        for node in num_children:
+            self.limit_V[node] = min(1.0, _SLACK * self.max_windows(node) / tree.size_V[node])
 
-    def num_windows(self, node: int) -> int:
+    def max_windows(self, node: int) -> int:
         """Return the maximum number of windows that a node is fitted on: `fit_windows`, or 100 per child if that is more."""
-        return max(self.settings.fit_windows, 100 * self.fan[node])
+        return max(self.settings.fit_windows, 100 * self.num_children[node])
 
-    def sample_size(self, node: int) -> float:
+    def expected_windows(self, node: int) -> float:
         """Return the estimated number of windows that a node is fitted on."""
-        return min(self.num_windows(node), float(self.tree.size_V[node]))
+        return min(self.max_windows(node), float(self.tree.size_V[node]))
 
-    def sample(
-        self, key_N: NDArray[np.uint64], valid_N: NDArray[np.bool_], x_ND: NDArray[np.float16], nodes: Sequence[int]
-    ) -> list[Piece]:
-        """Return, for each of the nodes, (hash, key, vector) arrays of the windows of a part that are kept for its fit."""
+    def select(self, key_N: Keys, valid_N: NDArray[np.bool_], x_ND: NDArray[np.float16], nodes: Sequence[int]) -> list[Piece]:
+        """Select the windows of a part that the nodes are fitted on; return their (hash, key, vector) arrays for each node."""
         u_N = keyed_uniform(key_N, seed=self.seed, purpose=self.purpose)
         rows_N = np.flatnonzero(valid_N & (u_N <= self.limit_V.max()))
         node_N = self.tree.descend_nodes(x_ND[rows_N])
@@ -149,11 +152,11 @@ class LevelFit:
 
     def fit(self, node: int, pieces: Sequence[Piece], threads: int) -> KMeansFit:
         """Fit the children of one node on its windows with the lowest hashes. The order and split of the pieces do not matter."""
-        u_N, key_N, x_ND = _joined(pieces)
-        order_N = np.lexsort((key_N, u_N))[: self.num_windows(node)]
+        u_N, key_N, x_ND = _concatenate(pieces)
+        order_N = np.lexsort((key_N, u_N))[: self.max_windows(node)]
         return fit_kmeans(
             x_ND[order_N],
-            k=self.fan[node],
+            k=self.num_children[node],
             key_N=key_N[order_N],
             seed=self.seed,
             steps=self.settings.steps,
@@ -162,21 +165,28 @@ class LevelFit:
         )
 
 
-def _sample_parts(
-    parts: Sequence[str], runs: Sequence[Sequence[int]], work: LevelFit, embeddings: Folder, _threads: int
-) -> list[list[Piece]]:
-    """Return, for each run of nodes, the pieces of several parts, concatenated node by node."""
-    nodes = [node for run in runs for node in run]
-    of_parts = [work.sample(*read_embeddings(embeddings, name), nodes) for name in parts]
-    joined = iter(_joined(pieces) for pieces in zip(*of_parts, strict=True))
-    return [list(itertools.islice(joined, len(run))) for run in runs]
+@dataclass(frozen=True)
+class LevelInputs:
+    """Inputs shared by the tasks that fit the nodes of one level."""
+
+    level_fit: LevelFit
+    embeddings: Folder
+    threads: int  # of a task that fits nodes
 
 
-def _joined(pieces: Sequence[Piece]) -> Piece:
-    return tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True))
+def _select_from_parts(parts: Sequence[str], batches: Sequence[Sequence[int]], inputs: LevelInputs) -> list[list[Piece]]:
+    """Return, for each batch of nodes, the selected windows of several parts, concatenated node by node."""
+    nodes = [node for batch in batches for node in batch]
+    by_part = [inputs.level_fit.select(*read_embeddings(inputs.embeddings, name), nodes) for name in parts]
+    by_node = iter(_concatenate(pieces) for pieces in zip(*by_part, strict=True))
+    return [list(itertools.islice(by_node, len(batch))) for batch in batches]
 
 
-def _fit_nodes(
-    nodes: Sequence[int], pieces: Sequence[Sequence[Piece]], work: LevelFit, _embeddings: Folder, threads: int
-) -> list[KMeansFit]:
-    return [work.fit(node, of_node, threads) for node, of_node in zip(nodes, zip(*pieces, strict=True), strict=True)]
+def _concatenate(pieces: Sequence[Piece]) -> Piece:
+    hashes, keys, vectors = zip(*pieces, strict=True)
+    return np.concatenate(hashes), np.concatenate(keys), np.concatenate(vectors)
+
+
+def _fit_nodes(nodes: Sequence[int], pieces: Sequence[Sequence[Piece]], inputs: LevelInputs) -> list[KMeansFit]:
+    by_node = zip(*pieces, strict=True)
+    return [inputs.level_fit.fit(node, of_node, inputs.threads) for node, of_node in zip(nodes, by_node, strict=True)]

@@ -1,13 +1,14 @@
 """Remove documents that contain held-out text from the generalist corpus and from the specialist samples.
 
 A specialist sample that contains text of its own test set is an error. The held-out text is indexed once; then each part of windows
-is written again without the contaminated documents. The text is already cut into windows: a document is a run of consecutive
+is written again without the contaminated documents. The text is already cut into windows: a document is a sequence of consecutive
 windows with one id in one part.
 """
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,17 @@ from pipeline.config import Config, Decontaminate, HeldOut
 from pipeline.engine import Engine
 from pipeline.errors import InputError
 from pipeline.execution.step import Step, map_parts, part_names
-from pipeline.refining.contamination import Index, choices_of, readings
+from pipeline.refining.contamination import Index, make_search_texts, parse_choices
 from pipeline.sources import InputFile
-from pipeline.sources.input_files import input_files
-from pipeline.sources.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
-from pipeline.stages.held_out import held_out_documents, log_blank
+from pipeline.sources.input_files import list_input_files
+from pipeline.sources.parts import REPORT_EXCERPT_CHARACTERS, WRITE_OPTIONS, count_part, iter_documents, sum_part_counts
+from pipeline.stages.held_out import iter_held_out_documents, log_blank_rows
 from pipeline.storage import Folder
-from pipeline.tables import CONTAMINATED, HELD_OUT_ROWS, HELD_OUT_RUNS, WINDOWS
+from pipeline.tables import CONTAMINATED, HELD_OUT_NGRAMS, HELD_OUT_ROWS, WINDOWS
 
-REPORT = "contaminated"  # folder with the removed documents and the reasons, next to the parts
-_RUNS, _ROWS = "held_out_runs.parquet", "held_out_rows.parquet"
-_NAMED = 3  # documents listed in an error
+CONTAMINATED_FOLDER = "contaminated"  # the removed documents with the reasons; next to the parts
+_NGRAMS, _ROWS = "held_out_ngrams.parquet", "held_out_rows.parquet"
+_MAX_LISTED_DOCUMENTS = 3  # in an error
 
 
 def index_step(config: Config, workdir: Folder) -> Step:
@@ -41,30 +42,34 @@ def index_step(config: Config, workdir: Folder) -> Step:
     settings = config.decontaminate
     assert settings is not None
     files = {
-        name: input_files(corpus, workdir, setting=f"decontaminate.held_out.{name}.paths")[0]
+        name: list_input_files(corpus, workdir, setting=f"decontaminate.held_out.{name}.paths")[0]
         for name, corpus in settings.held_out.items()
     }
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        ((_, facts),) = engine.map(_index, [folder], title="held-out text", unit="indices", shared=(settings, files))
-        for name, (rows, blank, short) in facts.items():
+        inputs = IndexInputs(settings, files)
+        ((_, counts),) = engine.map(_write_index, [folder], title="held-out text", unit="indices", shared=inputs)
+        for name, (rows, blank, short) in counts.items():
             if blank + short == rows:
                 raise InputError(
-                    f"decontaminate.held_out.{name}: none of its {rows} rows has {settings.ngram} words, so none can be found; set "
-                    "decontaminate.ngram lower, or answer_key and choices_key for questions"
+                    f"decontaminate.held_out.{name}: none of its {rows:,} rows has {settings.ngram} words, so none can be matched; "
+                    "lower decontaminate.ngram, or set answer_key and choices_key for questions"
                 )
-            log_blank(f"decontaminate.held_out.{name}", rows, blank)
+            log_blank_rows(f"decontaminate.held_out.{name}", rows, blank)
             if short:
-                logger.warning(f"decontaminate.held_out.{name}: {short} of {rows} rows have fewer than {settings.ngram} words")
+                logger.warning(
+                    f"decontaminate.held_out.{name}: {short:,} of {rows:,} rows are ignored because they have fewer than "
+                    f"{settings.ngram} words"
+                )
         return {
-            "rows": {name: rows for name, (rows, _, _) in facts.items()},
-            "blank": {name: blank for name, (_, blank, _) in facts.items()},
-            "short": {name: short for name, (_, _, short) in facts.items()},
+            "rows": {name: rows for name, (rows, _, _) in counts.items()},
+            "blank": {name: blank for name, (_, blank, _) in counts.items()},
+            "short": {name: short for name, (_, _, short) in counts.items()},
         }
 
     return Step(
         stage="held-out",
-        version=2,
+        version=3,
         settings={
             "ngram": settings.ngram,
             "texts": {
@@ -84,26 +89,28 @@ def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Ste
     assert settings is not None
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        shared = (windows.folder, held_out.folder, folder, settings.ngram, settings.min_share)
-        parts = map_parts(engine, folder, part_names(windows), _clean, title=f"decontaminate {corpus}", shared=shared)
-        by_name: Counter[str] = Counter()
+        inputs = DecontaminateInputs(windows.folder, held_out.folder, folder, settings.ngram, settings.min_share)
+        parts = map_parts(engine, folder, part_names(windows), _decontaminate_part, title=f"decontaminate {corpus}", shared=inputs)
+        count_by_set: Counter[str] = Counter()
         for part in parts:
-            by_name.update(part["contaminated"])
-        reported = [name for name, part in zip(part_names(windows), parts, strict=True) if part["contaminated"]]
-        _refuse_own_test(settings, corpus, folder.child(REPORT), reported, by_name)
-        dropped = sum(by_name.values())
+            count_by_set.update(part["contaminated"])
+        reported_parts = [name for name, part in zip(part_names(windows), parts, strict=True) if part["contaminated"]]
+        _check_own_test_sets(settings, corpus, folder.child(CONTAMINATED_FOLDER), reported_parts, count_by_set)
+        dropped = count_by_set.total()
         documents = windows.manifest["documents"] - dropped
-        for name, count in by_name.most_common():
-            logger.info(f"{count:,} of {windows.manifest['documents']:,} documents of {corpus} hold text of held_out.{name}")
+        for name, count in count_by_set.most_common():
+            logger.info(f"{count:,} of {windows.manifest['documents']:,} documents of {corpus} contain text of held_out.{name}")
         if not sum(part["rows"] for part in parts):
-            raise InputError(f"{corpus}: every document holds held-out text; check decontaminate.held_out and its min_share")
+            raise InputError(
+                f"{corpus}: every document contains held-out text; check decontaminate.held_out, or raise decontaminate.min_share"
+            )
         return {
             "corpus": corpus,
             **{name: windows.manifest[name] for name in ("input_files", "quarantined", "reasons")},
             "documents": documents,
             "dropped": dropped,
-            "held_out": dict(sorted(by_name.items())),
-            **totals(parts),
+            "held_out": dict(sorted(count_by_set.items())),
+            **sum_part_counts(parts),
         }
 
     return Step(
@@ -120,87 +127,126 @@ def decontaminate_step(config: Config, corpus: str, windows: Step, held_out: Ste
     )
 
 
-def _refuse_own_test(settings: Decontaminate, corpus: str, report: Folder, reported: Sequence[str], by_name: Counter[str]) -> None:
-    own = [name for name, text in settings.held_out.items() if text.of == corpus and by_name[name]]
-    if not own:
+def _check_own_test_sets(
+    settings: Decontaminate, corpus: str, report: Folder, reported_parts: Sequence[str], count_by_set: Mapping[str, int]
+) -> None:
+    """Check that a specialist sample contains no text of its own test sets. The error lists the first documents that do.
+
+    Args:
+        report: the folder of CONTAMINATED tables.
+        reported_parts: the parts that have such a table.
+        count_by_set: contaminated documents by held-out set.
+
+    Raises:
+        InputError: it contains text of one of them.
+    """
+    own_sets = [name for name, text in settings.held_out.items() if text.of == corpus and count_by_set.get(name)]
+    if not own_sets:
         return
-    listed = (row for name in reported for row in report.read_table(f"{name}.parquet").to_pylist())
-    rows = [row for row in listed if row["held_out"] in own]
-    some = ", ".join(f"{row['id']} (row {row['row']}, {row['share']:.0%}: {row['words']!r})" for row in rows[:_NAMED])
-    named = f"test set{'s' if len(own) > 1 else ''} {', '.join(f'held_out.{name}' for name in own)}"
+    contaminated = (row for name in reported_parts for row in report.read_table(f"{name}.parquet").to_pylist())
+    rows = [row for row in contaminated if row["held_out"] in own_sets]
+    listed = ", ".join(
+        f"{row['id']} (row {row['row']}, {row['share']:.0%}: {row['words']!r})" for row in rows[:_MAX_LISTED_DOCUMENTS]
+    )
+    sets = f"test set{'s' if len(own_sets) > 1 else ''} {', '.join(f'held_out.{name}' for name in own_sets)}"
     raise InputError(
-        f"specialists.{corpus}: {len(rows)} documents of the sample hold text of its own {named}: {some}"
-        f"{', …' if len(rows) > _NAMED else ''}; take them out of one of the two (all are listed in {report.url})"
+        f"specialists.{corpus}: text of its own {sets} is in {len(rows):,} of its documents: {listed}"
+        f"{', …' if len(rows) > _MAX_LISTED_DOCUMENTS else ''}; remove it from the sample or from the test set "
+        f"(all these documents are listed in {report.url})"
     )
 
 
-def _index(folder: Folder, settings: Decontaminate, files: dict[str, list[InputFile]]) -> dict[str, tuple[int, int, int]]:
-    """Write the index; return by name the numbers of rows, of blank rows, and of rows that are too short for an n-gram."""
-    names = sorted(files)
-    read, blank = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+@dataclass(frozen=True)
+class IndexInputs:
+    """What the task that indexes the held-out text reads."""
 
-    def rows() -> Iterator[tuple[int, int, Sequence[str]]]:
+    settings: Decontaminate
+    files: Mapping[str, Sequence[InputFile]]  # by name of the held-out set
+
+
+def _write_index(folder: Folder, inputs: IndexInputs) -> dict[str, tuple[int, int, int]]:
+    """Write the index; return by name the numbers of rows, of blank rows, and of rows that are too short for an n-gram."""
+    settings, files = inputs.settings, inputs.files
+    names = sorted(files)
+    num_rows, num_blank = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+
+    def iter_rows() -> Iterator[tuple[int, int, Sequence[str]]]:
         for number, name in enumerate(names):
             for file in files[name]:
-                for found in _readings(file, settings.held_out[name], name, settings.ngram):
-                    if found is None:
-                        blank[name] += 1
+                for search_texts in _read_search_texts(file, settings.held_out[name], name, settings.ngram):
+                    if search_texts is None:
+                        num_blank[name] += 1
                     else:
-                        yield number, read[name], found
-                    read[name] += 1
+                        yield number, num_rows[name], search_texts
+                    num_rows[name] += 1
 
-    index, short = Index.of(rows(), names, settings.ngram)
-    runs, of_rows = index.tables()
-    folder.write_table(_RUNS, runs, HELD_OUT_RUNS)
-    folder.write_table(_ROWS, of_rows, HELD_OUT_ROWS)
-    return {name: (read[name], blank[name], short[number]) for number, name in enumerate(names)}
+    index, num_short = Index.build(iter_rows(), names, settings.ngram)
+    ngrams, row_names = index.tables()
+    folder.write_table(_NGRAMS, ngrams, HELD_OUT_NGRAMS)
+    folder.write_table(_ROWS, row_names, HELD_OUT_ROWS)
+    return {name: (num_rows[name], num_blank[name], num_short[number]) for number, name in enumerate(names)}
 
 
-def _readings(file: InputFile, corpus: HeldOut, name: str, length: int) -> Iterator[Sequence[str] | None]:
-    """Yield the readings of each row, the texts to search for (`refining.contamination`); None for a blank row."""
-    for row, document in held_out_documents(file, corpus, f"decontaminate.held_out.{name}"):
+def _read_search_texts(file: InputFile, corpus: HeldOut, name: str, ngram_words: int) -> Iterator[Sequence[str] | None]:
+    """Yield the search texts of each row (see `refining.contamination`); None for a blank row."""
+    for row, document in iter_held_out_documents(file, corpus, f"decontaminate.held_out.{name}"):
         if document is None:
             yield None
             continue
-        others = orjson.loads(document.metadata)
+        metadata = orjson.loads(document.metadata)
         for key in (corpus.answer_key, corpus.choices_key):
-            if key is not None and key not in others:
-                raise InputError(f"{file.url} row {row} has no {key!r}, which decontaminate.held_out.{name} names; mend either")
+            if key is not None and key not in metadata:
+                raise InputError(
+                    f"{file.url} row {row} has no {key!r}, which decontaminate.held_out.{name} names; fix one of the two"
+                )
         try:
-            choices, labels = choices_of(others[corpus.choices_key] if corpus.choices_key else [])
+            choices, labels = parse_choices(metadata[corpus.choices_key] if corpus.choices_key else [])
         except ValueError as error:
-            raise InputError(f"{file.url} row {row}: {corpus.choices_key!r} {error}; mend it") from error
-        answer = others[corpus.answer_key] if corpus.answer_key else None
-        yield readings(document.text, length, answer=answer, choices=choices, labels=labels)
+            raise InputError(f"{file.url} row {row}: {corpus.choices_key!r} {error}; fix that row") from error
+        answer = metadata[corpus.answer_key] if corpus.answer_key else None
+        yield make_search_texts(document.text, ngram_words, answer=answer, choices=choices, labels=labels)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_index(url: str, length: int) -> Index:
+def _read_index(url: str, ngram_words: int) -> Index:
     """Load the index; cached in each worker process."""
     folder = Folder(url)
-    return Index.from_tables(folder.read_table(_RUNS), folder.read_table(_ROWS), length)
+    return Index.from_tables(folder.read_table(_NGRAMS), folder.read_table(_ROWS), ngram_words)
 
 
-def _clean(name: str, windows: Folder, held_out: Folder, output: Folder, length: int, min_share: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DecontaminateInputs:
+    """Inputs shared by the tasks that decontaminate the parts of one corpus."""
+
+    windows: Folder
+    index: Folder
+    output: Folder
+    ngram_words: int
+    min_share: float
+
+
+def _decontaminate_part(name: str, inputs: DecontaminateInputs) -> dict[str, Any]:
     """Write a part without the documents that contain held-out text; return its facts."""
-    index = _read_index(held_out.url, length)
-    table = windows.read_table(f"{name}.parquet")
+    index = _read_index(inputs.index.url, inputs.ngram_words)
+    table = inputs.windows.read_table(f"{name}.parquet")
     texts = table["text"].to_pylist()
     keep_N = np.ones(len(table), bool)
     report: list[dict[str, Any]] = []
-    for identifier, rows in documents_of(table):
+    for identifier, rows in iter_documents(table):
         text = "".join(texts[rows])
-        found = index.found(text, min_share)
-        if found is not None:
+        match = index.best_match(text, inputs.min_share)
+        if match is not None:
             keep_N[rows] = False
-            what = {"held_out": found.name, "row": found.row, "share": found.share, "words": found.words}
-            report.append({"id": identifier, **what, "text": text[:SHOWN_CHARACTERS]})
+            found = {"held_out": match.name, "row": match.row, "share": match.share, "words": match.words}
+            report.append({"id": identifier, **found, "text": text[:REPORT_EXCERPT_CHARACTERS]})
     table = table.filter(pa.array(keep_N))
     facts = {
-        **counts(table),
+        **count_part(table),
         "contaminated": dict(sorted(Counter(row["held_out"] for row in report).items())),
     }
     if report:
-        output.child(REPORT).write_table(f"{name}.parquet", pa.Table.from_pylist(report, CONTAMINATED), CONTAMINATED)
-    output.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
+        inputs.output.child(CONTAMINATED_FOLDER).write_table(
+            f"{name}.parquet", pa.Table.from_pylist(report, CONTAMINATED), CONTAMINATED
+        )
+    inputs.output.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
     return facts

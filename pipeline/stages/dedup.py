@@ -2,8 +2,8 @@
 
 Four passes: compute the signatures of the documents in each group of parts; match documents within each band of the signatures;
 join all matches into duplicate clusters; write the parts again, with one document of each duplicate cluster and, in `near_copies`,
-the size of that cluster. The text is already cut into windows: a document is a run of consecutive windows with one id in one part.
-A document that is split over several parts counts as several documents.
+the size of that cluster. The text is already cut into windows: a document is a sequence of consecutive windows with one id in one
+part. A document that is split over several parts counts as several documents.
 
 Shapes: N windows of a part, D documents of a group.
 """
@@ -22,19 +22,19 @@ from pipeline.arrays import I32, I64
 from pipeline.config import GENERALIST, Config, Dedup
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError, InputError, one_line
-from pipeline.execution.step import Step, groups, map_parts, part_names, with_facts
-from pipeline.hashing import keyed_uniform
-from pipeline.sources.parts import SHOWN_CHARACTERS, WRITE_OPTIONS, counts, documents_of, totals
+from pipeline.execution.step import Step, collect_facts, map_parts, part_names, split_evenly
+from pipeline.hashing import find_lowest, keyed_uniform
+from pipeline.sources.parts import REPORT_EXCERPT_CHARACTERS, WRITE_OPTIONS, count_part, iter_documents, sum_part_counts
 from pipeline.storage import Folder, upload_on_exit
-from pipeline.tables import NEAR_COPIES, SIGNED, WINDOWS
+from pipeline.tables import DOCUMENT_COUNTS, NEAR_COPIES, WINDOWS
 
-EXAMPLES = "dropped"  # folder of examples, next to the parts
+EXCERPTS_FOLDER = "dropped"  # next to the parts
 # A group of parts has one signature file per band, so this bounds the number of files for a corpus of any size.
-_MOST_GROUPS = 1000
-_NUM_EXAMPLES = 20
+_MAX_GROUPS = 1000
+_NUM_EXCERPTS = 20
 # Lines buffered per file, about 200 KB, of the files of all groups at once. datatrove's default of 5 would cost an object store a
 # request per 5 lines.
-_LINES = 2048
+_BUFFERED_LINES = 2048
 
 
 def dedup_step(config: Config, prepared: Step) -> Step:
@@ -45,26 +45,31 @@ def dedup_step(config: Config, prepared: Step) -> Step:
     """
     settings = config.dedup
     assert settings is not None
-    _check(settings)
+    _check_word_tokenizer(settings)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         names = part_names(prepared)
-        scratch = folder.child("minhash")
-        runs = groups(names, _MOST_GROUPS)
-        job = _Job(settings, config.seed, prepared.folder, folder, scratch, runs)
+        inputs = DedupInputs(
+            settings=settings,
+            seed=config.seed,
+            windows=prepared.folder,
+            output=folder,
+            scratch=folder.child("minhash"),
+            part_groups=split_evenly(names, _MAX_GROUPS),
+        )
         if set(names) <= {name.removesuffix(".parquet") for name in folder.names(".parquet")}:
-            parts = with_facts(folder, names, {})
+            parts = collect_facts(folder, names, {})
         else:
-            parts = _deduplicated(engine, job, names)
-        scratch.remove_all()
+            parts = _deduplicate(engine, inputs, names)
+        inputs.scratch.remove_all()
         documents = sum(part["documents"] for part in parts)
-        before = sum(part["documents_before"] for part in parts)
+        documents_before = sum(part["documents_before"] for part in parts)
         return {
             **{name: prepared.manifest[name] for name in ("input_files", "quarantined", "reasons")},
             "corpus": GENERALIST,
             "documents": documents,
-            "dropped": before - documents,
-            **totals(parts),
+            "dropped": documents_before - documents,
+            **sum_part_counts(parts),
         }
 
     return Step(
@@ -79,7 +84,7 @@ def dedup_step(config: Config, prepared: Step) -> Step:
 
 
 @dataclass(frozen=True)
-class _Job:
+class DedupInputs:
     """Inputs shared by all tasks."""
 
     settings: Dedup
@@ -87,10 +92,10 @@ class _Job:
     windows: Folder
     output: Folder
     scratch: Folder
-    runs: Sequence[Sequence[str]]
+    part_groups: Sequence[Sequence[str]]  # the names of the parts in each group
 
 
-def _check(settings: Dedup) -> None:
+def _check_word_tokenizer(settings: Dedup) -> None:
     from datatrove.utils.word_tokenizers import load_word_tokenizer
 
     try:
@@ -99,24 +104,26 @@ def _check(settings: Dedup) -> None:
         raise ConfigError(f'dedup: {one_line(error)} Or: pip install "crispwrap[filters]"') from error
     except ValueError as error:
         raise ConfigError(
-            f"dedup.language {settings.language!r}: datatrove has no words for it; use a code such as eng, fra"
+            f"dedup.language {settings.language!r}: datatrove has no word tokenizer for it; use a code such as eng or fra"
         ) from error
 
 
-def _deduplicated(engine: Engine, job: _Job, names: Sequence[str]) -> list[dict[str, Any]]:
+def _deduplicate(engine: Engine, inputs: DedupInputs, names: Sequence[str]) -> list[dict[str, Any]]:
     """Write the parts without near-duplicates; return their facts, in order."""
-    runs = [f"group-{number:05d}" for number in range(len(job.runs))]
-    bands = [f"band-{number:03d}" for number in range(job.settings.buckets)]
-    map_parts(engine, job.scratch.child("signed"), runs, _sign, title="minhash", unit="groups", shared=(job,))
-    map_parts(engine, job.scratch.child("matched"), bands, _match, title="minhash bands", unit="bands", shared=(job,))
-    map_parts(engine, job.scratch.child("clustered"), ["all"], _cluster, title="minhash clusters", unit="runs", shared=(job,))
-    parts = map_parts(engine, job.output, names, _keep, title="dedup", shared=(job,))
-    for _ in engine.map(_write_examples, ["examples"], title="examples", shared=(job,)):
+    scratch = inputs.scratch
+    group_names = [f"group-{number:05d}" for number in range(len(inputs.part_groups))]
+    bands = [f"band-{number:03d}" for number in range(inputs.settings.buckets)]
+    signed, matched, clustered = (scratch.child(name) for name in ("signed", "matched", "clustered"))
+    map_parts(engine, signed, group_names, _compute_signatures, title="minhash signatures", unit="groups", shared=inputs)
+    map_parts(engine, matched, bands, _match_band, title="minhash bands", unit="bands", shared=inputs)
+    map_parts(engine, clustered, ["all"], _join_matches, title="minhash clusters", unit="tasks", shared=inputs)
+    parts = map_parts(engine, inputs.output, names, _write_kept, title="dedup", shared=inputs)
+    for _ in engine.map(_write_excerpts, ["excerpts"], title="dedup excerpts", shared=inputs):
         pass
     return parts
 
 
-def _minhash(settings: Dedup, seed: int) -> Any:
+def _build_minhash_config(settings: Dedup, seed: int) -> Any:
     from datatrove.pipeline.dedup.minhash import MinhashConfig
 
     return MinhashConfig(
@@ -124,65 +131,70 @@ def _minhash(settings: Dedup, seed: int) -> Any:
     )
 
 
-def _sign(name: str, job: _Job) -> dict[str, Any]:
+def _compute_signatures(name: str, inputs: DedupInputs) -> dict[str, Any]:
     """Compute the signatures of the documents in a group of parts."""
     from datatrove.data import Document
 
     from pipeline.refining.signatures import BoundedSignature
 
     number = int(name.rpartition("-")[2])
-    signed: dict[str, int] = {}
+    num_documents: dict[str, int] = {}  # by part
 
-    def documents() -> Iterator[Any]:
-        for part in job.runs[number]:
-            table = job.windows.read_table(f"{part}.parquet", columns=["doc_id", "text"])
+    def read_documents() -> Iterator[Any]:
+        for part in inputs.part_groups[number]:
+            table = inputs.windows.read_table(f"{part}.parquet", columns=["doc_id", "text"])
             texts = table["text"].to_pylist()
-            signed[part] = 0
-            for identifier, rows in documents_of(table):
-                signed[part] += 1
+            num_documents[part] = 0
+            for identifier, rows in iter_documents(table):
+                num_documents[part] += 1
                 yield Document(text="".join(texts[rows]), id=identifier)
 
-    with upload_on_exit(job.scratch.child("signatures")) as place:
-        step = BoundedSignature(place, config=_minhash(job.settings, job.seed), language=job.settings.language)
-        step.run(documents(), rank=number, world_size=len(job.runs))
-    counted = pa.table({"part": list(signed), "documents": list(signed.values())}, schema=SIGNED)
-    facts = {"documents": sum(signed.values())}
-    job.scratch.child("signed").write_table(f"{name}.parquet", counted, SIGNED, facts)
+    with upload_on_exit(inputs.scratch.child("signatures")) as path:
+        step = BoundedSignature(path, config=_build_minhash_config(inputs.settings, inputs.seed), language=inputs.settings.language)
+        step.run(read_documents(), rank=number, world_size=len(inputs.part_groups))
+    counts = pa.table({"part": list(num_documents), "documents": list(num_documents.values())}, schema=DOCUMENT_COUNTS)
+    facts = {"documents": sum(num_documents.values())}
+    inputs.scratch.child("signed").write_table(f"{name}.parquet", counts, DOCUMENT_COUNTS, facts)
     return facts
 
 
-def _match(name: str, job: _Job) -> dict[str, Any]:
+def _match_band(name: str, inputs: DedupInputs) -> dict[str, Any]:
     """Find the pairs of documents that agree on one band of their signatures."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    from pipeline.refining.folders import NamedFiles
+    from pipeline.refining.fixed_listing import FixedListingFolder
 
     band = int(name.rpartition("-")[2])
-    names = [f"bucket_{band:03d}/{number:05d}.minhash.sig" for number in range(len(job.runs))]
-    signatures = NamedFiles(job.scratch.child("signatures"), names)
-    with upload_on_exit(job.scratch.child("pairs")) as place:
-        step = MinhashDedupBuckets(signatures, place, config=_minhash(job.settings, job.seed), lines_to_buffer=_LINES)
-        step.run(None, rank=band, world_size=job.settings.buckets)
-    job.scratch.child("matched").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
+    names = [f"bucket_{band:03d}/{number:05d}.minhash.sig" for number in range(len(inputs.part_groups))]
+    signatures = FixedListingFolder(inputs.scratch.child("signatures"), names)
+    with upload_on_exit(inputs.scratch.child("pairs")) as path:
+        step = MinhashDedupBuckets(
+            signatures, path, config=_build_minhash_config(inputs.settings, inputs.seed), lines_to_buffer=_BUFFERED_LINES
+        )
+        step.run(None, rank=band, world_size=inputs.settings.buckets)
+    inputs.scratch.child("matched").write_table(f"{name}.parquet", DOCUMENT_COUNTS.empty_table(), DOCUMENT_COUNTS, {})
     return {}
 
 
-def _cluster(name: str, job: _Job) -> dict[str, Any]:
-    """Join matching documents into duplicate clusters; write which documents to remove, the cluster ids and the cluster sizes."""
+def _join_matches(name: str, inputs: DedupInputs) -> dict[str, Any]:
+    """Join matching documents into duplicate clusters; write the documents to remove, the cluster ids and the cluster sizes."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupCluster
 
-    from pipeline.refining.folders import NamedFiles
+    from pipeline.refining.fixed_listing import FixedListingFolder
 
-    pairs = NamedFiles(job.scratch.child("pairs"), [f"{band:05d}_00.dups" for band in range(job.settings.buckets)])
-    config = _minhash(job.settings, job.seed)
-    with upload_on_exit(job.scratch.child("clusters")) as place:
-        MinhashDedupCluster(pairs, place, config=config, save_cluster_id=True, save_cluster_size=True, lines_to_buffer=_LINES).run()
-    job.scratch.child("clustered").write_table(f"{name}.parquet", SIGNED.empty_table(), SIGNED, {})
+    pairs = FixedListingFolder(inputs.scratch.child("pairs"), [f"{band:05d}_00.dups" for band in range(inputs.settings.buckets)])
+    config = _build_minhash_config(inputs.settings, inputs.seed)
+    with upload_on_exit(inputs.scratch.child("clusters")) as path:
+        step = MinhashDedupCluster(
+            pairs, path, config=config, save_cluster_id=True, save_cluster_size=True, lines_to_buffer=_BUFFERED_LINES
+        )
+        step.run()
+    inputs.scratch.child("clustered").write_table(f"{name}.parquet", DOCUMENT_COUNTS.empty_table(), DOCUMENT_COUNTS, {})
     return {}
 
 
 @dataclass(frozen=True)
-class _Clusters:
+class _DuplicateClusters:
     """The duplicate clusters of a group; a document's index is its number in the group."""
 
     removed_D: NDArray[np.bool_]
@@ -190,89 +202,90 @@ class _Clusters:
     cluster_D: I64  # -1: no near-duplicates
 
     @classmethod
-    def read(cls, job: _Job, number: int) -> "_Clusters":
+    def read(cls, inputs: DedupInputs, number: int) -> "_DuplicateClusters":
         """Read the duplicate clusters of the group with this number."""
-        documents = job.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"]
-        folder = job.scratch.child("clusters")
+        documents = inputs.scratch.child("signed").read_facts(f"group-{number:05d}.parquet")["documents"]
+        folder = inputs.scratch.child("clusters")
         removed_D, size_D, cluster_D = np.zeros(documents, bool), np.ones(documents, np.int32), np.full(documents, -1, np.int64)
 
-        def numbers(kind: str) -> NDArray[np.uint32]:
+        def read_numbers(kind: str) -> NDArray[np.uint32]:
             name = f"{number:06d}.{kind}"
             return np.frombuffer(folder.read_bytes(name), "<u4") if folder.exists(name) else np.empty(0, np.uint32)
 
-        removed_D[numbers("remove")] = True
+        removed_D[read_numbers("remove")] = True
         for kind, values_D in (("sizes", size_D), ("clusters", cluster_D)):
-            pairs = numbers(kind).reshape(-1, 2)
+            pairs = read_numbers(kind).reshape(-1, 2)
             values_D[pairs[:, 0]] = pairs[:, 1]
         return cls(removed_D, size_D, cluster_D)
 
 
-def _group_of(job: _Job, part: str) -> tuple[int, int]:
+def _locate_part(inputs: DedupInputs, part: str) -> tuple[int, int]:
     """Return the number of the part's group, and the number that its first document has in that group."""
-    number = next(number for number, run in enumerate(job.runs) if part in run)
-    counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet")
-    at = counted["part"].to_pylist().index(part)
-    return number, int(counted["documents"].to_numpy()[:at].sum())
+    number = next(number for number, group in enumerate(inputs.part_groups) if part in group)
+    counts = inputs.scratch.child("signed").read_table(f"group-{number:05d}.parquet")
+    position = counts["part"].to_pylist().index(part)
+    return number, int(counts["documents"].to_numpy()[:position].sum())
 
 
-def _keep(name: str, job: _Job) -> dict[str, Any]:
+def _write_kept(name: str, inputs: DedupInputs) -> dict[str, Any]:
     """Write a part without the removed documents, and with `near_copies` set; return its facts."""
-    number, first = _group_of(job, name)
-    clusters = _Clusters.read(job, number)
-    table = job.windows.read_table(f"{name}.parquet")
-    lengths = [rows.stop - rows.start for _, rows in documents_of(table)]
-    mine = slice(first, first + len(lengths))
-    copies_N = np.repeat(clusters.size_D[mine], lengths)
+    number, first = _locate_part(inputs, name)
+    clusters = _DuplicateClusters.read(inputs, number)
+    table = inputs.windows.read_table(f"{name}.parquet")
+    lengths = [rows.stop - rows.start for _, rows in iter_documents(table)]
+    of_part = slice(first, first + len(lengths))
+    copies_N = np.repeat(clusters.size_D[of_part], lengths)
     table = table.set_column(table.schema.get_field_index("near_copies"), "near_copies", pa.array(copies_N, pa.int32()))
-    table = table.filter(pa.array(np.repeat(~clusters.removed_D[mine], lengths)))
+    table = table.filter(pa.array(np.repeat(~clusters.removed_D[of_part], lengths)))
     facts = {
-        **counts(table),
+        **count_part(table),
         "documents_before": len(lengths),
-        "documents": int((~clusters.removed_D[mine]).sum()),
+        "documents": int((~clusters.removed_D[of_part]).sum()),
     }
-    job.output.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
+    inputs.output.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
     return facts
 
 
-def _write_examples(_name: str, job: _Job) -> None:
-    """Write up to 20 removed documents as examples, each with the document that is kept in its place."""
-    chosen: dict[int, tuple[int, int]] = {}  # duplicate cluster: (group, removed document)
-    for number in range(len(job.runs)):
-        clusters = _Clusters.read(job, number)
+def _write_excerpts(_name: str, inputs: DedupInputs) -> None:
+    """Write excerpts of up to 20 removed documents, each with the document that is kept in its place."""
+    removed: dict[int, tuple[int, int]] = {}  # by duplicate cluster: (group, document)
+    for number in range(len(inputs.part_groups)):
+        clusters = _DuplicateClusters.read(inputs, number)
         for document in np.flatnonzero(clusters.removed_D).tolist():
-            chosen.setdefault(int(clusters.cluster_D[document]), (number, document))
-        if len(chosen) >= 50 * _NUM_EXAMPLES:
+            removed.setdefault(int(clusters.cluster_D[document]), (number, document))
+        if len(removed) >= 50 * _NUM_EXCERPTS:
             break
-    keys = np.array(sorted(chosen), np.uint64)
-    order = np.argsort(keyed_uniform(keys, seed=0, purpose="dedup.examples"), kind="stable")[:_NUM_EXAMPLES]
-    picked = [int(cluster) for cluster in keys[order]]
-    kept: dict[int, tuple[int, int, int]] = {}
-    for number in range(len(job.runs)):
-        if len(kept) == len(picked):
+    keys = np.array(sorted(removed), np.uint64)
+    chosen = keys[find_lowest(keyed_uniform(keys, seed=0, purpose="dedup.examples"), _NUM_EXCERPTS)].tolist()
+    kept: dict[int, tuple[int, int, int]] = {}  # by duplicate cluster: (group, document, size of the cluster)
+    for number in range(len(inputs.part_groups)):
+        if len(kept) == len(chosen):
             break
-        clusters = _Clusters.read(job, number)
-        for document in np.flatnonzero(np.isin(clusters.cluster_D, picked) & ~clusters.removed_D).tolist():
+        clusters = _DuplicateClusters.read(inputs, number)
+        for document in np.flatnonzero(np.isin(clusters.cluster_D, chosen) & ~clusters.removed_D).tolist():
             kept[int(clusters.cluster_D[document])] = (number, document, int(clusters.size_D[document]))
     rows = []
-    for cluster in picked:
-        (identifier, text), (kept_id, kept_text) = _document(job, *chosen[cluster]), _document(job, *kept[cluster][:2])
-        rows.append({"id": identifier, "kept_id": kept_id, "near_copies": kept[cluster][2], "text": text, "kept_text": kept_text})
-    job.output.child(EXAMPLES).write_table("examples.parquet", pa.Table.from_pylist(rows, NEAR_COPIES), NEAR_COPIES)
+    for cluster in chosen:
+        group, document, size = kept[cluster]
+        identifier, text = _read_document(inputs, *removed[cluster])
+        kept_id, kept_text = _read_document(inputs, group, document)
+        rows.append({"id": identifier, "kept_id": kept_id, "near_copies": size, "text": text, "kept_text": kept_text})
+    inputs.output.child(EXCERPTS_FOLDER).write_table("examples.parquet", pa.Table.from_pylist(rows, NEAR_COPIES), NEAR_COPIES)
 
 
-def _document(job: _Job, number: int, document: int) -> tuple[str, str]:
+def _read_document(inputs: DedupInputs, group: int, document: int) -> tuple[str, str]:
     """Return the id and the first 500 characters of a document in a group.
 
     Raises:
         InputError: the group has fewer documents than its signatures.
     """
-    counted = job.scratch.child("signed").read_table(f"group-{number:05d}.parquet").to_pylist()
-    for row in counted:
+    counts = inputs.scratch.child("signed").read_table(f"group-{group:05d}.parquet").to_pylist()
+    for row in counts:
         if document < row["documents"]:
-            table = job.windows.read_table(f"{row['part']}.parquet", columns=["doc_id", "text"])
-            identifier, rows = next(itertools.islice(documents_of(table), document, None))
-            return identifier, "".join(table["text"].to_pylist()[rows])[:SHOWN_CHARACTERS]
+            table = inputs.windows.read_table(f"{row['part']}.parquet", columns=["doc_id", "text"])
+            identifier, rows = next(itertools.islice(iter_documents(table), document, None))
+            return identifier, "".join(table["text"].to_pylist()[rows])[:REPORT_EXCERPT_CHARACTERS]
         document -= row["documents"]
     raise InputError(
-        f"group {number} of {job.scratch.url} has fewer documents than its signatures; delete the folder and run again"
+        f"group {group} of {inputs.scratch.url} has fewer documents than its signatures; delete that folder and run again"
     )

@@ -6,6 +6,7 @@ for models that need nothing. `embed` maps over the parts of a corpus.
 Shapes: N windows in a part, D width of the embedding.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,20 @@ from pipeline.hashing import keyed_hash
 from pipeline.storage import Folder
 from pipeline.tables import embeddings_schema
 
-# LSI is fitted on about this many windows: its 256 directions are stable with far fewer.
+# LSI is fitted on about this many windows; its 256 directions are stable with far fewer.
 _FIT_WINDOWS = 20_000
 
 
 def embedder_step(config: Config, prepared: Step) -> Step | None:
     """Build the step that distils or fits the embedder; None for a model that is used as is."""
-    needs = embedders.fits_on(config.embed)
+    needs = embedders.get_fit_input(config.embed)
     if needs == "nothing":
         return None
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        item = prepared if needs == "texts" else None
-        shared = (config.embed, config.seed, folder, engine.threads_for(1))
-        ((_, facts),) = engine.map(_fit_embedder, [_Texts(item)], title="embedder", unit="models", shared=shared)
+        texts = _FitTexts(prepared if needs == "texts" else None)
+        inputs = FitEmbedderInputs(config.embed, config.seed, folder, engine.threads_for(1))
+        ((_, facts),) = engine.map(_fit_embedder, [texts], title="embedder", unit="models", shared=inputs)
         return dict(facts)
 
     return Step(
@@ -53,24 +54,25 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
     """Build the step that embeds the windows of one corpus."""
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        artifact = fitted.folder if fitted else None
+        inputs = EmbedInputs(config.embed, fitted.folder if fitted else None, prepared.folder, folder)
         parts = map_parts(
             engine,
             folder,
             part_names(prepared),
             _embed_part,
             title=f"embed {corpus}",
-            shared=(config.embed, artifact, prepared.folder, folder),
+            shared=inputs,
             num_gpus=embedder_gpus(config, engine),
         )
         hardware = [dict(pairs) for pairs in sorted({tuple(sorted(part.pop("hardware").items())) for part in parts})]
         rows, invalid = sum(part["rows"] for part in parts), sum(part["invalid"] for part in parts)
         # Counted in tokens: a document may end in a window of one full stop, which a word-based model cannot embed; little is lost.
-        lost, tokens = sum(part["invalid_tokens"] for part in parts), prepared.manifest["tokens"]
-        if lost > config.max_bad_fraction * tokens:
+        invalid_tokens, tokens = sum(part["invalid_tokens"] for part in parts), prepared.manifest["tokens"]
+        if invalid_tokens > config.max_bad_fraction * tokens:
             raise InputError(
-                f"{invalid:,} windows of {corpus} have no finite embedding, {lost:,} of {tokens:,} tokens and more than "
-                f"max_bad_fraction = {config.max_bad_fraction}; is {config.embed.model} a model for this text? Else raise it"
+                f"{invalid:,} windows of {corpus} have no finite embedding; they hold {invalid_tokens:,} of {tokens:,} tokens, "
+                f"more than max_bad_fraction = {config.max_bad_fraction}; check that embed.model {config.embed.model} suits this "
+                "text, or raise max_bad_fraction"
             )
         return {
             "corpus": corpus,
@@ -94,13 +96,13 @@ def embed_step(config: Config, corpus: str, prepared: Step, fitted: Step | None)
 
 def embedder_gpus(config: Config, engine: Engine) -> float:
     """Return the GPUs per embedding worker."""
-    if embedders.fits_on(config.embed) != "nothing":
+    if embedders.get_fit_input(config.embed) != "nothing":
         return 0.0  # a static table or LSI: most of the work is tokenization
     return engine.gpus_per_model
 
 
-class _Texts:
-    """The windows that an embedder is fitted on, as one item of work."""
+class _FitTexts:
+    """An item of work: the windows that an embedder is fitted on."""
 
     name = "model"
 
@@ -118,29 +120,52 @@ class _Texts:
         texts: list[str] = []
         for name, _ in self.parts:
             table = self.folder.read_table(f"{name}.parquet", columns=["key", "text"])
-            chosen = keyed_hash(table["key"].to_numpy(), seed=seed, purpose="embedder") <= limit
-            texts += table["text"].filter(pa.array(chosen)).to_pylist()
+            chosen_N = keyed_hash(table["key"].to_numpy(), seed=seed, purpose="embedder") <= limit
+            texts += table["text"].filter(pa.array(chosen_N)).to_pylist()
         return texts
 
 
-def _fit_embedder(item: _Texts, cfg: Embed, seed: int, folder: Folder, threads: int) -> dict[str, Any]:
-    return embedders.fit(cfg, seed=seed, folder=folder, texts=item.read(seed), threads=threads)
+@dataclass(frozen=True)
+class FitEmbedderInputs:
+    """How the task that fits or distils the embedder does so."""
+
+    settings: Embed
+    seed: int
+    output: Folder
+    threads: int
 
 
-def _embed_part(name: str, cfg: Embed, artifact: Folder | None, windows: Folder, folder: Folder) -> dict[str, Any]:
-    model = load_cached_embedder(cfg, artifact.url if artifact else None)
-    table = windows.read_table(f"{name}.parquet", columns=["key", "text", "tokens"])
-    result = embed_table(table, model)
-    valid = result["valid"].to_numpy()
+def _fit_embedder(texts: _FitTexts, inputs: FitEmbedderInputs) -> dict[str, Any]:
+    seed = inputs.seed
+    return embedders.fit(inputs.settings, seed=seed, folder=inputs.output, texts=texts.read(seed), threads=inputs.threads)
+
+
+@dataclass(frozen=True)
+class EmbedInputs:
+    """Inputs shared by the tasks that embed the parts of one corpus."""
+
+    settings: Embed
+    fitted: Folder | None  # output of the embedder step, if the model has one
+    windows: Folder
+    output: Folder
+
+
+def _embed_part(name: str, inputs: EmbedInputs) -> dict[str, Any]:
+    """Write the embeddings of a part of windows; return its facts."""
+    model = load_cached_embedder(inputs.settings, inputs.fitted.url if inputs.fitted else None)
+    windows = inputs.windows.read_table(f"{name}.parquet", columns=["key", "text", "tokens"])
+    result = embed_table(windows, model)
+    valid_N = result["valid"].to_numpy()
     facts = {
         "rows": len(result),
-        "invalid": int((~valid).sum()),
-        "invalid_tokens": int(table["tokens"].to_numpy()[~valid].sum()),
+        "invalid": int((~valid_N).sum()),
+        "invalid_tokens": int(windows["tokens"].to_numpy()[~valid_N].sum()),
         "dim": model.dim,
         "hardware": dict(model.hardware),
     }
     # Vectors do not compress; without dictionary encoding they are written and read several times faster.
-    folder.write_table(f"{name}.parquet", result, embeddings_schema(model.dim), facts, compression="none", use_dictionary=["key"])
+    schema = embeddings_schema(model.dim)
+    inputs.output.write_table(f"{name}.parquet", result, schema, facts, compression="none", use_dictionary=["key"])
     return facts
 
 

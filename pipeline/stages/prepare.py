@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import orjson
@@ -24,29 +25,38 @@ from pipeline.config import GENERALIST, Config, Corpus
 from pipeline.config import Prepare as PrepareConfig
 from pipeline.engine import Engine
 from pipeline.errors import InputError
-from pipeline.execution.step import Step, groups, map_parts, with_facts
-from pipeline.refining import account
-from pipeline.refining.account import Account
+from pipeline.execution.step import Step, collect_facts, map_parts, split_evenly
+from pipeline.refining import drop_log
+from pipeline.refining.drop_log import DropLog
 from pipeline.sources import Document, InputFile, Row
-from pipeline.sources.chunks import Start, cut_chunks
-from pipeline.sources.input_files import digest_files, remember_digests
+from pipeline.sources.chunks import ChunkStart, cut_chunks
+from pipeline.sources.input_files import cache_digests, digest_files
 from pipeline.sources.listing import base_name, list_corpus
-from pipeline.sources.parts import WRITE_OPTIONS, counts, totals
-from pipeline.stages.duplicates import find_duplicates, quarantine_duplicates, scan_name
-from pipeline.stages.scan import QUARANTINED, ScanJob, bad_rows, check_bad, left_out_columns, most_bad, scan_input, warn_of_columns
+from pipeline.sources.parts import WRITE_OPTIONS, count_part, sum_part_counts
+from pipeline.stages.duplicates import DuplicateInputs, find_duplicates, quarantine_duplicates, scan_name
+from pipeline.stages.scan import (
+    QUARANTINE_FOLDER,
+    ScanInputs,
+    check_bad_rows,
+    compute_max_bad_rows,
+    count_bad_rows,
+    merge_unsupported_columns,
+    scan_input,
+    warn_about_columns,
+)
 from pipeline.storage import Folder
 from pipeline.tables import DROPPED, QUARANTINE, WINDOWS
 from pipeline.text.windows import WindowCutter
 
-DROPPED_EXAMPLES = "dropped"  # folder with examples of the documents that datatrove steps dropped
+DROPPED_FOLDER = "dropped"  # excerpts of the documents that datatrove steps dropped; next to the parts
 
 # Each reader must skip everything before its chunks, which means decompressing it in a compressed file.
 _READERS_PER_FILE = 16
 # A part packed from small files holds at most 1/64 of the corpus, or these minima if they are more. With larger parts there would
 # be too few parts to keep the workers busy.
 _PACKED_SHARE = 64
-_LEAST_DOCUMENTS, _LEAST_BYTES = 16, 1 << 16
-_MERGED = "examples.parquet"
+_MIN_PACKED_DOCUMENTS, _MIN_PACKED_BYTES = 16, 1 << 16
+_MERGED_EXCERPTS = "examples.parquet"
 
 
 def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder, setting: str | None = None) -> Step:
@@ -61,78 +71,104 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     """
     name = setting or (corpus if corpus == GENERALIST else f"specialists.{corpus}")
     if settings.reader:
-        _catalogue().checked_reader(settings.reader, f"{name}.reader")
+        _import_catalogue().check_reader(settings.reader, f"{name}.reader")
     listing = list_corpus(settings, setting=f"{name}.paths", workdir=workdir.url)
     files, stamps = digest_files(listing, workdir)
-    cutter = WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
-    steps, own = config.steps_of(settings)
-    setting_of_steps = f"{name}.steps" if own else "prepare.steps"
+    cutter = WindowCutter(embedders.find_tokenizer_file(config.embed), config.window.tokens)
+    steps, has_own_steps = config.resolve_steps(settings)
+    steps_setting = f"{name}.steps" if has_own_steps else "prepare.steps"
     if steps:
-        _catalogue().checked(steps, setting_of_steps)
+        _import_catalogue().check_steps(steps, steps_setting)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        remember_digests(workdir, stamps)
-        if left_out := listing.describe_left_out(f"{name}.paths"):
-            logger.warning(left_out)
-        if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _catalogue().extracts(steps):
-            logger.warning(f"{corpus}: pages of WARC files are HTML, and no extractor is among {setting_of_steps}: add Trafilatura")
+        cache_digests(workdir, stamps)
+        if ignored := listing.describe_ignored(f"{name}.paths"):
+            logger.warning(ignored)
+        if any(file.kind == "warc" and ".wet" not in file.url for file in files) and not _import_catalogue().has_extractor(steps):
+            logger.warning(f"{corpus}: WARC files contain HTML, but {steps_setting} has no extractor; add Trafilatura")
         names = [scan_name(file.number) for file in files]
-        job = ScanJob(
+        scan_inputs = ScanInputs(
             files=dict(zip(names, files, strict=True)),
             corpus=settings,
             prepare=config.prepare,
-            folder=folder,
+            output=folder,
             split=not steps,
             max_bad_fraction=config.max_bad_fraction,
-            most_bad=most_bad(files, settings, config.max_bad_fraction),
+            max_bad_rows=compute_max_bad_rows(files, settings, config.max_bad_fraction),
         )
-        scanned = folder.child("scans")
+        scans_folder = folder.child("scans")
         scans = map_parts(
-            engine, scanned, names, scan_input, title=f"scan {corpus}", unit="files", shared=(job,), quarantined=bad_rows
+            engine,
+            scans_folder,
+            names,
+            scan_input,
+            title=f"scan {corpus}",
+            unit="files",
+            shared=scan_inputs,
+            quarantined=count_bad_rows,
         )
         rows = sum(scan["rows"] for scan in scans)
         reasons = sum((Counter(scan["reasons"]) for scan in scans), Counter[str]())
-        warn_of_columns(scans, config.prepare, corpus)
+        warn_about_columns(scans, config.prepare, corpus)
 
-        repeated = find_duplicates(engine, scanned, files, rows, title=f"ids {corpus}")
-        reasons["duplicate_id"] += sum(len(of_file) for of_file in repeated.values())
-        quarantine = folder.child(QUARANTINED)
-        too_many = reasons.total() > config.max_bad_fraction * rows
-        shared: tuple[Any, ...] = (repeated, files, settings, config.prepare, quarantine, too_many)
-        described = engine.map(
-            quarantine_duplicates, sorted(repeated), title="duplicates", unit="files", shared=shared, quarantined=int
+        duplicates = find_duplicates(engine, scans_folder, files, rows, title=f"ids {corpus}")
+        reasons["duplicate_id"] += sum(len(firsts) for firsts in duplicates.values())
+        quarantine = folder.child(QUARANTINE_FOLDER)
+        duplicate_inputs = DuplicateInputs(
+            firsts=duplicates,
+            files=files,
+            corpus=settings,
+            prepare=config.prepare,
+            quarantine=quarantine,
+            run_will_fail=reasons.total() > config.max_bad_fraction * rows,
         )
-        for _ in described:
+        for _ in engine.map(
+            quarantine_duplicates,
+            sorted(duplicates),
+            title="duplicates",
+            unit="files",
+            shared=duplicate_inputs,
+            quarantined=int,
+        ):
             pass
-        quarantined = [name for name, scan in zip(names, scans, strict=True) if scan["bad"]]
-        quarantined += [f"duplicates-{number:05d}" for number in sorted(repeated)]
-        check_bad(reasons, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
+        quarantine_names = [name for name, scan in zip(names, scans, strict=True) if scan["bad"]]
+        quarantine_names += [f"duplicates-{number:05d}" for number in sorted(duplicates)]
+        check_bad_rows(reasons, rows, config.max_bad_fraction, corpus, quarantine, quarantine_names)
 
-        drop = {number: set(of_file) for number, of_file in repeated.items()}
-        shared = (settings, config.prepare, steps, setting_of_steps, cutter, drop, folder)
-        planned = planned_parts(files, scans, config.prepare)
-        parts = _cut(engine, folder, planned, shared, title=f"prepare {corpus}")
-        dropped = account.summed(parts, [step["type"] for step in steps])
+        cut_inputs = CutInputs(
+            corpus=settings,
+            prepare=config.prepare,
+            steps=steps,
+            steps_setting=steps_setting,
+            cutter=cutter,
+            dropped_rows={number: frozenset(firsts) for number, firsts in duplicates.items()},
+            output=folder,
+        )
+        parts = _cut_missing(engine, plan_parts(files, scans, config.prepare), cut_inputs, title=f"prepare {corpus}")
+        dropped = drop_log.sum_drops(parts, [step["type"] for step in steps])
         if steps:
-            of_parts = [f"{part['name']}.parquet" for part in parts if part["dropped"]]
-            _merge_examples(folder.child(DROPPED_EXAMPLES), of_parts)
-            for line in account.said(dropped, rows - reasons.total()):
+            excerpt_names = [f"{part['name']}.parquet" for part in parts if part["dropped"]]
+            _merge_excerpts(folder.child(DROPPED_FOLDER), excerpt_names)
+            for line in drop_log.format_log_lines(dropped, rows - reasons.total()):
                 logger.info(line)
         reasons["step_failed"] += sum(part["failed"] for part in parts)
-        quarantined += [f"steps-{part['name']}" for part in parts if part["failed"]]
-        check_bad(reasons, rows, config.max_bad_fraction, corpus, quarantine, quarantined)
+        quarantine_names += [f"steps-{part['name']}" for part in parts if part["failed"]]
+        check_bad_rows(reasons, rows, config.max_bad_fraction, corpus, quarantine, quarantine_names)
         bad = reasons.total()
         documents = rows - bad - sum(step["documents"] for step in dropped)
-        held = totals(parts)
+        counts = sum_part_counts(parts)
         skipped = sum((Counter(scan["skipped"]) for scan in scans), Counter[str]())
-        if not held["windows"]:
-            why = f"{rows} rows read, {bad} quarantined, {rows - bad - documents} dropped by its steps; see its paths, text_key"
-            raise InputError(f"{corpus} has no document that can be used: {why}{' and steps' if steps else ''}")
+        if not counts["windows"]:
+            causes = "paths, text_key and steps" if steps else "paths and text_key"
+            raise InputError(
+                f"{corpus} has no usable document: {rows:,} rows read, {bad:,} quarantined, {rows - bad - documents:,} dropped by "
+                f"its steps; check its {causes}"
+            )
         return {
             "corpus": corpus,
             "input_files": [{"digest": file.digest, "rows": scan["rows"]} for file, scan in zip(files, scans, strict=True)],
-            "left_out_files": dict(sorted(listing.left_out.items())),
-            "left_out_columns": left_out_columns(scans),
+            "left_out_files": dict(sorted(listing.ignored.items())),
+            "left_out_columns": merge_unsupported_columns(scans),
             # rows_read = documents + dropped + quarantined + skipped
             "rows_read": rows + skipped.total(),
             "documents": documents,
@@ -141,7 +177,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
             "quarantined": bad,
             "reasons": dict(sorted((+reasons).items())),
             "skipped": dict(sorted(skipped.items())),
-            **held,
+            **counts,
         }
 
     return Step(
@@ -163,7 +199,7 @@ def prepare_step(config: Config, corpus: str, settings: Corpus, workdir: Folder,
     )
 
 
-def _catalogue() -> Any:
+def _import_catalogue() -> ModuleType:
     """Import the catalogue of datatrove classes only when a config uses one: the import takes half a second."""
     from pipeline.refining import catalogue
 
@@ -177,63 +213,76 @@ class PlannedPart:
     name: str
     files: Sequence[InputFile]
     chunk: int
-    start: Start
+    start: ChunkStart
 
 
-def planned_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
+def plan_parts(files: Sequence[InputFile], scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig) -> list[PlannedPart]:
     """Plan the parts, in the order of the files. Their contents depend on the files alone.
 
     Consecutive files of one chunk each are packed into a part, up to the limits of a part and up to 1/64 of the corpus (at least
     16 documents and 64 KiB). Without packing, thousands of small files would become thousands of parts; without the limit of
     1/64, they would become so few that most workers would have none.
     """
-    all_documents = sum(scan["rows"] - scan["bad"] for scan in scans)
-    all_bytes = sum(scan["bytes"] for scan in scans)
-    most_documents = min(prepare.part_documents, max(all_documents // _PACKED_SHARE, _LEAST_DOCUMENTS))
-    most_bytes = min(prepare.part_bytes, max(all_bytes // _PACKED_SHARE, _LEAST_BYTES))
+    total_documents = sum(scan["rows"] - scan["bad"] for scan in scans)
+    total_bytes = sum(scan["bytes"] for scan in scans)
+    max_documents = min(prepare.part_documents, max(total_documents // _PACKED_SHARE, _MIN_PACKED_DOCUMENTS))
+    max_bytes = min(prepare.part_bytes, max(total_bytes // _PACKED_SHARE, _MIN_PACKED_BYTES))
     parts: list[PlannedPart] = []
-    documents = num_bytes = 0
+    packed_documents = packed_bytes = 0  # in the last part, if it has only files of one chunk
     for file, scan in zip(files, scans, strict=True):
-        starts = [Start(*start) for start in scan["starts"]]
+        starts = [ChunkStart(*start) for start in scan["starts"]]
         if len(starts) == 1:
-            good = scan["rows"] - scan["bad"]
-            documents, num_bytes = documents + good, num_bytes + scan["bytes"]
-            if documents > good and documents <= most_documents and num_bytes <= most_bytes:
+            documents = scan["rows"] - scan["bad"]
+            packed_documents, packed_bytes = packed_documents + documents, packed_bytes + scan["bytes"]
+            if documents < packed_documents <= max_documents and packed_bytes <= max_bytes:
                 parts[-1] = replace(parts[-1], files=[*parts[-1].files, file])
                 continue
-            documents, num_bytes = good, scan["bytes"]
+            packed_documents, packed_bytes = documents, scan["bytes"]
         elif starts:
-            documents = 0  # so that the next small file begins a new part
+            packed_documents = 0  # so that the next small file begins a new part
         parts += [PlannedPart(part_name(file.number, chunk), [file], chunk, start) for chunk, start in enumerate(starts)]
     return parts
 
 
-def cuts(parts: Sequence[PlannedPart], num_workers: int) -> list[list[PlannedPart]]:
-    """Group the missing parts into items of work: one per file, or up to 16 if there are fewer than two files per worker."""
-    runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: [file.number for file in part.files])]
-    readers = min(_READERS_PER_FILE, -(-2 * num_workers // max(1, len(runs))))
+def plan_work_items(parts: Sequence[PlannedPart], num_workers: int) -> list[list[PlannedPart]]:
+    """Group the parts into items of work: one per file, or up to 16 if there are fewer than two files per worker."""
+    by_files = [
+        list(same_files) for _, same_files in itertools.groupby(parts, key=lambda part: [file.number for file in part.files])
+    ]
+    readers_per_file = min(_READERS_PER_FILE, -(-2 * num_workers // max(1, len(by_files))))
     return [
         item
-        for run in runs
+        for same_files in by_files
         # Python sources must be parsed to be read, which takes longer than cutting: one reader per package.
-        for item in groups(run, 1 if run[0].files[0].kind == "pydocs" else readers)
+        for item in split_evenly(same_files, 1 if same_files[0].files[0].kind == "pydocs" else readers_per_file)
     ]
 
 
-def _cut(
-    engine: Engine, folder: Folder, planned: Sequence[PlannedPart], shared: tuple[Any, ...], *, title: str
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class CutInputs:
+    """Inputs shared by the tasks that cut parts."""
+
+    corpus: Corpus
+    prepare: PrepareConfig
+    steps: Sequence[Mapping[str, Any]]  # the datatrove steps as in the config
+    steps_setting: str  # the setting that defines the steps, for messages
+    cutter: WindowCutter
+    dropped_rows: Mapping[int, frozenset[int]]  # by file number; duplicates
+    output: Folder
+
+
+def _cut_missing(engine: Engine, planned: Sequence[PlannedPart], inputs: CutInputs, *, title: str) -> list[dict[str, Any]]:
     """Cut the missing parts; return the facts of all parts, in order."""
-    present = set(folder.names(".parquet"))
-    left = [part for part in planned if f"{part.name}.parquet" not in present]
-    items, before = cuts(left, engine.num_workers), len(planned) - len(left)
+    present = set(inputs.output.names(".parquet"))
+    missing = [part for part in planned if f"{part.name}.parquet" not in present]
+    items, before = plan_work_items(missing, engine.num_workers), len(planned) - len(missing)
     facts: dict[str, dict[str, Any]] = {}
-    for _, made in engine.map(_cut_parts, items, title=title, shared=shared, before=before, quarantined=_failed_rows):
-        facts |= made
-    return with_facts(folder, [part.name for part in planned], facts)
+    for _, cut_facts in engine.map(_cut_parts, items, title=title, shared=inputs, before=before, quarantined=_count_failed_rows):
+        facts |= cut_facts
+    return collect_facts(inputs.output, [part.name for part in planned], facts)
 
 
-def _failed_rows(parts: Mapping[str, Mapping[str, Any]]) -> int:
+def _count_failed_rows(parts: Mapping[str, Mapping[str, Any]]) -> int:
     return sum(part["failed"] for part in parts.values())
 
 
@@ -241,60 +290,59 @@ def part_name(file_number: int, chunk: int) -> str:
     return f"part-{file_number:05d}-{chunk:05d}"
 
 
-def _cut_parts(
-    parts: Sequence[PlannedPart],
-    settings: Corpus,
-    prepare: PrepareConfig,
-    steps: Sequence[Mapping[str, Any]],
-    setting: str,
-    cutter: WindowCutter,
-    drop: dict[int, set[int]],
-    folder: Folder,
-) -> dict[str, dict[str, Any]]:
+def _cut_parts(parts: Sequence[PlannedPart], inputs: CutInputs) -> dict[str, dict[str, Any]]:
     """Cut parts of one file, or one part packed from several files; return the facts by part name."""
     names = {part.chunk: part.name for part in parts}
     facts: dict[str, dict[str, Any]] = {}
     tables: list[pa.Table] = []
-    with _chain(steps, setting) as chain:
-        accounts = {chunk: Account() for chunk in names}
+    with _open_chain(inputs.steps, inputs.steps_setting) as chain:
+        drop_logs = {chunk: DropLog() for chunk in names}
         for file in parts[0].files:
 
             def refine(row: Row, chunk: int, file: InputFile = file) -> Document | None:
-                return accounts[chunk].refined(chain, file, row, prepare.metadata_bytes)
+                return drop_logs[chunk].refine(chain, file, row, inputs.prepare.metadata_bytes)
 
-            made = cut_chunks(
-                file, settings, prepare, cutter, set(names), drop.get(file.number, set()), parts[0].start, refine if steps else None
+            chunk_tables = cut_chunks(
+                file,
+                inputs.corpus,
+                inputs.prepare,
+                inputs.cutter,
+                set(names),
+                inputs.dropped_rows.get(file.number, frozenset()),
+                parts[0].start,
+                refine if inputs.steps else None,
             )
-            for chunk, table in made:
+            for chunk, table in chunk_tables:
                 tables.append(table)
                 if file is parts[0].files[-1]:
-                    facts[names[chunk]] = _write(folder, names[chunk], pa.concat_tables(tables), accounts[chunk])
+                    facts[names[chunk]] = _write_part(inputs.output, names[chunk], pa.concat_tables(tables), drop_logs[chunk])
                     tables.clear()
     return facts
 
 
-def _chain(steps: Sequence[Mapping[str, Any]], setting: str) -> AbstractContextManager[Any]:
+def _open_chain(steps: Sequence[Mapping[str, Any]], setting: str) -> AbstractContextManager[Any]:
     if not steps:
         return nullcontext()
-    from pipeline.refining.chain import chain_of
+    from pipeline.refining.chain import load_chain
 
-    return chain_of(orjson.dumps(steps), setting)
+    return load_chain(orjson.dumps(steps), setting)
 
 
-def _merge_examples(folder: Folder, of_parts: Sequence[str]) -> None:
-    """Merge the example tables of the parts into one. After an interrupted merge, both kinds of table may exist."""
-    names = [name for name in (*of_parts, _MERGED) if folder.exists(name)]
-    folder.write_table(_MERGED, account.merged([folder.read_table(name) for name in names]), DROPPED)
+def _merge_excerpts(folder: Folder, part_tables: Sequence[str]) -> None:
+    """Merge the parts' tables of excerpts into one. After an interrupted merge, both kinds of table may exist."""
+    names = [name for name in (*part_tables, _MERGED_EXCERPTS) if folder.exists(name)]
+    folder.write_table(_MERGED_EXCERPTS, drop_log.merge_excerpts([folder.read_table(name) for name in names]), DROPPED)
     for name in names:
-        if name != _MERGED:
+        if name != _MERGED_EXCERPTS:
             folder.remove(name)
 
 
-def _write(folder: Folder, name: str, table: pa.Table, account: Account) -> dict[str, Any]:
-    facts = {**counts(table), **account.facts}
-    if account.facts["failed"]:
-        folder.child(QUARANTINED).write_table(f"steps-{name}.parquet", account.failed(), QUARANTINE)
-    if account.facts["dropped"]:
-        folder.child(DROPPED_EXAMPLES).write_table(f"{name}.parquet", account.examples(), DROPPED)
+def _write_part(folder: Folder, name: str, table: pa.Table, drops: DropLog) -> dict[str, Any]:
+    """Write a part with the quarantined rows and excerpts of its drop log; return its facts."""
+    facts = {**count_part(table), **drops.facts}
+    if drops.facts["failed"]:
+        folder.child(QUARANTINE_FOLDER).write_table(f"steps-{name}.parquet", drops.failed(), QUARANTINE)
+    if drops.facts["dropped"]:
+        folder.child(DROPPED_FOLDER).write_table(f"{name}.parquet", drops.excerpts(), DROPPED)
     folder.write_table(f"{name}.parquet", table, WINDOWS, facts, **WRITE_OPTIONS)
     return facts

@@ -4,7 +4,7 @@ Each round chooses windows by hash, sends requests to a language model, judges t
 rewrites, and counts them. Rounds continue until the wanted tokens are reached, no useful requests are left, or `rephrase.rounds` is
 reached. Answers are kept in a store next to the steps.
 
-Shapes: L leaves.
+Shapes: L leaves, R rows of a mixture (the specialists, then natural text), P pairs of leaves (of a rewrite and its source window).
 """
 
 import functools
@@ -12,41 +12,54 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline import embedders
 from pipeline.arrays import F64
 from pipeline.clustering.tree import read_tree
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
 from pipeline.execution.fingerprint import fingerprint
-from pipeline.execution.step import Step, fold_groups, groups, map_parts, part_names
+from pipeline.execution.step import Step, group_for_fold, map_parts, part_names, split_evenly
 from pipeline.mixture.allocation import Limits, allocate_capped
 from pipeline.rewriting import model as models
 from pipeline.rewriting import prompts
-from pipeline.rewriting.accounts import estimate, estimate_line, mean_ratio
-from pipeline.rewriting.answers import FOLDER
-from pipeline.rewriting.choosing import Tally, Way, asked_share, ways
-from pipeline.rewriting.endpoint import check
-from pipeline.rewriting.ledger import SUMMED, Ledger
-from pipeline.rewriting.requests import Task, read_requests
-from pipeline.rewriting.serving import Serving, serve, serve_alike
+from pipeline.rewriting.answers import ANSWERS_FOLDER
+from pipeline.rewriting.endpoint import check_endpoint
+from pipeline.rewriting.filters import summarise_openings
+from pipeline.rewriting.requests import RewriteInputs, build_prompts
+from pipeline.rewriting.rewrite_counts import SUM_KEYS, RewriteCounts
+from pipeline.rewriting.rewrite_use import RewriteUse, fill_deficits, fill_uniformly
+from pipeline.rewriting.selection import RewritingProgress, StyleVariant, compute_requested_share, list_style_variants
 from pipeline.rewriting.styles import Style, load_style
-from pipeline.stages.asking import Asking
+from pipeline.rewriting.summary import compute_mean_ratio, estimate_first_round, format_estimate
 from pipeline.stages.embed import embedder_gpus
-from pipeline.stages.held_out import held_out_identity, read_held_out
-from pipeline.stages.passages import choose_group, groups_of_round, judge_group
-from pipeline.stages.strata import Asked, asked_of_leaves
+from pipeline.stages.held_out import identify_held_out, write_held_out_ngrams
+from pipeline.stages.request_groups import ChooseInputs, JudgeInputs, choose_group, judge_group, plan_round_groups
+from pipeline.stages.request_sender import RequestSender
+from pipeline.stages.strata import TargetMixture, read_leaf_shares
 from pipeline.storage import Folder
-from pipeline.tables import LANDED, REWRITING
+from pipeline.tables import REWRITE_CLUSTERS, REWRITING
+from pipeline.text.windows import WindowCutter
 
 _OPENINGS = 10_000  # answers per style whose openings are counted, as in FinePhrase
-_EXAMPLE_TOKENS = 160
-_SAMPLES = 64  # excerpts per specialist sample to choose examples from
+_EXCERPT_TOKENS = 160
+_MAX_EXCERPTS = 64  # per specialist sample, to choose examples from
+_MAX_MISSING_SHARE = 0.01  # of the wanted tokens: with more missing, rewriting ended because requests were exhausted
+
+
+@dataclass(frozen=True)
+class ExcerptInputs:
+    """The inputs shared by the tasks that read excerpts of a specialist sample."""
+
+    windows: Folder
+    cutter: WindowCutter
+    seed: int
 
 
 def load_styles(config: Config) -> dict[str, Style]:
@@ -60,13 +73,15 @@ def load_styles(config: Config) -> dict[str, Style]:
     assert settings
     if settings.styles_folder and not os.path.isdir(settings.styles_folder):
         raise ConfigError(
-            f"rephrase.styles_folder {settings.styles_folder} is no folder here; give one that holds your .yaml files"
+            f"rephrase.styles_folder {settings.styles_folder} is not a folder on this machine; set it to the folder that contains "
+            "your style files (.yaml)"
         )
     styles = {name: load_style(name, settings.styles_folder) for name in settings.style_shares}
     for style in styles.values():
         if prompts.needs_examples(style) and not settings.examples:
             raise ConfigError(
-                f"rephrase.styles has {style.name}, whose prompt has {{specialist}}; set rephrase.examples to 1 or more"
+                f"rephrase.styles includes {style.name}, whose prompt contains {{specialist}}, but rephrase.examples is 0; set it "
+                "to 1 or more"
             )
     return styles
 
@@ -89,121 +104,130 @@ def rephrase_step(
     assert settings
     styles = load_styles(config)
     if settings.endpoint:
-        check(settings.endpoint)
-    model = models.resolve(settings)
+        check_endpoint(settings.endpoint)
+    model = models.resolve_model(settings)
     generalist = prepared["generalist"]
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        used = ways(settings.style_shares, {name: style.expected_ratio for name, style in styles.items()}, settings.variants)
+        style_variants = _list_style_variants(config, styles)
         mixture = weighted.folder.read_table("mixture.parquet")
         tree = read_tree(clustered.folder)
         by_leaf = settings.mode == "deficit"
-        size = passage_size(settings.passage_tokens, mixture)
-        tally = Tally(
-            wanted_L=wanted(config, weighted.folder, mixture),
-            tokens_L=mixture["tokens"].to_numpy(),
-            asked_L=np.zeros(tree.num_leaves),
-            gained_L=np.zeros(tree.num_leaves),
-            accepted=0,
-            rate_L=np.zeros(tree.num_leaves),
-        )
-        steered = any(prompts.needs_examples(style) for style in styles.values())
-        task = Task(
+        passage_tokens = estimate_passage_tokens(settings.passage_tokens, mixture)
+        progress = _start_progress(config, weighted.folder, mixture)
+        needs_examples = any(prompts.needs_examples(style) for style in styles.values())
+        inputs = RewriteInputs(
             styles=styles,
-            ways=used,
-            generator=models.generator(settings, model),
+            style_variants=style_variants,
+            generator=models.fingerprint_generator(settings, model),
             passage_tokens=settings.passage_tokens,
             num_examples=settings.examples,
-            cutter=cutter(config),
-            samples=_samples(engine, config, prepared) if steered else {},
-            steer_L=_steering(config, weighted, tree.num_leaves),
+            cutter=make_cutter(config),
+            excerpts=_read_excerpts(engine, config, prepared) if needs_examples else {},
+            specialist_L=_find_largest_specialists(config, weighted.folder, tree.num_leaves),
             seed=config.seed,
         )
-        held_out, held_out_rows = read_held_out(engine, config, folder)
-        read = functools.partial(read_requests, styles=styles)
-        asking = Asking(
-            engine, settings, model, read, folder.child("requests"), generalist.workdir.child(f"{FOLDER}/{task.generator}")
-        )
+        held_out, held_out_rows = write_held_out_ngrams(engine, config, folder)
+        requests, passages = folder.child("requests"), folder.child("passages")
+        store = generalist.workdir.child(f"{ANSWERS_FOLDER}/{inputs.generator}")
+        sender = RequestSender(engine, settings, model, functools.partial(build_prompts, styles=styles), requests, store)
         provenance = {
             "model": settings.model,
             "revision": model.revision,
             "sampling": json.dumps(settings.sampling, sort_keys=True),
         }
-        judging = (
-            *(task, config.embed, fitted.folder if fitted else None, tree, held_out, provenance, folder),
-            min(1.0, _OPENINGS / max(1.0, tally.wanted_L.sum() / mean_ratio(used) / size / len(used))),
-        )
-        ledger = Ledger()
-        rounds, why = 0, "met"
-        while (rate_L := tally.next_rates(used, by_leaf=by_leaf)) is not None:
-            if rounds == settings.rounds:
-                why = "rounds"
+        expected_passages = progress.wanted_L.sum() / compute_mean_ratio(style_variants) / passage_tokens
+        openings_share = min(1.0, _OPENINGS / max(1.0, expected_passages / len(style_variants)))
+        counts = RewriteCounts()
+        num_rounds, end_reason = 0, "met"
+        while (rate_L := progress.compute_next_rates(style_variants, by_leaf=by_leaf)) is not None:
+            if num_rounds == settings.rounds:
+                end_reason = "rounds"
                 break
-            slices = groups_of_round(rounds, part_names(assigned), tally, rate_L, used, size)
-            shared: tuple[Any, ...] = (
-                slices,
-                generalist.folder,
-                assigned.folder,
-                tally.rate_L,
-                rate_L,
-                task,
-                folder.child("requests"),
+            slices = plan_round_groups(num_rounds, part_names(assigned), progress, rate_L, style_variants, passage_tokens)
+            title = f"round {num_rounds + 1}"
+            map_parts(
+                engine,
+                requests,
+                list(slices),
+                choose_group,
+                title=f"choose requests, {title}",
+                shared=ChooseInputs(
+                    slices=slices,
+                    windows=generalist.folder,
+                    assignments=assigned.folder,
+                    previous_rate_L=progress.rate_L,
+                    rate_L=rate_L,
+                    rewrite=inputs,
+                    requests=requests,
+                ),
             )
-            title = f"round {rounds + 1}"
-            map_parts(engine, folder.child("requests"), list(slices), choose_group, title=f"choose, {title}", shared=shared)
-            judged = set(folder.child("passages").names(".parquet"))
-            left = [name for name in slices if f"{name}.parquet" not in judged]
-            index, failed = asking.answer(left, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
-            errors = {key: failure.error for key, failure in failed.items()}
-            shared = (asking.requests, asking.store, index, errors, *judging)
+            judged = set(passages.names(".parquet"))
+            pending = [name for name in slices if f"{name}.parquet" not in judged]
+            index, failures = sender.send(pending, title=f"rephrase, {title}", max_bad_fraction=config.max_bad_fraction)
+            judge_inputs = JudgeInputs(
+                requests=requests,
+                store=store,
+                index=index,
+                errors={key: failure.error for key, failure in failures.items()},
+                rewrite=inputs,
+                embed=config.embed,
+                fitted_embedder=fitted.folder if fitted else None,
+                tree=tree,
+                held_out=held_out,
+                provenance=provenance,
+                openings_share=openings_share,
+                folder=folder,
+            )
             gpus = embedder_gpus(config, engine)
-            for _ in engine.map(judge_group, left, title=f"judge, {title}", unit="groups", shared=shared, num_gpus=gpus):
+            for _ in engine.map(
+                judge_group, pending, title=f"judge answers, {title}", unit="groups", shared=judge_inputs, num_gpus=gpus
+            ):
                 pass
-            ledger = engine.fold(
-                _ledger_of,
-                fold_groups(engine, list(slices)),
-                Ledger.add,
-                ledger,
-                title=f"accounts, {title}",
-                shared=(folder.child("passages"),),
+            counts = engine.fold(
+                _count_groups,
+                group_for_fold(engine, list(slices)),
+                RewriteCounts.add,
+                counts,
+                title=f"count rewrites, {title}",
+                shared=passages,
             )
-            tally = Tally(
-                wanted_L=tally.wanted_L,
-                tokens_L=tally.tokens_L,
-                asked_L=ledger.asked_L(tree.num_leaves),
-                gained_L=serving(config, tally.wanted_L, ledger.landed_table()).filled_L,
-                accepted=ledger.sums["tokens"],
+            progress = replace(
+                progress,
+                requested_L=counts.count_requested_tokens(tree.num_leaves),
+                filled_L=plan_rewrite_use(config, progress.wanted_L, counts.build_cluster_pairs()).filled_L,
+                accepted_tokens=counts.sums["tokens"],
                 rate_L=rate_L,
             )
-            rounds += 1
-        missing = float(tally.missing(by_leaf=by_leaf).sum())
-        if why == "met" and missing > 0.01 * tally.wanted_L.sum():
-            why = "exhausted"
-        folder.write_table("landed.parquet", ledger.landed_table(), LANDED)
-        folder.write_table("rewriting.parquet", _rewriting(tally, used), REWRITING)
+            num_rounds += 1
+        missing_tokens = float(progress.compute_missing(by_leaf=by_leaf).sum())
+        if end_reason == "met" and missing_tokens > _MAX_MISSING_SHARE * progress.wanted_L.sum():
+            end_reason = "exhausted"
+        folder.write_table("landed.parquet", counts.build_cluster_pairs(), REWRITE_CLUSTERS)
+        folder.write_table("rewriting.parquet", _build_rewriting_table(progress, style_variants), REWRITING)
         return {
             "mode": settings.mode,
             **{key: provenance[key] for key in ("model", "revision")},
             "sampling": settings.sampling,
             "held_out": held_out_rows,
-            "rounds": rounds,
-            "ended": why,
-            "wanted_tokens": float(tally.wanted_L.sum()),
-            "missing_tokens": missing,
-            **{key: ledger.sums[key] for key in SUMMED},
-            "outcomes": ledger.counted("outcomes"),
-            "removed": ledger.counted("removed"),
-            "openings": {style: _openings(counts) for style, counts in ledger.counted("openings").items()},
-            "parts": ledger.parts,
+            "rounds": num_rounds,
+            "ended": end_reason,
+            "wanted_tokens": float(progress.wanted_L.sum()),
+            "missing_tokens": missing_tokens,
+            **{key: counts.sums[key] for key in SUM_KEYS},
+            "outcomes": counts.get_counts("outcomes"),
+            "removed": counts.get_counts("removed"),
+            "openings": {style: _describe_openings(openings) for style, openings in counts.get_counts("openings").items()},
+            "parts": counts.parts,
         }
 
     return Step(
         stage="rephrase",
-        version=3,
+        version=4,  # 4: columns of `rewriting.parquet` and facts of the groups of requests were renamed
         settings={
-            "rephrase": models.identity(settings, model),
+            "rephrase": models.get_identity(settings, model),
             "wording": {name: fingerprint(style.model_dump(mode="json", exclude={"about"})) for name, style in styles.items()},
-            "held_out": held_out_identity(config, generalist.workdir),
+            "held_out": identify_held_out(config, generalist.workdir),
             "max_epochs": config.weights.max_epochs,
             "budget_tokens": config.sample.budget_tokens,
             "seed": config.seed,
@@ -214,110 +238,133 @@ def rephrase_step(
     )
 
 
-def wanted(config: Config, weights: Folder, mixture: pa.Table) -> F64:
+def _list_style_variants(config: Config, styles: Mapping[str, Style]) -> list[StyleVariant]:
+    settings = config.rephrase
+    assert settings
+    expected_ratios = {name: style.expected_ratio for name, style in styles.items()}
+    return list_style_variants(settings.style_shares, expected_ratios, settings.variants)
+
+
+def _start_progress(config: Config, weights: Folder, mixture: pa.Table) -> RewritingProgress:
+    """Return the progress before the first round."""
+    zero_L = np.zeros(len(mixture))
+    return RewritingProgress(
+        wanted_L=compute_wanted_tokens(config, weights, mixture),
+        tokens_L=mixture["tokens"].to_numpy(),
+        requested_L=zero_L,
+        filled_L=zero_L,
+        accepted_tokens=0,
+        rate_L=zero_L,
+    )
+
+
+def compute_wanted_tokens(config: Config, weights: Folder, mixture: pa.Table) -> F64:
     """Return (L,): the tokens of rewrites wanted in the new corpus."""
     settings, p_L = config.rephrase, mixture["p_target"].to_numpy()
     assert settings
     if settings.mode == "share":
         return np.asarray(config.sample.budget_tokens / (1.0 + settings.real_to_synthetic) * p_L)
-    asked = Asked.read(weights, config)
-    allocation = allocate_capped(asked.claim_RC, asked.tokens_C, replace(Limits.from_config(config), overflow="leave"))
-    return allocation.sum_groups(asked.leaf_C, asked.num_leaves).deficit_L
+    target = TargetMixture.read(weights, config)
+    limits = replace(Limits.from_config(config), overflow="leave")
+    allocation = allocate_capped(target.claim_RC, target.tokens_C, limits)
+    return allocation.sum_groups(target.leaf_C, target.num_leaves).deficit_L
 
 
-def _steering(config: Config, weighted: Step, num_leaves: int) -> list[str]:
+def _find_largest_specialists(config: Config, weights: Folder, num_leaves: int) -> list[str]:
     """Return, for each leaf, the specialist with the largest share of the mixture."""
-    names, claim_SL = asked_of_leaves(weighted.folder, config)
-    best_L = np.argmax(claim_SL[:-1], axis=0)  # without the last row, natural text
-    assert len(best_L) == num_leaves
-    return [names[best] for best in best_L]
+    names, share_RL = read_leaf_shares(weights, config)
+    largest_L = np.argmax(share_RL[:-1], axis=0)  # without the last row, natural text
+    assert len(largest_L) == num_leaves
+    return [names[largest] for largest in largest_L]
 
 
-def _samples(engine: Engine, config: Config, prepared: Mapping[str, Step]) -> dict[str, list[str]]:
-    """Return excerpts of each specialist sample, by specialist; up to 64 each."""
+def _read_excerpts(engine: Engine, config: Config, prepared: Mapping[str, Step]) -> dict[str, list[str]]:
+    """Return up to 64 excerpts of each specialist sample, by specialist."""
     return {
         name: [
-            text
-            for _, found in engine.map(
-                _excerpts,
-                groups(part_names(prepared[name]), 1),
-                title=f"examples {name}",
-                shared=(prepared[name].folder, cutter(config), config.seed),
+            excerpt
+            for _, excerpts in engine.map(
+                _read_excerpts_of_parts,
+                split_evenly(part_names(prepared[name]), 1),
+                title=f"excerpts of {name}",
+                shared=ExcerptInputs(prepared[name].folder, make_cutter(config), config.seed),
             )
-            for text in found
+            for excerpt in excerpts
         ]
         for name in config.specialists
     }
 
 
-def _excerpts(names: Sequence[str], windows: Folder, cut: Any, seed: int) -> list[str]:
-    first: list[str] = []
+def _read_excerpts_of_parts(names: Sequence[str], inputs: ExcerptInputs) -> list[str]:
+    first_windows: list[str] = []
     for name in names:
-        table = windows.read_table(f"{name}.parquet", columns=["window", "text"])
-        first += [row["text"] for row in table.to_pylist() if row["window"] == 0]
-    return [prompts.excerpt(text, _EXAMPLE_TOKENS, cut.count) for text in prompts.draw_examples(first, _SAMPLES, seed=seed, key=0)]
+        table = inputs.windows.read_table(f"{name}.parquet", columns=["window", "text"])
+        first_windows += [row["text"] for row in table.to_pylist() if row["window"] == 0]
+    chosen = prompts.choose_examples(first_windows, _MAX_EXCERPTS, seed=inputs.seed, key=0)
+    return [prompts.cut_excerpt(text, _EXCERPT_TOKENS, inputs.cutter.count) for text in chosen]
 
 
-def _ledger_of(names: Sequence[str], passages: Folder) -> Ledger:
-    return Ledger.combine(Ledger.of_group(name, passages.read_facts(f"{name}.parquet")) for name in names)
+def _count_groups(names: Sequence[str], passages: Folder) -> RewriteCounts:
+    return RewriteCounts.combine(RewriteCounts.from_group(name, passages.read_facts(f"{name}.parquet")) for name in names)
 
 
-def _openings(counts: Mapping[str, int]) -> dict[str, Any]:
-    from pipeline.rewriting.filters import collapse
+def _describe_openings(counts: Mapping[str, int]) -> dict[str, Any]:
+    num_distinct, commonest_share, commonest = summarise_openings(counts)
+    return {
+        "answers": sum(counts.values()),
+        "distinct": num_distinct,
+        "commonest": commonest,
+        "commonest_share": commonest_share,
+    }
 
-    distinct, share, commonest = collapse(counts)
-    return {"answers": sum(counts.values()), "distinct": distinct, "commonest": commonest, "commonest_share": share}
 
-
-def serving(config: Config, wanted_L: F64, landed: pa.Table) -> Serving:
-    """Return how the accepted rewrites will be used."""
+def plan_rewrite_use(config: Config, wanted_L: F64, cluster_pairs: pa.Table) -> RewriteUse:
+    """Decide how the accepted rewrites, counted in a REWRITE_CLUSTERS table, are used."""
     assert config.rephrase
-    leaf_P, parent_P, tokens_P = (landed[name].to_numpy() for name in ("leaf", "parent_leaf", "tokens"))
+    leaf_P, parent_P, tokens_P = (cluster_pairs[name].to_numpy() for name in ("leaf", "parent_leaf", "tokens"))
     if config.rephrase.mode == "share":
-        return serve_alike(float(wanted_L.sum()), leaf_P, tokens_P, len(wanted_L))
-    return serve(wanted_L, leaf_P, parent_P, tokens_P)
+        return fill_uniformly(float(wanted_L.sum()), leaf_P, tokens_P, len(wanted_L))
+    return fill_deficits(wanted_L, leaf_P, parent_P, tokens_P)
 
 
-def _rewriting(tally: Tally, used: list[Way]) -> pa.Table:
+def _build_rewriting_table(progress: RewritingProgress, style_variants: Sequence[StyleVariant]) -> pa.Table:
     return pa.table(
         {
-            "leaf": np.arange(len(tally.wanted_L)),
-            "wanted_tokens": tally.wanted_L,
-            "asked_tokens": tally.asked_L.astype(np.int64),
-            "asked_share": asked_share(tally.rate_L, used),
-            "filled_tokens": tally.gained_L,
+            "leaf": np.arange(len(progress.wanted_L)),
+            "wanted_tokens": progress.wanted_L,
+            "requested_source_tokens": progress.requested_L.astype(np.int64),
+            "requested_share": compute_requested_share(progress.rate_L, style_variants),
+            "filled_tokens": progress.filled_L,
         }
     )
 
 
-def passage_size(most: int, mixture: pa.Table) -> float:
-    """Estimate the tokens of a typical passage: it ends with a sentence, and windows are rarely a multiple of the passage size."""
-    mean = float(mixture["tokens"].to_numpy().sum() / max(1, mixture["windows"].to_numpy().sum()))
-    return max(1.0, mean / math.ceil(mean / (0.9 * most)))
+def estimate_passage_tokens(max_tokens: int, mixture: pa.Table) -> float:
+    """Estimate the tokens of a typical passage of at most `max_tokens`.
+
+    A passage ends with a sentence, and the length of a window is rarely a multiple of `max_tokens`.
+    """
+    window_tokens = float(mixture["tokens"].to_numpy().sum() / max(1, mixture["windows"].to_numpy().sum()))
+    return max(1.0, window_tokens / math.ceil(window_tokens / (0.9 * max_tokens)))
 
 
 def estimate_cost(config: Config, weighted: Step) -> str:
     """Estimate the cost of rewriting from a finished weights step, in one or two sentences."""
     settings, styles = config.rephrase, load_styles(config)
     assert settings
-    used = ways(settings.style_shares, {name: style.expected_ratio for name, style in styles.items()}, settings.variants)
     mixture = weighted.folder.read_table("mixture.parquet")
-    zero_L = np.zeros(len(mixture))
-    guess = estimate(
-        Tally(wanted(config, weighted.folder, mixture), mixture["tokens"].to_numpy(), zero_L, zero_L, 0, zero_L),
-        used,
+    cost = estimate_first_round(
+        _start_progress(config, weighted.folder, mixture),
+        _list_style_variants(config, styles),
         styles,
         by_leaf=settings.mode == "deficit",
-        passage_tokens=passage_size(settings.passage_tokens, mixture),
+        passage_tokens=estimate_passage_tokens(settings.passage_tokens, mixture),
         tokens_per_second=settings.gpu_tokens_per_second,
-        cutter=cutter(config),
+        cutter=make_cutter(config),
     )
-    return estimate_line(guess, settings.gpu_tokens_per_second)
+    return format_estimate(cost, settings.gpu_tokens_per_second)
 
 
-def cutter(config: Config) -> Any:
-    """Return the window cutter, which also counts tokens."""
-    from pipeline import embedders
-    from pipeline.text.windows import WindowCutter
-
-    return WindowCutter(embedders.tokenizer_file(config.embed), config.window.tokens)
+def make_cutter(config: Config) -> WindowCutter:
+    """Make the window cutter, which also counts tokens."""
+    return WindowCutter(embedders.find_tokenizer_file(config.embed), config.window.tokens)

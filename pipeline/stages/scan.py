@@ -13,34 +13,34 @@ from loguru import logger
 
 from pipeline.config import Corpus
 from pipeline.config import Prepare as PrepareConfig
-from pipeline.errors import InputError, shown
+from pipeline.errors import InputError, replace_controls
 from pipeline.sources import InputFile
 from pipeline.sources.chunks import scan_file
 from pipeline.sources.streams import compression_of
 from pipeline.storage import Folder
 from pipeline.tables import QUARANTINE, SCANS
 
-QUARANTINED = "quarantine"  # folder of the quarantined rows, next to the parts
-_DETAIL_CHARACTERS = 300  # of the error of a bad row, in messages
+QUARANTINE_FOLDER = "quarantine"  # next to the parts
+_MAX_DETAIL_CHARACTERS = 300  # of the error of a bad row, in messages
 
 
 @dataclass(frozen=True)
-class ScanJob:
-    """Inputs shared by all scans of a corpus. The scan of a file stops, and the run fails, at more than `most_bad` bad rows."""
+class ScanInputs:
+    """Inputs shared by all scans of a corpus. If a file has more than `max_bad_rows` bad rows, its scan stops and the run fails."""
 
-    files: dict[str, InputFile]
+    files: Mapping[str, InputFile]  # by name of the scan
     corpus: Corpus
     prepare: PrepareConfig
-    folder: Folder
-    split: bool
+    output: Folder
+    split: bool  # whether a large document may be split over several chunks
     max_bad_fraction: float
-    most_bad: float
+    max_bad_rows: float
 
 
-def most_bad(files: Sequence[InputFile], corpus: Corpus, max_bad_fraction: float) -> float:
-    """Return the number of bad rows above which `max_bad_fraction` cannot be met, whatever the other rows are.
+def compute_max_bad_rows(files: Sequence[InputFile], corpus: Corpus, max_bad_fraction: float) -> float:
+    """Return the number of bad rows above which `max_bad_fraction` is exceeded, whatever the other rows are.
 
-    It follows from an upper bound on the number of good rows, which exists for local, uncompressed JSONL and CSV files. Without
+    It follows from an upper bound on the number of good rows, which is known for local, uncompressed JSONL and CSV files. Without
     such a bound the result is the largest float; if all rows may be bad, it is infinity.
     """
     if max_bad_fraction >= 1.0:
@@ -50,81 +50,89 @@ def most_bad(files: Sequence[InputFile], corpus: Corpus, max_bad_fraction: float
     if corpus.reader and corpus.reader.get("compression"):
         return sys.float_info.max
     # Lower bounds on the bytes of a good row: with no id, {"text":"a"} in JSONL, and one character and a line feed in CSV.
-    keys = len(corpus.text_key) + (len(corpus.id_key) if corpus.id_key else 0)
-    least = {"jsonl": 8 + keys, "csv": 2}
-    good = sum(os.path.getsize(file.url) / least[file.kind] for file in files)
-    return max_bad_fraction / (1.0 - max_bad_fraction) * good
+    key_bytes = len(corpus.text_key) + (len(corpus.id_key) if corpus.id_key else 0)
+    min_row_bytes = {"jsonl": 8 + key_bytes, "csv": 2}
+    max_good_rows = sum(os.path.getsize(file.url) / min_row_bytes[file.kind] for file in files)
+    return max_bad_fraction / (1.0 - max_bad_fraction) * max_good_rows
 
 
-def scan_input(name: str, job: ScanJob) -> dict[str, Any]:
-    quarantine = job.folder.child(QUARANTINED)
+def scan_input(name: str, inputs: ScanInputs) -> dict[str, Any]:
+    """Scan one file: write its good rows and its bad rows; return its facts.
 
-    def write(piece: int, table: pa.Table) -> None:
+    Raises:
+        InputError: the file has more than `inputs.max_bad_rows` bad rows.
+    """
+    quarantine = inputs.output.child(QUARANTINE_FOLDER)
+
+    def write_piece(piece: int, table: pa.Table) -> None:
         quarantine.write_table(f"{name}.parquet" if not piece else f"{name}-{piece:05d}.parquet", table, QUARANTINE)
 
-    file = job.files[name]
-    scan = scan_file(file, job.corpus, job.prepare, split=job.split, quarantine=write, most_bad=job.most_bad)
-    if scan.stopped:
+    file = inputs.files[name]
+    scan = scan_file(
+        file, inputs.corpus, inputs.prepare, split=inputs.split, quarantine=write_piece, max_bad_rows=inputs.max_bad_rows
+    )
+    if scan.stopped_early:
         raise InputError(
-            f"{sum(scan.reasons.values()):,} of the first {scan.num_rows:,} rows of {file.url} cannot be used "
-            f"({_listed(scan.reasons)}), so max_bad_fraction = {job.max_bad_fraction} is out of reach; "
-            f"{_first_bad(scan.quarantine)}; more are in {quarantine.url}; mend the input or raise max_bad_fraction"
+            f"{sum(scan.reasons.values()):,} of the first {scan.num_rows:,} rows of {file.url} are bad "
+            f"({_format_reasons(scan.reasons)}), so max_bad_fraction = {inputs.max_bad_fraction} cannot be met; "
+            f"{_describe_first_bad(scan.quarantine)}; the bad rows are in {quarantine.url}; fix the input or raise max_bad_fraction"
         )
     facts = {
         "rows": scan.num_rows,
         "bad": sum(scan.reasons.values()),
         "reasons": dict(scan.reasons),
         "skipped": dict(scan.skipped),
-        "left_out": dict(scan.left_out),
-        "absent": sorted(scan.absent),
+        "left_out": dict(scan.unsupported_columns),
+        "absent": sorted(scan.missing_columns),
         "bytes": scan.num_bytes,
         "starts": scan.starts,
     }
     table = pa.table({"row": scan.row_N, "id_hash": scan.id_hash_N})
-    job.folder.child("scans").write_table(f"{name}.parquet", table, SCANS, facts)
+    inputs.output.child("scans").write_table(f"{name}.parquet", table, SCANS, facts)
     return facts
 
 
-def left_out_columns(scans: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Map the name of each column that cannot be metadata to the kind of its values; sorted by name."""
+def merge_unsupported_columns(scans: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Map the name of each column that cannot be kept as metadata to the kind of its values; sorted by name."""
     return dict(sorted({name: kind for scan in scans for name, kind in scan["left_out"].items()}.items()))
 
 
-def warn_of_columns(scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig, corpus: str) -> None:
-    if left_out := left_out_columns(scans):
-        listed = ", ".join(f"{name} ({kind})" for name, kind in left_out.items())
-        logger.warning(f"{corpus}: columns that are no text or number are left out of metadata: {shown(listed)}")
-    absent = set.intersection(*(set(scan["absent"]) for scan in scans)) if scans else set()
-    if absent and isinstance(prepare.metadata, list):
-        logger.warning(f"prepare.metadata: no row of {corpus} has {shown(', '.join(sorted(absent)))}")
+def warn_about_columns(scans: Sequence[Mapping[str, Any]], prepare: PrepareConfig, corpus: str) -> None:
+    """Log a warning for columns that cannot be kept as metadata, and for columns of `prepare.metadata` that no row has."""
+    if unsupported := merge_unsupported_columns(scans):
+        columns = ", ".join(f"{name} ({kind})" for name, kind in unsupported.items())
+        logger.warning(f"{corpus}: metadata omits columns that are neither text nor numbers: {replace_controls(columns)}")
+    missing = set.intersection(*(set(scan["absent"]) for scan in scans)) if scans else set()
+    if missing and isinstance(prepare.metadata, list):
+        logger.warning(f"prepare.metadata: no row of {corpus} has these columns: {replace_controls(', '.join(sorted(missing)))}")
 
 
-def bad_rows(scan: Mapping[str, Any]) -> int:
+def count_bad_rows(scan: Mapping[str, Any]) -> int:
     return int(scan["bad"])
 
 
-def _listed(reasons: Mapping[str, int]) -> str:
+def _format_reasons(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in Counter(reasons).most_common() if count)
 
 
-def _first_bad(table: pa.Table) -> str:
+def _describe_first_bad(table: pa.Table) -> str:
     first = table.slice(0, 1).to_pylist()[0]
-    detail = shown(first["detail"])[:_DETAIL_CHARACTERS]
+    detail = replace_controls(first["detail"])[:_MAX_DETAIL_CHARACTERS]
     return f"the first is row {first['row']} (from 0) of {first['file']}: {first['reason']}, {detail}"
 
 
-def check_bad(
-    reasons: Mapping[str, int], rows: int, max_bad_fraction: float, corpus: str, quarantine: Folder, names: Sequence[str]
+def check_bad_rows(
+    reasons: Mapping[str, int], num_rows: int, max_bad_fraction: float, corpus: str, quarantine: Folder, names: Sequence[str]
 ) -> None:
-    """Fail the run if too many rows are in quarantine. The error shows the first row of the quarantine file `names[0]`.
+    """Check that at most `max_bad_fraction` of the rows are in quarantine. The error shows the first row of file `names[0]`.
 
     Raises:
         InputError: more rows are bad than `max_bad_fraction` allows.
     """
-    bad = sum(reasons.values())
-    if bad > max_bad_fraction * rows:
-        first = _first_bad(quarantine.read_table(f"{names[0]}.parquet"))
+    num_bad = sum(reasons.values())
+    if num_bad > max_bad_fraction * num_rows:
+        first = _describe_first_bad(quarantine.read_table(f"{names[0]}.parquet"))
         raise InputError(
-            f"{bad} of {rows} rows of {corpus} cannot be used ({_listed(reasons)}), more than max_bad_fraction = "
-            f"{max_bad_fraction}; {first}; they are in {quarantine.url}; mend the input or raise max_bad_fraction"
+            f"{num_bad:,} of {num_rows:,} rows of {corpus} are bad ({_format_reasons(reasons)}), more than max_bad_fraction = "
+            f"{max_bad_fraction}; {first}; the bad rows are in {quarantine.url}; fix the input or raise max_bad_fraction"
         )

@@ -9,15 +9,14 @@ from pipeline.execution.step import Step
 from pipeline.stages.shards import sum_counts
 from pipeline.storage import Folder
 
-_SUMMED = ("budget_tokens", "rows", "tokens", "first_tokens", "prefixed_rows", "deficit_tokens", "rewritten_tokens")
-_COUNTED = ("tokens_by_specialist", "tokens_by_origin", "tokens_by_style")
+_SUMMED_FACTS = ("budget_tokens", "rows", "tokens", "first_tokens", "prefixed_rows", "deficit_tokens", "rewritten_tokens")
+_SUMMED_COUNTS = ("tokens_by_specialist", "tokens_by_origin", "tokens_by_style")
 
 
 def schedule_step(parts: Sequence[Step]) -> Step:
     """Build the step that links the shards of several sample steps into one folder; their shard numbers are already consecutive."""
 
-    def work(engine: Engine, folder: Folder) -> dict[str, Any]:
-        del engine
+    def work(_: Engine, folder: Folder) -> dict[str, Any]:
         manifests = [part.manifest for part in parts]
         for part, manifest in zip(parts, manifests, strict=True):
             for shard in manifest["shards"]:
@@ -26,15 +25,15 @@ def schedule_step(parts: Sequence[Step]) -> Step:
         first, *later = manifests
         return {
             **{name: first[name] for name in ("seed", "hardware", "versions")},
-            **{name: sum(manifest[name] for manifest in manifests) for name in _SUMMED},
-            **{name: sum_counts([manifest[name] for manifest in manifests]) for name in _COUNTED},
+            **{name: sum(manifest[name] for manifest in manifests) for name in _SUMMED_FACTS},
+            **{name: sum_counts([manifest[name] for manifest in manifests]) for name in _SUMMED_COUNTS},
             "windows": first["windows"] + sum(manifest["first_rows"] for manifest in later),
-            "tokens_by_source": _sources([manifest["tokens_by_source"] for manifest in manifests]),
+            "tokens_by_source": _sum_sources([manifest["tokens_by_source"] for manifest in manifests]),
             "phases": [
                 {"budget_tokens": manifest["budget_tokens"], "tokens": manifest["tokens"], "shards": len(manifest["shards"])}
                 for manifest in manifests
             ],
-            "segments": [number for manifest in manifests for number in manifest["segments"]],
+            "segments": [num_shards for manifest in manifests for num_shards in manifest["segments"]],
             "shards": [shard for manifest in manifests for shard in manifest["shards"]],
         }
 
@@ -48,10 +47,10 @@ def schedule_step(parts: Sequence[Step]) -> Step:
     )
 
 
-def _sources(of_parts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+def _sum_sources(sources_by_step: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
     """Map each source to its tokens in the generalist corpus, and the tokens sampled by all steps."""
-    held = {name: counts[0] for sources in of_parts for name, counts in sources.items()}
-    drawn: Counter[str] = Counter()
-    for sources in of_parts:
-        drawn.update({name: counts[1] for name, counts in sources.items()})
-    return {name: [tokens, drawn[name]] for name, tokens in held.items()}
+    generalist_tokens = {name: counts[0] for sources in sources_by_step for name, counts in sources.items()}
+    sampled_tokens: Counter[str] = Counter()
+    for sources in sources_by_step:
+        sampled_tokens.update({name: counts[1] for name, counts in sources.items()})
+    return {name: [tokens, sampled_tokens[name]] for name, tokens in generalist_tokens.items()}

@@ -1,6 +1,7 @@
 """Strata of a scored corpus: the folds over the scores that compute them, and readers for the tables of a weights step.
 
-A cell is the unit of allocation: a leaf, or a stratum of a leaf if windows are scored.
+A cell is the unit of allocation: a leaf, or a stratum of a leaf if windows are scored. The stratum of each window is computed once
+and stored in `strata/`, aligned with the windows; later stages read it there and look up what was allocated to its cell.
 
 Shapes: N windows of a part, S specialists, R rows of a mixture (the specialists, then natural text), L leaves, C cells, B bins.
 """
@@ -8,16 +9,16 @@ Shapes: N windows of a part, S specialists, R rows of a mixture (the specialists
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from loguru import logger
 
-from pipeline.arrays import F64, I32, I64
+from pipeline.arrays import F32, F64, I32, I64, Ints
 from pipeline.config import WINDOW_ESTIMATORS, Config
 from pipeline.engine import Engine
-from pipeline.execution.step import Step, fold_groups, part_names
+from pipeline.execution.step import Step, group_for_fold, part_names
 from pipeline.mixture.estimators import SpecialistMixture, compute_claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import (
@@ -35,30 +36,46 @@ from pipeline.mixture.strata import (
 from pipeline.scoring import make_scorer
 from pipeline.stages.score import read_scores
 from pipeline.storage import Folder
+from pipeline.tables import WINDOW_STRATA
 
-_TARGET = "target.npz"
+_WINDOW_STRATA = "strata"  # folder of the stratum of each window
 
 
 @dataclass(frozen=True)
-class Asked:
+class Cells:
+    """Finds the cell of each window: its leaf, or the row in `strata` of its stratum."""
+
+    strata: Strata | None  # None if windows are not scored
+    folder: Folder  # of the stratum of each window, in parts aligned with the windows
+
+    def read(self, part_name: str, leaf_N: I32) -> Ints:
+        """Return (N,): the cell of each window of a part; any cell for a window without a leaf."""
+        if self.strata is None:
+            return leaf_N
+        table = self.folder.read_table(f"{part_name}.parquet", columns=["stratum"])
+        return self.strata.index_of(leaf_N, table["stratum"].to_numpy())
+
+
+@dataclass(frozen=True)
+class TargetMixture:
     """The target mixture over cells; the windows of a cell are sampled alike."""
 
     claim_RC: F64  # shares of the new corpus; rows as in `estimators.compute_claims`
     tokens_C: I64
     leaf_C: I64
     windows_L: I64
-    strata: Strata | None
+    cells: Cells
 
     @classmethod
-    def read(cls, weights: Folder, config: Config) -> "Asked":
+    def read(cls, weights: Folder, config: Config) -> "TargetMixture":
         """Read the mixture from the tables of a weights step."""
         mixture = weights.read_table("mixture.parquet")
-        windows_L = mixture["windows"].to_numpy()
+        windows_L, folder = mixture["windows"].to_numpy(), weights.child(_WINDOW_STRATA)
         if config.weights.estimator in WINDOW_ESTIMATORS:
             strata = Strata.from_table(weights.read_table("strata.parquet"))
-            return cls(strata.claim_RC, strata.tokens_C, strata.leaf_C, windows_L, strata)
-        _, claim_RL = asked_of_leaves(weights, config)
-        return cls(claim_RL, mixture["tokens"].to_numpy(), np.arange(len(mixture)), windows_L, None)
+            return cls(strata.claim_RC, strata.tokens_C, strata.leaf_C, windows_L, Cells(strata, folder))
+        _, claim_RL = read_leaf_shares(weights, config)
+        return cls(claim_RL, mixture["tokens"].to_numpy(), np.arange(len(mixture)), windows_L, Cells(None, folder))
 
     @property
     def num_leaves(self) -> int:
@@ -74,7 +91,7 @@ class Asked:
         return np.asarray(x_L[self.leaf_C] * part_C, np.float64)
 
 
-def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
+def read_leaf_shares(weights: Folder, config: Config) -> tuple[list[str], F64]:
     """Return R names and (R, L) shares of the new corpus, from the tables of a weights step (`estimators.compute_claims`)."""
     p_generalist_L = weights.read_table("mixture.parquet")["p_generalist"].to_numpy()
     table = weights.read_table("specialists.parquet")
@@ -88,27 +105,36 @@ def asked_of_leaves(weights: Folder, config: Config) -> tuple[list[str], F64]:
 
 
 @dataclass(frozen=True)
-class WindowStrata:
-    """Finds the stratum of each window again from its scores."""
+class _ScoredParts:
+    """The scores of the generalist windows, and the leaves and tokens aligned with them."""
 
+    assignments: Folder
     scores: Folder
+
+    def read(self, part_name: str) -> tuple[I32, I32, F32]:
+        """Return leaf_N, tokens_N and the (N, S) scores of a part."""
+        table = self.assignments.read_table(f"{part_name}.parquet", columns=["leaf", "tokens"])
+        return table["leaf"].to_numpy(), table["tokens"].to_numpy(), read_scores(self.scores, part_name)
+
+
+@dataclass(frozen=True)
+class _OddsInputs:
+    parts: _ScoredParts
+    log_weight_SL: F64
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class _ThresholdInputs:
+    parts: _ScoredParts
+    high_S: Ints | None  # upper 16 bits of the threshold's code, once they are known
+
+
+@dataclass(frozen=True)
+class _StrataInputs:
+    parts: _ScoredParts
     target: Target
-    strata: Strata
-
-    def of(self, name: str, leaf_N: I32) -> I64:
-        """Return (N,): the row in `strata` of each window of a part."""
-        _, q_N = self.target.ratios_of(leaf_N, read_scores(self.scores, name))
-        return self.strata.index_of(leaf_N, q_N)
-
-
-def write_target(weights: Folder, target: Target) -> None:
-    """Write the target of windows to the folder of a weights step."""
-    weights.write_bytes(_TARGET, target.to_bytes())
-
-
-def read_target(weights: Folder) -> Target:
-    """Read the target of windows that a weights step wrote."""
-    return Target.from_bytes(weights.read_bytes(_TARGET))
+    folder: Folder  # for the stratum of each window
 
 
 def fit_target(
@@ -123,41 +149,46 @@ def fit_target(
     natural = config.natural_share
     shares = {name: specialist.share for name, specialist in config.specialists.items()}
     share_S = (1.0 - natural) * np.array([shares[name] for name in clusters]) / sum(shares.values())
-    items = fold_groups(engine, part_names(scored))
-    folders = (assigned.folder, scored.folder)
+    items = group_for_fold(engine, part_names(scored))
+    parts = _ScoredParts(assigned.folder, scored.folder)
     zero_SB = np.zeros((len(clusters), BINS), np.int64)
     ratios: Odds | Top
     if make_scorer(config.weights.estimator).ratio_kind == "odds":
         log_weight_SL = log_weights([mixture.p_L for mixture in clusters.values()], generalist.p_L)
-        bins_SB = engine.fold(_bin_odds, items, np.add, zero_SB, title="odds", shared=(*folders, log_weight_SL, config.sharpness))
+        inputs = _OddsInputs(parts, log_weight_SL, config.sharpness)
+        bins_SB = engine.fold(_bin_odds, items, np.add, zero_SB, shared=inputs, title="odds")
         ratios = Odds.from_bins(log_weight_SL, config.sharpness, bins_SB)
     else:
         requested_S = np.maximum(share_S * config.sample.budget_tokens, 1.0)
-        high_SB = engine.fold(_bin_codes, items, np.add, zero_SB, title="threshold", shared=(*folders, None))
+        high_SB = engine.fold(_bin_codes, items, np.add, zero_SB, shared=_ThresholdInputs(parts, None), title="threshold")
         for name, wanted, held in zip(clusters, requested_S, high_SB.sum(1), strict=True):
             if held < wanted:
                 logger.warning(
-                    f"weights.estimator {config.weights.estimator}: {wanted:,.0f} tokens are asked for {name}, and {held:,} have a "
-                    "score, so all of those are taken, again and again; lower sample.budget_tokens"
+                    f"weights.estimator {config.weights.estimator}: {name} needs {wanted:,.0f} tokens, but only {held:,} have a "
+                    "score, so all of them are repeated; lower sample.budget_tokens"
                 )
         high_S, above_S = find_threshold_bin(high_SB, requested_S)
-        low_SB = engine.fold(_bin_codes, items, np.add, zero_SB, title="threshold", shared=(*folders, high_S))
+        low_SB = engine.fold(_bin_codes, items, np.add, zero_SB, shared=_ThresholdInputs(parts, high_S), title="threshold")
         ratios = Top.from_bins(high_S, above_S, low_SB, requested_S, int(generalist.tokens_L.sum()))
     return Target(ratios=ratios, share_S=share_S, natural_share=natural)
 
 
-def stratify(
-    engine: Engine, target: Target, assigned: Step, scored: Step, clusters: Mapping[str, SpecialistMixture]
+def build_strata(
+    engine: Engine, target: Target, assigned: Step, scored: Step, clusters: Mapping[str, SpecialistMixture], weights: Folder
 ) -> tuple[dict[str, SpecialistMixture], Strata]:
-    """Return the mixture of each specialist over the leaves, computed from the window scores, and the strata."""
+    """Return the mixture of each specialist over the leaves, computed from the window scores, and the strata.
+
+    Writes the stratum of each window to the folder of the weights step.
+    """
     num_leaves = len(next(iter(clusters.values())).p_L)
+    inputs = _StrataInputs(_ScoredParts(assigned.folder, scored.folder), target, weights.child(_WINDOW_STRATA))
     counts = engine.fold(
-        _strata,
-        fold_groups(engine, part_names(scored)),
+        _write_strata,
+        group_for_fold(engine, part_names(scored)),
         StrataCounts.add,
         StrataCounts.zero(len(clusters)),
+        shared=inputs,
         title="strata",
-        shared=(assigned.folder, scored.folder, target),
     )
     mixtures = {
         name: replace(mixture, p_L=p_L)
@@ -168,19 +199,24 @@ def stratify(
     return mixtures, counts.strata(target)
 
 
-def _scored(names: Sequence[str], assignments: Folder, scores: Folder) -> Iterator[tuple[Any, Any, Any]]:
+def _bin_odds(names: Sequence[str], inputs: _OddsInputs) -> I64:
+    return _sum(bin_odds(inputs.log_weight_SL, inputs.sharpness, *inputs.parts.read(name)) for name in names)
+
+
+def _bin_codes(names: Sequence[str], inputs: _ThresholdInputs) -> I64:
+    return _sum(bin_codes(*inputs.parts.read(name), inputs.high_S) for name in names)
+
+
+def _sum(bins: Iterator[I64]) -> I64:
+    return functools.reduce(np.add, bins)
+
+
+def _write_strata(names: Sequence[str], inputs: _StrataInputs) -> StrataCounts:
+    """Write the stratum of each window of some parts; return their counts."""
+    counts = []
     for name in names:
-        table = assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
-        yield table["leaf"].to_numpy(), table["tokens"].to_numpy(), read_scores(scores, name)
-
-
-def _bin_odds(names: Sequence[str], assignments: Folder, scores: Folder, log_weight_SL: F64, sharpness: float) -> I64:
-    return functools.reduce(np.add, (bin_odds(log_weight_SL, sharpness, *part) for part in _scored(names, assignments, scores)))
-
-
-def _bin_codes(names: Sequence[str], assignments: Folder, scores: Folder, high_S: I64 | None) -> I64:
-    return functools.reduce(np.add, (bin_codes(*part, high_S) for part in _scored(names, assignments, scores)))
-
-
-def _strata(names: Sequence[str], assignments: Folder, scores: Folder, target: Target) -> StrataCounts:
-    return StrataCounts.combine(StrataCounts.of_part(target, *part) for part in _scored(names, assignments, scores))
+        leaf_N, tokens_N, score_NS = inputs.parts.read(name)
+        stratum_N, of_part = StrataCounts.of_part(inputs.target, leaf_N, tokens_N, score_NS)
+        inputs.folder.write_table(f"{name}.parquet", pa.table({"stratum": stratum_N}), WINDOW_STRATA)
+        counts.append(of_part)
+    return StrataCounts.combine(counts)

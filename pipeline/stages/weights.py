@@ -7,21 +7,22 @@ Shapes: L leaves, N windows of a part.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.clustering.tree import read_tree
-from pipeline.config import CLUSTER_WEIGHTED, GENERALIST, Config
+from pipeline.config import CLUSTER_WEIGHTED_ESTIMATORS, GENERALIST, Config
 from pipeline.engine import Engine
-from pipeline.execution.step import Step, fold_groups, hash_chosen, part_names
-from pipeline.hashing import keyed_uniform
+from pipeline.execution.step import Step, choose_by_hash, group_for_fold, part_names
+from pipeline.hashing import find_lowest, keyed_uniform, merge_lowest
 from pipeline.mixture.allocation import Limits
 from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts
 from pipeline.mixture.tables import build_tables
-from pipeline.stages.strata import fit_target, stratify, write_target
+from pipeline.stages.strata import build_strata, fit_target
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA
 from pipeline.text.terms import cluster_terms
@@ -30,9 +31,23 @@ from pipeline.text.terms import cluster_terms
 _NAMED_LEAVES = 256
 _WINDOWS_PER_NAME = 20
 _PARTS_FOR_NAMES = 64
-_CHARACTERS = 2000
+_CHARACTERS_PER_WINDOW = 2000
 
-Texts = dict[int, list[tuple[float, str]]]
+LeafTexts = dict[int, list[tuple[float, str]]]  # (hash of the window, beginning of its text), by leaf
+
+
+@dataclass(frozen=True)
+class _SampleFolders:
+    windows: Folder
+    assignments: Folder
+
+
+@dataclass(frozen=True)
+class _LeafTextInputs:
+    windows: Folder
+    assignments: Folder
+    leaves: Sequence[int]
+    seed: int
 
 
 def weights_step(
@@ -53,23 +68,23 @@ def weights_step(
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         tree = read_tree(clustered.folder)
-        counts: LeafCounts = engine.fold(
-            _histogram,
-            fold_groups(engine, part_names(assigned[GENERALIST])),
+        counts = engine.fold(
+            _count_leaves,
+            group_for_fold(engine, part_names(assigned[GENERALIST])),
             LeafCounts.add,
             LeafCounts(),
+            shared=assigned[GENERALIST].folder,
             title="histogram generalist",
-            shared=(assigned[GENERALIST].folder,),
         )
         generalist = counts.histogram(tree.num_leaves)
         samples = {
             name: engine.fold(
-                _documents,
-                fold_groups(engine, part_names(assigned[name])),
+                _count_documents,
+                group_for_fold(engine, part_names(assigned[name])),
                 lambda a, b: DocumentCounts.combine([a, b]),
                 DocumentCounts(),
+                shared=_SampleFolders(prepared[name].folder, assigned[name].folder),
                 title=f"histogram {name}",
-                shared=(prepared[name].folder, assigned[name].folder),
             )
             for name in shares
         }
@@ -77,9 +92,8 @@ def weights_step(
         mixtures, strata = clusters, None
         if scored:
             target = fit_target(engine, config, assigned[GENERALIST], scored, generalist, clusters)
-            mixtures, strata = stratify(engine, target, assigned[GENERALIST], scored, clusters)
+            mixtures, strata = build_strata(engine, target, assigned[GENERALIST], scored, clusters, folder)
             folder.write_table("strata.parquet", strata.to_table(), STRATA)
-            write_target(folder, target)
         tables = build_tables(
             tree,
             generalist,
@@ -93,11 +107,11 @@ def weights_step(
             draw=config.sample.draw,
             seed=config.seed,
             strata=strata,
-            clusters=clusters if settings.estimator in CLUSTER_WEIGHTED else None,
+            clusters=clusters if settings.estimator in CLUSTER_WEIGHTED_ESTIMATORS else None,
         )
         leaves = _leaves_to_name(tables.mixture)
-        texts = texts_of_leaves(engine, prepared[GENERALIST], assigned[GENERALIST], leaves, seed=config.seed, title="names")
-        names = cluster_terms({leaf: [text for _, text in found] for leaf, found in texts.items()})
+        texts = read_leaf_texts(engine, prepared[GENERALIST], assigned[GENERALIST], leaves, seed=config.seed, title="names")
+        names = cluster_terms({leaf: [text for _, text in of_leaf] for leaf, of_leaf in texts.items()})
         name_table = pa.table({"leaf": list(names), "terms": list(names.values())}, schema=NAMES)
         folder.write_table("mixture.parquet", tables.mixture, MIXTURE)
         folder.write_table("specialists.parquet", tables.specialists, SPECIALISTS)
@@ -111,7 +125,7 @@ def weights_step(
         version=4,
         # The diagnostics report repeats, so they also depend on the budget and the sampling method.
         settings={
-            "weights": config.full_weights.identity(),
+            "weights": config.resolved_weights.identity(),
             "shares": {name: share / sum(shares.values()) for name, share in shares.items()},
             "budget_tokens": config.sample.budget_tokens,
             "draw": config.sample.draw,
@@ -123,16 +137,16 @@ def weights_step(
     )
 
 
-def _histogram(names: Sequence[str], assignments: Folder) -> LeafCounts:
+def _count_leaves(names: Sequence[str], assignments: Folder) -> LeafCounts:
     tables = (assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"]) for name in names)
     return LeafCounts.combine(LeafCounts.of_part(table["leaf"].to_numpy(), table["tokens"].to_numpy()) for table in tables)
 
 
-def _documents(names: Sequence[str], windows: Folder, assignments: Folder) -> DocumentCounts:
+def _count_documents(names: Sequence[str], sample: _SampleFolders) -> DocumentCounts:
     parts = []
     for name in names:
-        table = assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
-        doc_id_N = windows.read_table(f"{name}.parquet", columns=["doc_id"])["doc_id"].to_pylist()
+        table = sample.assignments.read_table(f"{name}.parquet", columns=["leaf", "tokens"])
+        doc_id_N = sample.windows.read_table(f"{name}.parquet", columns=["doc_id"])["doc_id"].to_pylist()
         parts.append(DocumentCounts.of_part(doc_id_N, table["leaf"].to_numpy(), table["tokens"].to_numpy()))
     return DocumentCounts.combine(parts)
 
@@ -145,31 +159,30 @@ def _leaves_to_name(mixture: pa.Table) -> list[int]:
     return sorted(int(leaf) for leaf in leaf_M if p_L[leaf] > 0)
 
 
-def texts_of_leaves(engine: Engine, windows: Step, assigned: Step, leaves: Sequence[int], *, seed: int, title: str) -> Texts:
+def read_leaf_texts(engine: Engine, windows: Step, assigned: Step, leaves: Sequence[int], *, seed: int, title: str) -> LeafTexts:
     """Map each leaf to (hash, beginning of text) of up to 20 windows, lowest hash first, from at most 64 parts of the corpus."""
-    found: Texts = engine.fold(
-        _texts_in_part,
-        hash_chosen(part_names(assigned), _PARTS_FOR_NAMES, seed=seed, purpose="names.parts"),
-        _lowest,
+    return engine.fold(
+        _read_texts_of_part,
+        choose_by_hash(part_names(assigned), _PARTS_FOR_NAMES, seed=seed, purpose="names.parts"),
+        _keep_lowest,
         {},
+        shared=_LeafTextInputs(windows.folder, assigned.folder, leaves, seed),
         title=title,
-        shared=(windows.folder, assigned.folder, leaves, seed),
     )
-    return found
 
 
-def _texts_in_part(name: str, windows: Folder, assignments: Folder, leaves: Sequence[int], seed: int) -> Texts:
+def _read_texts_of_part(name: str, inputs: _LeafTextInputs) -> LeafTexts:
     """Map each leaf to (hash, beginning of text) of the windows of a part with the lowest hashes."""
-    leaf_N = assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
-    table = windows.read_table(f"{name}.parquet", columns=["key", "text"])
-    u_N = keyed_uniform(table["key"].to_numpy(), seed=seed, purpose="names.windows")
-    found: Texts = {}
-    for leaf in leaves:
+    leaf_N = inputs.assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
+    table = inputs.windows.read_table(f"{name}.parquet", columns=["key", "text"])
+    u_N = keyed_uniform(table["key"].to_numpy(), seed=inputs.seed, purpose="names.windows")
+    texts: LeafTexts = {}
+    for leaf in inputs.leaves:
         rows = np.flatnonzero(leaf_N == leaf)
-        rows = rows[np.argsort(u_N[rows], kind="stable")[:_WINDOWS_PER_NAME]]
-        found[leaf] = [(float(u_N[row]), table["text"][int(row)].as_py()[:_CHARACTERS]) for row in rows]
-    return found
+        rows = rows[find_lowest(u_N[rows], _WINDOWS_PER_NAME)]
+        texts[leaf] = [(float(u_N[row]), table["text"][int(row)].as_py()[:_CHARACTERS_PER_WINDOW]) for row in rows]
+    return texts
 
 
-def _lowest(a: Texts, b: Texts) -> Texts:
-    return {leaf: sorted(a.get(leaf, []) + b.get(leaf, []))[:_WINDOWS_PER_NAME] for leaf in a.keys() | b.keys()}
+def _keep_lowest(a: LeafTexts, b: LeafTexts) -> LeafTexts:
+    return merge_lowest(a, b, _WINDOWS_PER_NAME)

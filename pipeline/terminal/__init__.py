@@ -1,1 +1,4 @@
-"""What a person reads in a terminal: `output` owns the streams, `formatting` writes amounts. It imports nothing of ours."""
+"""Terminal output: `output` manages the streams, `progress` shows how far a run is, `formatting` formats amounts.
+
+It imports no other package of this project.
+"""

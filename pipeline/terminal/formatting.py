@@ -1,20 +1,20 @@
-"""Amounts as a person would say them: shares, numbers, times, rates, bytes."""
+"""Format amounts for people: shares, numbers, durations, rates, bytes."""
 
 import math
 
 _HOUR = 3600.0
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share in hundredths."""
+def format_percent(share: float, digits: int = 1) -> str:
+    """A share as a percentage."""
     return f"{100 * share:.{digits}f}%"
 
 
 def format_number(value: float) -> str:
-    """Three digits; all before the point of what is 1,000 or more."""
+    """Three significant digits; all integer digits from 1,000 on."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if abs(value) < 1e-9:  # what is left of sums that cancel
+    if abs(value) < 1e-9:  # rounding error of sums that cancel
         return "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
@@ -31,15 +31,17 @@ def format_duration(seconds: float) -> str:
 
 
 def format_rate(per_s: float) -> str:
-    """Per second; per minute or hour where it is less than one."""
+    """Per second, or per minute or hour if it is less than one."""
     if per_s <= 0:
         return "0/h"
-    per, unit = next(((per_s * times, unit) for times, unit in ((1, "s"), (60, "min")) if per_s * times >= 1), (per_s * _HOUR, "h"))
-    return f"{per:.1f}/{unit}" if per < 9.95 else f"{per:,.0f}/{unit}"
+    rate, unit = next(
+        ((per_s * times, unit) for times, unit in ((1, "s"), (60, "min")) if per_s * times >= 1), (per_s * _HOUR, "h")
+    )
+    return f"{rate:.1f}/{unit}" if rate < 9.95 else f"{rate:,.0f}/{unit}"
 
 
 def format_bytes(num: float) -> str:
-    """Bytes in thousands of thousands, to three digits."""
+    """Bytes with a decimal prefix, to three significant digits."""
     units = ["B", "KB", "MB", "GB", "TB"]
     while num >= 999.5 and len(units) > 1:
         num, units = num / 1000, units[1:]

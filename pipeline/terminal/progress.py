@@ -1,10 +1,10 @@
-"""How far a run is: its steps and the phase that is at work, for a terminal, a log, and the record that others read.
+"""Progress of a run: its steps and the running phase, for a terminal, a log, and the run record that other processes read.
 
-A step is a stage of one corpus; a phase is one map, fold or shuffle in it. The thread that does the work writes; those that draw
-the line and write the record read.
+A step is a stage of one corpus; a phase is one map, fold or shuffle in it. The working thread updates the progress; the threads
+that draw the line and write the record read it.
 
-On a terminal one line is alive while a step is, and gone when it is done. Elsewhere, as in the log of a submitted job, there is
-nothing to draw on: a line is logged now and then.
+On a terminal, one live line shows the running step, and disappears when the step is done. Elsewhere, as in the log of a submitted
+job, a line is logged at most once a minute.
 """
 
 import sys
@@ -23,21 +23,21 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.terminal.formatting import format_duration, format_rate
-from pipeline.terminal.output import messages
+from pipeline.terminal.output import log_console
 
 PENDING, RUNNING, DONE, CACHED, FAILED = "pending", "running", "done", "cached", "failed"
 
-_LOG_EVERY_S = 60.0  # where there is no terminal
-_DRAWN_PER_S = 4
+_LOG_INTERVAL_S = 60.0  # without a terminal
+_REFRESH_PER_S = 4
 _BAR_WIDTH = 20
-_WIDE = 90  # columns of a terminal that has room for the bar
-# The rate is that of the last minute or two: of all the time, it would say for hours that the first workers took long to come up.
-_MARK_EVERY_S, _MARKS = 5.0, 25
+_MIN_WIDTH_FOR_BAR = 90  # columns of the terminal
+# The rate is that of the last two minutes: an overall rate would include the slow start of the first workers for hours.
+_MARK_INTERVAL_S, _MAX_MARKS = 5.0, 25
 
 
 @dataclass(frozen=True)
-class Count:
-    """How far a phase is; `quarantined` are rows of its step so far."""
+class PhaseProgress:
+    """Progress of a phase; `quarantined` are rows of its step so far."""
 
     title: str
     unit: str
@@ -47,40 +47,42 @@ class Count:
     quarantined: int
 
     @property
-    def left_s(self) -> float | None:
-        """Time left at this rate; None where nothing has been done yet."""
+    def remaining_s(self) -> float | None:
+        """Remaining time at the current rate; None if nothing has been done yet."""
         return (self.total - self.done) / self.rate_per_s if self.rate_per_s > 0 else None
 
-    def said(self) -> str:
-        """Done of total, rate, time left, quarantined, as far as there is any."""
+    def describe(self) -> str:
+        """Done of total, rate, remaining time and quarantined rows, as far as known."""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
-        if self.left_s is not None and self.done < self.total:
-            parts += [format_rate(self.rate_per_s), f"{format_duration(self.left_s)} left"]
+        if self.remaining_s is not None and self.done < self.total:
+            parts += [format_rate(self.rate_per_s), f"{format_duration(self.remaining_s)} left"]
         if self.quarantined:
             parts.append(f"{self.quarantined:,} quarantined")
         return ", ".join(parts)
 
 
 class Phase:
-    """Counts units of work done out of `total`, of which `before` were there when it began."""
+    """Counts completed units out of `total`, of which `before` were complete at the beginning."""
 
-    def __init__(self, title: str, total: int, unit: str, *, before: int, quarantined: int, told: Callable[[], None]) -> None:
+    def __init__(self, title: str, total: int, unit: str, *, before: int, quarantined: int, on_advance: Callable[[], None]) -> None:
         self.title, self.total, self.unit, self.done, self.quarantined = title, total, unit, before, quarantined
-        self._told = told
-        self._marks = deque([(time.monotonic(), before)], maxlen=_MARKS)
+        self._on_advance = on_advance
+        self._marks = deque([(time.monotonic(), before)], maxlen=_MAX_MARKS)
 
     def advance(self, units: int = 1, quarantined: int = 0) -> None:
+        """Add completed units and quarantined rows."""
         self.done += units
         self.quarantined += quarantined
         now = time.monotonic()
-        if now - self._marks[-1][0] >= _MARK_EVERY_S:
+        if now - self._marks[-1][0] >= _MARK_INTERVAL_S:
             self._marks.append((now, self.done))
-        self._told()
+        self._on_advance()
 
-    def count(self) -> Count:
+    def snapshot(self) -> PhaseProgress:
+        """The progress now, with the rate of the last two minutes."""
         since, before = self._marks[0]
         rate_per_s = (self.done - before) / max(1e-9, time.monotonic() - since)
-        return Count(self.title, self.unit, self.done, self.total, rate_per_s, self.quarantined)
+        return PhaseProgress(self.title, self.unit, self.done, self.total, rate_per_s, self.quarantined)
 
 
 @dataclass
@@ -91,37 +93,37 @@ class _Step:
 
 
 class Progress:
-    """How far a run is. `changed` is called when a step begins or ends."""
+    """Progress of a run. `on_change` is called when a step begins or ends."""
 
     def __init__(self) -> None:
-        self.changed: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
         self._started = self._step_started = self._logged = time.monotonic()
         self._steps: list[_Step] = []
         self._step: _Step | None = None
-        self._phases: list[Phase] = []  # the last is at work; whoever reads one slowly may have begun another
-        self._quarantined = 0  # by the phases of this step that are over
+        self._phases: list[Phase] = []  # the last is running; a slow consumer of a phase's results may start another one
+        self._quarantined = 0  # by the finished phases of this step
         self._live: Live | None = None
 
     def add(self, steps: Sequence[tuple[str, str]]) -> int:
-        """Add steps that are to be done, by title and output; the number of the first."""
+        """Add pending steps, by title and output; return the number of the first."""
         first = len(self._steps)
         self._steps += [_Step(title, output) for title, output in steps]
         return first
 
-    def skip(self, number: int) -> None:
-        """Nothing had to be done for the step of this number."""
+    def mark_cached(self, number: int) -> None:
+        """Mark the step of this number as cached."""
         self._steps[number].state = CACHED
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """While the step of this number is done."""
+        """Mark the step of this number as running in the block, and as done or failed afterwards."""
         step = self._steps[number]
         step.state = RUNNING
         self._step, self._quarantined = step, 0
         self._step_started = self._logged = time.monotonic()
-        self.changed()
+        self.on_change()
         try:
-            with self._line():
+            with self._show_live_line():
                 yield
             step.state = DONE
         except BaseException:
@@ -129,32 +131,32 @@ class Progress:
             raise
         finally:
             self._step = None
-            self.changed()
+            self.on_change()
 
     @contextmanager
     def phase(self, title: str, total: int, unit: str, *, before: int = 0) -> Iterator[Phase]:
-        """While so many units are worked on; whoever does that advances the phase."""
-        phase = Phase(title, total, unit, before=before, quarantined=self._quarantined, told=self._log)
+        """Show a phase during the block; the caller advances it."""
+        phase = Phase(title, total, unit, before=before, quarantined=self._quarantined, on_advance=self._log_progress)
         self._phases.append(phase)
         try:
-            with self._line():
+            with self._show_live_line():
                 yield phase
         finally:
             self._phases.remove(phase)
             self._quarantined = phase.quarantined
 
-    def count_quarantined(self, rows: int) -> None:
-        """Rows of this step that were quarantined between its phases, or by an earlier run."""
+    def add_quarantined(self, rows: int) -> None:
+        """Add rows of this step that were quarantined between its phases, or by an earlier run."""
         self._quarantined += rows
 
     def steps(self) -> list[dict[str, str]]:
         """Title, output and state of each step."""
         return [asdict(step) for step in self._steps]
 
-    def record(self) -> dict[str, Any]:
-        """What the record of the run says of it: JSON, with no clock but how long things take."""
+    def to_record(self) -> dict[str, Any]:
+        """The fields of the run record that describe progress: JSON, with durations but no clock times."""
         now = time.monotonic()
-        count = self._count()
+        count = self._current_phase()
         return {
             "seconds": round(now - self._started, 1),
             "steps": self.steps(),
@@ -162,30 +164,30 @@ class Progress:
             "count": asdict(count) if count else None,
         }
 
-    def _count(self) -> Count | None:
-        phases = self._phases[-1:]  # a copy: it may be over in a moment
-        return phases[0].count() if phases else None
+    def _current_phase(self) -> PhaseProgress | None:
+        phases = self._phases[-1:]  # a copy, because the phase may end at any time
+        return phases[0].snapshot() if phases else None
 
-    def _log(self) -> None:
-        now, count = time.monotonic(), self._count()
-        if self._live or count is None or now - self._logged < _LOG_EVERY_S or count.done >= count.total:
+    def _log_progress(self) -> None:
+        now, count = time.monotonic(), self._current_phase()
+        if self._live or count is None or now - self._logged < _LOG_INTERVAL_S or count.done >= count.total:
             return
-        logger.info(f"{count.title}: {count.said()}")
+        logger.info(f"{count.title}: {count.describe()}")
         self._logged = now
 
     @contextmanager
-    def _line(self) -> Iterator[None]:
-        """A line that is alive, on a terminal; one within another is the same."""
-        if self._live or not messages.file.isatty() or messages.is_dumb_terminal:
+    def _show_live_line(self) -> Iterator[None]:
+        """Show the live line during the block if there is a terminal; nested blocks share it."""
+        if self._live or not log_console.file.isatty() or log_console.is_dumb_terminal:
             yield
             return
         self._live = Live(
-            get_renderable=self._drawn,
-            console=messages,
-            refresh_per_second=_DRAWN_PER_S,
+            get_renderable=self._render,
+            console=log_console,
+            refresh_per_second=_REFRESH_PER_S,
             transient=True,
-            redirect_stdout=False,  # what is printed there is a result, and may go to a file
-            redirect_stderr=messages.file is sys.stderr,
+            redirect_stdout=False,  # standard output is for results, and may be a file
+            redirect_stderr=log_console.file is sys.stderr,
         )
         try:
             with self._live:
@@ -193,25 +195,29 @@ class Progress:
         finally:
             self._live = None
 
-    def _drawn(self) -> RenderableType:
-        count, step = self._count(), self._step
-        if count is None:
+    def _render(self) -> RenderableType:
+        phase, step = self._current_phase(), self._step
+        if phase is None:
             waited = time.monotonic() - self._step_started
-            title = messages.fits(step.title) if step else ""
+            title = log_console.as_encoded(step.title) if step else ""
             return Text(f"{title}  {format_duration(waited)}", no_wrap=True, overflow=_overflow())
         line = Table.grid(padding=(0, 2))
-        for _ in range(3 if messages.width >= _WIDE else 2):
+        for _ in range(3 if log_console.width >= _MIN_WIDTH_FOR_BAR else 2):
             line.add_column(no_wrap=True, overflow=_overflow())
-        bar = [ProgressBar(total=max(1, count.total), completed=count.done, width=_BAR_WIDTH)] if messages.width >= _WIDE else []
-        line.add_row(messages.fits(count.title), *bar, count.said())
+        bar = (
+            [ProgressBar(total=max(1, phase.total), completed=phase.done, width=_BAR_WIDTH)]
+            if log_console.width >= _MIN_WIDTH_FOR_BAR
+            else []
+        )
+        line.add_row(log_console.as_encoded(phase.title), *bar, phase.describe())
         return line
 
 
 def _overflow() -> OverflowMethod:
-    """What becomes of a line that is too long: no more columns may be written than were measured."""
-    return "crop" if messages.options.ascii_only else "ellipsis"
+    """How to shorten a line that is too long; an ASCII terminal cannot show an ellipsis in one column."""
+    return "crop" if log_console.options.ascii_only else "ellipsis"
 
 
-def written(message: str) -> None:
-    """Write a line of the log to the terminal, above the line that is alive; a sink of loguru's."""
-    messages.print(Text.from_ansi(message.rstrip("\n")), soft_wrap=True)
+def write_log_line(message: str) -> None:
+    """Write a log line to the terminal above the live line; a loguru sink."""
+    log_console.print(Text.from_ansi(message.rstrip("\n")), soft_wrap=True)

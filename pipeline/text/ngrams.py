@@ -1,6 +1,6 @@
 """Words in any language, and word n-grams, by which filters compare two texts.
 
-Shapes: W words, G n-grams (W - n + 1, or 0 if the text is shorter). Names in the code call an n-gram a run.
+Shapes: W words, G n-grams (W - n + 1, or 0 if the text is shorter).
 """
 
 import functools
@@ -24,18 +24,18 @@ _WORD = regex.compile(rf"(?V1)[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*|[[\p{{L}
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _SPACED_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 _FIRST_UNSPACED = "\u0e00"
-_FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_INVERSE = pow(_FACTOR, -1, 1 << 64)
+_HASH_FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+_HASH_FACTOR_INVERSE = pow(_HASH_FACTOR, -1, 1 << 64)
 _IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
 _PIECE_CHARACTERS = 100_000  # the words of such a piece take about 3 MB
 # Characters after which a text can be cut without changing its words: no word, number such as 3.14 or composed character extends
 # across them, nor the context of a capital sigma, whose lower case depends on its neighbours. Only punctuation that datatrove's
 # MinHash treats as spaces.
-_BREAKS = r"\s!?;(){}\[\]\"|*&/\\+#%$@~。、，！？；（）「」【】《》"
-_LAST_BREAK = regex.compile(rf"(?rV0)[{_BREAKS}]")
+_BREAK_CHARACTERS = r"\s!?;(){}\[\]\"|*&/\\+#%$@~。、，！？；（）「」【】《》"
+_LAST_BREAK = regex.compile(rf"(?rV0)[{_BREAK_CHARACTERS}]")
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the words of a text: sequences of letters, digits and marks, after NFKC and case folding.
 
     In scripts without spaces each character is a word.
@@ -47,7 +47,7 @@ def words(text: str) -> list[str]:
     return found
 
 
-def pieces(text: str, size: int) -> Iterator[str]:
+def iter_pieces(text: str, size: int) -> Iterator[str]:
     """Yield the text in pieces of at most `size` characters, so that memory stays bounded; their words are those of the text.
 
     A piece ends after white space or punctuation. Only if `size` characters contain neither, it ends after any character, which
@@ -69,25 +69,25 @@ class Wording:
     words: list[str]
 
     @cached_property
-    def _sums(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    def _prefix_sums(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         # Prefix sums of hash · f^position: the hash of an n-gram of any length is a difference of two of them.
         hashes = [xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass")) for word in self.words]
-        power = np.full(len(hashes), _FACTOR, dtype=np.uint64)
+        power = np.full(len(hashes), _HASH_FACTOR, dtype=np.uint64)
         power[:1] = 1
         np.multiply.accumulate(power, out=power)
-        inverse = np.full(len(hashes), _INVERSE, dtype=np.uint64)
+        inverse = np.full(len(hashes), _HASH_FACTOR_INVERSE, dtype=np.uint64)
         inverse[:1] = 1
         np.multiply.accumulate(inverse, out=inverse)
         sums = np.zeros(len(hashes) + 1, dtype=np.uint64)
         np.cumsum(np.array(hashes, dtype=np.uint64) * power, out=sums[1:])
         return sums, inverse
 
-    def runs(self, n: int) -> NDArray[np.uint64]:
+    def ngram_hashes(self, n: int) -> NDArray[np.uint64]:
         """Return (G,) hashes of the n-grams, in order.
 
         Σ xxh3(word i) · f^i modulo 2^64, with i from 0 within the n-gram, so the hash does not depend on its position.
         """
-        sums, inverse = self._sums
+        sums, inverse = self._prefix_sums
         return (sums[n:] - sums[: max(0, len(sums) - n)]) * inverse[: max(0, len(sums) - n)]
 
     @cached_property
@@ -97,47 +97,47 @@ class Wording:
         return np.array([known.setdefault(word, len(known)) for word in self.words], dtype=np.int64)
 
     @cached_property
-    def unspaced(self) -> bool:
+    def is_unspaced(self) -> bool:
         """Whether most words are characters of scripts without spaces; such a text has about twice as many words."""
         return sum(1 for word in self.words if len(word) <= 2 and _IS_UNSPACED.match(word)) * 2 > len(self.words)
 
-    def run(self, begin: int, n: int) -> str:
+    def ngram_text(self, begin: int, n: int) -> str:
         """Return the words `begin` to `begin + n - 1` as text for a report."""
         return " ".join(self.words[begin : begin + n])
 
-    def shared(self, n: int, other: "Wording") -> NDArray[np.bool_]:
+    def shared_mask(self, n: int, other: "Wording") -> NDArray[np.bool_]:
         """Return a (G,) mask of the n-grams that `other` contains too."""
-        there = set(other.runs(n).tolist())
-        return np.array([run in there for run in self.runs(n).tolist()], dtype=np.bool_)
+        other_ngrams = set(other.ngram_hashes(n).tolist())
+        return np.array([ngram in other_ngrams for ngram in self.ngram_hashes(n).tolist()], dtype=np.bool_)
 
-    def covered(self, in_run_G: NDArray[np.bool_], n: int) -> float:
+    def covered_share(self, marked_G: NDArray[np.bool_], n: int) -> float:
         """Return the share of the words that lie in at least one of the marked n-grams."""
-        if not len(self.words) or not in_run_G.any():
+        if not len(self.words) or not marked_G.any():
             return 0.0
         # A marked n-gram at g covers the words g to g + n - 1: add 1 at g, subtract 1 at g + n, and take the cumulative sum.
         step = np.zeros(len(self.words) + 1, dtype=np.int64)
-        begin = np.flatnonzero(in_run_G)
+        begin = np.flatnonzero(marked_G)
         np.add.at(step, begin, 1)
         np.add.at(step, begin + n, -1)
         return float((np.cumsum(step[:-1]) > 0).mean())
 
 
-def wordings(text: str, n: int, size: int = _PIECE_CHARACTERS) -> Iterator[Wording]:
+def iter_wordings(text: str, n: int, size: int = _PIECE_CHARACTERS) -> Iterator[Wording]:
     """Yield the wordings of a text's pieces, in order, in bounded memory; each n-gram of the text is in exactly one of them.
 
     Each wording begins with the last n - 1 words before its piece.
     """
-    before: list[str] = []
-    for piece in pieces(text, size):
-        found = Wording(before + words(piece))
-        yield found
-        before = found.words[max(0, len(found.words) - n + 1) :]
+    last_words: list[str] = []
+    for piece in iter_pieces(text, size):
+        wording = Wording(last_words + split_words(piece))
+        yield wording
+        last_words = wording.words[max(0, len(wording.words) - n + 1) :]
 
 
 @functools.lru_cache(maxsize=256)
-def wording(text: str) -> Wording:
+def get_wording(text: str) -> Wording:
     """Return the wording of a text; cached, because prompts and examples recur with every answer."""
-    return Wording(words(text))
+    return Wording(split_words(text))
 
 
 _SCRIPTS = {
@@ -155,7 +155,7 @@ def foreign_share(text: str, source: str) -> tuple[str, float]:
     if text.isascii():
         return "", 0.0
     letters = max(1, len(_LETTER.findall(text)))
-    shares = {name: len(of.findall(text)) / letters for name, of in _SCRIPTS.items()}
+    shares = {name: len(pattern.findall(text)) / letters for name, pattern in _SCRIPTS.items()}
     foreign = {name: share for name, share in shares.items() if share and not _SCRIPTS[name].search(source)}
-    most = max(foreign, key=lambda name: foreign[name], default="")
-    return most, foreign.get(most, 0.0)
+    largest = max(foreign, key=lambda name: foreign[name], default="")
+    return largest, foreign.get(largest, 0.0)

@@ -8,21 +8,21 @@ from typing import Any
 
 import orjson
 
-STRETCH_CHARACTERS = 200_000  # tokenized at once: about 5 MB of tokenizer state for English, 25 MB at worst
+BLOCK_CHARACTERS = 200_000  # tokenized at once: about 5 MB of tokenizer state for English, 25 MB at worst
 # A window has at most this many characters per token: BERT makes one token of any word over 100 characters, and none of blanks.
 CHARACTERS_PER_TOKEN = 32
 
 
-def stretches(text: str) -> Iterator[str]:
-    """Yield the text in pieces ("stretches") of at most `STRETCH_CHARACTERS`; no window crosses their borders.
+def split_blocks(text: str) -> Iterator[str]:
+    """Yield the text in blocks of at most `BLOCK_CHARACTERS`; no window crosses their borders.
 
-    A stretch ends after the last line feed in its last quarter, else after the last space there, else at the maximum length.
-    Consecutive stretches, joined, are cut into the same stretches again.
+    A block ends after the last line feed in its last quarter, else after the last space there, else at the maximum length.
+    Consecutive blocks, joined, are cut into the same blocks again.
     """
     begin = 0
-    while len(text) - begin > STRETCH_CHARACTERS:
-        full = begin + STRETCH_CHARACTERS
-        earliest = full - STRETCH_CHARACTERS // 4
+    while len(text) - begin > BLOCK_CHARACTERS:
+        full = begin + BLOCK_CHARACTERS
+        earliest = full - BLOCK_CHARACTERS // 4
         end = (text.rfind("\n", earliest, full) + 1) or (text.rfind(" ", earliest, full) + 1) or full
         yield text[begin:end]
         begin = end
@@ -38,7 +38,7 @@ class WindowCutter:
 
     Args:
         tokenizer_file: local path of a `tokenizer.json`.
-        tokens: most tokens of a window.
+        tokens: limit for the tokens of a window.
     """
 
     def __init__(self, tokenizer_file: str, tokens: int) -> None:
@@ -59,36 +59,36 @@ class WindowCutter:
 
     @property
     def _tokenizer(self) -> Any:
-        from pipeline.text.token_cache import token_ids
+        from pipeline.text.token_cache import load_caching_tokenizer
 
-        return token_ids(self._json)
+        return load_caching_tokenizer(self._json)
 
     def count(self, text: str) -> int:
         """Return the number of tokens of a text, without special tokens."""
-        return len(self._tokenizer.encoding(text))
+        return len(self._tokenizer.encode(text))
 
     def cut(self, texts: Sequence[str]) -> list[list[tuple[str, int]]]:
         """Return for each text its windows, in order, as (text, number of tokens); the number is at least 1.
 
         A window ends before a word if a word begins within its last quarter, else within a word; never within a character. It also
-        ends at the end of a stretch. White space between two windows belongs to the first. A window of more than 32 · `tokens`
+        ends at the end of a block. White space between two windows belongs to the first. A window of more than 32 · `tokens`
         characters (many blanks, a very long word) is split further; a piece in which no token begins counts as 1 token. A window
         has more than `tokens` tokens only if a single character has. An empty text has no windows.
         """
-        return [[window for stretch in stretches(text) for window in self._cut_stretch(stretch)] for text in texts]
+        return [[window for block in split_blocks(text) for window in self._cut_block(block)] for text in texts]
 
-    def _cut_stretch(self, stretch: str) -> Iterator[tuple[str, int]]:
-        encoding = self._tokenizer.encoding(stretch)
+    def _cut_block(self, block: str) -> Iterator[tuple[str, int]]:
+        encoding = self._tokenizer.encode(block)
         num_tokens = len(encoding)
         first, begin = 0, 0
         while num_tokens - first > self.tokens:
-            last = self._last_token(encoding, first, num_tokens)
-            end = encoding.token_to_chars(last)[0] if last < num_tokens else len(stretch)
-            yield from self._bounded(encoding, stretch, begin, end, first, last)
+            last = self._window_end(encoding, first, num_tokens)
+            end = encoding.token_to_chars(last)[0] if last < num_tokens else len(block)
+            yield from self._split_long_window(encoding, block, begin, end, first, last)
             first, begin = last, end
-        yield from self._bounded(encoding, stretch, begin, len(stretch), first, num_tokens)
+        yield from self._split_long_window(encoding, block, begin, len(block), first, num_tokens)
 
-    def _last_token(self, encoding: Any, first: int, num_tokens: int) -> int:
+    def _window_end(self, encoding: Any, first: int, num_tokens: int) -> int:
         """Return the exclusive end, in tokens, of the window that begins at token `first`."""
         full = first + self.tokens
         word = encoding.token_to_word(full)
@@ -107,8 +107,10 @@ class WindowCutter:
                 last += 1
         return last
 
-    def _bounded(self, encoding: Any, text: str, begin: int, end: int, first: int, last: int) -> Iterator[tuple[str, int]]:
-        """Yield the characters `begin:end`, tokens `first:last`, in pieces of bounded length, cut before a token if possible."""
+    def _split_long_window(
+        self, encoding: Any, text: str, begin: int, end: int, first: int, last: int
+    ) -> Iterator[tuple[str, int]]:
+        """Yield the characters `begin:end`, tokens `first:last`, in windows of bounded length, cut before a token if possible."""
         longest = CHARACTERS_PER_TOKEN * self.tokens
         while end - begin > longest:
             after = bisect_right(range(last), begin + longest, lo=first, key=lambda token: encoding.token_to_chars(token)[0])

@@ -7,40 +7,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clustering.kmeans import KMeansFit, fit_kmeans
-from pipeline.clustering.tree import Tree, count_children, fit_tree
+from pipeline.clustering.tree import Tree, count_children
 from pipeline.tables import cast, tree_schema
+from tests.support.tree_oracle import fit_tree
 
 SETTINGS = {"fit_windows": 5000, "steps": 5, "balance": 1.5, "min_windows": 8, "seed": 0}
 
 
-def fit_of(count: list[int], dim: int = 3, seed: int = 0) -> KMeansFit:
+def make_fit(count: list[int], dim: int = 3, seed: int = 0) -> KMeansFit:
     rng = np.random.default_rng(seed)
     centroid_KD = rng.standard_normal((len(count), dim), dtype=np.float32)
     return KMeansFit(centroid_KD, np.array(count), rng.random(len(count)), 7, 0.25, 1.0)
 
 
-def rows(num: int, dim: int, seed: int = 0) -> np.ndarray:
+def make_rows(num: int, dim: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     x_ND = rng.standard_normal((30, dim))[rng.integers(30, size=num)] + 0.5 * rng.standard_normal((num, dim))
     return x_ND.astype(np.float32)
 
 
-def keys(num: int) -> np.ndarray:
+def make_keys(num: int) -> np.ndarray:
     return np.arange(num, dtype=np.uint64)
 
 
-def random_tree(seed: int, dim: int = 3) -> Tree:
-    """Uneven: each node of the deepest level gets 0 or 2 to 5 children, up to three times."""
+def make_random_tree(seed: int, dim: int = 3) -> Tree:
+    """Return an uneven tree: each node of the deepest level gets 0 or 2 to 5 children, up to three times."""
     rng = np.random.default_rng(seed)
     tree = Tree.root_only(1000.0, dim)
     for level in range(int(rng.integers(4))):
         nodes = [int(node) for node in np.flatnonzero(tree.level_V == level) if level == 0 or rng.random() < 0.6]
-        tree = tree.grow({v: fit_of(list(rng.integers(1, 50, size=rng.integers(2, 6))), dim, seed + v) for v in nodes})
+        tree = tree.grow({v: make_fit(list(rng.integers(1, 50, size=rng.integers(2, 6))), dim, seed + v) for v in nodes})
     return tree
 
 
 def descend_by_loop(tree: Tree, x_D: np.ndarray) -> int:
-    """The leaf node that a row reaches, by the parents alone, in float64."""
+    """Return the leaf node that a row reaches, computed from the parents in float64."""
     node = 0
     while children := [v for v in range(tree.num_nodes) if tree.parent_V[v] == node]:
         sq_dist = [((x_D.astype(np.float64) - tree.centroid_VD[v].astype(np.float64)) ** 2).sum() for v in children]
@@ -48,7 +49,7 @@ def descend_by_loop(tree: Tree, x_D: np.ndarray) -> int:
     return node
 
 
-def test_seedling_is_one_leaf() -> None:
+def test_a_tree_with_only_a_root_is_one_leaf() -> None:
     tree = Tree.root_only(12.0, 4)
     assert (tree.num_nodes, tree.num_leaves, tree.depth, tree.dim) == (1, 1, 0, 4)
     assert list(tree.children(0)) == []
@@ -61,7 +62,7 @@ def test_grow_numbers_nodes_by_breadth_and_leaves_by_depth() -> None:
     #        0
     #   1    2    3        sizes of 100: 50, 30, 20
     #  4 5       6 7 8     halves of 50; 5, 5 and 10
-    tree = Tree.root_only(100.0, 3).grow({0: fit_of([5, 3, 2])}).grow({3: fit_of([1, 1, 2]), 1: fit_of([6, 6])})
+    tree = Tree.root_only(100.0, 3).grow({0: make_fit([5, 3, 2])}).grow({3: make_fit([1, 1, 2]), 1: make_fit([6, 6])})
     np.testing.assert_array_equal(tree.parent_V, [-1, 0, 0, 0, 1, 1, 3, 3, 3])
     np.testing.assert_array_equal(tree.level_V, [0, 1, 1, 1, 2, 2, 2, 2, 2])
     np.testing.assert_array_equal(tree.first_leaf_V, [0, 0, 2, 3, 0, 1, 3, 4, 5])
@@ -80,8 +81,8 @@ def test_grow_numbers_nodes_by_breadth_and_leaves_by_depth() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(0, 10_000))
-def test_leaves_below_a_node_are_a_range_and_siblings_share_it_out(seed: int) -> None:
-    tree = random_tree(seed)
+def test_leaves_below_a_node_are_a_range_that_its_children_partition(seed: int) -> None:
+    tree = make_random_tree(seed)
     assert sorted(tree.first_leaf_V[tree.leaf_nodes]) == list(range(tree.num_leaves))
     for node in range(tree.num_nodes):
         children = tree.children(node)
@@ -98,22 +99,22 @@ def test_leaves_below_a_node_are_a_range_and_siblings_share_it_out(seed: int) ->
 
 @settings(max_examples=20)
 @given(st.integers(0, 10_000))
-def test_table_holds_the_whole_tree(seed: int) -> None:
-    tree = random_tree(seed, dim=5)
+def test_a_tree_is_unchanged_after_a_table_round_trip(seed: int) -> None:
+    tree = make_random_tree(seed, dim=5)
     table = tree.to_table()
     assert table.schema == tree_schema(5)
     assert cast(table, tree_schema(5)).equals(table)
     sliced = pa.concat_tables([table.slice(0, 1), table.slice(1)])  # in several chunks, as files are read
-    again = Tree.from_table(sliced)
+    reread = Tree.from_table(sliced)
     for name in Tree.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(again, name), getattr(tree, name))
-        assert getattr(again, name).dtype == getattr(tree, name).dtype
+        np.testing.assert_array_equal(getattr(reread, name), getattr(tree, name))
+        assert getattr(reread, name).dtype == getattr(tree, name).dtype
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 10_000), st.sampled_from([np.float16, np.float32]))
-def test_descent_is_what_a_loop_does(seed: int, dtype: type) -> None:
-    tree, x_ND = random_tree(seed), np.random.default_rng(seed).standard_normal((40, 3)).astype(dtype)
+def test_descent_equals_a_loop_over_levels(seed: int, dtype: type) -> None:
+    tree, x_ND = make_random_tree(seed), np.random.default_rng(seed).standard_normal((40, 3)).astype(dtype)
     expected_N = np.array([descend_by_loop(tree, x_D) for x_D in x_ND])
     np.testing.assert_array_equal(tree.descend_nodes(x_ND), expected_N)
     leaf_N, sq_dist_N = tree.descend(x_ND)
@@ -123,28 +124,28 @@ def test_descent_is_what_a_loop_does(seed: int, dtype: type) -> None:
     np.testing.assert_allclose(sq_dist_N, (gap_ND**2).sum(axis=1), rtol=1e-5)
 
 
-def test_descent_is_greedy_and_not_the_nearest_leaf() -> None:
+def test_descent_is_greedy_even_if_another_leaf_is_nearer() -> None:
     def fit(*x: float) -> KMeansFit:
         return KMeansFit(np.array(x, np.float32)[:, None], np.ones(len(x), np.int64), np.zeros(len(x)), 1, 0.0, 0.0)
 
     tree = Tree.root_only(1.0, 1).grow({0: fit(0, 10)}).grow({1: fit(-3, 0), 2: fit(6, 12)})
     leaf_N, sq_dist_N = tree.descend(np.array([[4.0]], np.float32))
-    assert (leaf_N[0], sq_dist_N[0]) == (1, 16)  # the leaf at 6 lies nearer, below the other child
+    assert (leaf_N[0], sq_dist_N[0]) == (1, 16)  # the leaf at 6 is nearer, but below the other child
 
 
 def test_descent_of_a_tie_goes_to_the_lowest_child() -> None:
     twins = KMeansFit(np.ones((5, 4), np.float32), np.ones(5, np.int64), np.zeros(5), 1, 0.0, 0.0)
     tree = Tree.root_only(1.0, 4).grow({0: twins})
-    np.testing.assert_array_equal(tree.descend(rows(50, 4))[0], np.zeros(50))
+    np.testing.assert_array_equal(tree.descend(make_rows(50, 4))[0], np.zeros(50))
 
 
-def test_descent_of_a_row_depends_neither_on_other_rows_nor_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    x_ND = rows(5000, 48).astype(np.float16)
-    tree = fit_tree(x_ND, keys(5000), branching=6, depth=3, **SETTINGS)
+def test_descent_does_not_depend_on_other_rows_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND = make_rows(5000, 48).astype(np.float16)
+    tree = fit_tree(x_ND, make_keys(5000), branching=6, depth=3, **SETTINGS)
     whole = tree.descend(x_ND)
     order_N = np.random.default_rng(0).permutation(5000)
     shuffled = tree.descend(x_ND[order_N])
-    monkeypatch.setattr("pipeline.clustering.tree._ROWS", 700)  # so that there are blocks to share out
+    monkeypatch.setattr("pipeline.clustering.tree._ROWS", 700)  # so that there are several blocks
     threaded = [tree.descend(x_ND, threads=threads) for threads in (1, 2, 3)]
     for column in (0, 1):
         np.testing.assert_array_equal(shuffled[column], whole[column][order_N])
@@ -153,62 +154,62 @@ def test_descent_of_a_row_depends_neither_on_other_rows_nor_on_threads(monkeypat
 
 
 def test_descent_of_no_rows_is_empty() -> None:
-    leaf_N, sq_dist_N = random_tree(3).descend(np.zeros((0, 3), np.float32))
+    leaf_N, sq_dist_N = make_random_tree(3).descend(np.zeros((0, 3), np.float32))
     assert (len(leaf_N), len(sq_dist_N)) == (0, 0)
 
 
-def test_descent_of_another_width_is_refused() -> None:
+def test_descent_with_another_width_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"shape \(N, 3\)"):
-        random_tree(0).descend(np.zeros((2, 4), np.float32))
+        make_random_tree(0).descend(np.zeros((2, 4), np.float32))
 
 
 @pytest.mark.parametrize(
     ("fits", "message"),
     [
-        ({0: fit_of([1, 1])}, "node 0 is not on level 1; only nodes on the deepest level, 1"),
-        ({9: fit_of([1, 1])}, "node 9"),
-        ({1: fit_of([5])}, "one centroid"),
-        ({1: fit_of([5, 5], dim=4)}, r"shape \(N, 3\)"),
+        ({0: make_fit([1, 1])}, "node 0 is not on level 1; only nodes on the deepest level, 1"),
+        ({9: make_fit([1, 1])}, "node 9 is not on level 1; only nodes on the deepest level, 1, can get children"),
+        ({1: make_fit([5])}, "a node has two children or more, or none; the fit of node 1 has one centroid"),
+        ({1: make_fit([5, 5], dim=4)}, r"vectors must have shape \(N, 3\) to fit the centroids, got \(2, 4\)"),
     ],
 )
-def test_grow_refuses_what_does_not_fit(fits: dict[int, KMeansFit], message: str) -> None:
+def test_grow_rejects_invalid_fits(fits: dict[int, KMeansFit], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Tree.root_only(10.0, 3).grow({0: fit_of([1, 2])}).grow(fits)
+        Tree.root_only(10.0, 3).grow({0: make_fit([1, 2])}).grow(fits)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, 0), (63, 0), (64, 2), (100, 3), (32 * 64, 64), (1e9, 64)])
-def test_fan_out_leaves_each_child_its_windows(size: float, expected: int) -> None:
+def test_number_of_children_leaves_each_child_min_windows(size: float, expected: int) -> None:
     assert count_children(size, branching=64, min_windows=32) == expected
 
 
-def test_tree_of_one_level_is_flat_kmeans() -> None:
-    x_ND = rows(3000, 16)
-    tree = fit_tree(x_ND, keys(3000), branching=12, depth=1, **SETTINGS)
-    flat = fit_kmeans(x_ND, k=12, key_N=keys(3000), seed=0, steps=5)
+def test_tree_of_one_level_equals_flat_kmeans() -> None:
+    x_ND = make_rows(3000, 16)
+    tree = fit_tree(x_ND, make_keys(3000), branching=12, depth=1, **SETTINGS)
+    flat = fit_kmeans(x_ND, k=12, key_N=make_keys(3000), seed=0, steps=5)
     np.testing.assert_array_equal(tree.centroid_VD[1:], flat.centroid_KD)
     np.testing.assert_array_equal(tree.count_V[1:], np.bincount(tree.descend(x_ND)[0]))
 
 
 def test_tree_is_the_same_for_any_threads_and_order() -> None:
-    x_ND, key_N = rows(4000, 24), keys(4000)
+    x_ND, key_N = make_rows(4000, 24), make_keys(4000)
     order_N = np.random.default_rng(1).permutation(4000)
     trees = [fit_tree(x_ND, key_N, branching=6, depth=2, threads=threads, **SETTINGS) for threads in (1, 2, 3)]
     trees.append(fit_tree(x_ND[order_N], key_N[order_N], branching=6, depth=2, **SETTINGS))
     assert all(tree.to_table().equals(trees[0].to_table()) for tree in trees[1:])
 
 
-def test_tree_counts_its_rows_when_samples_are_whole() -> None:
-    x_ND = rows(4000, 24)
-    tree = fit_tree(x_ND, keys(4000), branching=6, depth=2, **SETTINGS)
+def test_tree_sizes_equal_row_counts_when_all_rows_are_fitted() -> None:
+    x_ND = make_rows(4000, 24)
+    tree = fit_tree(x_ND, make_keys(4000), branching=6, depth=2, **SETTINGS)
     leaf_N, sq_dist_N = tree.descend(x_ND)
     np.testing.assert_array_equal(np.bincount(leaf_N, minlength=tree.num_leaves), tree.count_V[tree.leaf_nodes])
     np.testing.assert_allclose(tree.size_V[tree.leaf_nodes], tree.count_V[tree.leaf_nodes])
-    shallow = fit_tree(x_ND, keys(4000), branching=6, depth=1, **SETTINGS)
+    shallow = fit_tree(x_ND, make_keys(4000), branching=6, depth=1, **SETTINGS)
     assert sq_dist_N.sum() < shallow.descend(x_ND)[1].sum()
 
 
-def test_tree_stops_where_rows_are_few_or_equal() -> None:
+def test_tree_stops_at_few_or_equal_rows() -> None:
     x_ND = np.repeat(np.eye(3, dtype=np.float32), 200, axis=0)
-    tree = fit_tree(x_ND, keys(600), branching=4, depth=3, **SETTINGS)
+    tree = fit_tree(x_ND, make_keys(600), branching=4, depth=3, **SETTINGS)
     assert (tree.depth, tree.num_leaves) == (1, 3)  # three points, each a leaf that cannot be split
-    assert fit_tree(x_ND[:10], keys(10), branching=4, depth=3, **SETTINGS).num_leaves == 1
+    assert fit_tree(x_ND[:10], make_keys(10), branching=4, depth=3, **SETTINGS).num_leaves == 1

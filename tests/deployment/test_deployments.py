@@ -19,18 +19,18 @@ BIN = Path(sys.executable).parent
 KUBERNETES = "1.34"
 
 
-def yaml_file(name: str) -> list[Any]:
+def read_yaml_documents(name: str) -> list[Any]:
     return list(yaml.safe_load_all((DOCKER / name).read_text(encoding="utf-8")))
 
 
-def compose(folder: Path, *files: str) -> dict[str, Any]:
-    """The files as podman-compose renders them: merged, with variables put in."""
-    # All that it asks podman for is its version; it renders by itself.
+def render_compose(folder: Path, *files: str) -> dict[str, Any]:
+    """Return the files as podman-compose renders them: merged, with variables substituted."""
+    # podman-compose calls podman only for its version.
     podman = folder / "podman"
     podman.write_text("#!/bin/sh\necho podman version 4.9.0\n", encoding="utf-8")
     podman.chmod(0o755)
-    chosen = [part for name in files for part in ("-f", str(DOCKER / name))]
-    command = [BIN / "podman-compose", "--profile", "job", *chosen, "config"]
+    file_options = [part for name in files for part in ("-f", str(DOCKER / name))]
+    command = [BIN / "podman-compose", "--profile", "job", *file_options, "config"]
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "WORKER_CPUS": "7", "WORKERS": "5"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def compose(folder: Path, *files: str) -> dict[str, Any]:
     return rendered
 
 
-def test_compose_files_are_of_the_compose_specification() -> None:
+def test_compose_files_are_valid() -> None:
     check = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
     files = [DOCKER / "compose.yaml", DOCKER / "compose.gpu.yaml"]
     done = subprocess.run([*check, *files], capture_output=True, text=True, check=False)
@@ -47,8 +47,8 @@ def test_compose_files_are_of_the_compose_specification() -> None:
 
 
 @pytest.mark.parametrize("files", [("compose.yaml",), ("compose.yaml", "compose.gpu.yaml")])
-def test_compose_runs_a_cluster_with_a_token_that_only_this_machine_reaches(files: tuple[str, ...], tmp_path: Path) -> None:
-    rendered = compose(tmp_path, *files)
+def test_compose_cluster_has_a_token_and_is_reachable_only_from_this_machine(files: tuple[str, ...], tmp_path: Path) -> None:
+    rendered = render_compose(tmp_path, *files)
     services = rendered["services"]
     assert set(services) == {"head", "worker", "job"}
     target = "gpu" if len(files) == 2 else "cpu"
@@ -73,31 +73,31 @@ def test_compose_runs_a_cluster_with_a_token_that_only_this_machine_reaches(file
     assert reserved == ([{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}] if target == "gpu" else None)
 
 
-def test_an_object_store_fits_into_the_shared_memory_of_its_container(tmp_path: Path) -> None:
+def test_object_store_fits_into_the_shared_memory_of_its_container(tmp_path: Path) -> None:
     for name in ("head", "worker"):
-        service = compose(tmp_path, "compose.yaml")["services"][name]
+        service = render_compose(tmp_path, "compose.yaml")["services"][name]
         amount, unit = re.fullmatch(r"(\d+)(mb|gb)", service["shm_size"]).groups()  # type: ignore[union-attr]
         (store,) = [part.partition("=")[2] for part in service["command"] if part.startswith("--object-store-memory=")]
         assert int(store) < int(amount) * {"mb": 2**20, "gb": 2**30}[unit]
 
 
-def test_jobs_name_files_of_the_image_and_a_workdir_on_shared_storage(tmp_path: Path) -> None:
-    job = compose(tmp_path, "compose.yaml")["services"]["job"]["command"]
-    for command in (job, yaml_file("rayjob.yaml")[1]["spec"]["entrypoint"].split()):
+def test_job_commands_use_files_of_the_image_and_a_workdir_on_shared_storage(tmp_path: Path) -> None:
+    job = render_compose(tmp_path, "compose.yaml")["services"]["job"]["command"]
+    for command in (job, read_yaml_documents("rayjob.yaml")[1]["spec"]["entrypoint"].split()):
         paths = re.findall(r"/app/(\S+)", " ".join(command))
         assert len(paths) == 2
         assert all((ROOT / path).is_file() for path in paths)
         assert "workdir=/runs/" in " ".join(command)
 
 
-def test_launcher_file_is_of_rays_own_schema_and_brings_the_token_as_a_file() -> None:
+def test_cluster_launcher_file_is_valid_and_mounts_the_token_as_a_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    (config,) = yaml_file("cluster.yaml")
+    (config,) = read_yaml_documents("cluster.yaml")
     prepared = prepare_config(copy.deepcopy(config))
     validate_config(prepared)
     with pytest.raises(Exception, match="instance_type"):
-        validate_config({**prepared, "instance_type": "m5.large"})  # it does look
+        validate_config({**prepared, "instance_type": "m5.large"})  # checks that the validator rejects invalid input
     # Ray's defaults would install another Ray.
     assert [prepared[f"{kind}setup_commands"] for kind in ("", "head_", "worker_")] == [[], [], []]
     assert prepared["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
@@ -175,8 +175,8 @@ WORKER = {
 }
 
 
-def pod_templates() -> dict[str, dict[str, Any]]:
-    spec = yaml_file("rayjob.yaml")[1]["spec"]
+def read_pod_templates() -> dict[str, dict[str, Any]]:
+    spec = read_yaml_documents("rayjob.yaml")[1]["spec"]
     cluster = spec["rayClusterSpec"]
     return {
         "submitter": spec["submitterPodTemplate"],
@@ -185,8 +185,8 @@ def pod_templates() -> dict[str, dict[str, Any]]:
     }
 
 
-def test_rayjob_has_the_fields_of_its_kind_and_a_token_from_a_secret() -> None:
-    claim, job = yaml_file("rayjob.yaml")
+def test_rayjob_has_only_known_fields_and_a_token_from_a_secret() -> None:
+    claim, job = read_yaml_documents("rayjob.yaml")
     kubernetes_validate.validate(claim, KUBERNETES, strict=True)
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
@@ -205,17 +205,19 @@ def test_rayjob_has_the_fields_of_its_kind_and_a_token_from_a_secret() -> None:
     assert spec["submissionMode"] in {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert cluster["enableInTreeAutoscaling"] is True
-    assert "engine.workers=" in spec["entrypoint"]  # else a run asks for no more than the cores that are there
-    # The Secret itself is made by hand: a file with one would sooner or later be committed.
-    assert {document["kind"] for document in yaml_file("rayjob.yaml")} == {"PersistentVolumeClaim", "RayJob"}
+    assert "engine.workers=" in spec["entrypoint"]  # otherwise a run requests no more than the existing cores
+    # The user creates the Secret: a file with a secret might be committed.
+    assert {document["kind"] for document in read_yaml_documents("rayjob.yaml")} == {"PersistentVolumeClaim", "RayJob"}
 
 
 @pytest.mark.parametrize("name", ["submitter", "head", "cpu", "gpu"])
-def test_pods_are_kubernetes_pods_without_root(name: str) -> None:
-    template = pod_templates()[name]
+def test_pods_are_valid_and_do_not_run_as_root(name: str) -> None:
+    template = read_pod_templates()[name]
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": template["spec"]}
     kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-    with pytest.raises(kubernetes_validate.ValidationError):  # it does look
+    with pytest.raises(
+        kubernetes_validate.ValidationError, match="restartpolicy"
+    ):  # checks that the validator rejects invalid input
         kubernetes_validate.validate({**pod, "spec": {**pod["spec"], "restartpolicy": "Never"}}, KUBERNETES, strict=True)
     user = pod["spec"]["securityContext"]
     assert user["runAsNonRoot"] is True

@@ -1,4 +1,4 @@
-"""The image: no engine runs here, so its file is linted, its steps are executed without one, its health check meets a real Ray."""
+"""The image, without a container engine: its Dockerfile is linted, its steps run here, its health check on a real Ray."""
 
 import fnmatch
 import json
@@ -25,8 +25,8 @@ TARGETS = ("cpu", "gpu")
 # the Dockerfile, as stages of instructions
 
 
-def parsed() -> tuple[dict[str, str], dict[str, list[tuple[str, str]]], dict[str, str]]:
-    """(ARGs before the first FROM, instructions of each stage, what each stage is FROM)."""
+def parse_dockerfile() -> tuple[dict[str, str], dict[str, list[tuple[str, str]]], dict[str, str]]:
+    """Return the ARGs before the first FROM, the instructions of each stage, and the parent of each stage."""
     arguments: dict[str, str] = {}
     stages: dict[str, list[tuple[str, str]]] = {}
     parents: dict[str, str] = {}
@@ -46,147 +46,147 @@ def parsed() -> tuple[dict[str, str], dict[str, list[tuple[str, str]]], dict[str
     return arguments, stages, parents
 
 
-ARGUMENTS, STAGES, PARENTS = parsed()
+ARGUMENTS, STAGES, PARENTS = parse_dockerfile()
 
 
-def chain(stage: str) -> list[tuple[str, str]]:
-    """What makes up a stage: the instructions of those it is FROM, then its own."""
-    return (chain(PARENTS[stage]) if PARENTS[stage] in STAGES else []) + STAGES[stage]
+def list_instructions(stage: str) -> list[tuple[str, str]]:
+    """Return the instructions of a stage, after those of its parent stages."""
+    return (list_instructions(PARENTS[stage]) if PARENTS[stage] in STAGES else []) + STAGES[stage]
 
 
-def values(stage: str, instruction: str) -> list[str]:
-    return [value for kind, value in chain(stage) if kind == instruction]
+def list_values(stage: str, instruction: str) -> list[str]:
+    return [value for kind, value in list_instructions(stage) if kind == instruction]
 
 
-def pairs(value: str) -> dict[str, str]:
-    """The settings of an ENV, ARG or LABEL."""
+def parse_pairs(value: str) -> dict[str, str]:
+    """Parse the settings of an ENV, ARG or LABEL."""
     return {key: quoted or plain for key, quoted, plain in re.findall(r'([\w.]+)=(?:"([^"]*)"|(\S*))', value)}
 
 
-def flat(value: str) -> str:
+def collapse_spaces(value: str) -> str:
     return re.sub(r"\s+", " ", value)
 
 
 # the Dockerfile
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_reports_no_problem() -> None:
     done = subprocess.run([BIN / "hadolint", "--no-color", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    # What is switched off says why.
+    # Each disabled rule has a reason.
     ignores = [line for line in (DOCKER / "Dockerfile").read_text(encoding="utf-8").splitlines() if "hadolint ignore" in line]
     assert all(re.search(r"ignore=[\w,]+\s+#?\s*\w{3}", line) for line in ignores)
 
 
-def test_every_base_is_a_stage_or_a_tag_that_names_a_release() -> None:
-    outside = {parent for parent in PARENTS.values() if parent not in STAGES}
-    assert outside
-    assert all(re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", image) for image in outside), outside
+def test_every_base_image_is_a_stage_or_has_a_release_tag() -> None:
+    base_images = {parent for parent in PARENTS.values() if parent not in STAGES}
+    assert base_images
+    assert all(re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", image) for image in base_images), base_images
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_node_is_nobodys_root_with_an_init_and_a_health_check(target: str) -> None:
-    assert values(target, "USER")[-1] == "1000:1000"
-    assert chain(target)[-1][0] == "USER", "something runs after the last USER"
-    assert json.loads(values(target, "ENTRYPOINT")[-1])[0] == "tini"
-    assert any("tini=" in run for run in values(target, "RUN"))
-    probe = re.search(r"CMD (\[.*\])$", values(target, "HEALTHCHECK")[-1])
+def test_image_runs_without_root_and_has_an_init_and_a_health_check(target: str) -> None:
+    assert list_values(target, "USER")[-1] == "1000:1000"
+    assert list_instructions(target)[-1][0] == "USER", "something runs after the last USER"
+    assert json.loads(list_values(target, "ENTRYPOINT")[-1])[0] == "tini"
+    assert any("tini=" in run for run in list_values(target, "RUN"))
+    probe = re.search(r"CMD (\[.*\])$", list_values(target, "HEALTHCHECK")[-1])
     assert probe is not None
     assert json.loads(probe[1]) == ["python", "/app/docker/healthy.py"]
-    settings = {key: value for env in values(target, "ENV") for key, value in pairs(env).items()}
+    settings = {key: value for env in list_values(target, "ENV") for key, value in parse_pairs(env).items()}
     assert settings["RAY_AUTH_MODE"] == "token"
-    labels = {key for label in values(target, "LABEL") for key in pairs(label)}
+    labels = {key for label in list_values(target, "LABEL") for key in parse_pairs(label)}
     assert {f"org.opencontainers.image.{name}" for name in ("title", "description", "licenses", "version")} <= labels
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_code_comes_after_the_packages_and_changes_none_of_them(target: str) -> None:
+def test_code_is_copied_after_the_packages_and_changes_no_package(target: str) -> None:
     packages = f"packages-{target}"
     locks = {"cpu": "constraints.txt", "gpu": "docker/gpu-constraints.txt"}
-    assert values(packages, "COPY") == [f"{locks[target]} pyproject.toml ./"]
-    installs = [run for run in values(packages, "RUN") if "pip install" in run]
+    assert list_values(packages, "COPY") == [f"{locks[target]} pyproject.toml ./"]
+    installs = [run for run in list_values(packages, "RUN") if "pip install" in run]
     assert installs
     assert all(f"-c {Path(locks[target]).name}" in part for run in installs for part in run.split("&&") if "pip install" in part)
-    copies = values(target, "COPY")
+    copies = list_values(target, "COPY")
     assert copies[0] == f"--from={packages} /opt/venv /opt/venv"
     assert {"pipeline/ pipeline/", "jobs/ jobs/", "configs/ configs/"} <= set(copies[1:])
     assert not any("pip" in value for kind, value in STAGES[target] if kind == "RUN")
 
 
-def test_no_secret_is_in_a_layer_nor_in_the_build_context() -> None:
-    names = {key for stage in STAGES for kind in ("ARG", "ENV") for value in values(stage, kind) for key in pairs(value)}
+def test_image_layers_and_build_context_contain_no_secret() -> None:
+    names = {key for stage in STAGES for kind in ("ARG", "ENV") for value in list_values(stage, kind) for key in parse_pairs(value)}
     assert names
     assert {name for name in names if re.search("TOKEN|SECRET|PASSWORD|CREDENTIAL|KEY", name)} == set()
     lines = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert lines[0] == "*", "a list of what is left out forgets what nobody thought of"
-    let_in = [line[1:] for line in lines if line.startswith("!")]
-    wanted = {
+    assert lines[0] == "*", "exclude everything by default, so that new files stay out of the image"
+    included = [line[1:] for line in lines if line.startswith("!")]
+    required = {
         source.rstrip("/")
         for stage in STAGES
         for kind, value in STAGES[stage]
         if kind == "COPY" and not value.startswith("--from")
         for source in value.split()[:-1]
     }
-    assert sorted(let_in) == sorted(wanted)
+    assert sorted(included) == sorted(required)
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert "docker/ray_token" in ignored
 
 
-def apt_packages() -> dict[str, str]:
-    """Versions wanted of Debian's packages, by name."""
-    runs = [flat(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
+def read_apt_versions() -> dict[str, str]:
+    """Return the pinned versions of Debian packages, by name."""
+    runs = [collapse_spaces(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
     return dict(name.split("=", 1) for run in runs for name in re.findall(r'"([^"]+=[^"]+)"', run))
 
 
-def test_apt_installs_what_debian_has_and_leaves_no_lists() -> None:
-    runs = [flat(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
+def test_apt_versions_exist_in_debian_and_package_lists_are_removed() -> None:
+    runs = [collapse_spaces(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
     for run in runs:
         assert run.startswith("apt-get update && apt-get install -y --no-install-recommends ")
         assert run.endswith("&& rm -rf /var/lib/apt/lists/*")
-    wanted = apt_packages()
-    assert {"tini", "libmagic1", "gcc"} <= set(wanted)
+    required = read_apt_versions()
+    assert {"tini", "libmagic1", "gcc"} <= set(required)
     if shutil.which("apt-cache") is None:
         pytest.skip("apt-cache is not there: whether Debian has these versions is not looked up")
     codename = re.search(r"-slim-(\w+)$", ARGUMENTS["PYTHON_IMAGE"])[1]  # type: ignore[index]
     release = re.findall(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(encoding="utf-8"), re.MULTILINE)
     if release != [codename]:
         pytest.skip(f"this is not Debian {codename}: its index does not tell what the image's has")
-    offered = {}
-    for name in wanted:
+    available = {}
+    for name in required:
         shown = subprocess.run(["apt-cache", "madison", name], capture_output=True, text=True, check=True).stdout
-        offered[name] = [line.split("|")[1].strip() for line in shown.splitlines()]
-    if not any(offered.values()):
+        available[name] = [line.split("|")[1].strip() for line in shown.splitlines()]
+    if not any(available.values()):
         pytest.skip("apt's lists are empty (apt-get update): whether Debian has these versions is not looked up")
-    assert {name for name, version in wanted.items() if not fnmatch.filter(offered[name], version)} == set(), offered
+    assert {name for name, version in required.items() if not fnmatch.filter(available[name], version)} == set(), available
 
 
-def test_both_locks_name_one_version_of_what_nodes_exchange() -> None:
+def test_both_lock_files_pin_the_same_versions_of_shared_packages() -> None:
     cpu, gpu = (
         dict(line.split("==") for line in path.read_text(encoding="utf-8").split() if "==" in line)
         for path in (ROOT / "constraints.txt", DOCKER / "gpu-constraints.txt")
     )
-    # What vLLM's build for GPUs asks for in an older version; none of it crosses from node to node.
+    # Packages that vLLM's GPU build requires in an older version; nodes do not exchange their objects.
     assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {
         "apache-tvm-ffi",
         "grpcio-reflection",
         "protobuf",
     }
     assert {"ray", "pyarrow", "numpy", "cloudpickle", "torch", "vllm"} <= set(gpu)
-    ray = re.search(r'"ray\[llm\]==([\d.]+)"', " ".join(values("packages-gpu", "RUN")))
+    ray = re.search(r'"ray\[llm\]==([\d.]+)"', " ".join(list_values("packages-gpu", "RUN")))
     assert ray is not None
     assert ray[1] == cpu["ray"]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """(/app of a root folder that holds what the image does, its environment): packages-cpu and the COPYs of cpu, carried out."""
+def image_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Run packages-cpu and the COPY instructions of cpu in a root folder; return its /app and its environment variables."""
     root = tmp_path_factory.mktemp("image")
     home = Path.home()
 
-    def here(text: str) -> str:
+    def map_paths(text: str) -> str:
         return re.sub(r"(?<![\w.])/(app|opt/venv)\b", rf"{root}/\1", text)
 
-    # pip is this machine's, with its index and cache; byte code is not what is tried.
+    # pip uses the index and cache of this machine; byte code is not needed.
     environment = {key: value for key, value in os.environ.items() if key.startswith("PIP_") or key.endswith("_proxy")}
     environment["PIP_NO_COMPILE"] = "1"
     environment["PATH"] = f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
@@ -200,12 +200,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
             into.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / source, into)
 
-    for kind, value in [*chain("packages-cpu"), *((kind, value) for kind, value in STAGES["cpu"] if kind == "COPY")]:
+    for kind, value in [*list_instructions("packages-cpu"), *((kind, value) for kind, value in STAGES["cpu"] if kind == "COPY")]:
         if kind == "WORKDIR":
-            place = Path(here(value))
+            place = Path(map_paths(value))
             place.mkdir(parents=True)
         elif kind in ("ENV", "ARG"):
-            for key, setting in pairs(here(value)).items():
+            for key, setting in parse_pairs(map_paths(value)).items():
                 environment[key] = setting.replace("$PATH", environment["PATH"])
             environment["HOME"] = str(home)
         elif kind == "COPY" and not value.startswith("--from"):
@@ -213,7 +213,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
             for source in sources:
                 copy(source, target)
         elif kind == "RUN" and not re.search("apt-get|useradd", value):
-            command = here(re.sub(r"--mount=\S+\s", "", value))
+            command = map_paths(re.sub(r"--mount=\S+\s", "", value))
             shell = ["/bin/sh", "-c", command]
             done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
@@ -222,10 +222,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_image_make_an_environment_that_runs_the_demo_config(
-    installed: tuple[Path, dict[str, str]], tmp_path: Path
+def test_steps_of_the_image_build_an_environment_that_runs_the_demo_config(
+    image_environment: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    app, environment = installed
+    app, environment = image_environment
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -234,12 +234,12 @@ def test_the_steps_of_the_image_make_an_environment_that_runs_the_demo_config(
 
     python = shutil.which("python", path=environment["PATH"])
     assert python == str(app.parent / "opt/venv/bin/python")
-    # The code that was copied, not the stand-in that was installed.
+    # The copied code, not the placeholder package that was installed.
     assert run("python", "-c", "import pipeline; print(pipeline.__file__, len(pipeline.__all__) > 0)").split() == [
         str(app / "pipeline/__init__.py"),
         "True",
     ]
-    command = json.loads(values("cpu", "CMD")[-1])
+    command = json.loads(list_values("cpu", "CMD")[-1])
     assert "--config" in run(command[0], str(app / command[1]), *command[2:])
     planned = run("python", str(app / "jobs/curate.py"), "--config", str(app / "configs/demo.yaml"), "--dry-run")
     assert re.search(r"^sample +pending", planned, re.MULTILINE)
@@ -256,8 +256,8 @@ def test_the_steps_of_the_image_make_an_environment_that_runs_the_demo_config(
 
 
 @pytest.fixture
-def node() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
-    """Starts nodes with a token in a file: (process, port of the node's agent)."""
+def start_node() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
+    """Yield a function that starts a node with a token file, and returns its process and the port of its agent."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     started = []
@@ -285,9 +285,9 @@ def node() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
                 process.wait(timeout=300)
 
 
-def health(agent: int) -> subprocess.CompletedProcess[str]:
-    """The image's own command, with neither a token nor Ray's settings."""
-    (command,) = {values(target, "HEALTHCHECK")[-1].partition("CMD ")[2] for target in TARGETS}
+def run_health_check(agent: int) -> subprocess.CompletedProcess[str]:
+    """Run the health check of the image, without a token and without Ray's environment variables."""
+    (command,) = {list_values(target, "HEALTHCHECK")[-1].partition("CMD ")[2] for target in TARGETS}
     program, script = json.loads(command)
     assert program == "python"
     path = ROOT / Path(script).relative_to("/app")
@@ -298,28 +298,28 @@ def health(agent: int) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_health_check_passes_a_living_node_and_fails_a_dead_worker_beside_a_living_head(
-    node: Callable[..., tuple[subprocess.Popen[bytes], int]],
+def test_health_check_passes_a_live_node_and_fails_a_dead_worker_of_a_live_head(
+    start_node: Callable[..., tuple[subprocess.Popen[bytes], int]],
 ) -> None:
     gcs = free_port()
-    assert health(free_port()).returncode != 0
-    head, head_agent = node("--head", f"--port={gcs}", f"--dashboard-port={free_port()}", "--include-dashboard=false")
-    wait_until(lambda: health(head_agent).returncode == 0, head)
-    assert "gcs: success" in health(head_agent).stdout
-    worker, worker_agent = node(f"--address=127.0.0.1:{gcs}")
-    wait_until(lambda: health(worker_agent).returncode == 0, worker)
+    assert run_health_check(free_port()).returncode != 0
+    head, head_agent = start_node("--head", f"--port={gcs}", f"--dashboard-port={free_port()}", "--include-dashboard=false")
+    wait_until(lambda: run_health_check(head_agent).returncode == 0, head)
+    assert "gcs: success" in run_health_check(head_agent).stdout
+    worker, worker_agent = start_node(f"--address=127.0.0.1:{gcs}")
+    wait_until(lambda: run_health_check(worker_agent).returncode == 0, worker)
 
     worker.send_signal(signal.SIGTERM)
     worker.wait(timeout=300)
-    wait_until(lambda: health(worker_agent).returncode != 0)
-    assert "unhealthy" in health(worker_agent).stderr
-    assert health(head_agent).returncode == 0
+    wait_until(lambda: run_health_check(worker_agent).returncode != 0)
+    assert "unhealthy" in run_health_check(worker_agent).stderr
+    assert run_health_check(head_agent).returncode == 0
     head.send_signal(signal.SIGTERM)
     head.wait(timeout=300)
-    wait_until(lambda: health(head_agent).returncode != 0)
+    wait_until(lambda: run_health_check(head_agent).returncode != 0)
 
 
-def test_every_file_says_how_it_is_used() -> None:
+def test_readme_describes_every_docker_file() -> None:
     readme = (DOCKER / "README.md").read_text(encoding="utf-8")
     for path in DOCKER.iterdir():
         if path.name not in {"README.md", "ray_token"}:

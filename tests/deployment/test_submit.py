@@ -41,7 +41,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             stderr=log,
         )
         try:
-            wait_until(lambda: listens(dashboard), process)
+            wait_until(lambda: is_listening(dashboard), process)
             wait = next(line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("until "))
             subprocess.run(["bash", "-c", wait], cwd=ROOT, env=environment, stdout=log, stderr=log, check=True, timeout=600)
             yield f"http://127.0.0.1:{dashboard}", environment
@@ -50,7 +50,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             process.wait(timeout=300)
 
 
-def listens(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -61,9 +61,7 @@ def submit(address: str, environment: dict[str, str], config: Path) -> subproces
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
-def test_a_submitted_job_runs_with_the_token_and_not_without(
-    topics: dict[str, Any], tmp_path: Path, head: tuple[str, dict[str, str]]
-) -> None:
+def test_a_submitted_job_runs_only_with_the_token(topics: dict[str, Any], tmp_path: Path, head: tuple[str, dict[str, str]]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(topics), encoding="utf-8")
     address, environment = head
@@ -78,6 +76,6 @@ def test_a_submitted_job_runs_with_the_token_and_not_without(
 
     topics["workdir"] = "runs/relative"
     config.write_text(yaml.safe_dump(topics), encoding="utf-8")
-    lost = submit(address, environment, config)
-    assert lost.returncode != 0
-    assert "workdir runs/relative is relative" in lost.stdout
+    relative_workdir = submit(address, environment, config)
+    assert relative_workdir.returncode != 0
+    assert "workdir runs/relative is relative" in relative_workdir.stdout

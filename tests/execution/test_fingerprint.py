@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.execution.fingerprint import canonical_json, differences, fingerprint
+from pipeline.execution.fingerprint import canonical_json, diff_identities, fingerprint
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
@@ -22,7 +22,7 @@ def test_fingerprint_ignores_the_order_of_keys_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {1: 2}, {1}, pytest.param(object(), id="object"), b"x"], ids=repr)
-def test_what_has_no_stable_text_is_refused(value: Any) -> None:
+def test_values_without_stable_text_are_rejected(value: Any) -> None:
     with pytest.raises(TypeError):
         canonical_json({"a": value})
 
@@ -30,4 +30,4 @@ def test_what_has_no_stable_text_is_refused(value: Any) -> None:
 def test_differences_name_each_field() -> None:
     old = {"settings": {"tokens": 256, "same": 1}, "version": 1}
     new = {"settings": {"tokens": 128, "same": 1}, "version": 1, "more": 2}
-    assert differences(old, new) == ["more: None → 2", "settings.tokens: 256 → 128"]
+    assert diff_identities(old, new) == ["more: None → 2", "settings.tokens: 256 → 128"]

@@ -18,11 +18,11 @@ from pipeline.execution.step import Step
 from pipeline.exporting.catalogue import FORMATS
 from pipeline.graph import runner
 from pipeline.graph.graph import build_graph
-from pipeline.stages.publish import publish, published
+from pipeline.stages.publish import is_published, publish_shards
 from pipeline.storage import Folder
-from tests.support.corpora import topic_run
-from tests.support.processes import ROOT, free_port, without_pictures
-from tests.support.table_readers import assert_same, by_folder, by_glob, of_nothing_else
+from tests.support.corpora import make_topic_config
+from tests.support.processes import ROOT, free_port, make_torchvision_stub_environment
+from tests.support.table_readers import assert_same_rows, list_folder_readers, list_glob_readers, list_parquet_only_readers
 
 # Trainers' libraries leave files open for the garbage collector.
 pytestmark = [
@@ -36,16 +36,16 @@ EOS = "[SEP]"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
-    """The config of a run that is done, with several shards."""
-    config = topic_run(tmp_path_factory.mktemp("exports"), 80)
+def finished_config(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
+    """The config of a finished run with several shards."""
+    config = make_topic_config(tmp_path_factory.mktemp("exports"), 80)
     runner.curate(config)
     return config
 
 
 @pytest.fixture(scope="module")
-def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
-    shards = build_graph(made).shards
+def rows(finished_config: dict[str, Any]) -> list[dict[str, Any]]:
+    shards = build_graph(finished_config).shards
     found = [row for name in shards.names(".parquet") for row in shards.read_table(name).to_pylist()]
     assert len(shards.names(".parquet")) >= 4
     assert len({row["id"] for row in found}) == len(found) > 200
@@ -53,7 +53,7 @@ def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def token_ids(tokenizer: str, texts: list[str]) -> list[tuple[int, ...]]:
-    """By the library itself: the ids of the words, and the token at the end."""
+    """With the tokenizers library: the ids of each text, and the token at its end."""
     from tokenizers import Tokenizer
 
     fast = Tokenizer.from_file(tokenizer)
@@ -63,14 +63,14 @@ def token_ids(tokenizer: str, texts: list[str]) -> list[tuple[int, ...]]:
     return [(*fast.encode(text, add_special_tokens=False).ids, end) for text in texts]
 
 
-def exported(config: dict[str, Any], to: str, output: Path, **settings: Any) -> Step:
+def write_export(config: dict[str, Any], to: str, output: Path, **settings: Any) -> Step:
     step, folder = runner.export(config, to=to, output=str(output), **settings)
     assert folder.url == str(output)
     return step
 
 
-def shares(read: Callable[[int, int], Iterator[Any]], expected: list[Any]) -> None:
-    """What each of several ranks reads: disjoint, and together everything once."""
+def check_shares(read: Callable[[int, int], Iterator[Any]], expected: list[Any]) -> None:
+    """Check that the ranks read disjoint shares, and together everything once."""
     for world_size in RANKS:
         parts = [list(read(rank, world_size)) for rank in range(world_size)]
         together = Counter(item for part in parts for item in part)
@@ -78,37 +78,39 @@ def shares(read: Callable[[int, int], Iterator[Any]], expected: list[Any]) -> No
 
 
 @pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves open is collected while it runs."""
+def collect_garbage() -> Iterator[None]:
+    """Close the files that a test leaves open before the next test starts."""
     yield
     gc.collect()
 
 
-def test_shards_are_read_by_what_reads_parquet(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    shards = Path(build_graph(made).shards.path)
-    assert_same(by_folder(shards, tmp_path), rows)
-    assert_same(by_glob(shards, tmp_path), rows)
+def test_shards_are_read_by_parquet_readers(finished_config: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    shards = Path(build_graph(finished_config).shards.path)
+    assert_same_rows(list_folder_readers(shards, tmp_path), rows)
+    assert_same_rows(list_glob_readers(shards, tmp_path), rows)
 
 
-def test_a_parquet_export_is_read_by_what_reads_parquet(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    exported(made, "huggingface", tmp_path / "hf")
-    data, cache = tmp_path / "hf" / "data", tmp_path / "cache"
-    for readers in (by_folder, by_glob, of_nothing_else):
-        assert_same(readers(data, cache), rows)
-    # The card beside them is for `datasets`, and the hub.
-    assert_same({"datasets": by_folder(tmp_path / "hf", cache)["datasets"]}, rows)
-
-
-def test_shards_that_an_earlier_version_published_stay_and_their_manifest_gets_its_name(
-    made: dict[str, Any],
+def test_a_parquet_export_is_read_by_parquet_readers(
+    finished_config: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    planned = build_graph(made)
+    write_export(finished_config, "huggingface", tmp_path / "hf")
+    data, cache = tmp_path / "hf" / "data", tmp_path / "cache"
+    for readers in (list_folder_readers, list_glob_readers, list_parquet_only_readers):
+        assert_same_rows(readers(data, cache), rows)
+    # The dataset card is read by `datasets` and the hub only.
+    assert_same_rows({"datasets": list_folder_readers(tmp_path / "hf", cache)["datasets"]}, rows)
+
+
+def test_shards_published_by_an_earlier_version_stay_and_their_manifest_is_renamed(
+    finished_config: dict[str, Any],
+) -> None:
+    planned = build_graph(finished_config)
     shards = Path(planned.shards.path)
     before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in shards.iterdir() if path.suffix == ".parquet"}
     manifest = (shards / "_manifest.json").read_bytes()
     (shards / "_manifest.json").rename(shards / "manifest.json")
     outputs = {path: path.stat().st_mtime_ns for step in planned.steps for path in Path(step.folder.path).rglob("*")}
-    runner.curate(made)
+    runner.curate(finished_config)
     assert {path: path.stat().st_mtime_ns for path in outputs} == outputs
     assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in shards.glob("*.parquet")} == before
     assert sorted(path.name for path in shards.iterdir()) == ["_manifest.json", *sorted(before)]
@@ -116,12 +118,12 @@ def test_shards_that_an_earlier_version_published_stay_and_their_manifest_gets_i
 
 
 @pytest.mark.parametrize("former", ["of this run", "of another"])
-def test_publishing_killed_anywhere_is_not_done_and_ends_the_same(
-    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str
+def test_publishing_resumes_after_a_kill_at_any_write(
+    finished_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str
 ) -> None:
-    """Killed before each of the writes, one after the other; what an earlier version published is there at first."""
-    corpus, shards = build_graph(made).corpus, tmp_path / "shards"
-    shutil.copytree(build_graph(made).shards.path, shards)
+    """Killed before each write in turn; the folder first contains what an earlier version published."""
+    corpus, shards = build_graph(finished_config).corpus, tmp_path / "shards"
+    shutil.copytree(build_graph(finished_config).shards.path, shards)
     expected = {path.name: path.read_bytes() for path in shards.iterdir()}
     manifest = json.loads(expected["_manifest.json"])
     if former == "of another":
@@ -150,32 +152,32 @@ def test_publishing_killed_anywhere_is_not_done_and_ends_the_same(
             patch.setattr(Folder, name, counted(getattr(Folder, name)))
         for number in range(100):
             calls = number
-            assert not published(corpus, folder)
+            assert not is_published(corpus, folder)
             try:
-                publish(corpus, folder)
+                publish_shards(corpus, folder)
             except KillError:
-                for name in ("manifest.json", "_manifest.json"):  # one that is there names nothing that is not
+                for name in ("manifest.json", "_manifest.json"):  # a manifest lists only existing files
                     named = (folder.read_json(name) or {"shards": []})["shards"]
                     assert all(folder.exists(shard["name"]) for shard in named)
             else:
                 break
     assert number >= 2
-    assert published(corpus, folder)
+    assert is_published(corpus, folder)
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == expected
 
 
-def test_huggingface_is_read_by_datasets(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_huggingface_is_read_by_datasets(finished_config: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
     from datasets import load_dataset
     from datasets.distributed import split_dataset_by_node
 
-    exported(made, "huggingface", tmp_path / "hf")
+    write_export(finished_config, "huggingface", tmp_path / "hf")
     data = load_dataset(str(tmp_path / "hf"), split="train", streaming=True)
 
     def read(rank: int, world_size: int) -> Iterator[tuple[str, str]]:
         for row in split_dataset_by_node(data, rank=rank, world_size=world_size):
             yield row["id"], row["text"]
 
-    shares(read, [(row["id"], row["text"]) for row in rows])
+    check_shares(read, [(row["id"], row["text"]) for row in rows])
     card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
     assert f"| rows | {len(rows):,} |" in card
     from huggingface_hub import DatasetCard
@@ -183,11 +185,11 @@ def test_huggingface_is_read_by_datasets(made: dict[str, Any], rows: list[dict[s
     assert DatasetCard(card).data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
 
 
-def test_jsonl_and_webdataset_are_read(made: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_jsonl_and_webdataset_are_read(finished_config: dict[str, Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
     import webdataset
     import zstandard
 
-    exported(made, "jsonl", tmp_path / "jsonl")
+    write_export(finished_config, "jsonl", tmp_path / "jsonl")
     lines = [
         line
         for path in sorted((tmp_path / "jsonl").glob("*.zst"))
@@ -195,7 +197,7 @@ def test_jsonl_and_webdataset_are_read(made: dict[str, Any], rows: list[dict[str
     ]
     assert [json.loads(line) for line in lines] == [{**row, "metadata": json.loads(row["metadata"])} for row in rows]
 
-    exported(made, "webdataset", tmp_path / "tars")
+    write_export(finished_config, "webdataset", tmp_path / "tars")
     tars = sorted(str(path) for path in (tmp_path / "tars").glob("*.tar"))
 
     def read(rank: int, world_size: int) -> Iterator[tuple[str, str]]:
@@ -203,14 +205,16 @@ def test_jsonl_and_webdataset_are_read(made: dict[str, Any], rows: list[dict[str
         for item in webdataset.WebDataset(mine, shardshuffle=False) if mine else ():
             yield json.loads(item["json"])["id"], item["txt"].decode()
 
-    shares(read, [(row["id"], row["text"]) for row in rows])
+    check_shares(read, [(row["id"], row["text"]) for row in rows])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # that it has no GPU's libraries
-def test_megatron_is_read_by_megatron(made: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about missing GPU libraries
+def test_megatron_is_read_by_megatron(
+    finished_config: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path
+) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    step = exported(made, "megatron", tmp_path / "meg", tokenizer=tokenizer, eos_token=EOS)
+    step = write_export(finished_config, "megatron", tmp_path / "meg", tokenizer=tokenizer, eos_token=EOS)
     expected = token_ids(tokenizer, [row["text"] for row in rows])
     assert max(map(len, expected)) > 16
     paths = [line.split() for line in (tmp_path / "meg" / "data_path.txt").read_text().splitlines()]
@@ -232,19 +236,21 @@ def test_megatron_is_read_by_megatron(made: dict[str, Any], rows: list[dict[str,
         mine = DistributedSampler(together, world_size, rank, shuffle=False, drop_last=False)
         return (tuple(together[i].tolist()) for i in list(mine)[: len(range(rank, len(together), world_size))])
 
-    shares(read, expected)
+    check_shares(read, expected)
 
 
-def test_nanotron_is_read_by_datatrove(made: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path) -> None:
+def test_nanotron_is_read_by_datatrove(
+    finished_config: dict[str, Any], rows: list[dict[str, Any]], tokenizer: str, tmp_path: Path
+) -> None:
     from datatrove.utils.dataset import DatatroveFolderDataset
 
-    exported(made, "nanotron", tmp_path / "ds", tokenizer=tokenizer, eos_token=EOS)
+    write_export(finished_config, "nanotron", tmp_path / "ds", tokenizer=tokenizer, eos_token=EOS)
     expected = [token for ids in token_ids(tokenizer, [row["text"] for row in rows]) for token in ids]
     dataset = DatatroveFolderDataset(str(tmp_path / "ds"), seq_len=7, shuffle=False)
     whole = [tuple(dataset[i]["input_ids"].tolist()) for i in range(len(dataset))]
     by_file = [len(ids) for ids in whole]
     assert set(by_file) == {8}
-    # Sequences of 8 tokens overlap nowhere; each file gives as many as it has.
+    # Sequences of 8 tokens do not overlap; each file contributes all its complete ones.
     flat = [token for ids in whole for token in ids]
     assert len(flat) >= len(expected) - 8 * 20
     texts = " ".join(map(str, expected))
@@ -255,7 +261,7 @@ def test_nanotron_is_read_by_datatrove(made: dict[str, Any], rows: list[dict[str
     def read(rank: int, world_size: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         return ((i, whole[i]) for i in range(rank, len(dataset), world_size))
 
-    shares(read, list(enumerate(whole)))
+    check_shares(read, list(enumerate(whole)))
 
 
 READ_MDS = """
@@ -267,16 +273,16 @@ print(json.dumps([(data[i]["id"], data[i]["text"]) for i in range(len(data))]))
 
 
 @pytest.fixture(scope="module")
-def mds(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Exports by one worker and by two, in processes of their own (`without_pictures`)."""
+def mds(finished_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Exports by one worker and by two, in their own processes (`make_torchvision_stub_environment`)."""
     folder = tmp_path_factory.mktemp("mds")
     config = folder / "run.yaml"
     for workers in (1, 2):
-        config.write_text(yaml.safe_dump(made | {"engine": {"address": "local", "workers": workers}}))
+        config.write_text(yaml.safe_dump(finished_config | {"engine": {"address": "local", "workers": workers}}))
         job = [sys.executable, "jobs/export.py", "--config", str(config), "--to", "mds", "--output", str(folder / str(workers))]
-        done = subprocess.run(job, cwd=ROOT, env=without_pictures(), capture_output=True, text=True, check=False)
+        done = subprocess.run(job, cwd=ROOT, env=make_torchvision_stub_environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        step = build_graph(made).workdir.child("export")
+        step = build_graph(finished_config).workdir.child("export")
         for name in step.names():
             step.child(name).remove_all()
     return [folder / "1", folder / "2"]
@@ -284,7 +290,7 @@ def mds(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[
 
 def test_mds_is_read_by_streaming(mds: list[Path], rows: list[dict[str, Any]]) -> None:
     command = [sys.executable, "-c", READ_MDS, str(mds[0])]
-    read = subprocess.run(command, env=without_pictures(), capture_output=True, text=True, check=True)
+    read = subprocess.run(command, env=make_torchvision_stub_environment(), capture_output=True, text=True, check=True)
     assert [tuple(one) for one in json.loads(read.stdout)] == [(row["id"], row["text"]) for row in rows]
     one, two = ({path.relative_to(out): path.read_bytes() for path in out.rglob("*.zstd")} for out in mds)
     assert one == two != {}
@@ -299,7 +305,7 @@ print(json.dumps([row["id"] for row in data]))
 
 
 def test_mds_is_shared_by_ranks(mds: list[Path], rows: list[dict[str, Any]]) -> None:
-    environment = without_pictures(MASTER_ADDR="127.0.0.1")
+    environment = make_torchvision_stub_environment(MASTER_ADDR="127.0.0.1")
     for world_size in (2, 3):
         port = str(free_port())
         ranks = [
@@ -316,82 +322,84 @@ def test_mds_is_shared_by_ranks(mds: list[Path], rows: list[dict[str, Any]]) -> 
         ]
         found = Counter(identifier for rank in ranks for identifier in json.loads(rank.communicate()[0]))
         assert set(found) == {row["id"] for row in rows}
-        # Every rank gets as many: where the rows cannot be shared out so, streaming repeats as many as are missing.
+        # Every rank gets equally many rows: if they cannot be divided evenly, streaming repeats some.
         assert sum(found.values()) == -(-len(rows) // world_size) * world_size
 
 
-def test_an_export_is_the_same_for_any_workers_and_after_a_kill(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
+def test_an_export_is_the_same_for_any_number_of_workers_and_after_a_kill(
+    finished_config: dict[str, Any], tokenizer: str, tmp_path: Path
+) -> None:
     for to, form in FORMATS.items():
         if to == "mds":
             continue  # above
         settings = {"tokenizer": tokenizer, "eos_token": EOS} if form.tokenized else {}
-        step = exported(made, to, tmp_path / to, **settings)
+        step = write_export(finished_config, to, tmp_path / to, **settings)
         before = {name: step.folder.read_bytes(name) for name in step.folder.files() if name != "usage.json"}
         for name in ["manifest.json", *step.manifest["shards"][1]["files"]]:
             step.folder.remove(name)
-        again = exported(made | {"engine": {"workers": 1}}, to, tmp_path / to, **settings)
+        again = write_export(finished_config | {"engine": {"workers": 1}}, to, tmp_path / to, **settings)
         assert {name: again.folder.read_bytes(name) for name in again.folder.files() if name != "usage.json"} == before
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(made: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
-    exported(made, "jsonl", tmp_path / "out")
-    with pytest.raises(InputError, match=r"holds an export of another run, or of other settings \(jsonl\); choose another folder"):
-        exported(made, "webdataset", tmp_path / "out")
+def test_a_folder_with_other_content_is_not_changed(finished_config: dict[str, Any], tokenizer: str, tmp_path: Path) -> None:
+    write_export(finished_config, "jsonl", tmp_path / "out")
+    with pytest.raises(InputError, match=r"contains an export of another run or with other settings \(jsonl\); name another"):
+        write_export(finished_config, "webdataset", tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match=r"holds something that is no export \(thesis.txt\)"):
-        exported(made, "jsonl", tmp_path / "mine")
+    with pytest.raises(InputError, match=r"contains files that are not an export \(thesis.txt\)"):
+        write_export(finished_config, "jsonl", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_an_export_goes_on_where_it_was_when_it_was_handed_over(made: dict[str, Any], tmp_path: Path) -> None:
-    step = exported(made, "jsonl", tmp_path / "out")
+def test_an_interrupted_export_resumes(finished_config: dict[str, Any], tmp_path: Path) -> None:
+    step = write_export(finished_config, "jsonl", tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    # As an earlier version left it, and as a kill leaves it.
+    # First as an earlier version left the folder, then as a kill leaves it.
     (tmp_path / "out" / "_manifest.json").rename(tmp_path / "out" / "manifest.json")
-    exported(made, "jsonl", tmp_path / "out")
+    write_export(finished_config, "jsonl", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "out" / "_manifest.json").unlink()
     (tmp_path / "out" / "shard-00001.jsonl.zst").unlink()
     (tmp_path / "out" / "_begun.json").write_text(json.dumps({"fingerprint": step.fingerprint}))
-    exported(made, "jsonl", tmp_path / "out")
+    write_export(finished_config, "jsonl", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_place_that_cannot_be_written_is_found_first(topics: dict[str, Any], tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_found_first(topics: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for place, said in ((tmp_path / "file", "is a file; name a folder"), (tmp_path / "file" / "below", "cannot be written")):
-        with pytest.raises(InputError, match=f"--output {place} {said}"):
-            runner.export(topics, to="jsonl", output=str(place))
+    for output, message in ((tmp_path / "file", "is a file; name a folder"), (tmp_path / "file" / "below", "cannot be written")):
+        with pytest.raises(InputError, match=f"--output {output} {message}"):
+            runner.export(topics, to="jsonl", output=str(output))
     assert not Path(topics["workdir"]).exists()
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"to": "megatrn"}, "no such format (did you mean megatron?)"),
-        ({"to": "megatron"}, "say by which tokenizer with --tokenizer"),
-        ({"to": "jsonl", "eos_token": "x"}, "keeps the text, and takes no --tokenizer or --eos"),
-        ({"to": "megatron", "tokenizer": "/nowhere/at-all"}, "--tokenizer /nowhere/at-all: no tokenizer.json"),
+        ({"to": "megatron"}, "choose a tokenizer with --tokenizer"),
+        ({"to": "jsonl", "eos_token": "x"}, "does not accept --tokenizer or --eos"),
+        ({"to": "megatron", "tokenizer": "/nowhere/at-all"}, "--tokenizer /nowhere/at-all is neither a tokenizer.json"),
     ],
 )
-def test_mistakes_in_an_export_are_found_before_anything_runs(topics: dict[str, Any], settings: dict[str, Any], said: str) -> None:
+def test_errors_in_an_export_are_found_before_anything_runs(topics: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         runner.export(topics, **settings)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_an_unknown_token_and_a_missing_library(topics: dict[str, Any], tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"--eos '<eos>' is no token of .*; give one of its own, such as \[PAD\]"):
+    with pytest.raises(ConfigError, match=r"--eos '<eos>' is not a token of .*; choose one of its special tokens: \[PAD\]"):
         runner.export(topics, to="megatron", tokenizer=tokenizer, eos_token="<eos>")
     monkeypatch.setitem(sys.modules, "streaming", None)
     with pytest.raises(ConfigError, match=r'pip install "crispwrap\[mds\]"'):
         runner.export(topics, to="mds")
 
 
-def test_the_job(made: dict[str, Any], tmp_path: Path) -> None:
+def test_the_job(finished_config: dict[str, Any], tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(made | {"engine": {"address": "local"}}))
+    config.write_text(yaml.safe_dump(finished_config | {"engine": {"address": "local"}}))
     job = [sys.executable, "jobs/export.py", "--config", str(config), "--to"]
     done = subprocess.run([*job, "jsonl", "--output", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Exports of token ids hold the text and nothing that ends or masks it: whatever special token a text spells, it is text."""
+"""Exports of token ids: a special token that a text spells is encoded as text, and never ends or masks it."""
 
 import functools
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from pipeline.exporting import Tokenizer as Settings
 from pipeline.exporting.encoding import TextEncoder
 from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore, read_tokenizer
 from pipeline.storage import Folder
-from tests.support.tiny_llama import docstrings
+from tests.support.tiny_llama import read_docstrings
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::ImportWarning"
 )
 EOS = "<|endoftext|>"
 SPECIAL = [EOS, "</s>", "<s>", "[SEP]", "[MASK]", "<|im_start|>", "<|im_end|>", "<unk>"]
-ORDINARY = "<tool_call>"  # added, and not special
+ORDINARY = "<tool_call>"  # an added token that is not special
 ASCII = [chr(code) for code in range(32, 127)]
 
 
@@ -37,19 +37,19 @@ def byte_level_bpe() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    fast.train_from_iterator(docstrings(), trainer)
+    fast.train_from_iterator(read_docstrings(), trainer)
     return fast
 
 
 def unigram() -> Tokenizer:
-    """Has its special tokens among its words, at the best score of all: it finds them in text by itself."""
+    """Its vocabulary contains the special tokens with the highest scores, so the model itself matches them in text."""
     fast = Tokenizer(models.Unigram())
     fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     fast.decoder = decoders.Metaspace(prepend_scheme="never")
     trainer = trainers.UnigramTrainer(
         vocab_size=400, special_tokens=SPECIAL, unk_token="<unk>", initial_alphabet=[*ASCII, "\n", "▁"], show_progress=False
     )
-    fast.train_from_iterator((text for text in docstrings() if text.isascii()), trainer)
+    fast.train_from_iterator((text for text in read_docstrings() if text.isascii()), trainer)
     return fast
 
 
@@ -57,7 +57,7 @@ def unigram() -> Tokenizer:
 def tokenizer_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     fast = Tokenizer.from_str(request.param().to_str())
     fast.add_tokens([AddedToken(ORDINARY, special=False, normalized=False)])
-    # Many models' own: it is not for a corpus, whose texts have an end and no beginning.
+    # As many models have. Exports do not use it, because their texts have an end token but no begin token.
     begin = [("<s>", fast.token_to_id("<s>"))]
     fast.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=begin)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
@@ -79,7 +79,7 @@ def nanotron(folder: Path, end: int) -> list[list[int]]:
 
     ids = np.fromfile(folder / "00000_unshuffled.ds", np.uint16)
     ends = np.fromfile(folder / "00000_unshuffled.ds.index", np.uint64).astype(int)
-    # Its own dataset, with positions from the end tokens, begins anew where the index says that a document does.
+    # In its dataset, positions restart at the document ends in the index, also if they come from the end tokens.
     for source in ({}, {"positions_from_eos_token_id": end}):
         dataset = DatatroveFolderDataset(str(folder), seq_len=len(ids) - 1, shuffle=False, return_positions=True, **source)
         item = dataset[0]
@@ -109,7 +109,7 @@ TEXTS = st.lists(st.one_of(SPELLINGS, st.text(ASCII, max_size=8)), min_size=1, m
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(texts=st.lists(TEXTS, min_size=2, max_size=6))
 @example([EOS, f"{EOS}{EOS}</s>", f"before {EOS} after", "[SEP][MASK] <|im_start|>system", f"text{EOS}"])
-def test_each_text_comes_back_whole_with_one_end(
+def test_each_text_is_decoded_completely_with_one_end_token(
     tokenizer_file: str, tmp_path: Path, form: Format, read: Callable[[Path, int], list[list[int]]], texts: list[str]
 ) -> None:
     fast = Tokenizer.from_file(tokenizer_file)
@@ -129,14 +129,14 @@ def test_each_text_comes_back_whole_with_one_end(
 
 
 @given(text=st.text())
-def test_any_text_comes_back_from_bytes(text: str) -> None:
+def test_any_text_is_decoded_from_byte_level_tokens(text: str) -> None:
     bpe = byte_level_bpe()
     (encoded,) = TextEncoder(Settings("bpe", bpe.to_str(), EOS, "")).encode_batch([text])
     assert encoded.ids[-1:] == [bpe.token_to_id(EOS)]
     assert bpe.decode(encoded.ids[:-1], skip_special_tokens=False) == text
 
 
-def test_without_an_end_the_tokenizers_own_template_stays_and_text_is_text(tokenizer_file: str) -> None:
+def test_without_eos_the_template_is_applied_and_spelled_tokens_are_text(tokenizer_file: str) -> None:
     fast = Tokenizer.from_file(tokenizer_file)
     (encoded,) = TextEncoder(read_tokenizer(tokenizer_file, None)).encode_batch(["a <s> b</s>"])
     assert encoded.ids[0] == fast.token_to_id("<s>")
@@ -144,7 +144,7 @@ def test_without_an_end_the_tokenizers_own_template_stays_and_text_is_text(token
     assert fast.decode(encoded.ids[1:], skip_special_tokens=False) == "a <s> b</s>"
 
 
-def test_what_a_vocabulary_cannot_write_is_unknown_and_a_spelled_unknown_is_text(tmp_path: Path) -> None:
+def test_unknown_characters_are_unknown_and_a_spelled_unknown_token_is_text(tmp_path: Path) -> None:
     fast = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "a": 2, "[": 3, "U": 4, "N": 5, "K": 6, "]": 7}, unk_token="[UNK]"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast.add_special_tokens(["[UNK]", "[SEP]"])
@@ -152,15 +152,15 @@ def test_what_a_vocabulary_cannot_write_is_unknown_and_a_spelled_unknown_is_text
     encoder = TextEncoder(read_tokenizer(str(tmp_path), "[SEP]"))
     (encoded,) = encoder.encode_batch(["a b [UNK]"])
     assert encoded.ids == [2, 0, 3, 4, 5, 6, 7, 1]
-    # Whatever it cannot write would be an end.
-    with pytest.raises(ConfigError, match=r"--eos '\[UNK\]' .* such as \[SEP\]$"):
+    # Otherwise every unknown character would end the text.
+    with pytest.raises(ConfigError, match=r"--eos '\[UNK\]' .* special tokens: \[SEP\]$"):
         read_tokenizer(str(tmp_path), "[UNK]")
 
 
 @pytest.mark.parametrize(
     ("form", "file"), [(Megatron(), "00000_tokens.bin"), (Nanotron(), "00000_unshuffled.ds"), (OlmoCore(), "00000.npy")]
 )
-def test_ids_above_the_number_of_entries_are_written_whole(tmp_path: Path, form: Format, file: str) -> None:
+def test_ids_above_the_number_of_entries_are_not_truncated(tmp_path: Path, form: Format, file: str) -> None:
     fast = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "a": 70_000}, unk_token="[UNK]"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast.add_special_tokens(["[UNK]", "[SEP]"])
@@ -171,7 +171,7 @@ def test_ids_above_the_number_of_entries_are_written_whole(tmp_path: Path, form:
     assert np.fromfile(tmp_path / "out" / file, np.uint32).tolist() == [70_000, 70_000, 1]
 
 
-def test_an_end_that_is_not_marked_as_special_is_none_in_a_text(tmp_path: Path) -> None:
+def test_an_eos_not_marked_as_special_is_not_matched_in_text(tmp_path: Path) -> None:
     fast = Tokenizer.from_str(byte_level_bpe().to_str())
     fast.add_tokens(["<end>"])
     fast.save(str(tmp_path / "tokenizer.json"))
@@ -180,7 +180,7 @@ def test_an_end_that_is_not_marked_as_special_is_none_in_a_text(tmp_path: Path) 
     assert fast.decode(encoded.ids[:-1]) == "a <end> b"
 
 
-def test_an_end_that_texts_write_themselves_is_refused(tmp_path: Path) -> None:
+def test_an_eos_that_occurs_in_ordinary_text_is_rejected(tmp_path: Path) -> None:
     byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ConfigError, match=r"^--eos '\.' .*such as <\|endoftext\|>"):
+    with pytest.raises(ConfigError, match=r"^--eos '\.' .*special tokens: <\|endoftext\|>"):
         read_tokenizer(str(tmp_path), ".")

@@ -1,4 +1,4 @@
-"""Whole runs on a real Ray: what comes out, that nothing but the settings decides it, and what a killed run leaves."""
+"""Whole runs on a real Ray: the output, that only settings determine it, and resuming after kills."""
 
 import collections
 import copy
@@ -23,8 +23,8 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.manifest import ShardsManifest
 from pipeline.storage import Folder
 from pipeline.tables import SHARDS
-from tests.support.corpora import TOPICS, shard_bytes, topic_documents, write_jsonl
-from tests.support.processes import ROOT, lines_of_others
+from tests.support.corpora import TOPICS, make_topic_documents, read_shard_bytes, write_jsonl
+from tests.support.processes import ROOT, find_foreign_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -42,7 +42,7 @@ def other_workdir(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("estimator", ["density", "crisp", "dsir", "classifier", "nearest"])
-def test_planted_mixture_comes_out_as_the_specialist_asks(topics: dict[str, Any], estimator: str) -> None:
+def test_the_corpus_has_the_topic_of_the_specialist_sample(topics: dict[str, Any], estimator: str) -> None:
     topics["weights"] = {"estimator": estimator, "natural_share": 0}
     topics["window"]["tokens"] = 256  # whole documents: DSIR scores no fewer than 100 words
     budget = topics["sample"]["budget_tokens"] = 20_000 if estimator in ("density", "crisp") else 12_000  # the topic holds 12,633
@@ -57,7 +57,7 @@ def test_planted_mixture_comes_out_as_the_specialist_asks(topics: dict[str, Any]
     assert set(table["origin"].to_pylist()) == {"raw"}
 
 
-def test_shards_are_as_the_contract_says(topics: dict[str, Any]) -> None:
+def test_shards_and_manifest_follow_the_contract(topics: dict[str, Any]) -> None:
     made = run(topics)
     manifest = ShardsManifest.model_validate(made.shards.read_json("_manifest.json"))
     assert manifest.fingerprint == made.step("sample").fingerprint
@@ -80,9 +80,9 @@ def test_shards_are_as_the_contract_says(topics: dict[str, Any]) -> None:
         assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= 1024
 
 
-def test_every_row_is_a_window_of_its_document_and_its_cluster(topics: dict[str, Any]) -> None:
+def test_every_sampled_row_has_the_text_of_its_document_and_the_cluster_of_its_window(topics: dict[str, Any]) -> None:
     made = run(topics)
-    texts = {row["id"]: row["text"] for topic in TOPICS for row in topic_documents(topic, 100)}
+    texts = {row["id"]: row["text"] for topic in TOPICS for row in make_topic_documents(topic, 100)}
     prepared, assigned = made.step("prepare", "generalist"), made.step("assign", "generalist")
     leaf_of, joined = {}, collections.defaultdict(str)
     for name in assigned.folder.names(".parquet"):
@@ -98,7 +98,7 @@ def test_every_row_is_a_window_of_its_document_and_its_cluster(topics: dict[str,
         assert row["id"] == f"{row['doc_id']}:{row['window']}:{row['copy']}"
 
 
-def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_plan(topics: dict[str, Any]) -> None:
+def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_allocation(topics: dict[str, Any]) -> None:
     topics["sample"]["budget_tokens"] = 40_000  # three epochs of the one topic
     made = run(topics)
     copies = collections.defaultdict(list)
@@ -122,7 +122,7 @@ def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_plan(topics: dic
         pytest.param("bundled:all-MiniLM-L6-v2", "rounded", marks=pytest.mark.slow),
     ],
 )
-def test_one_two_and_three_workers_give_the_same_bytes(topics: dict[str, Any], model: str, draw: str) -> None:
+def test_one_two_and_three_workers_write_identical_shards(topics: dict[str, Any], model: str, draw: str) -> None:
     topics["embed"]["model"] = model
     topics["sample"]["draw"] = draw
     if model != "lsi":  # reads a hundred windows a second
@@ -131,12 +131,12 @@ def test_one_two_and_three_workers_give_the_same_bytes(topics: dict[str, Any], m
     for workers in (1, 2, 3):
         raw = other_workdir(topics, str(workers)) | {"engine": {"workers": workers}}
         run(raw)
-        outcomes.append(shard_bytes(raw["workdir"]))
+        outcomes.append(read_shard_bytes(raw["workdir"]))
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(outcomes[0]) > 2
 
 
-def test_input_in_another_place_has_the_same_fingerprints(topics: dict[str, Any], tmp_path: Path) -> None:
+def test_moved_input_files_have_the_same_fingerprints(topics: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     for path in (tmp_path / "input").iterdir():
         (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
@@ -152,7 +152,7 @@ def test_input_in_another_place_has_the_same_fingerprints(topics: dict[str, Any]
 
 
 @pytest.mark.parametrize("entry", [["a list"], {"stamp": "1"}, "words", None])
-def test_what_was_noted_of_input_files_in_another_shape_is_of_no_account(topics: dict[str, Any], entry: Any) -> None:
+def test_malformed_cached_input_digests_are_ignored(topics: dict[str, Any], entry: Any) -> None:
     expected = pipeline.build_graph(topics).step("prepare", "generalist").fingerprint
     files = (Path(topics["workdir"]).parent / "input").iterdir()
     Folder(topics["workdir"]).write_json("inputs.json", {str(path): entry for path in files})
@@ -205,35 +205,35 @@ def test_every_identity_setting_changes_a_fingerprint_and_execution_settings_non
         assert last(copy.deepcopy(topics) | execution) in seen
 
 
-def test_a_second_run_does_nothing_and_other_settings_leave_the_first_output(topics: dict[str, Any]) -> None:
+def test_a_second_run_is_cached_and_other_settings_keep_the_first_output(topics: dict[str, Any]) -> None:
     run(topics)
-    first = shard_bytes(topics["workdir"])
+    first = read_shard_bytes(topics["workdir"])
     before = {path: path.stat().st_mtime_ns for path in Path(topics["workdir"]).rglob("*.parquet")}
     run(topics)
     assert {path: path.stat().st_mtime_ns for path in Path(topics["workdir"]).rglob("*.parquet")} == before
     other = copy.deepcopy(topics)
     other["sample"]["budget_tokens"] = 10_000
     run(other)
-    assert shard_bytes(topics["workdir"]) != first
+    assert read_shard_bytes(topics["workdir"]) != first
     run(topics)
-    assert shard_bytes(topics["workdir"]) == first
+    assert read_shard_bytes(topics["workdir"]) == first
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_anything_deleted_comes_back_the_same(topics: dict[str, Any], seed: int) -> None:
+def test_deleted_files_are_written_again_with_the_same_bytes(topics: dict[str, Any], seed: int) -> None:
     run(topics)
-    clean = shard_bytes(topics["workdir"])
+    clean = read_shard_bytes(topics["workdir"])
     files = sorted(path for path in Path(topics["workdir"]).rglob("*") if path.is_file())
     chooser = random.Random(seed)
     for path in chooser.sample(files, chooser.choice([1, 3, len(files) // 2])):
         path.unlink()
     made = run(topics)
-    assert shard_bytes(topics["workdir"]) == clean
+    assert read_shard_bytes(topics["workdir"]) == clean
     assert all(step.done for step in made.steps)
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_run_again_gives_the_bytes_of_a_clean_run(topics: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_killed_repeatedly_and_resumed_writes_the_shards_of_a_clean_run(topics: dict[str, Any], tmp_path: Path) -> None:
     topics["prepare"]["part_documents"] = 10
     clean = other_workdir(topics, "clean")
     run(clean)
@@ -255,13 +255,13 @@ def test_killed_at_random_moments_and_run_again_gives_the_bytes_of_a_clean_run(t
     assert kills == 3
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert shard_bytes(topics["workdir"]) == shard_bytes(clean["workdir"])
-    assert not lines_of_others(done)
+    assert read_shard_bytes(topics["workdir"]) == read_shard_bytes(clean["workdir"])
+    assert not find_foreign_lines(done)
 
 
 def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: Path) -> None:
     topics["specialists"]["kitchen"] = {
-        "paths": [write_jsonl(tmp_path / "cooking.jsonl", topic_documents("cooking", 20, seed=2))],
+        "paths": [write_jsonl(tmp_path / "cooking.jsonl", make_topic_documents("cooking", 20, seed=2))],
         "share": 3.0,
     }
     topics["weights"] = {"natural_share": 0.2}
@@ -273,27 +273,27 @@ def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: 
     assert found["kitchen"] / total == pytest.approx(0.6, abs=0.05)
 
 
-def test_names_from_the_input_are_shown_as_they_are(
+def test_names_from_the_input_are_printed_literally(
     topics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    documents = [row | {"source": "[/b] [red]web"} for row in topic_documents("law", 20, seed=9)]
+    documents = [row | {"source": "[/b] [red]web"} for row in make_topic_documents("law", 20, seed=9)]
     write_jsonl(tmp_path / "input" / "9-tags.jsonl", documents)
     run(topics)
     assert "[/b] [red]web" in capsys.readouterr().out
 
 
-def test_a_cap_that_moves_shares_is_said(topics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cooking = write_jsonl(tmp_path / "cooking.jsonl", topic_documents("cooking", 20, seed=2))
+def test_a_cap_that_changes_shares_is_reported(topics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cooking = write_jsonl(tmp_path / "cooking.jsonl", make_topic_documents("cooking", 20, seed=2))
     topics["specialists"]["kitchen"] = {"paths": [cooking], "share": 9.0}
-    # Without smoothing nothing of kitchen's is anywhere else.
+    # Without smoothing no other cluster has a share for kitchen.
     topics["weights"] = {"max_epochs": 1.0, "estimator": "crisp", "smoothing": "none", "natural_share": 0}
     run(topics)
     said = " ".join(capsys.readouterr().out.split())
-    assert "The limits on repeats (weights.max_epochs, weights.repeat_exponent) moved shares of the mixture" in said
+    assert "The limits on repeats (weights.max_epochs, weights.repeat_exponent) changed shares of the mixture" in said
     assert "instead of 90.0%" in said
 
 
-def test_the_top_cluster_alone_is_drawn_up_to_the_cap(topics: dict[str, Any]) -> None:
+def test_top_cluster_samples_one_cluster_up_to_the_cap(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "top-cluster", "overflow": "leave"}
     made = run(topics)
     (leaf,) = set(rows_of(made)["cluster"].to_pylist())
@@ -302,7 +302,7 @@ def test_the_top_cluster_alone_is_drawn_up_to_the_cap(topics: dict[str, Any]) ->
     assert made.step("sample").folder.read_table("allocation.parquet")["epochs"].to_numpy().max() == pytest.approx(4)
 
 
-def test_a_shuffled_histogram_asks_as_much_of_other_clusters(topics: dict[str, Any]) -> None:
+def test_shuffled_permutes_the_shares_of_the_sample(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "shuffled"}
     mixture = run(topics, until="weights").step("weights").folder.read_table("specialists.parquet").to_pandas()
     assert sorted(mixture["p"][mixture["p"] > 0]) == pytest.approx(sorted(mixture["p_raw"][mixture["p_raw"] > 0]))
@@ -310,8 +310,8 @@ def test_a_shuffled_histogram_asks_as_much_of_other_clusters(topics: dict[str, A
 
 
 @pytest.mark.parametrize("estimator", ["density", "classifier"])
-def test_windows_are_drawn_as_their_strata_are_planned(topics: dict[str, Any], tmp_path: Path, estimator: str) -> None:
-    cooking = write_jsonl(tmp_path / "cooking.jsonl", topic_documents("cooking", 20, seed=2))
+def test_windows_are_sampled_by_the_allocation_of_their_strata(topics: dict[str, Any], tmp_path: Path, estimator: str) -> None:
+    cooking = write_jsonl(tmp_path / "cooking.jsonl", make_topic_documents("cooking", 20, seed=2))
     topics["specialists"]["kitchen"] = {"paths": [cooking]}
     topics["weights"] = {"estimator": estimator, "natural_share": 0.2}
     made = run(topics)
@@ -343,13 +343,13 @@ def test_windows_are_drawn_as_their_strata_are_planned(topics: dict[str, Any], t
     assert asked.to_numpy() == pytest.approx(mixture["p_target"].to_numpy(), abs=1e-4)
 
 
-def test_dsir_of_short_windows_says_what_to_do(topics: dict[str, Any]) -> None:
+def test_dsir_with_short_windows_names_the_remedy(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "dsir"}
     with pytest.raises(InputError, match=r"estimator dsir: no window .* can be scored for legal; .*set window\.tokens higher"):
         run(topics)
 
 
-def test_natural_estimator_keeps_the_mix_of_the_generalist(topics: dict[str, Any]) -> None:
+def test_natural_keeps_the_sources_of_the_generalist_corpus(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "natural"}
     made = run(topics)
     for held, drawn in made.step("sample").manifest["tokens_by_source"].values():
@@ -357,7 +357,7 @@ def test_natural_estimator_keeps_the_mix_of_the_generalist(topics: dict[str, Any
 
 
 def test_bad_rows_are_quarantined_with_their_reason_and_counted(topics: dict[str, Any], tmp_path: Path) -> None:
-    good = topic_documents("law", 300, seed=5)
+    good = make_topic_documents("law", 300, seed=5)
 
     lines = [json.dumps(row) for row in good]
     lines[5:5] = ["{not json", json.dumps({"id": "e", "text": "  "}), json.dumps({"id": good[0]["id"], "text": "again"})]
@@ -372,13 +372,13 @@ def test_bad_rows_are_quarantined_with_their_reason_and_counted(topics: dict[str
     assert "has this id" in next(row["detail"] for row in rows if row["reason"] == "duplicate_id")
     topics["max_bad_fraction"] = 0.001
     topics["workdir"] += "-strict"
-    with pytest.raises(InputError, match=r"3 of 703 rows of generalist cannot be used \(.*max_bad_fraction = 0\.001; ") as caught:
+    with pytest.raises(InputError, match=r"3 of 703 rows of generalist are bad \(.*max_bad_fraction = 0\.001; ") as caught:
         run(topics, until="prepare")
     assert f"the first is row 5 (from 0) of {tmp_path}/input/9-bad.jsonl: not_json, " in str(caught.value)
 
 
 def test_ids_repeated_across_files_are_quarantined_in_the_order_of_files(topics: dict[str, Any], tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "input" / "9-again.jsonl", topic_documents("cooking", 3))
+    write_jsonl(tmp_path / "input" / "9-again.jsonl", make_topic_documents("cooking", 3))
     topics["max_bad_fraction"] = 0.5
     made = run(topics, until="prepare")
     assert made.step("prepare", "generalist").manifest["reasons"] == {"duplicate_id": 3}
@@ -388,26 +388,28 @@ def test_ids_repeated_across_files_are_quarantined_in_the_order_of_files(topics:
     }
 
 
-def test_an_empty_specialist_is_one_clear_line_before_the_generalist_corpus_is_read(topics: dict[str, Any], tmp_path: Path) -> None:
+def test_an_empty_specialist_sample_is_rejected_before_the_generalist_corpus_is_read(
+    topics: dict[str, Any], tmp_path: Path
+) -> None:
     topics["specialists"]["legal"]["paths"] = [write_jsonl(tmp_path / "empty.jsonl", [])]
-    with pytest.raises(InputError, match="legal has no document that can be used: 0 rows read"):
+    with pytest.raises(InputError, match="legal has no usable document: 0 rows read"):
         run(topics)
     assert not pipeline.build_graph(topics).step("prepare", "generalist").folder.names()
 
 
-def test_no_file_that_matches_is_one_clear_line(topics: dict[str, Any]) -> None:
+def test_a_glob_without_files_is_one_clear_line(topics: dict[str, Any]) -> None:
     topics["specialists"]["legal"]["paths"] = ["/nowhere/*.jsonl"]
     with pytest.raises(InputError, match=r"specialists\.legal\.paths"):
         pipeline.build_graph(pipeline.parse_config(topics))
 
 
-def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topics: dict[str, Any]) -> None:
+def test_a_budget_above_the_cap_is_rejected_with_the_available_tokens(topics: dict[str, Any]) -> None:
     asked = topics["sample"]["budget_tokens"]
     topics["sample"]["budget_tokens"] = 10_000_000
     refused = r"sample\.budget_tokens 10,000,000 is more than weights\.max_epochs 4 allows.*at most"
     with pytest.raises(ConfigError, match=refused):
         run(topics)
-    assert pipeline.build_graph(topics).windows("generalist").done
+    assert pipeline.build_graph(topics).windows_step("generalist").done
     # And where the windows are there already, before anything else is done.
     run({**topics, "sample": {**topics["sample"], "budget_tokens": asked}}, until="embed")
     with pytest.raises(ConfigError, match=refused):
@@ -415,7 +417,7 @@ def test_a_budget_above_what_the_cap_allows_names_the_most_that_can_be_had(topic
     assert not pipeline.build_graph(topics).step("cluster").folder.names()
 
 
-def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any]) -> None:
+def test_overflow_leave_is_a_deficit_in_allocation_and_manifest(topics: dict[str, Any]) -> None:
     topics["weights"] = {"overflow": "leave", "max_epochs": 1.0, "smoothing": "none", "natural_share": 0}
     made = run(topics)
     manifest = made.shards.read_json("_manifest.json")
@@ -424,13 +426,13 @@ def test_overflow_left_is_a_deficit_in_plan_and_manifest(topics: dict[str, Any])
 
 
 @pytest.mark.parametrize("budget", [1, 30, 100, 1000])
-def test_small_budgets_are_met_to_one_window(topics: dict[str, Any], budget: int) -> None:
+def test_small_budgets_are_met_to_within_one_window(topics: dict[str, Any], budget: int) -> None:
     topics["sample"]["budget_tokens"] = budget
     made = run(topics)
     assert abs(made.shards.read_json("_manifest.json")["tokens"] - budget) <= 64
 
 
-def test_the_readme_reads_the_shards_with_each_library_that_it_names(topics: dict[str, Any]) -> None:
+def test_code_in_the_readme_reads_the_shards_with_each_library(topics: dict[str, Any]) -> None:
     made = run(topics)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("## Using the shards")[1].split("\n## ")[0]

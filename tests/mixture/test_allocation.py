@@ -1,4 +1,4 @@
-"""The plan: levels against the hand-over that they shorten."""
+"""The allocation, against an iterative oracle and cases computed by hand."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from pipeline.tables import ALLOCATION
 seeds = st.integers(0, 10**6)
 
 
-def obvious_fill(wanted, cap):
-    """Hand what is beyond the cap to leaves below theirs, in proportion to what they have, until nothing is."""
+def fill_iteratively(wanted, cap):
+    """Move tokens above the cap to leaves below their cap, in proportion to their tokens, until no leaf exceeds its cap."""
     planned = [float(w) for w in wanted]
     full = [False] * len(planned)
     for _ in range(len(planned) + 1):
@@ -31,7 +31,7 @@ def obvious_fill(wanted, cap):
     return planned
 
 
-def case(seed):
+def make_case(seed):
     rng = np.random.default_rng(seed)
     num = int(rng.integers(1, 30))
     wanted = rng.exponential(size=num) ** 3 * (rng.random(num) > 0.2)
@@ -39,28 +39,28 @@ def case(seed):
     return wanted, rng.exponential(size=num) * (rng.random(num) > 0.1), rng
 
 
-def limits(budget=1, **more):
-    return Limits(**{"budget_tokens": budget, "max_epochs": 1.5, "overflow": "spread", **more})
+def make_limits(budget=1, **changes):
+    return Limits(**{"budget_tokens": budget, "max_epochs": 1.5, "overflow": "spread", **changes})
 
 
 @settings(max_examples=200, deadline=None)
 @given(seeds)
-def test_spreading_ends_where_handing_over_ends(seed):
-    """One row, and natural text of which nothing is asked."""
-    wanted, tokens, rng = case(seed)
+def test_spread_allocation_equals_the_iterative_oracle(seed):
+    """One claim row, and a natural share of zero."""
+    wanted, tokens, rng = make_case(seed)
     wanted[tokens == 0] = 0
     wanted[0], tokens[0] = wanted[0] + 0.1, tokens[0] + 0.1
     if 1.5 * tokens[wanted > 0].sum() < wanted.sum():
         tokens[0] += wanted.sum() * (1 + rng.random())
     claim = np.stack([wanted, np.zeros_like(wanted)]) / wanted.sum()
-    made = allocate_capped(claim, tokens, limits(wanted.sum()))
-    np.testing.assert_allclose(made.allocated_L, obvious_fill(wanted, 1.5 * tokens), rtol=1e-9, atol=1e-9)
-    assert not made.allocated_RL[1].any()
+    allocation = allocate_capped(claim, tokens, make_limits(wanted.sum()))
+    np.testing.assert_allclose(allocation.allocated_L, fill_iteratively(wanted, 1.5 * tokens), rtol=1e-9, atol=1e-9)
+    assert not allocation.allocated_RL[1].any()
 
 
 @settings(max_examples=100, deadline=None)
 @given(seeds, st.integers(1, 3), st.floats(0.05, 1.0), st.sampled_from([0.0, 0.25, 0.6]))
-def test_each_row_gets_its_share_whatever_the_limits(seed, specialists, exponent, natural):
+def test_each_claim_row_gets_its_share_under_any_limits(seed, specialists, exponent, natural):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, 1000, 40)
     claim = rng.exponential(size=(specialists, 40)) ** 4 * (rng.random((specialists, 40)) > 0.3)
@@ -68,13 +68,13 @@ def test_each_row_gets_its_share_whatever_the_limits(seed, specialists, exponent
     claim *= (1 - natural) * rng.dirichlet(np.ones(specialists))[:, None] / claim.sum(axis=1, keepdims=True)
     claim = np.concatenate([claim, natural * tokens[None] / tokens.sum()])
     budget = int(tokens.sum() * rng.uniform(0.05, 0.6))
-    made = allocate_capped(claim, tokens, limits(budget, max_epochs=3.0, repeat_exponent=exponent))
-    assert (made.allocated_L <= 3.0 * tokens * (1 + 1e-9)).all()
-    assert made.allocated_L.sum() == pytest.approx(budget, rel=1e-9)
-    np.testing.assert_allclose(made.allocated_RL.sum(axis=1), budget * claim.sum(axis=1), rtol=1e-4)
-    # Each leaf is given what its rows ask for at their levels, and the limits on repeats are of all rows together.
+    allocation = allocate_capped(claim, tokens, make_limits(budget, max_epochs=3.0, repeat_exponent=exponent))
+    assert (allocation.allocated_L <= 3.0 * tokens * (1 + 1e-9)).all()
+    assert allocation.allocated_L.sum() == pytest.approx(budget, rel=1e-9)
+    np.testing.assert_allclose(allocation.allocated_RL.sum(axis=1), budget * claim.sum(axis=1), rtol=1e-4)
+    # Each leaf gets the claims of its rows at their levels; the limits on repeats apply to the sum over rows.
     asked = budget * claim / tokens
-    epochs = made.allocated_RL / tokens
+    epochs = allocation.allocated_RL / tokens
     total = epochs.sum(axis=0)
     undamped = np.where(total > 1, total ** (1 / exponent), total)
     free = total < 3.0 * (1 - 1e-9)
@@ -85,41 +85,41 @@ def test_each_row_gets_its_share_whatever_the_limits(seed, specialists, exponent
         assert level.size == 0 or level.min() > 1 - 1e-6
 
 
-def test_a_row_whose_text_is_used_up_leaves_the_rest_to_others():
+def test_a_row_without_text_left_gives_its_remainder_to_other_rows():
     tokens = np.array([10, 1000])
     claim = np.array([[0.5, 0.0], [0.0, 0.0], [0.005, 0.495]])
-    made = allocate_capped(claim, tokens, limits(200, max_epochs=2.0))
-    assert made.allocated_L == pytest.approx([20, 180])
-    assert made.allocated_RL[2].sum() > 180
+    allocation = allocate_capped(claim, tokens, make_limits(200, max_epochs=2.0))
+    assert allocation.allocated_L == pytest.approx([20, 180])
+    assert allocation.allocated_RL[2].sum() > 180
 
 
-def test_of_a_budget_beyond_all_caps_every_leaf_that_is_asked_for_is_full():
+def test_a_budget_above_all_caps_fills_every_claimed_leaf():
     claim = np.array([[0.7, 5e-324, 0.0], [0.3, 0.0, 0.0]])
-    made = allocate_capped(claim, np.array([10, 10, 10]), limits(10_000))
-    np.testing.assert_allclose(made.allocated_L, [15, 15, 0])
+    allocation = allocate_capped(claim, np.array([10, 10, 10]), make_limits(10_000))
+    np.testing.assert_allclose(allocation.allocated_L, [15, 15, 0])
 
 
 P, TOKENS = np.array([[0.7, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]]), np.array([100, 100, 100, 100])
 
 
-def test_plan_spread_moves_the_clipped_mass():
-    made = allocate(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="spread"))
-    np.testing.assert_allclose(made.allocated_L, [150, 100, 50, 0])
-    np.testing.assert_allclose(made.epochs_L, [1.5, 1.0, 0.5, 0])
-    np.testing.assert_allclose(made.deficit_L, [60, 0, 0, 0])
-    assert made.clipped_mass == pytest.approx(0.2)
-    assert made.deficit_share == pytest.approx(0)
-    assert made.to_table().schema == ALLOCATION
+def test_overflow_spread_moves_the_clipped_mass_to_other_leaves():
+    allocation = allocate(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="spread"))
+    np.testing.assert_allclose(allocation.allocated_L, [150, 100, 50, 0])
+    np.testing.assert_allclose(allocation.epochs_L, [1.5, 1.0, 0.5, 0])
+    np.testing.assert_allclose(allocation.deficit_L, [60, 0, 0, 0])
+    assert allocation.clipped_mass == pytest.approx(0.2)
+    assert allocation.deficit_share == pytest.approx(0)
+    assert allocation.to_table().schema == ALLOCATION
 
 
-def test_plan_leave_leaves_it():
-    made = allocate(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="leave"))
-    np.testing.assert_allclose(made.allocated_L, [150, 60, 30, 0])
-    assert made.deficit_share == pytest.approx(0.2)
-    np.testing.assert_allclose(made.allocated_L + made.deficit_L, made.requested_L)
+def test_overflow_leave_keeps_the_clipped_mass_as_a_deficit():
+    allocation = allocate(P, TOKENS, Limits(budget_tokens=300, max_epochs=1.5, overflow="leave"))
+    np.testing.assert_allclose(allocation.allocated_L, [150, 60, 30, 0])
+    assert allocation.deficit_share == pytest.approx(0.2)
+    np.testing.assert_allclose(allocation.allocated_L + allocation.deficit_L, allocation.requested_L)
 
 
-def test_plan_beyond_what_the_cap_allows_says_what_is_available():
+def test_a_budget_above_the_cap_is_an_error_with_the_available_tokens():
     assert allocate(P, TOKENS, Limits(budget_tokens=450, max_epochs=1.5, overflow="spread")).allocated_L.sum() == pytest.approx(450)
     with pytest.raises(ConfigError) as error:
         allocate(P, TOKENS, Limits(budget_tokens=451, max_epochs=1.5, overflow="spread"))
@@ -134,16 +134,16 @@ def test_plan_beyond_what_the_cap_allows_says_what_is_available():
 
 @settings(max_examples=200, deadline=None)
 @given(seeds)
-def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
-    wanted, cap, rng = case(seed)
+def test_rewrites_fill_deficits_without_replacing_text(seed):
+    wanted, cap, rng = make_case(seed)
     p, tokens = wanted[None] / wanted.sum(), np.ceil(cap * 1000).astype(np.int64)
     budget = int(rng.integers(1, 20_000))
     leave, fill = (Limits(budget_tokens=budget, max_epochs=2.0, overflow=overflow) for overflow in ("leave", "spread"))
-    alone = allocate_capped(p, tokens, leave)
+    without_rewrites = allocate_capped(p, tokens, leave)
     rewrites = rng.exponential(size=p.shape[1]) * 1000
     filled = allocate_capped(p, tokens, leave, rewrites)
-    np.testing.assert_allclose(filled.allocated_L, alone.allocated_L, atol=1e-6)
-    np.testing.assert_allclose(filled.rewritten_L, np.minimum(alone.deficit_L, rewrites))
+    np.testing.assert_allclose(filled.allocated_L, without_rewrites.allocated_L, atol=1e-6)
+    np.testing.assert_allclose(filled.rewritten_L, np.minimum(without_rewrites.deficit_L, rewrites))
     spread = allocate_capped(p, tokens, fill, rewrites)
     np.testing.assert_allclose(spread.rewritten_L, filled.rewritten_L)
     assert (spread.allocated_L >= filled.allocated_L - 1e-6).all()
@@ -152,16 +152,16 @@ def test_rewrites_fill_deficits_and_take_the_place_of_no_text(seed):
     assert spread.allocated_L.sum() + spread.rewritten_L.sum() == pytest.approx(min(budget, enough), rel=1e-9, abs=1e-6)
 
 
-def test_a_share_of_rewrites_leaves_the_mixture_as_asked():
+def test_a_share_of_rewrites_keeps_the_requested_mixture():
     p, tokens = np.array([[0.5, 0.3, 0.2]]), np.array([10_000, 10_000, 10_000])
-    four = limits(9000, max_epochs=4.0)
-    made = allocate_with_rewrite_share(p, tokens, four, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
-    assert made.rewritten_L.sum() == pytest.approx(3000)
-    np.testing.assert_allclose(made.allocated_L + made.rewritten_L, 9000 * p[0])
-    few = allocate_with_rewrite_share(p, tokens, four, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
-    assert few.rewritten_L.sum() == 500
-    np.testing.assert_allclose(few.allocated_L + few.rewritten_L, 9000 * p[0])
-    left = allocate_with_rewrite_share(
-        p, tokens, replace(four, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0
+    four_epochs = make_limits(9000, max_epochs=4.0)
+    allocation = allocate_with_rewrite_share(p, tokens, four_epochs, np.array([5000.0, 500.0, 500.0]), real_to_synthetic=2.0)
+    assert allocation.rewritten_L.sum() == pytest.approx(3000)
+    np.testing.assert_allclose(allocation.allocated_L + allocation.rewritten_L, 9000 * p[0])
+    few_rewrites = allocate_with_rewrite_share(p, tokens, four_epochs, np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0)
+    assert few_rewrites.rewritten_L.sum() == 500
+    np.testing.assert_allclose(few_rewrites.allocated_L + few_rewrites.rewritten_L, 9000 * p[0])
+    left_over = allocate_with_rewrite_share(
+        p, tokens, replace(four_epochs, overflow="leave"), np.array([500.0, 0.0, 0.0]), real_to_synthetic=2.0
     )
-    assert left.allocated_L.sum() == pytest.approx(6000)
+    assert left_over.allocated_L.sum() == pytest.approx(6000)

@@ -1,4 +1,4 @@
-"""Diagnostics on atoms against loops over leaves, and the bootstrap over documents."""
+"""Diagnostics on merged leaves, against loops over all leaves, and the bootstrap over documents."""
 
 import math
 import tracemalloc
@@ -18,22 +18,22 @@ from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import Strata
 from pipeline.mixture.tables import build_tables
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
-from tests.support.trees import counted, generalist_on, grow, sample_on, two_levels
+from tests.support.trees import count_documents, make_random_generalist, make_random_sample, make_random_tree, make_two_level_tree
 
 
-def made(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, shares=None, **weights):
-    chosen = Weights(**({"bootstrap": 0, "estimator": "crisp"} | weights))
-    mixtures = ESTIMATORS[chosen.estimator].estimate(tree, generalist, samples, chosen)
+def compute_tables(tree, generalist, samples, *, budget=500, draw="rounded", seed=0, shares=None, **weights):
+    settings_of_weights = Weights(**({"bootstrap": 0, "estimator": "crisp"} | weights))
+    mixtures = ESTIMATORS[settings_of_weights.estimator].estimate(tree, generalist, samples, settings_of_weights)
     shares = shares or dict.fromkeys(samples, 1.0)
-    limits = Limits(budget_tokens=budget, max_epochs=chosen.max_epochs, overflow=chosen.overflow)
-    more = {"shares": shares, "natural_share": chosen.natural_share or 0.0, "draw": draw, "seed": seed}
-    result = build_tables(tree, generalist, samples, mixtures, chosen, limits, **more)
+    limits = Limits(budget_tokens=budget, max_epochs=settings_of_weights.max_epochs, overflow=settings_of_weights.overflow)
+    more = {"shares": shares, "natural_share": settings_of_weights.natural_share or 0.0, "draw": draw, "seed": seed}
+    result = build_tables(tree, generalist, samples, mixtures, settings_of_weights, limits, **more)
     facts = {(row["specialist"], row["name"]): row for row in result.diagnostics.to_pylist()}
     return result, facts, mixtures
 
 
-def obvious_facts(generalist, mixtures, shares, natural_share, budget, max_epochs, overflow, draw):
-    """The definitions of METHODS, leaf by leaf."""
+def compute_diagnostics_by_leaf(generalist, mixtures, shares, natural_share, budget, max_epochs, overflow, draw):
+    """Compute the definitions in METHODS, leaf by leaf."""
     g = generalist.tokens_L / generalist.tokens_L.sum()
     claim = compute_claims({name: mixture.p_L for name, mixture in mixtures.items()}, shares, natural_share, g)[1]
     target = claim.sum(axis=0)
@@ -41,21 +41,21 @@ def obvious_facts(generalist, mixtures, shares, natural_share, budget, max_epoch
     out = [x / sum(plan.allocated_L) for x in plan.allocated_L]
     leaves = range(len(g))
     epochs = [plan.allocated_L[i] / generalist.tokens_L[i] if generalist.tokens_L[i] else 0.0 for i in leaves]
-    worth, unique, reached = 0.0, 0.0, 0.0
+    repeats_value, unique, cumulative = 0.0, 0.0, 0.0
     for i in leaves:
         tokens, e = float(generalist.tokens_L[i]), epochs[i]
-        worth += plan.allocated_L[i] if e <= 1 else tokens + tokens * 15.39 * (1 - math.exp(-(e - 1) / 15.39))
+        repeats_value += plan.allocated_L[i] if e <= 1 else tokens + tokens * 15.39 * (1 - math.exp(-(e - 1) / 15.39))
         unique += tokens * (min(e, 1) if draw == "rounded" else 1 - math.exp(-e))
     p99 = None
     for e, p in sorted(zip(epochs, out, strict=True)):
-        reached += p
-        p99 = e if p99 is None and reached >= 0.99 - 1e-12 else p99
+        cumulative += p
+        p99 = e if p99 is None and cumulative >= 0.99 - 1e-12 else p99
     n = generalist.windows_L
     entropy = lambda p: -sum(x * math.log(x) for x in p if x > 0)  # noqa: E731
     found = {
         ("", "epochs_max"): max(epochs),
         ("", "epochs_p99"): p99,
-        ("", "repeats_value"): worth / sum(plan.allocated_L),
+        ("", "repeats_value"): repeats_value / sum(plan.allocated_L),
         ("", "unique_share"): unique / sum(plan.allocated_L),
         ("", "effective_windows"): sum(w * k for w, k in zip(epochs, n, strict=True)) ** 2
         / sum(w * w * k for w, k in zip(epochs, n, strict=True)),
@@ -87,39 +87,39 @@ def obvious_facts(generalist, mixtures, shares, natural_share, budget, max_epoch
     st.sampled_from(["spread", "leave"]),
     st.sampled_from(["rounded", "multinomial"]),
 )
-def test_findings_on_merged_leaves_says_what_loops_over_all_leaves_say(seed, smoothing, natural_share, overflow, draw):
+def test_diagnostics_on_merged_leaves_equal_loops_over_all_leaves(seed, smoothing, natural_share, overflow, draw):
     rng = np.random.default_rng(seed)
-    tree = grow(rng, depth=4)
-    generalist = generalist_on(rng, tree, 0.1)
-    samples = {name: counted(sample_on(rng, tree, documents=2, most_windows=2)) for name in ("a", "b")}
+    tree = make_random_tree(rng, depth=4)
+    generalist = make_random_generalist(rng, tree, 0.1)
+    samples = {name: count_documents(make_random_sample(rng, tree, documents=2, max_windows=2)) for name in ("a", "b")}
     for sample in samples.values():
         if not generalist.tokens_L[sample.leaf_E].any():
             return
     budget = max(1, int(generalist.tokens_L.sum() * rng.random() * 0.5))
-    _, facts, mixtures = made(
+    _, facts, mixtures = compute_tables(
         tree, generalist, samples, budget=budget, draw=draw, shares={"a": 3.0, "b": 1.0},
         smoothing=smoothing, natural_share=natural_share, overflow=overflow, max_epochs=2.0,
     )  # fmt: skip
-    expected = obvious_facts(generalist, mixtures, {"a": 3.0, "b": 1.0}, natural_share, budget, 2.0, overflow, draw)
+    expected = compute_diagnostics_by_leaf(generalist, mixtures, {"a": 3.0, "b": 1.0}, natural_share, budget, 2.0, overflow, draw)
     for key, value in expected.items():
         assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from(["shuffled", "density"]))
-@example(1325, "density")  # nothing of the sample lies on the lowest level
-def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(seed, estimator):
-    """`shuffled` puts mass where no sample is; so do the odds of `density`, here in one stratum a leaf."""
+@example(1325, "density")  # no window of the sample is on the lowest level
+def test_untouched_leaves_with_different_shares_are_not_merged(seed, estimator):
+    """`shuffled` and `density` give a share to leaves without sample windows; here each leaf is one stratum."""
     rng = np.random.default_rng(seed)
-    tree = grow(rng, depth=3)
-    generalist = generalist_on(rng, tree, 0.0)
-    samples = {"a": counted(sample_on(rng, tree, documents=2, most_windows=2))}
+    tree = make_random_tree(rng, depth=3)
+    generalist = make_random_generalist(rng, tree, 0.0)
+    samples = {"a": count_documents(make_random_sample(rng, tree, documents=2, max_windows=2))}
     budget = max(1, int(generalist.tokens_L.sum() * 0.2))
-    chosen = {"overflow": "leave", "max_epochs": 2.0, "natural_share": 0.1}
+    settings_of_weights = {"overflow": "leave", "max_epochs": 2.0, "natural_share": 0.1}
     if estimator == "shuffled":
-        _, facts, mixtures = made(tree, generalist, samples, budget=budget, estimator="shuffled", **chosen)
+        _, facts, mixtures = compute_tables(tree, generalist, samples, budget=budget, estimator="shuffled", **settings_of_weights)
     else:
-        weights = Weights(**chosen, bootstrap=10)
+        weights = Weights(**settings_of_weights, bootstrap=10)
         clusters = ESTIMATORS["crisp"].estimate(tree, generalist, samples, weights)
         p_L = rng.dirichlet(np.full(len(generalist.tokens_L), 0.3)) * (generalist.tokens_L > 0)
         mixtures = {"a": replace(clusters["a"], p_L=p_L / p_L.sum())}
@@ -140,7 +140,7 @@ def test_leaves_that_no_sample_touches_are_not_merged_where_they_are_not_alike(s
             assert (found["p_low"] <= found["p_high"]).all()
             # A resample moves a leaf by the square root of what it moves CRISP's weight.
             assert (found["p_high"] / found["p"].clip(1e-300) < 40).all()
-    expected = obvious_facts(generalist, mixtures, {"a": 1.0}, 0.1, budget, 2.0, "leave", "rounded")
+    expected = compute_diagnostics_by_leaf(generalist, mixtures, {"a": 1.0}, 0.1, budget, 2.0, "leave", "rounded")
     for key, value in expected.items():
         assert facts[key]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 
@@ -149,8 +149,8 @@ GENERALIST = LeafHistogram(windows_L=np.array([50, 25, 20, 0]), tokens_L=np.arra
 ROWS = [("a", 0, 10), ("a", 0, 10), ("b", 1, 10), ("b", 0, 10), ("c", 0, 10), ("d", 2, 10), ("e", 3, 10)]
 
 
-def test_findings_have_the_declared_tables_and_a_meaning_for_every_fact():
-    result, facts, _ = made(two_levels(), GENERALIST, {"x": counted(ROWS)}, bootstrap=20)
+def test_tables_have_the_declared_schemas_and_every_diagnostic_a_meaning():
+    result, facts, _ = compute_tables(make_two_level_tree(), GENERALIST, {"x": count_documents(ROWS)}, bootstrap=20)
     assert result.specialists.schema == SPECIALISTS
     assert result.mixture.schema == MIXTURE
     assert result.diagnostics.schema == DIAGNOSTICS
@@ -168,62 +168,68 @@ def test_findings_have_the_declared_tables_and_a_meaning_for_every_fact():
     assert result.specialists["leaf"].to_pylist() == [0, 1, 2, 3]  # leaf 3 has no text, but the sample does
 
 
-def test_four_passes_over_a_cluster_are_worth_what_the_paper_says():
+def test_value_of_four_epochs_equals_the_paper():
     generalist = LeafHistogram(windows_L=np.array([10, 10, 10, 10]), tokens_L=np.array([100, 100, 100, 100]))
-    _, facts, _ = made(two_levels(), generalist, {"x": counted([("a", 0, 5), ("b", 0, 5)])}, budget=400, smoothing="none")
+    _, facts, _ = compute_tables(
+        make_two_level_tree(), generalist, {"x": count_documents([("a", 0, 5), ("b", 0, 5)])}, budget=400, smoothing="none"
+    )
     assert facts["", "repeats_value"]["value"] == pytest.approx(0.93, abs=0.005)
     assert facts["", "unique_share"]["value"] == pytest.approx(0.25)
     assert facts["", "effective_windows"]["value"] == pytest.approx(10)
 
 
-def test_bootstrap_resamples_documents_and_is_the_same_for_any_order_of_rows():
-    """Ten windows in one document say less than ten documents of a window each."""
-    tree, rng = two_levels(), np.random.default_rng(0)
+def test_bootstrap_resamples_documents_and_ignores_the_order_of_rows():
+    """Ten windows of one document give wider intervals than ten documents with one window each."""
+    tree, rng = make_two_level_tree(), np.random.default_rng(0)
     leaves = rng.integers(0, 3, 60)
     single = [(f"w{i}", int(leaf), 10) for i, leaf in enumerate(leaves)]
     clumped = [(f"d{i}", int(leaf), 10) for i, leaf in enumerate(leaves[::10]) for _ in range(10)]
 
-    def width(rows, seed=0):
-        table = made(tree, GENERALIST, {"x": counted(rows)}, bootstrap=200, smoothing="none", seed=seed)[0].specialists
+    def compute_interval(rows, seed=0):
+        table = compute_tables(tree, GENERALIST, {"x": count_documents(rows)}, bootstrap=200, smoothing="none", seed=seed)[
+            0
+        ].specialists
         return np.array(table["p_high"]) - np.array(table["p_low"]), np.array(table["p_low"])
 
-    wide, narrow = width(clumped), width(single)
+    wide, narrow = compute_interval(clumped), compute_interval(single)
     assert (wide[0][:3] > 1.5 * narrow[0][:3]).all()
-    np.testing.assert_array_equal(width(single[::-1])[1], narrow[1])
-    assert (width(single, seed=1)[1] != narrow[1]).any()
+    np.testing.assert_array_equal(compute_interval(single[::-1])[1], narrow[1])
+    assert (compute_interval(single, seed=1)[1] != narrow[1]).any()
 
 
-def test_bootstrap_interval_of_a_share_is_that_of_the_binomial():
+def test_bootstrap_interval_of_a_share_equals_the_binomial_interval():
     leaves = [0] * 40 + [1] * 60
     rows = [(f"w{i}", leaf, 10) for i, leaf in enumerate(leaves)]
-    table = made(two_levels(), GENERALIST, {"x": counted(rows)}, bootstrap=400, smoothing="none")[0].specialists.to_pydict()
+    table = compute_tables(make_two_level_tree(), GENERALIST, {"x": count_documents(rows)}, bootstrap=400, smoothing="none")[
+        0
+    ].specialists.to_pydict()
     spread = 1.645 * math.sqrt(0.4 * 0.6 / 100)
     assert table["p_low"][0] == pytest.approx(0.4 - spread, abs=0.02)
     assert table["p_high"][0] == pytest.approx(0.4 + spread, abs=0.02)
 
 
 @pytest.mark.parametrize(("rows", "bootstrap"), [(ROWS, 0), ([("a", 0, 10), ("a", 1, 10)], 50)])
-def test_intervals_that_cannot_be_known_are_missing(rows, bootstrap):
-    result, facts, _ = made(two_levels(), GENERALIST, {"x": counted(rows)}, bootstrap=bootstrap)
+def test_intervals_without_resampling_are_missing(rows, bootstrap):
+    result, facts, _ = compute_tables(make_two_level_tree(), GENERALIST, {"x": count_documents(rows)}, bootstrap=bootstrap)
     assert all(row["low"] is None and row["high"] is None for row in facts.values())
     assert np.isnan(result.specialists["p_low"].to_numpy()).all()
 
 
-def test_intervals_of_the_mixture_need_every_sample_resampled():
-    samples = {"x": counted(ROWS), "y": counted([("only", 0, 10)])}
-    _, facts, _ = made(two_levels(), GENERALIST, samples, bootstrap=20)
+def test_intervals_of_the_mixture_are_missing_unless_every_sample_is_resampled():
+    samples = {"x": count_documents(ROWS), "y": count_documents([("only", 0, 10)])}
+    _, facts, _ = compute_tables(make_two_level_tree(), GENERALIST, samples, bootstrap=20)
     assert facts["x", "entropy"]["low"] is not None
     assert facts["y", "entropy"]["low"] is None
     assert facts["", "epochs_max"]["low"] is None
 
 
 def test_natural_estimator_reports_no_distance_to_the_generalist():
-    _, facts, _ = made(two_levels(), GENERALIST, {"x": counted(ROWS)}, estimator="natural", bootstrap=10)
+    _, facts, _ = compute_tables(make_two_level_tree(), GENERALIST, {"x": count_documents(ROWS)}, estimator="natural", bootstrap=10)
     assert facts["x", "kl_generalist"]["value"] == pytest.approx(0, abs=1e-12)
     assert facts["x", "entropy"]["low"] == pytest.approx(facts["x", "entropy"]["high"])
 
 
-def test_bootstrap_over_262144_leaves_stays_small():
+def test_bootstrap_over_262144_leaves_has_bounded_memory():
     leaves, wide = 64**3, 64
     tree = SimpleNamespace(
         parent_V=np.concatenate([[-1], np.zeros(wide, int), np.repeat(np.arange(1, 1 + wide), wide),
@@ -235,9 +241,9 @@ def test_bootstrap_over_262144_leaves_stays_small():
     rng = np.random.default_rng(0)
     generalist = LeafHistogram(windows_L=np.full(leaves, 10), tokens_L=rng.integers(1, 2000, leaves))
     rows = [(f"d{i // 4}", int(leaf), 100) for i, leaf in enumerate(rng.integers(0, leaves, 3000) // 8)]
-    sample = counted(rows)
+    sample = count_documents(rows)
     tracemalloc.start()
-    result, _, _ = made(tree, generalist, {"x": sample}, budget=10**6, bootstrap=200, smoothing=5.0)
+    result, _, _ = compute_tables(tree, generalist, {"x": sample}, budget=10**6, bootstrap=200, smoothing=5.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300 << 20

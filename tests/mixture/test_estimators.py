@@ -11,14 +11,14 @@ from pipeline.config import Weights
 from pipeline.errors import InputError
 from pipeline.mixture.estimators import ESTIMATORS, compute_claims
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts, LeafHistogram
-from tests.support.trees import counted, two_levels
+from tests.support.trees import count_documents, make_two_level_tree
 
-TREE = two_levels()
+TREE = make_two_level_tree()
 GENERALIST = LeafHistogram(windows_L=np.array([50, 25, 20, 0]), tokens_L=np.array([500, 300, 200, 0]))
-rows_of = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(-1, 3), st.integers(1, 9)), min_size=1, max_size=40)
+ROW_LISTS = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(-1, 3), st.integers(1, 9)), min_size=1, max_size=40)
 
 
-def parts_of(rows, cuts, order):
+def split_rows(rows, cuts, order):
     edges = sorted({0, len(rows), *(cut % (len(rows) + 1) for cut in cuts)})
     parts = [rows[a:b] for a, b in pairwise(edges)]
     order.shuffle(parts)
@@ -26,12 +26,12 @@ def parts_of(rows, cuts, order):
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows_of, st.lists(st.integers(0, 99), max_size=4), st.randoms(use_true_random=False))
-def test_histograms_of_any_split_and_order_of_rows_are_the_counts_by_hand(rows, cuts, order):
+@given(ROW_LISTS, st.lists(st.integers(0, 99), max_size=4), st.randoms(use_true_random=False))
+def test_histograms_of_any_split_and_order_of_rows_equal_plain_counts(rows, cuts, order):
     def columns(part):
         return np.array([r[1] for r in part], dtype=np.int32), np.array([r[2] for r in part], dtype=np.int32)
 
-    parts = parts_of(rows, cuts, order)
+    parts = split_rows(rows, cuts, order)
     half = len(parts) // 2
     halves = [LeafCounts.combine(LeafCounts.of_part(*columns(part)) for part in run) for run in (parts[:half], parts[half:])]
     histogram = halves[0].add(halves[1]).histogram(4)
@@ -43,7 +43,7 @@ def test_histograms_of_any_split_and_order_of_rows_are_the_counts_by_hand(rows, 
     np.testing.assert_array_equal(sample.histogram(4).tokens_L, histogram.tokens_L)
     np.testing.assert_array_equal(sample.histogram(4).windows_L, histogram.windows_L)
     entries = {(d, leaf) for d, leaf, _ in rows if leaf >= 0}
-    assert len(sample.leaf_E) == len(entries)  # a document that straddles parts is one
+    assert len(sample.leaf_E) == len(entries)  # a document that spans parts is counted once
     assert sample.document_rows()[0] == len({d for d, _ in entries})
     whole = DocumentCounts.of_part([r[0] for r in rows], *columns(rows))
     for name in ("document_E", "leaf_E", "windows_E", "tokens_E"):
@@ -51,8 +51,8 @@ def test_histograms_of_any_split_and_order_of_rows_are_the_counts_by_hand(rows, 
 
 
 @pytest.mark.parametrize("smoothing", ["auto", "none", 3.0])
-def test_crisp_by_setting_uses_its_alphas(smoothing):
-    sample = counted([("a", 0, 10), ("a", 0, 10), ("b", 1, 10), ("b", 3, 10), ("c", 0, 10)])
+def test_crisp_uses_the_configured_smoothing(smoothing):
+    sample = count_documents([("a", 0, 10), ("a", 0, 10), ("b", 1, 10), ("b", 3, 10), ("c", 0, 10)])
     mixture = ESTIMATORS["crisp"].estimate(TREE, GENERALIST, {"x": sample}, Weights(smoothing=smoothing))["x"]
     assert mixture.p_L.sum() == pytest.approx(1)
     np.testing.assert_allclose(mixture.p_raw_L, [0.6, 0.2, 0, 0.2])
@@ -60,14 +60,14 @@ def test_crisp_by_setting_uses_its_alphas(smoothing):
     if smoothing == "none":
         np.testing.assert_allclose(mixture.p_L, [0.6, 0.2, 0.2, 0])
         assert mixture.backed_off == pytest.approx(0.2)
-    if smoothing == 3.0:  # by hand: 5 windows' worth at the root, 4 of them left
+    if smoothing == 3.0:  # by hand: 5 windows at the root, 4 of them in the left child
         left = (4 + 3 * 0.8) / (5 + 3)
         np.testing.assert_allclose(mixture.p_L[:2], [left * (3 + 3 * 5 / 8) / 7, left * (1 + 3 * 3 / 8) / 7])
         np.testing.assert_array_equal(mixture.alpha_H, [3, 3])
 
 
-def test_natural_gives_every_specialist_the_generalist():
-    mixture = ESTIMATORS["natural"].estimate(TREE, GENERALIST, {"x": counted([("a", 0, 10)])}, Weights())["x"]
+def test_natural_estimator_returns_the_generalist_shares():
+    mixture = ESTIMATORS["natural"].estimate(TREE, GENERALIST, {"x": count_documents([("a", 0, 10)])}, Weights())["x"]
     np.testing.assert_allclose(mixture.p_L, GENERALIST.p_L)
 
 
@@ -79,9 +79,9 @@ def test_natural_gives_every_specialist_the_generalist():
         (LeafCounts().histogram(4), [("a", 0, 10)], "generalist: no window with tokens"),
     ],
 )
-def test_estimate_without_anything_to_go_by_names_the_input(generalist, rows, words):
+def test_estimate_without_usable_windows_names_the_corpus(generalist, rows, words):
     with pytest.raises(InputError) as error:
-        ESTIMATORS["crisp"].estimate(TREE, generalist, {"law": counted(rows)}, Weights())
+        ESTIMATORS["crisp"].estimate(TREE, generalist, {"law": count_documents(rows)}, Weights())
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -94,9 +94,11 @@ def test_claims_of_two_specialists_sum_to_the_target():
     np.testing.assert_allclose(claim_SL[2], [0.1, 0.1])
 
 
-def test_a_shuffled_histogram_is_the_same_numbers_elsewhere_and_another_by_another_seed() -> None:
-    samples = {"x": counted([("a", 0, 10), ("b", 1, 30), ("c", 0, 2)])}
-    made = {seed: ESTIMATORS["shuffled"].estimate(TREE, GENERALIST, samples, Weights(), seed)["x"].p_L for seed in range(8)}
-    for p_L in made.values():
+def test_shuffled_estimator_permutes_the_shares_by_seed() -> None:
+    samples = {"x": count_documents([("a", 0, 10), ("b", 1, 30), ("c", 0, 2)])}
+    shares_by_seed = {
+        seed: ESTIMATORS["shuffled"].estimate(TREE, GENERALIST, samples, Weights(), seed)["x"].p_L for seed in range(8)
+    }
+    for p_L in shares_by_seed.values():
         np.testing.assert_allclose(np.sort(p_L)[-2:], [12 / 42, 30 / 42])
-    assert len({tuple(p_L) for p_L in made.values()}) > 1
+    assert len({tuple(p_L) for p_L in shares_by_seed.values()}) > 1

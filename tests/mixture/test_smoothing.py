@@ -1,4 +1,4 @@
-"""Smoothing down the tree, against loops that read like the formula, and deletion of documents for real."""
+"""Smoothing down the tree, against recursive loops over the formula, and against deleting each document."""
 
 from types import SimpleNamespace
 
@@ -11,12 +11,19 @@ from scipy.optimize import minimize_scalar
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.smoothing import build_terms, fit_alpha, fit_alphas, smooth
 from pipeline.mixture.tree_shape import find_leaf_nodes, find_paths, prune, slice_levels, sum_below_nodes
-from tests.support.trees import below, counted, generalist_on, grow, sample_on, two_levels
+from tests.support.trees import (
+    count_documents,
+    list_leaves_below,
+    make_random_generalist,
+    make_random_sample,
+    make_random_tree,
+    make_two_level_tree,
+)
 
 
-def obvious_smooth(tree, text_L, n_L, alpha_H):
-    """The brief in words: walk down; share by the formula; hand what textless children got to the others in proportion."""
-    total = lambda x_L, v: sum(x_L[leaf] for leaf in below(tree, v))  # noqa: E731
+def smooth_recursively(tree, text_L, n_L, alpha_H):
+    """Walk down the tree, divide mass by the formula, and move the mass of children without text to their siblings."""
+    total = lambda x_L, v: sum(x_L[leaf] for leaf in list_leaves_below(tree, v))  # noqa: E731
     p_L, moved = np.zeros(len(text_L)), 0.0
 
     def walk(u, mass):
@@ -50,14 +57,14 @@ alphas = st.sampled_from([0.0, 0.01, 1.0, 7.5, 1e4, np.inf])
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, st.lists(alphas, min_size=3, max_size=3), st.sampled_from([0.0, 0.3, 0.7]))
-def test_smooth_any_tree_matches_the_formula_walked_by_hand(seed, alpha_H, empty):
+def test_smoothing_of_any_tree_equals_the_recursive_formula(seed, alpha_H, empty):
     rng = np.random.default_rng(seed)
-    tree = grow(rng)
+    tree = make_random_tree(rng)
     levels = int(tree.level_V[-1])
-    generalist, sample = generalist_on(rng, tree, empty), counted(sample_on(rng, tree))
+    generalist, sample = make_random_generalist(rng, tree, empty), count_documents(make_random_sample(rng, tree))
     n_L = sample.histogram(len(generalist.tokens_L)).tokens_L * 0.1
     p_L, moved = smooth(tree, generalist.node_tokens(tree), sum_below_nodes(tree, n_L), np.array(alpha_H[:levels]))
-    expected_L, expected_moved = obvious_smooth(tree, generalist.tokens_L, n_L, alpha_H)
+    expected_L, expected_moved = smooth_recursively(tree, generalist.tokens_L, n_L, alpha_H)
     np.testing.assert_allclose(p_L, expected_L, atol=1e-12)
     assert moved == pytest.approx(expected_moved, abs=1e-12)
     assert p_L.sum() == pytest.approx(1.0, abs=1e-12)
@@ -66,11 +73,11 @@ def test_smooth_any_tree_matches_the_formula_walked_by_hand(seed, alpha_H, empty
 
 @settings(max_examples=30, deadline=None)
 @given(seeds)
-def test_smooth_at_its_ends_is_the_raw_histogram_and_the_generalist(seed):
+def test_smoothing_with_alpha_zero_and_infinity_gives_the_sample_and_the_generalist(seed):
     rng = np.random.default_rng(seed)
-    tree = grow(rng)
+    tree = make_random_tree(rng)
     levels = int(tree.level_V[-1])
-    generalist, sample = generalist_on(rng, tree), counted(sample_on(rng, tree))
+    generalist, sample = make_random_generalist(rng, tree), count_documents(make_random_sample(rng, tree))
     tokens_L = sample.histogram(len(generalist.tokens_L)).tokens_L
     text_V, n_V = generalist.node_tokens(tree), sum_below_nodes(tree, tokens_L * 0.1)
     np.testing.assert_allclose(smooth(tree, text_V, n_V, np.zeros(levels))[0], tokens_L / tokens_L.sum(), atol=1e-12)
@@ -78,34 +85,44 @@ def test_smooth_at_its_ends_is_the_raw_histogram_and_the_generalist(seed):
     np.testing.assert_allclose(smooth(tree, text_V, n_V, np.full(levels, np.inf))[0], generalist.p_L, atol=1e-12)
 
 
-def test_back_off_without_siblings_that_have_text_goes_up_and_loses_nothing():
-    text_L, n_L = np.array([0, 0, 30, 10]), np.array([4.0, 4.0, 2.0, 0.0])  # most of the sample where there is no text at all
-    p_L, moved = smooth(two_levels(), sum_below_nodes(two_levels(), text_L), sum_below_nodes(two_levels(), n_L), np.zeros(2))
+def test_backoff_without_siblings_with_text_moves_mass_up():
+    text_L, n_L = np.array([0, 0, 30, 10]), np.array([4.0, 4.0, 2.0, 0.0])  # most of the sample is in leaves without text
+    p_L, moved = smooth(
+        make_two_level_tree(),
+        sum_below_nodes(make_two_level_tree(), text_L),
+        sum_below_nodes(make_two_level_tree(), n_L),
+        np.zeros(2),
+    )
     np.testing.assert_allclose(p_L, [0, 0, 1, 0])
     assert moved == pytest.approx(0.8)
 
 
-def test_back_off_in_a_cluster_whose_texts_the_sample_never_hit_spreads_as_the_generalist():
+def test_backoff_to_siblings_outside_the_sample_follows_the_generalist_shares():
     text_L, n_L = np.array([0, 6, 30, 10]), np.array([8.0, 0.0, 1.0, 1.0])
-    p_L, moved = smooth(two_levels(), sum_below_nodes(two_levels(), text_L), sum_below_nodes(two_levels(), n_L), np.zeros(2))
+    p_L, moved = smooth(
+        make_two_level_tree(),
+        sum_below_nodes(make_two_level_tree(), text_L),
+        sum_below_nodes(make_two_level_tree(), n_L),
+        np.zeros(2),
+    )
     np.testing.assert_allclose(p_L, [0, 0.8, 0.1, 0.1])
     assert moved == pytest.approx(0.8)
 
 
-def likelihood_by_deletion(tree, text_L, rows, level, alpha):
-    """Delete each document, count again, and ask the formula for its own windows' steps into `level`."""
+def compute_likelihood_by_deletion(tree, text_L, rows, level, alpha):
+    """Sum the log-likelihood of each document's windows at `level` under the counts of all other documents."""
     mean = sum(r[2] for r in rows) / len(rows)
-    text = lambda v: sum(text_L[leaf] for leaf in below(tree, v))  # noqa: E731
+    text = lambda v: sum(text_L[leaf] for leaf in list_leaves_below(tree, v))  # noqa: E731
     total = 0.0
     for document in sorted({r[0] for r in rows}):
         others = [r for r in rows if r[0] != document]
         for _, leaf, tokens in (r for r in rows if r[0] == document):
             for v in range(len(tree.parent_V)):
-                if tree.level_V[v] != level or leaf not in below(tree, v) or not text(v):
+                if tree.level_V[v] != level or leaf not in list_leaves_below(tree, v) or not text(v):
                     continue
                 u = tree.parent_V[v]
                 texts = [w for w in range(len(tree.parent_V)) if tree.parent_V[w] == u and text(w)]
-                count = {w: sum(t for _, x, t in others if x in below(tree, w)) / mean for w in texts}
+                count = {w: sum(t for _, x, t in others if x in list_leaves_below(tree, w)) / mean for w in texts}
                 if sum(count.values()) == 0:
                     continue
                 g = text(v) / text(u)
@@ -116,11 +133,11 @@ def likelihood_by_deletion(tree, text_L, rows, level, alpha):
 
 @settings(max_examples=15, deadline=None)
 @given(seeds, st.sampled_from([0.0, 0.3]))
-def test_fit_alphas_terms_equal_deleting_each_document_for_real(seed, empty):
+def test_alpha_likelihood_equals_deleting_each_document(seed, empty):
     rng = np.random.default_rng(seed)
-    tree = grow(rng)
-    generalist, rows = generalist_on(rng, tree, empty), sample_on(rng, tree)
-    sample, text_V = counted(rows), generalist.node_tokens(tree)
+    tree = make_random_tree(rng)
+    generalist, rows = make_random_generalist(rng, tree, empty), make_random_sample(rng, tree)
+    sample, text_V = count_documents(rows), generalist.node_tokens(tree)
     path_HE, unit_E, tokens_E = find_paths(tree, sample.leaf_E), sample.document_rows()[1], sample.tokens_E.astype(float)
     for level in range(1, int(tree.level_V[-1]) + 1):
         node_E = path_HE[level - 1]
@@ -129,21 +146,21 @@ def test_fit_alphas_terms_equal_deleting_each_document_for_real(seed, empty):
             tree, text_V, node_E[keep], unit_E[keep], tokens_E[keep], tokens_E[keep], sample.num_windows / sample.num_tokens
         )
         for alpha in (0.0, 0.3, 5.0, np.inf):
-            expected = likelihood_by_deletion(tree, generalist.tokens_L, rows, level, alpha)
+            expected = compute_likelihood_by_deletion(tree, generalist.tokens_L, rows, level, alpha)
             assert terms.log_likelihood(alpha) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @settings(max_examples=15, deadline=None)
 @given(seeds)
-def test_fit_alphas_with_a_window_a_document_is_the_leave_one_out_rule_of_methods(seed):
+def test_alphas_with_one_window_per_document_equal_leave_one_out(seed):
     rng = np.random.default_rng(seed)
-    tree = two_levels()
-    generalist = generalist_on(rng, tree)
+    tree = make_two_level_tree()
+    generalist = make_random_generalist(rng, tree)
     leaves = rng.choice(4, size=25, p=rng.dirichlet(np.ones(4)))
-    found_H = fit_alphas(tree, generalist.node_tokens(tree), counted([(f"d{i}", leaf, 7) for i, leaf in enumerate(leaves)]))
+    found_H = fit_alphas(tree, generalist.node_tokens(tree), count_documents([(f"d{i}", leaf, 7) for i, leaf in enumerate(leaves)]))
     n_V, g_V = sum_below_nodes(tree, np.bincount(leaves, minlength=4)), generalist.node_tokens(tree)
 
-    def rule(alpha, level):
+    def compute_leave_one_out(alpha, level):
         total = 0.0
         for v in np.flatnonzero((tree.level_V == level) & (n_V > 0)):
             u = tree.parent_V[v]
@@ -152,22 +169,24 @@ def test_fit_alphas_with_a_window_a_document_is_the_leave_one_out_rule_of_method
         return total
 
     for level in (1, 2):
-        tried = [rule(a, level) for a in [1e-9, *np.exp(np.linspace(-8, 12, 400)), 1e12]]
-        refined = minimize_scalar(lambda x, level=level: -rule(np.exp(x), level), bounds=(-8, 12), method="bounded")
+        grid = [compute_leave_one_out(a, level) for a in [1e-9, *np.exp(np.linspace(-8, 12, 400)), 1e12]]
+        refined = minimize_scalar(
+            lambda x, level=level: -compute_leave_one_out(np.exp(x), level), bounds=(-8, 12), method="bounded"
+        )
         found = found_H[level - 1] if np.isfinite(found_H[level - 1]) else 1e12
-        assert rule(max(found, 1e-9), level) >= max(*tried, -refined.fun) - 1e-5
+        assert compute_leave_one_out(max(found, 1e-9), level) >= max(*grid, -refined.fun) - 1e-5
 
 
-def test_fit_alphas_of_documents_with_many_windows_smooths_more_than_of_windows_taken_as_documents():
-    tree, generalist = two_levels(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
+def test_alphas_by_document_are_larger_than_alphas_by_window():
+    tree, generalist = make_two_level_tree(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
     rows = [(f"d{d}", leaf, 10) for d, leaf in enumerate([0] * 7 + [1, 1, 2, 3, 3]) for _ in range(8)]
-    by_document = fit_alphas(tree, generalist.node_tokens(tree), counted(rows))
-    by_window = fit_alphas(tree, generalist.node_tokens(tree), counted([(f"w{i}", r[1], r[2]) for i, r in enumerate(rows)]))
+    by_document = fit_alphas(tree, generalist.node_tokens(tree), count_documents(rows))
+    by_window = fit_alphas(tree, generalist.node_tokens(tree), count_documents([(f"w{i}", r[1], r[2]) for i, r in enumerate(rows)]))
     assert np.isfinite(by_window).all()
     assert (by_document > 2 * by_window).all()
 
 
-def test_fit_alphas_recovers_the_concentration_that_made_the_documents():
+def test_alpha_recovers_the_concentration_of_simulated_documents():
     rng = np.random.default_rng(1)
     leaves, alpha = 400, 50.0
     flat = SimpleNamespace(
@@ -177,36 +196,42 @@ def test_fit_alphas_recovers_the_concentration_that_made_the_documents():
     generalist = LeafHistogram(windows_L=np.full(leaves, 10), tokens_L=np.full(leaves, 100))
     p = rng.dirichlet(np.full(leaves, alpha / leaves))
     rows = [(f"d{i}", leaf, 5) for i, leaf in enumerate(rng.choice(leaves, 1500, p=p))]
-    assert 25 < fit_alphas(flat, generalist.node_tokens(flat), counted(rows))[0] < 100
+    assert 25 < fit_alphas(flat, generalist.node_tokens(flat), count_documents(rows))[0] < 100
 
 
 @pytest.mark.parametrize(("leaves", "expected"), [([2], [1.0, 1.0]), ([2, 2, 2], [3.0, 3.0])])
-def test_fit_alphas_of_a_single_document_keeps_half_for_the_generalist(leaves, expected):
-    tree, generalist = two_levels(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
+def test_alphas_of_a_single_document_equal_its_number_of_windows(leaves, expected):
+    tree, generalist = make_two_level_tree(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
     np.testing.assert_allclose(
-        fit_alphas(tree, generalist.node_tokens(tree), counted([("d", leaf, 10) for leaf in leaves])), expected
+        fit_alphas(tree, generalist.node_tokens(tree), count_documents([("d", leaf, 10) for leaf in leaves])), expected
     )
 
 
-def test_fit_alphas_of_a_single_scattered_document_leaves_windows_out():
-    tree, generalist = two_levels(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
-    alpha_H = fit_alphas(tree, generalist.node_tokens(tree), counted([("d", leaf, 10) for leaf in [0, 1, 2, 3]]))
-    assert np.isinf(alpha_H).all()  # exactly the generalist's mix: no window predicts another
+def test_alphas_of_a_single_document_with_generalist_shares_are_infinite():
+    tree, generalist = make_two_level_tree(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
+    alpha_H = fit_alphas(tree, generalist.node_tokens(tree), count_documents([("d", leaf, 10) for leaf in [0, 1, 2, 3]]))
+    assert np.isinf(alpha_H).all()  # the shares equal the generalist's, so no window predicts another
 
 
-def test_fit_alphas_learns_nothing_from_windows_in_clusters_without_text():
-    tree, generalist = two_levels(), LeafHistogram(windows_L=np.array([50, 50, 50, 0]), tokens_L=np.array([500, 500, 500, 0]))
+def test_alphas_ignore_windows_in_clusters_without_text():
+    tree, generalist = (
+        make_two_level_tree(),
+        LeafHistogram(windows_L=np.array([50, 50, 50, 0]), tokens_L=np.array([500, 500, 500, 0])),
+    )
     rows = [(f"d{i}", leaf, 10) for i, leaf in enumerate([0] * 30 + [1] * 6 + [2] * 5)]
-    lost = [(f"e{i}", 3, 10) for i in range(7)]
+    without_text = [(f"e{i}", 3, 10) for i in range(7)]
     text_V = generalist.node_tokens(tree)
-    alpha, with_lost = fit_alphas(tree, text_V, counted(rows))[1], fit_alphas(tree, text_V, counted(rows + lost))[1]
+    alpha, with_lost = (
+        fit_alphas(tree, text_V, count_documents(rows))[1],
+        fit_alphas(tree, text_V, count_documents(rows + without_text))[1],
+    )
     assert np.isfinite(alpha)
     assert with_lost == pytest.approx(alpha, rel=1e-3)
 
 
-def test_best_alpha_where_nothing_is_known_is_the_generalist():
-    tree, generalist = two_levels(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
-    alpha_H = fit_alphas(tree, generalist.node_tokens(tree), counted([("a", 0, 10), ("b", 2, 10)]))
+def test_alpha_without_evidence_is_infinite():
+    tree, generalist = make_two_level_tree(), LeafHistogram(windows_L=np.full(4, 50), tokens_L=np.full(4, 500))
+    alpha_H = fit_alphas(tree, generalist.node_tokens(tree), count_documents([("a", 0, 10), ("b", 2, 10)]))
     assert np.isinf(alpha_H[1])
     none = np.empty(0)
     assert np.isinf(fit_alpha(build_terms(tree, generalist.node_tokens(tree), *(none.astype(int),) * 2, none, none, 1.0), 2))
@@ -214,19 +239,22 @@ def test_best_alpha_where_nothing_is_known_is_the_generalist():
 
 @settings(max_examples=60, deadline=None)
 @given(seeds)
-def test_prune_merges_only_what_nobody_touches_and_smooths_alike(seed):
+def test_prune_merges_only_untouched_leaves_and_keeps_the_smoothed_shares(seed):
     rng = np.random.default_rng(seed)
-    tree = grow(rng, depth=4)
-    generalist, sample = generalist_on(rng, tree, 0.2), counted(sample_on(rng, tree, documents=3, most_windows=2))
+    tree = make_random_tree(rng, depth=4)
+    generalist, sample = (
+        make_random_generalist(rng, tree, 0.2),
+        count_documents(make_random_sample(rng, tree, documents=3, max_windows=2)),
+    )
     pruned = prune(tree, np.unique(sample.leaf_E))
     num_atoms = int(pruned.num_leaves_V[0])
     assert set(pruned.atom_L) == set(range(num_atoms))
     assert (np.diff(pruned.level_V) >= 0).all()
     assert sorted(find_leaf_nodes(pruned)) == [v for v in range(len(pruned.parent_V)) if v not in set(pruned.parent_V)]
-    for v in range(len(pruned.parent_V)):  # the leaves of a node are one run: its children's runs, end to end
+    for v in range(len(pruned.parent_V)):  # the leaves of a node are a range: the adjacent ranges of its children
         children = np.flatnonzero(pruned.parent_V == v)
-        covered = sorted(leaf for child in children for leaf in below(pruned, child))
-        assert covered == list(below(pruned, v)) or not len(children)
+        covered = sorted(leaf for child in children for leaf in list_leaves_below(pruned, child))
+        assert covered == list(list_leaves_below(pruned, v)) or not len(children)
     tokens_A, n_A = np.zeros(num_atoms, dtype=int), np.zeros(num_atoms)
     n_L = sample.histogram(len(generalist.tokens_L)).tokens_L * 0.1
     np.add.at(tokens_A, pruned.atom_L, generalist.tokens_L)
@@ -238,5 +266,5 @@ def test_prune_merges_only_what_nobody_touches_and_smooths_alike(seed):
     np.testing.assert_allclose(expanded, whole, atol=1e-12)
 
 
-def test_level_slices_name_every_node_once():
-    assert slice_levels(two_levels()) == [slice(0, 1), slice(1, 3), slice(3, 7)]
+def test_level_slices_contain_every_node_once():
+    assert slice_levels(make_two_level_tree()) == [slice(0, 1), slice(1, 3), slice(3, 7)]

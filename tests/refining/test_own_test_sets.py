@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import Decontaminate
 from pipeline.errors import InputError
-from pipeline.stages.decontaminate import _refuse_own_test
+from pipeline.stages.decontaminate import _check_own_test_sets
 from pipeline.storage import Folder
 from pipeline.tables import CONTAMINATED
 
@@ -20,5 +20,7 @@ def test_all_own_test_sets_of_which_the_sample_contains_text_are_named(tmp_path:
     rows = [{"id": f"d{n}", "held_out": name, "row": 0, "share": 1.0, "words": "w", "text": "t"} for n, name in enumerate(found)]
     report = Folder(str(tmp_path))
     report.write_table("p.parquet", pa.Table.from_pylist(rows, CONTAMINATED), CONTAMINATED)
-    with pytest.raises(InputError, match=r"legal: 3 documents .* its own test sets held_out\.bar, held_out\.quiz: d0 .*d1 .*d2 "):
-        _refuse_own_test(settings, "legal", report, ["p"], Counter(found))
+    with pytest.raises(
+        InputError, match=r"legal: text of its own test sets held_out\.bar, held_out\.quiz is in 3 .*: d0 .*d1 .*d2 "
+    ):
+        _check_own_test_sets(settings, "legal", report, ["p"], Counter(found))

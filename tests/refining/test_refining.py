@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution.step import Step, part_names
 from pipeline.graph import runner
-from pipeline.refining import Dropped, StepError
-from pipeline.refining.account import EXAMPLES
-from pipeline.refining.catalogue import checked, checked_reader, offered
+from pipeline.refining import Dropped, RefiningError
+from pipeline.refining.catalogue import check_reader, check_steps, find_step_classes
 from pipeline.refining.chain import Chain
+from pipeline.refining.drop_log import EXCERPTS_PER_STEP
 from pipeline.sources import Document
-from pipeline.stages.prepare import DROPPED_EXAMPLES
-from pipeline.stages.scan import QUARANTINED
-from tests.support.corpora import topic_documents, warc, write_jsonl
+from pipeline.stages.prepare import DROPPED_FOLDER
+from pipeline.stages.scan import QUARANTINE_FOLDER
+from tests.support.corpora import make_topic_documents, write_jsonl, write_warc
 
 ENGLISH = "The boats that were moored to the quay have been out in the storm, and with the morning came silence."
 
@@ -112,7 +112,7 @@ def test_metadata_and_source_come_through_and_steps_add_theirs() -> None:
     blocked = {"type": "URLFilter", "use_integrated_lists": False, "extra_domains": ["bad.com"]}
     with Chain([blocked]) as chain:
         assert chain.refine(document("a", ENGLISH, url="http://www.bad.com/x")) == Dropped(0, "domain", ENGLISH)
-        with pytest.raises(StepError, match="URLFilter: AssertionError Document does not have url"):
+        with pytest.raises(RefiningError, match="URLFilter: AssertionError Document does not have url"):
             chain.refine(document("a", ENGLISH))
 
 
@@ -122,7 +122,7 @@ def test_a_source_column_that_is_no_source_stays_in_the_metadata(column: Any) ->
     with Chain([{"type": "GopherQualityFilter", "min_doc_words": 3}]) as chain:
         assert chain.refine(given) == given
     with Chain([{"type": "GopherQualityFilter"}]) as chain:
-        chain._passes = [lambda trove: trove.metadata.update(language="en")]
+        chain._appliers = [lambda trove: trove.metadata.update(language="en")]
         refined = chain.refine(given)
         assert isinstance(refined, Document)
         assert refined.source == "here"
@@ -132,16 +132,16 @@ def test_a_source_column_that_is_no_source_stays_in_the_metadata(column: Any) ->
 def test_a_source_that_a_step_deletes_or_spoils_is_restored() -> None:
     with Chain([{"type": "GopherQualityFilter"}]) as chain:
         for spoil in (lambda trove: trove.metadata.clear(), lambda trove: trove.metadata.update(source=None)):
-            chain._passes = [spoil]
+            chain._appliers = [spoil]
             assert chain.refine(document("a", ENGLISH)) == document("a", ENGLISH)
-        chain._passes = [lambda trove: trove.metadata.update(source="of a step")]
+        chain._appliers = [lambda trove: trove.metadata.update(source="of a step")]
         refined = chain.refine(document("a", ENGLISH))
         assert isinstance(refined, Document)
         assert (refined.source, refined.metadata) == ("of a step", "{}")
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "message"),
     [
         (
             {"type": "GopherQualityFiltr"},
@@ -155,21 +155,21 @@ def test_a_source_that_a_step_deletes_or_spoils_is_restored() -> None:
         ({"type": "GopherQualityFilter", "exclusion_writer": "x"}, "has no setting exclusion_writer"),
         ({"min_doc_words": 3}, "has no type"),
         ({"type": "LambdaFilter"}, "cannot be written in a config"),
-        ({"type": "WarcReader"}, "give it as generalist.reader"),
+        ({"type": "WarcReader"}, "such as generalist.reader"),
         ({"type": "RegexFilter", "regex_exp": "("}, "unterminated subpattern"),
         ({"type": "RegexFilter"}, "regex_exp"),
         ({"type": "ReadabilityInscriptis"}, 'pip install "crispwrap[filters]"'),
     ],
 )
-def test_mistakes_in_steps_are_found_before_anything_runs(step: dict[str, Any], said: str) -> None:
+def test_mistakes_in_steps_are_found_before_anything_runs(step: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        checked([step], "prepare.steps")
-    assert said in str(raised.value)
+        check_steps([step], "prepare.steps")
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("reader", "said"),
+    ("reader", "message"),
     [
         ({"type": "WarkReader"}, "datatrove has no reader WarkReader (did you mean WarcReader?)"),
         ({"type": "CsvReader", "limit": 3}, "generalist.reader (CsvReader).limit: the corpus's own"),
@@ -177,17 +177,17 @@ def test_mistakes_in_steps_are_found_before_anything_runs(step: dict[str, Any], 
         ({"type": "IpcReader", "stream": "perhaps"}, "(IpcReader).stream"),
     ],
 )
-def test_mistakes_in_readers_are_found_before_anything_runs(reader: dict[str, Any], said: str) -> None:
+def test_mistakes_in_readers_are_found_before_anything_runs(reader: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        checked_reader(reader, "generalist.reader")
-    assert said in str(raised.value)
+        check_reader(reader, "generalist.reader")
+    assert message in str(raised.value)
 
 
 def test_everything_that_datatrove_exports_is_offered() -> None:
     from datatrove.pipeline import extractors, filters, formatters
 
     exported = {name for module in (extractors, filters, formatters) for name in vars(module) if name[0].isupper()}
-    assert set(offered()) == exported
+    assert set(find_step_classes()) == exported
 
 
 def doc_ids(made: Step) -> list[str]:
@@ -216,10 +216,10 @@ def test_what_steps_drop_is_counted_shown_and_the_same_after_a_kill(refined: dic
     regex, sampler, url = made.manifest["steps"]
     assert regex["type"] == "RegexFilter"
     assert url["documents"] == 0
-    texts = {row["id"]: row["text"] for topic in ("cooking", "law", "space", "music") for row in topic_documents(topic, 100)}
+    texts = {row["id"]: row["text"] for topic in ("cooking", "law", "space", "music") for row in make_topic_documents(topic, 100)}
     with_word = {identifier for identifier, text in texts.items() if "telescope" in text}
     assert regex["documents"] == len(with_word)
-    failed = made.folder.child(QUARANTINED)
+    failed = made.folder.child(QUARANTINE_FOLDER)
     bad = [row for name in failed.names(".parquet") for row in failed.read_table(name).to_pylist()]
     assert {row["reason"] for row in bad} == {"step_failed"}
     assert all("URLFilter" in row["detail"] for row in bad)
@@ -232,10 +232,14 @@ def test_what_steps_drop_is_counted_shown_and_the_same_after_a_kill(refined: dic
     assert kept.isdisjoint(with_word)
     assert len(kept) == made.manifest["documents"]
 
-    examples = made.folder.child(DROPPED_EXAMPLES)
+    examples = made.folder.child(DROPPED_FOLDER)
     assert examples.names() == ["examples.parquet"]
     shown = examples.read_table("examples.parquet").to_pylist()
-    assert [sum(row["step"] == step for row in shown) for step in (0, 1, 2)] == [min(EXAMPLES, len(with_word)), EXAMPLES, 0]
+    assert [sum(row["step"] == step for row in shown) for step in (0, 1, 2)] == [
+        min(EXCERPTS_PER_STEP, len(with_word)),
+        EXCERPTS_PER_STEP,
+        0,
+    ]
     assert all(row["id"] in with_word and texts[row["id"]].startswith(row["text"]) for row in shown if row["step"] == 0)
 
     # Half of the parts and the manifest are gone, as after a kill; the examples were merged by then.
@@ -251,7 +255,7 @@ def test_what_steps_drop_is_counted_shown_and_the_same_after_a_kill(refined: dic
 def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: dict[str, Any], tmp_path: Path) -> None:
     many = tmp_path / "many"
     many.mkdir()
-    for number, row in enumerate(topic_documents("law", 120)):
+    for number, row in enumerate(make_topic_documents("law", 120)):
         write_jsonl(many / f"{number:04d}.jsonl", [row])
     topics = topics | {"generalist": {"paths": [str(many)]}, "prepare": {"part_documents": 50}}
     made = runner.prepare(topics).step("prepare", "generalist")
@@ -261,7 +265,7 @@ def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: 
     ]
     assert list(dict.fromkeys(ids)) == [f"law-0-{number}" for number in range(120)]
     # The sample has no steps of its own, so it is there.
-    with pytest.raises(InputError, match="generalist has no document that can be used: 120 rows read, 0 quarantined, 120 dropped"):
+    with pytest.raises(InputError, match="generalist has no usable document: 120 rows read, 0 quarantined, 120 dropped"):
         runner.prepare(topics | {"prepare": {"steps": [{"type": "RegexFilter", "regex_exp": "."}]}})
     own = topics | {
         "specialists": {"legal": topics["specialists"]["legal"] | {"steps": [{"type": "RegexFilter", "regex_exp": "."}]}}
@@ -274,9 +278,9 @@ def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: 
 @pytest.mark.usefixtures("ray_session")
 def test_pages_of_a_crawl_become_text(topics: dict[str, Any], tmp_path: Path) -> None:
     page = "<html><head><title>{0}</title></head><body><nav>Home | About</nav><article><h1>{0}</h1>{1}</article></body></html>"
-    documents = topic_documents("law", 12) + topic_documents("music", 12)
+    documents = make_topic_documents("law", 12) + make_topic_documents("music", 12)
     pages = [(row["id"], page.format(row["id"], f"<p>{row['text']}</p>").encode(), "text/html") for row in documents]
-    crawl = warc(tmp_path / "crawl.warc.gz", *pages, ("picture", b"\x89PNG", "image/png"))
+    crawl = write_warc(tmp_path / "crawl.warc.gz", *pages, ("picture", b"\x89PNG", "image/png"))
     steps = [{"type": "Trafilatura"}, {"type": "SamplerFilter", "rate": 1.0}]
     changes = {"generalist": {"paths": [str(crawl)]}, "prepare": {"steps": steps}, "sample": {"budget_tokens": 1000}}
     made = runner.prepare(topics | changes).step("prepare", "generalist")

@@ -1,4 +1,4 @@
-"""The report in a real browser: it says nothing to the console, asks for nothing, and does what is clicked."""
+"""The report in a real browser: no console messages, no requests, and working controls."""
 
 import copy
 import json
@@ -11,49 +11,48 @@ from axe_playwright_python.sync_playwright import Axe
 
 from pipeline.graph import runner
 from pipeline.report import page as pages
-from tests.support.browser import Opened, browser, opened
+from tests.support.browser import OpenedPage, launch_browser, open_page
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.processes import wait_until
-from tests.support.reported import HOSTILE, everything, many_clusters
+from tests.support.report_data import HOSTILE_TEXTS, make_full_feature_config, make_many_cluster_content
 
-# greenlet and pipes of the driver's: not ours to close sooner.
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 MAP = 'figure[data-chart="map"]'
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Path:
-    """The page of a run with everything in it, hostile text too."""
+    """The page of a run that uses every feature, with hostile text."""
     with FakeEndpoint() as fake:
-        made = runner.curate(copy.deepcopy(everything(tmp_path_factory.mktemp("everything"), fake)))
+        made = runner.curate(copy.deepcopy(make_full_feature_config(tmp_path_factory.mktemp("everything"), fake)))
     return Path(made.workdir.path) / "report.html"
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
+    with launch_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
-def wide(chromium: Any, report: Path) -> Iterator[Opened]:
-    with opened(chromium, report) as found:
+def wide(chromium: Any, report: Path) -> Iterator[OpenedPage]:
+    with open_page(chromium, report) as found:
         yield found
 
 
-def discs(found: Opened) -> int:
+def discs(found: OpenedPage) -> int:
     return found.page.locator(f"{MAP} .mark-symbol.marks path").count()
 
 
-def disc_of(found: Opened, number: int) -> Any:
+def disc_of(found: OpenedPage, number: int) -> Any:
     return found.page.locator(f"{MAP} .mark-symbol.marks path").nth(number)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (820, True), (1280, False)])
-def test_it_opens_from_disk_at_any_width_without_a_word_or_a_request(chromium: Any, report: Path, width: int, dark: bool) -> None:
-    with opened(chromium, report, width=width, dark=dark) as found:
-        assert found.said == []
-        assert found.asked == [report.as_uri()]
+def test_it_opens_from_disk_without_console_messages_or_requests(chromium: Any, report: Path, width: int, dark: bool) -> None:
+    with open_page(chromium, report, width=width, dark=dark) as found:
+        assert found.console_messages == []
+        assert found.requests == [report.as_uri()]
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
         for figure in found.page.locator("figure[data-chart]").all():
             assert figure.locator("svg, canvas").count() >= 1 or figure.is_hidden(), figure.get_attribute("data-chart")
@@ -62,11 +61,11 @@ def test_it_opens_from_disk_at_any_width_without_a_word_or_a_request(chromium: A
         assert body == ("rgb(18, 22, 29)" if dark else "rgb(255, 255, 255)")
 
 
-def test_text_of_the_corpus_runs_nothing(wide: Opened) -> None:
+def test_text_of_the_corpus_is_never_executed(wide: OpenedPage) -> None:
     page = wide.page
     rows = page.evaluate("JSON.parse(document.getElementById('data').textContent).nodes.node.length")
     page.locator("#all summary").click()
-    for button in page.locator("#list button.cluster").all():  # each cluster, with the texts of all three kinds
+    for button in page.locator("#list button.cluster").all():  # each cluster, with the excerpts of all three origins
         button.click()
         for tab in page.locator("#panel .tabs button").all():
             tab.click()
@@ -74,18 +73,18 @@ def test_text_of_the_corpus_runs_nothing(wide: Opened) -> None:
     assert page.evaluate("window.hurt") is None
     assert page.locator("#panel img, #panel script, #panel svg, main q *").count() == 0
     shown = page.evaluate("document.body.innerText")
-    assert HOSTILE[0] in shown or HOSTILE[1] in shown
-    assert wide.said == []
+    assert HOSTILE_TEXTS[0] in shown or HOSTILE_TEXTS[1] in shown
+    assert wide.console_messages == []
 
 
-def test_hover_tells_of_a_cluster_and_a_click_shows_its_text(wide: Opened) -> None:
+def test_hover_shows_a_tooltip_and_a_click_shows_excerpts(wide: OpenedPage) -> None:
     page = wide.page
     page.locator("#map").scroll_into_view_if_needed()
     disc = disc_of(wide, 0)
     disc.hover()
     page.wait_for_selector("#vg-tooltip-element.visible")
-    told = page.locator("#vg-tooltip-element").inner_text()
-    assert "in the new corpus" in told
+    tooltip = page.locator("#vg-tooltip-element").inner_text()
+    assert "in the new corpus" in tooltip
     disc.click()
     title = page.locator("#panel h3").inner_text()
     assert title.startswith("Cluster ")
@@ -97,7 +96,7 @@ def test_hover_tells_of_a_cluster_and_a_click_shows_its_text(wide: Opened) -> No
     assert shown in [text[0] for texts in data["excerpts"][str(node)].values() for text in texts]
 
 
-def test_levels_and_look_inside_walk_down_the_tree_and_back(wide: Opened) -> None:
+def test_levels_and_subclusters_navigate_the_tree(wide: OpenedPage) -> None:
     page = wide.page
     clusters = discs(wide)
     page.get_by_role("button", name="level 1").click()
@@ -106,7 +105,7 @@ def test_levels_and_look_inside_walk_down_the_tree_and_back(wide: Opened) -> Non
     assert 1 < groups < clusters
     disc_of(wide, 0).click()
     assert page.locator("#panel h3").inner_text().startswith("node ")
-    page.get_by_role("button", name="Look inside").click()
+    page.get_by_role("button", name="Show subclusters").click()
     page.wait_for_function("document.querySelector('#path strong') !== null")
     inside = page.locator("#path .note").inner_text()
     assert int(inside.split()[0]) < clusters
@@ -115,7 +114,7 @@ def test_levels_and_look_inside_walk_down_the_tree_and_back(wide: Opened) -> Non
     page.wait_for_function(f"document.querySelectorAll('{MAP} .mark-symbol.marks path').length === {clusters}")
 
 
-def test_the_switch_of_specialist_colours_the_map_anew(wide: Opened) -> None:
+def test_selecting_a_specialist_recolours_the_map(wide: OpenedPage) -> None:
     page = wide.page
     data = json.loads(page.locator("#data").text_content() or "")
     nodes = data["nodes"]
@@ -126,7 +125,7 @@ def test_the_switch_of_specialist_colours_the_map_anew(wide: Opened) -> None:
         return [path.get_attribute("fill") or "" for path in page.locator(f"{MAP} .mark-symbol.marks path").all()]
 
     before = fills()
-    page.select_option("#whose", f"sample{number}")
+    page.select_option("#colour", f"sample{number}")
     wait_until(lambda: fills() != before)
     page.locator("#find").fill(nodes["name"][best])
     page.wait_for_function("document.querySelectorAll('#list tbody tr').length === 1")
@@ -135,12 +134,12 @@ def test_the_switch_of_specialist_colours_the_map_anew(wide: Opened) -> None:
     page.wait_for_function("document.querySelectorAll('#list tbody tr').length === 0")
     page.wait_for_function(f"document.querySelector('{MAP}').innerText.includes('No cluster here')")
     page.locator("#find").fill("")
-    page.select_option("#whose", "after")
+    page.select_option("#colour", "after")
     page.wait_for_function(f"document.querySelector('{MAP} .mark-symbol.marks path') !== null")
-    assert wide.said == []
+    assert wide.console_messages == []
 
 
-def test_the_wheel_zooms_the_map(wide: Opened) -> None:
+def test_the_wheel_zooms_the_map(wide: OpenedPage) -> None:
     page = wide.page
     page.wait_for_function("document.querySelectorAll('#list tbody tr').length > 1")
     disc = disc_of(wide, 0)
@@ -158,8 +157,8 @@ def test_the_wheel_zooms_the_map(wide: Opened) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_no_accessibility_fault(chromium: Any, report: Path, dark: bool) -> None:
-    with opened(chromium, report, dark=dark) as found:
+def test_axe_finds_no_accessibility_violation(chromium: Any, report: Path, dark: bool) -> None:
+    with open_page(chromium, report, dark=dark) as found:
         for details in found.page.locator("details").all():
             details.evaluate("one => { one.open = true }")
         results = Axe().run(found.page)
@@ -169,8 +168,8 @@ def test_axe_finds_no_accessibility_fault(chromium: Any, report: Path, dark: boo
         )
 
 
-def test_everything_of_the_map_can_be_reached_by_keyboard(chromium: Any, report: Path) -> None:
-    with opened(chromium, report) as found:
+def test_the_map_can_be_used_by_keyboard(chromium: Any, report: Path) -> None:
+    with open_page(chromium, report) as found:
         page = found.page
         page.locator("#all summary").focus()
         page.keyboard.press("Enter")
@@ -181,8 +180,8 @@ def test_everything_of_the_map_can_be_reached_by_keyboard(chromium: Any, report:
         assert page.evaluate("document.activeElement.id") == "panel"
 
 
-def test_it_prints_with_everything_that_is_folded(chromium: Any, report: Path, tmp_path: Path) -> None:
-    with opened(chromium, report) as found:
+def test_printing_includes_collapsed_details(chromium: Any, report: Path, tmp_path: Path) -> None:
+    with open_page(chromium, report) as found:
         found.page.emulate_media(media="print")
         assert found.page.locator("nav").is_hidden()
         found.page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -190,26 +189,26 @@ def test_it_prints_with_everything_that_is_folded(chromium: Any, report: Path, t
         assert found.page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_a_theme_can_be_chosen_against_the_system(chromium: Any, report: Path) -> None:
-    with opened(chromium, report) as found:
+def test_the_theme_of_the_system_can_be_overridden(chromium: Any, report: Path) -> None:
+    with open_page(chromium, report) as found:
         found.page.locator("#theme").click()
         assert found.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 29)"
-        assert found.said == []
+        assert found.console_messages == []
 
 
-def test_4096_clusters_are_on_the_map_and_can_be_walked(chromium: Any, tmp_path: Path) -> None:
+def test_4096_clusters_are_on_the_map_and_can_be_browsed(chromium: Any, tmp_path: Path) -> None:
     path = tmp_path / "many.html"
-    path.write_text(pages.render(many_clusters(64)), encoding="utf-8")
-    with opened(chromium, path) as found:
+    path.write_text(pages.render_page(make_many_cluster_content(64)), encoding="utf-8")
+    with open_page(chromium, path) as found:
         page = found.page
-        assert found.said == []
+        assert found.console_messages == []
         assert page.locator("#path").inner_text().strip() == "4,096 clusters"
         assert page.locator("#list tbody tr").count() == 100
         page.get_by_role("button", name="level 1").click()
         page.wait_for_function("document.querySelector('#path').innerText.includes('64 groups')")
         page.locator("#all summary").click()
         page.locator("#list button.cluster").first.click()
-        page.get_by_role("button", name="Look inside").click()
+        page.get_by_role("button", name="Show subclusters").click()
         assert "64 clusters" in page.locator("#path").inner_text()
         page.locator("#find").fill("word70,")
-        assert found.said == []
+        assert found.console_messages == []

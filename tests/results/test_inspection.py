@@ -1,4 +1,4 @@
-"""Looking into a run, against what its tables hold."""
+"""Inspection of a run, compared with the tables of its stages."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from pipeline.execution.step import part_names
 from pipeline.graph import runner
 from pipeline.graph.graph import build_graph
 from pipeline.results.inspection import Inspection
-from tests.support.corpora import topic_documents, topic_run, write_jsonl
+from tests.support.corpora import make_topic_config, make_topic_documents, write_jsonl
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.ray
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[str, Any]:
-    """A run with near-duplicates, held-out text and a row that cannot be used; its workdir holds several shards."""
+    """Config of a run with near-duplicates, held-out text and a quarantined row; its workdir has several shards."""
     folder = tmp_path_factory.mktemp("looked")
-    settings = topic_run(folder, 60)
-    twin = topic_documents("music", 1, seed=9)[0]
+    settings = make_topic_config(folder, 60)
+    twin = make_topic_documents("music", 1, seed=9)[0]
     rows = [
         {**twin, "id": "twin-a"},
         {**twin, "id": "twin-b"},
@@ -46,7 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> dict[s
     return settings
 
 
-def said(lines: Any) -> str:
+def render(lines: Any) -> str:
     console = Console(width=1000, highlight=False, markup=False)
     with console.capture() as capture:
         for line in lines:
@@ -59,8 +59,8 @@ def inspection(config: dict[str, Any]) -> Inspection:
     return Inspection(build_graph(config))
 
 
-def test_a_drawn_document_is_in_the_shards_that_are_named(inspection: Inspection) -> None:
-    shards = {path.name: pq.read_table(path) for path in Path(inspection.run.shards.path).glob("*.parquet")}
+def test_a_sampled_document_is_in_the_shards_that_are_named(inspection: Inspection) -> None:
+    shards = {path.name: pq.read_table(path) for path in Path(inspection.graph.shards.path).glob("*.parquet")}
     assert len(shards) > 2
     of_document: dict[str, set[tuple[str, int]]] = {}
     for name, table in shards.items():
@@ -68,7 +68,7 @@ def test_a_drawn_document_is_in_the_shards_that_are_named(inspection: Inspection
             of_document.setdefault(row["doc_id"], set()).add((name, row["copy"]))
     checked = 0
     for identifier, places in sorted(of_document.items())[:12]:
-        text = said(inspection.document(identifier))
+        text = render(inspection.trace_document(identifier))
         for name, copy in places:
             assert f"{name} (copy {copy})" in text
             checked += 1
@@ -81,82 +81,84 @@ def _all(shards: dict[str, Any], identifier: str) -> list[Any]:
     return [row for table in shards.values() for row in table.select(["doc_id"]).to_pylist() if row["doc_id"] == identifier]
 
 
-def test_what_was_left_out_says_by_whom_and_why(inspection: Inspection) -> None:
-    assert "is in quarantine: empty_text" in said(inspection.document("blank"))
-    assert "left out by decontaminate" in said(inspection.document("leaked"))
-    twins = [said(inspection.document(twin)) for twin in ("twin-a", "twin-b")]
-    assert sum("left out by dedup" in text for text in twins) == 1
+def test_an_excluded_document_is_shown_with_step_and_reason(inspection: Inspection) -> None:
+    assert "is quarantined: empty_text" in render(inspection.trace_document("blank"))
+    assert "excluded by decontaminate" in render(inspection.trace_document("leaked"))
+    twins = [render(inspection.trace_document(twin)) for twin in ("twin-a", "twin-b")]
+    assert sum("excluded by dedup" in text for text in twins) == 1
     assert sum("in cluster" in text for text in twins) == 1
     with pytest.raises(ConfigError, match="--document nobody: no window"):
-        said(inspection.document("nobody"))
+        render(inspection.trace_document("nobody"))
 
 
-def test_a_document_of_the_sample_asks_and_is_not_drawn(inspection: Inspection) -> None:
-    text = said(inspection.document("law-1-3"))
+def test_a_document_of_the_specialist_sample_is_not_sampled(inspection: Inspection) -> None:
+    text = render(inspection.trace_document("law-1-3"))
     assert "legal, window 0" in text
-    assert "it asks; only text of the generalist corpus is drawn" in text
+    assert "only generalist text is sampled" in text
 
 
-def test_a_cluster_has_its_shares_and_text_of_its_own(inspection: Inspection) -> None:
+def test_a_cluster_is_described_with_shares_and_examples(inspection: Inspection) -> None:
     leaf = max(range(inspection.num_leaves), key=lambda leaf: inspection.mixture["p_target"][leaf])
-    text = said(inspection.cluster(leaf, 2))
+    text = render(inspection.describe_cluster(leaf, 2))
     assert f"cluster {leaf}: {inspection.names[leaf].terms}" in text
     assert f"{inspection.mixture['windows'][leaf]:,} windows" in text
     assert text.count("[generalist]") == text.count("[legal]") == 2
     assert "court" in text or "contract" in text
-    assert "nearest: " in text
-    with pytest.raises(ConfigError, match="there are clusters 0 to"):
-        said(inspection.cluster(10_000, 1))
+    assert "nearest clusters: " in text
+    with pytest.raises(ConfigError, match="give a number from 0 to"):
+        render(inspection.describe_cluster(10_000, 1))
 
 
 def test_clusters_are_found_by_words_and_by_text(inspection: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = said(inspection.find("orbit planet"))
-    assert "windows have: orbit planet" in text
+    text = render(inspection.find_clusters("orbit planet"))
+    assert "windows contain: orbit planet" in text
     best = int(text.splitlines()[2].split()[0])
-    like = said(inspection.like("The telescope saw a comet in lunar orbit, and a rocket launch to the planet.", 1))
+    like = render(
+        inspection.find_similar_cluster("The telescope saw a comet in lunar orbit, and a rocket launch to the planet.", 1)
+    )
     assert like.startswith(f"cluster {best}:")
-    assert "0 of" in said(inspection.find("xylophonist"))
-    monkeypatch.setattr("pipeline.results.inspection._PARTS", 1)
-    assert re.match(r"[\d,]+ of [\d,]+ windows of 1 parts out of \d+ have: orbit", said(inspection.find("orbit")))
+    assert "0 of" in render(inspection.find_clusters("xylophonist"))
+    monkeypatch.setattr("pipeline.results.inspection._MAX_PARTS_READ", 1)
+    assert re.match(r"[\d,]+ of [\d,]+ windows in 1 of \d+ parts contain: orbit", render(inspection.find_clusters("orbit")))
     with pytest.raises(ConfigError, match="no vector for this text"):
-        said(inspection.like("…", 1))
+        render(inspection.find_similar_cluster("…", 1))
 
 
-def test_a_window_is_shown_in_full_with_where_it_went(inspection: Inspection) -> None:
-    kept = inspection.run.windows("generalist")
+def test_a_window_is_shown_with_its_full_text(inspection: Inspection) -> None:
+    kept = inspection.graph.windows_step("generalist")
     rows = [row for name in part_names(kept) for row in kept.folder.read_table(f"{name}.parquet").to_pylist()]
     row = next(row for row in rows if row["window"] == 1 and row["source"] == "music")
-    text = said(inspection.window(f"{row['doc_id']}:1"))
+    text = render(inspection.trace_window(f"{row['doc_id']}:1"))
     assert text.splitlines()[0] == f"generalist, {row['doc_id']}:1, from music, {row['tokens']} tokens"
     assert "in cluster" in text
-    assert "copies are expected" in text
+    assert "copies of this window expected" in text
     assert text.endswith(f"\n\n{row['text']}\n")
-    of_sample = said(inspection.window("law-1-3:0"))
+    of_sample = render(inspection.trace_window("law-1-3:0"))
     assert of_sample.startswith("legal, law-1-3:0, from law")
     last = max(other["window"] for other in rows if other["doc_id"] == row["doc_id"])
     for name, message in (
-        (f"{row['doc_id']}:99", f"there are windows 0 to {last} in generalist"),
-        ("nobody:0", "--document nobody says what became of it"),
+        (f"{row['doc_id']}:99", f"the document has windows 0 to {last} in generalist"),
+        ("nobody:0", "--document nobody says why"),
         ("nobody", "give the id of a document, a colon, and the number of its window"),
         ("nobody:-1", "and the number of its window"),
     ):
         with pytest.raises(ConfigError, match=message):
-            said(inspection.window(name))
+            render(inspection.trace_window(name))
 
 
-def test_text_of_the_corpus_cannot_steer_the_terminal(inspection: Inspection) -> None:
-    for text in (said(inspection.document("bell")), said(inspection.window("bell:0"))):
+def test_corpus_text_cannot_control_the_terminal(inspection: Inspection) -> None:
+    for text in (render(inspection.trace_document("bell")), render(inspection.trace_window("bell:0"))):
         assert "appeal statute" in text
         assert "\x07" not in text
         assert "\x1b" not in text
 
 
-def test_the_job_lists_clusters_and_says_what_is_wrong_in_a_line(config: dict[str, Any], tmp_path: Path) -> None:
+def test_the_job_lists_clusters_and_reports_mistakes_in_one_line(config: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     job = [sys.executable, str(ROOT / "jobs" / "look.py"), "--config", str(file)]
     listed = subprocess.run(job, capture_output=True, text=True, check=True)
-    assert "what sets its text apart" in listed.stdout
+    assert "× generalist" in listed.stdout
     assert "ray" not in listed.stderr.lower()
     for arguments, message in (
         (["--cluster", "1", "--find", "a"], "give one of --cluster"),

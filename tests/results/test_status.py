@@ -1,4 +1,4 @@
-"""The status of runs that are at work, ended, failed, killed or silent: real ones, and their records."""
+"""Statuses of running, successful, failed, killed and silent runs, from real processes and from records."""
 
 import os
 import re
@@ -14,14 +14,14 @@ import yaml
 from rich.console import Console
 
 from pipeline.execution import lock
-from pipeline.execution.lock import WorkdirLock, latest_run, record_of
+from pipeline.execution.lock import WorkdirLock, latest_run_number, read_run_record
 from pipeline.results import status
-from pipeline.results.status import Status, Watch, describe_progress, render_status
+from pipeline.results.status import RunWatcher, Status, describe_progress, render_status
 from pipeline.storage import Folder
 from pipeline.terminal.progress import Progress
 from tests.support.processes import ROOT, wait_until
 
-# A run of two steps that is in the middle of the second, until it is sent a line: to end, or to fail.
+# A run that stops in the middle of its second step until it gets a line: to end, or to fail.
 RUN = """
 import sys
 from pipeline.execution.lock import WorkdirLock
@@ -29,22 +29,22 @@ from pipeline.terminal.progress import Progress
 from pipeline.storage import Folder
 
 progress = Progress()
-with WorkdirLock(Folder(sys.argv[1]), tell=progress.record, beat_s=0.05) as alone:
-    progress.changed = alone.tell_soon
+with WorkdirLock(Folder(sys.argv[1]), describe_run=progress.to_record, heartbeat_s=0.05) as lock:
+    progress.on_change = lock.write_soon
     progress.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
-    progress.skip(0)
+    progress.mark_cached(0)
     with progress.step(1), progress.phase("embed web", 10, "parts") as phase:
         phase.advance(4, quarantined=7)
-        print("at work", flush=True)
+        print("running", flush=True)
         if "fail" in sys.stdin.readline():
             raise SystemExit(1)
-    progress.skip(2)
+    progress.mark_cached(2)
 """
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    """The file of a config whose input is not there: status does not need it."""
+    """Path of a config whose input does not exist: the status does not need it."""
     settings = {
         "workdir": str(tmp_path / "run"),
         "generalist": {"paths": ["/nowhere/*.jsonl"]},
@@ -58,14 +58,14 @@ def config(tmp_path: Path) -> str:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A run in another process that has done four of ten parts."""
+    """Start a run in another process that has done four of ten parts."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUN, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout
-        assert process.stdout.readline() == "at work\n"
+        assert process.stdout.readline() == "running\n"
         folder = Folder(str(tmp_path / "run"))
-        wait_until(lambda: ((record_of(folder, 1) or {}).get("count") or {}).get("done") == 4)
+        wait_until(lambda: ((read_run_record(folder, 1) or {}).get("count") or {}).get("done") == 4)
         yield process
         process.kill()
 
@@ -76,8 +76,8 @@ def job(config: str, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def asked(config: str, *options: str) -> tuple[int, str]:
-    """Exit status and output of the job."""
+def run_job(config: str, *options: str) -> tuple[int, str]:
+    """Run the job; return its exit status and output."""
     with job(config, *options) as process:
         out, err = process.communicate()
     assert err == ""
@@ -106,40 +106,38 @@ def shown(status: Status, workdir: Folder) -> str:
     return capture.get()
 
 
-def test_of_no_run_it_says_that_there_is_none(config: str, tmp_path: Path) -> None:
+def test_status_without_any_run_says_so(config: str, tmp_path: Path) -> None:
     said = f"no run has been started in {tmp_path / 'run'} yet\n"
-    assert asked(config) == (0, said)
-    assert asked(config, "--follow") == (1, said)
+    assert run_job(config) == (0, said)
+    assert run_job(config, "--follow") == (1, said)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_in_another_process_is_at_work_and_its_step_counted(config: str, running: "subprocess.Popen[str]") -> None:
-    code, out = asked(config)
+def test_status_shows_a_running_run_and_the_progress_of_its_step(config: str, running: "subprocess.Popen[str]") -> None:
+    code, out = run_job(config)
     assert code == 0
     assert re.match(rf"run 1 is running: process {running.pid} on \S+, since \S+ for \S+ s\n", out)
     assert re.search(r"^embed web, 4 of 10 parts, \S+, .* left, 7 quarantined$", out, re.MULTILINE)
     assert states(out) == {"prepare web": "cached", "embed web": "running", "cluster": "pending"}
 
 
-@pytest.mark.parametrize(("how", "state", "code"), [("end", "ended well", 0), ("fail", "failed or was interrupted", 1)])
-def test_who_follows_a_run_is_told_how_it_ended(
-    config: str, running: "subprocess.Popen[str]", how: str, state: str, code: int
-) -> None:
+@pytest.mark.parametrize(("how", "state", "code"), [("end", "succeeded", 0), ("fail", "failed or was interrupted", 1)])
+def test_follow_reports_how_the_run_ended(config: str, running: "subprocess.Popen[str]", how: str, state: str, code: int) -> None:
     with job(config, "--follow") as following:
         assert following.stdout
         first = following.stdout.readline()
         finish(running, how)
         out, err = following.communicate()
     assert first.startswith("embed web, 4 of 10 parts")
-    made = r"embed web +0\.0 s +ready\n" if how == "end" else ""  # a line for each step that was made meanwhile
+    made = r"embed web +0\.0 s +done\n" if how == "end" else ""  # a line for each step that was completed meanwhile
     assert re.match(rf"{made}run 1 {state}", out), out
     assert (following.returncode, err) == (code, "")
     if code:
         assert states(out)["embed web"] == "failed"
-    assert asked(config)[0] == 0  # asked about a run that failed, it answers
+    assert run_job(config)[0] == 0  # the status of a failed run is not an error
 
 
-def test_a_killed_run_of_this_machine_is_known_to_be_gone(config: str, running: "subprocess.Popen[str]") -> None:
+def test_a_killed_run_on_this_machine_is_reported_as_killed(config: str, running: "subprocess.Popen[str]") -> None:
     with job(config, "--follow") as following:
         assert following.stdout
         assert following.stdout.readline().startswith("embed web")
@@ -147,62 +145,62 @@ def test_a_killed_run_of_this_machine_is_known_to_be_gone(config: str, running: 
         running.wait()
         out, _ = following.communicate()
     assert following.returncode == 1
-    assert out.startswith("run 1 was killed, and last heard of after")
+    assert out.startswith("run 1 was killed; last heartbeat after")
     assert states(out) == {"prepare web": "cached", "embed web": "failed", "cluster": "pending"}
 
 
 @pytest.fixture
-def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be told of processes, as if they were on other machines."""
-    monkeypatch.setattr(lock, "_is_gone", lambda _process: False)
-    monkeypatch.setattr(status, "is_here", lambda _record: False)
+def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the states of all processes unknown, as if they ran on other machines."""
+    monkeypatch.setattr(lock, "_has_ended", lambda _process: False)
+    monkeypatch.setattr(status, "is_known_alive", lambda _record: False)
 
 
-def test_a_run_of_another_machine_lives_when_its_record_changes(
-    tmp_path: Path, running: "subprocess.Popen[str]", stranger: None, monkeypatch: pytest.MonkeyPatch
+def test_a_run_on_another_machine_is_running_while_its_record_changes(
+    tmp_path: Path, running: "subprocess.Popen[str]", other_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Watch(Folder(str(tmp_path / "run")))
-    assert watch.look() is None  # it may be dead
-    wait_until(lambda: watch.look() is not None)
-    living = watch.look()
-    assert living
-    assert living.state == "running"
+    watcher = RunWatcher(Folder(str(tmp_path / "run")))
+    assert watcher.poll() is None  # it may be alive or dead
+    wait_until(lambda: watcher.poll() is not None)
+    running_status = watcher.poll()
+    assert running_status
+    assert running_status.state == "running"
     running.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(status, "LEASE_S", 0.5)
-    wait_until(lambda: (watch.look() or living).state == "silent")
+    wait_until(lambda: (watcher.poll() or running_status).state == "silent")
     running.send_signal(signal.SIGCONT)
-    wait_until(lambda: (watch.look() or living).state == "running")
+    wait_until(lambda: (watcher.poll() or running_status).state == "running")
 
 
-def test_a_run_of_another_machine_that_gives_no_sign_is_said_to_be_silent(
-    tmp_path: Path, running: "subprocess.Popen[str]", stranger: None, monkeypatch: pytest.MonkeyPatch
+def test_a_run_on_another_machine_without_heartbeat_is_silent(
+    tmp_path: Path, running: "subprocess.Popen[str]", other_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running.kill()
     running.wait()
     folder = Folder(str(tmp_path / "run"))
-    watch = Watch(folder)
-    assert watch.look() is None
+    watcher = RunWatcher(folder)
+    assert watcher.poll() is None
     monkeypatch.setattr(status, "_LISTEN_S", 0.0)
-    silent = watch.look()
+    silent = watcher.poll()
     assert silent
-    assert "run 1 gives no sign of life" in shown(silent, folder)
+    assert "run 1 writes no heartbeat" in shown(silent, folder)
     assert "4 of 10 parts" in describe_progress(silent)
 
 
-def test_a_run_that_another_took_over_is_dead(tmp_path: Path, running: "subprocess.Popen[str]", stranger: None) -> None:
+def test_a_run_that_was_taken_over_is_killed(tmp_path: Path, running: "subprocess.Popen[str]", other_machine: None) -> None:
     folder = Folder(str(tmp_path / "run"))
-    watch = Watch(folder)
+    watcher = RunWatcher(folder)
     assert folder.child("runs").create_json("000002.json", {"state": "running"})
-    looked = watch.look()
+    looked = watcher.poll()
     assert looked
     assert looked.state == "killed"
 
 
-def test_records_of_other_versions_and_strangers_are_told_too(tmp_path: Path) -> None:
+def test_records_of_other_versions_are_shown(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     old = {"state": "ended", "host": "ada\x1b[2J", "pid": 7, "process": None, "started": "2026-11-25T17:02:11+00:00", "beats": 3}
     said = shown(Status(3, "ended", old), folder)
-    assert said == "run 3 ended well: process 7 on ada\ufffd[2J, since 2026-11-25T17:02:11+00:00\n"
+    assert said == "run 3 succeeded: process 7 on ada\ufffd[2J, since 2026-11-25T17:02:11+00:00\n"
     new = {
         **old,
         "steps": [{"title": "embed", "output": "embed/0", "state": "running"}],
@@ -212,10 +210,10 @@ def test_records_of_other_versions_and_strangers_are_told_too(tmp_path: Path) ->
     assert "embed, for 1 s" in shown(Status(3, "running", new), folder)
 
 
-def test_a_record_has_nothing_but_who_runs_and_how_far_it_is(tmp_path: Path) -> None:
+def test_the_record_has_only_process_and_progress(tmp_path: Path) -> None:
     progress = Progress()
-    with WorkdirLock(Folder(str(tmp_path)), tell=progress.record):
-        record = record_of(Folder(str(tmp_path)), latest_run(Folder(str(tmp_path))))
+    with WorkdirLock(Folder(str(tmp_path)), describe_run=progress.to_record):
+        record = read_run_record(Folder(str(tmp_path)), latest_run_number(Folder(str(tmp_path))))
     assert record
     assert set(record) == {
         *("id", "state", "host", "pid", "process", "started", "beats"),
@@ -224,7 +222,7 @@ def test_a_record_has_nothing_but_who_runs_and_how_far_it_is(tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str, Any], tmp_path: Path, ray_session: Any) -> None:
+def test_status_of_a_real_run_that_is_killed_and_resumed(topics: dict[str, Any], tmp_path: Path, ray_session: Any) -> None:
     file = tmp_path / "run.yaml"
     topics["engine"] = {"address": ray_session.address_info["gcs_address"]}
     file.write_text(yaml.safe_dump(topics), encoding="utf-8")
@@ -233,13 +231,13 @@ def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str,
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
     def at(stage: str) -> bool:
-        steps = (record_of(folder, latest_run(folder)) or {}).get("steps", ())
+        steps = (read_run_record(folder, latest_run_number(folder)) or {}).get("steps", ())
         return any(step["title"] == stage and step["state"] != "pending" for step in steps)
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as first:
         wait_until(lambda: at("embedder"), first)
         first.kill()
-    code, out = asked(str(file))
+    code, out = run_job(str(file))
     assert code == 0
     assert out.startswith("run 1 was killed")
     before = states(out)
@@ -249,9 +247,9 @@ def test_a_real_run_is_followed_killed_and_followed_to_its_end(topics: dict[str,
     second = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert not {"\x1b", "\r"} & set(second.stderr + second.stdout)
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in second.stderr.splitlines()), second.stderr  # nothing of Ray's own
-    code, out = asked(str(file), "--follow")
+    code, out = run_job(str(file), "--follow")
     assert code == 0
-    assert out.startswith("run 2 ended well after")
+    assert out.startswith("run 2 succeeded after")
     assert states(out)["prepare generalist"] == "cached"
     table = out.split("\n\n", 1)[1]
     assert table.strip() in second.stdout  # the same as at the end of the run

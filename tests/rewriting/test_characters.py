@@ -1,4 +1,4 @@
-"""Characters that no text has: each class goes, is replaced, or rejects the answer, and words stay whole."""
+"""Control and invalid characters: each class is removed, replaced, or rejects the answer, and words stay whole."""
 
 import unicodedata
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.rewriting.characters import broken, without_controls, without_surrogates
+from pipeline.rewriting.characters import find_broken_character, remove_controls, replace_surrogates
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ from pipeline.rewriting.characters import broken, without_controls, without_surr
         ("می\u200cخواهم \u202bעברית\u202c \ue000 \u2028", "می\u200cخواهم \u202bעברית\u202c \ue000 \u2028"),
     ],
 )
-def test_what_says_nothing_goes_and_words_stay_apart(answer: str, text: str) -> None:
-    assert without_controls(answer) == text
+def test_control_characters_are_removed_and_words_stay_separate(answer: str, text: str) -> None:
+    assert remove_controls(answer) == text
 
 
 @pytest.mark.parametrize(
@@ -47,26 +47,26 @@ def test_what_says_nothing_goes_and_words_stay_apart(answer: str, text: str) -> 
         ("\U0002ffff", "U+2FFFF"),
     ],
 )
-def test_what_no_text_has_is_found_and_no_cleaning_hides_it(character: str, named: str) -> None:
-    assert broken(f"The {character}mill") == f"{named} at character 4"
-    assert broken(without_controls(f"The {character}mill")) == f"{named} at character 4"
+def test_broken_characters_are_found_before_and_after_cleaning(character: str, named: str) -> None:
+    assert find_broken_character(f"The {character}mill") == f"{named} at character 4"
+    assert find_broken_character(remove_controls(f"The {character}mill")) == f"{named} at character 4"
 
 
 @given(st.text())
 @example("\x1b\x07[31m")
 @example("\x1b[\x1b[31m31m")
-def test_what_is_left_is_broken_or_has_no_control_character(answer: str) -> None:
-    text = without_controls(answer)
-    assert without_controls(text) == text
+def test_cleaned_text_is_broken_or_has_no_control_character(answer: str) -> None:
+    text = remove_controls(answer)
+    assert remove_controls(text) == text
     stray = {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs")} - set("\t\n\r")
-    assert bool(broken(text)) >= bool(stray)
+    assert bool(find_broken_character(text)) >= bool(stray)
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"], exclude_characters="\ufffd")))
-def test_text_is_left_as_it_is(text: str) -> None:
-    assert without_controls(text) == text
-    assert not broken(text)
+def test_text_without_control_characters_is_unchanged(text: str) -> None:
+    assert remove_controls(text) == text
+    assert not find_broken_character(text)
 
 
-def test_halves_of_pairs_become_a_character_that_can_be_stored() -> None:
-    assert without_surrogates("a\ud83d b\udc00 🙂") == "a\ufffd b\ufffd 🙂"
+def test_unpaired_surrogates_are_replaced() -> None:
+    assert replace_surrogates("a\ud83d b\udc00 🙂") == "a\ufffd b\ufffd 🙂"

@@ -1,10 +1,10 @@
-"""What models put around a text is taken off, and text that only looks like it stays."""
+"""What models put around a text is removed, and text that only looks like it is kept."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.rewriting.cleaning import clean, unfinished_thought
+from pipeline.rewriting.cleaning import clean_answer, has_unfinished_thought
 
 TEXT = "The mill at Ash ground corn for nine parishes. Its wheel stood still in 1911."
 
@@ -37,8 +37,8 @@ TEXT = "The mill at Ash ground corn for nine parishes. Its wheel stood still in 
         "다음은 다시 작성한 텍스트입니다:\n\n",
     ],
 )
-def test_announcements_and_labels_are_taken_off(before: str) -> None:
-    assert clean(before + TEXT) == (TEXT, ("preamble",))
+def test_announcements_and_labels_are_removed(before: str) -> None:
+    assert clean_answer(before + TEXT) == (TEXT, ("preamble",))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_announcements_and_labels_are_taken_off(before: str) -> None:
         "A rule follows.\n\n---\n\nAnd a second part.",
     ],
 )
-def test_text_that_looks_like_an_announcement_stays(text: str) -> None:
-    assert clean(text) == (text, ())
+def test_text_that_looks_like_an_announcement_is_kept(text: str) -> None:
+    assert clean_answer(text) == (text, ())
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_text_that_looks_like_an_announcement_stays(text: str) -> None:
         "\n\nFammi sapere se vuoi altro.",
     ],
 )
-def test_farewells_and_notes_are_taken_off(after: str) -> None:
-    assert clean(TEXT + after) == (TEXT, ("trailer",))
+def test_closing_remarks_and_notes_are_removed(after: str) -> None:
+    assert clean_answer(TEXT + after) == (TEXT, ("trailer",))
 
 
 @pytest.mark.parametrize("wrapped", ["```\n{}\n```", "```text\n{}\n```", '"{}"', "“{}”", "„{}“", "« {} »", "<text>\n{}\n</text>"])
-def test_wrappers_of_the_whole_are_taken_off(wrapped: str) -> None:
-    assert clean(wrapped.format(TEXT)) == (TEXT, ("wrapper",))
+def test_wrappers_around_the_whole_answer_are_removed(wrapped: str) -> None:
+    assert clean_answer(wrapped.format(TEXT)) == (TEXT, ("wrapper",))
 
 
 @pytest.mark.parametrize(
@@ -112,19 +112,19 @@ def test_wrappers_of_the_whole_are_taken_off(wrapped: str) -> None:
         "<|begin_of_text|>{}<|eot_id|>\n",
     ],
 )
-def test_thoughts_and_signs_of_the_turn_are_taken_off(thought: str) -> None:
-    assert clean(thought.format(TEXT)) == (TEXT, ("think",))
+def test_thoughts_and_turn_markers_are_removed(thought: str) -> None:
+    assert clean_answer(thought.format(TEXT)) == (TEXT, ("think",))
 
 
-def test_all_cleanings_are_named_in_their_order_whatever_stands_around_what() -> None:
+def test_nested_cleanings_are_named_in_order() -> None:
     answer = f"<think>hm</think>Sure! Here is the rewritten text:\n\n```\n{TEXT}\n```\n\nI hope this helps!"
-    assert clean(answer) == (TEXT, ("think", "preamble", "wrapper", "trailer"))
+    assert clean_answer(answer) == (TEXT, ("think", "preamble", "wrapper", "trailer"))
 
 
-def test_what_the_source_says_too_is_text() -> None:
+def test_remarks_that_the_source_contains_are_kept() -> None:
     letter = f"{TEXT}\n\nLet me know if you need anything changed."
-    assert clean(letter) == (TEXT, ("trailer",))
-    assert clean(letter, "Let me know if you need anything changed, she wrote.") == (letter, ())
+    assert clean_answer(letter) == (TEXT, ("trailer",))
+    assert clean_answer(letter, "Let me know if you need anything changed, she wrote.") == (letter, ())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_what_the_source_says_too_is_text() -> None:
     ],
 )
 def test_a_thought_without_an_answer_is_unfinished(text: str, expected: bool) -> None:
-    assert unfinished_thought(clean(text)[0]) is expected
+    assert has_unfinished_thought(clean_answer(text)[0]) is expected
 
 
 PIECES = st.sampled_from(
@@ -163,8 +163,8 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(st.one_of(PIECES, st.text(max_size=12)), max_size=12).map("".join))
-def test_cleaning_only_cuts_out_and_a_second_time_changes_nothing(answer: str) -> None:
-    text, removed = clean(answer)
+def test_cleaning_only_removes_text_and_is_idempotent(answer: str) -> None:
+    text, removed = clean_answer(answer)
     if len(removed) == 0:
         assert text == answer.strip()
     rest = iter(answer)
@@ -173,5 +173,5 @@ def test_cleaning_only_cuts_out_and_a_second_time_changes_nothing(answer: str) -
 
 
 @given(st.text(alphabet=st.characters(categories=["Lu", "Ll", "Lo", "Zs"]), max_size=80))
-def test_words_alone_are_never_cleaned(text: str) -> None:
-    assert clean(text) == (text.strip(), ())
+def test_plain_words_are_never_cleaned(text: str) -> None:
+    assert clean_answer(text) == (text.strip(), ())

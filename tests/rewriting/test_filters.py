@@ -1,4 +1,4 @@
-"""Answers judged: a table made by hand, and each rule by itself against what can be counted on fingers."""
+"""Judging answers: verdicts made by hand, and each rule alone against small examples."""
 
 import pickle
 from collections import Counter
@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from pipeline.rewriting import refusals
-from pipeline.rewriting.filters import HeldOut, Verdict, collapse, judge, openings
-from pipeline.rewriting.languages import detect
+from pipeline.rewriting.filters import HeldOut, Verdict, get_opening, judge_answer, summarise_openings
+from pipeline.rewriting.languages import detect_language
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.text.ngrams import foreign_share, wording, words
-from tests.support.answers import PROMPT, ROWS, count
+from pipeline.text.ngrams import foreign_share, get_wording, split_words
+from tests.support.answers import JUDGED_ANSWERS, PROMPT, count_tokens
 
 JUDGED = [rule for rule in RULES if rule != "similarity"]
 
 
 def verdict(row: dict[str, Any]) -> Verdict:
     settings = {key: row[key] for key in ("length_ratio", "skip_filters") if key in row}
-    return judge(
+    return judge_answer(
         row["answer"],
         style=Style(
             about="of the tests",
@@ -29,12 +29,12 @@ def verdict(row: dict[str, Any]) -> Verdict:
             **settings,
         ),
         source=row["source"],
-        source_tokens=count(row["source"]),
+        source_tokens=count_tokens(row["source"]),
         finish_reason=row["finish_reason"],
         instructions=PROMPT,
         examples=row.get("examples", []),
-        count=count,
-        held_out=HeldOut.of(row["held_out"]) if "held_out" in row else None,
+        count=count_tokens,
+        held_out=HeldOut.from_texts(row["held_out"]) if "held_out" in row else None,
     )
 
 
@@ -42,32 +42,33 @@ def judged(answer: str, source: str, **changes: Any) -> str:
     return verdict({"answer": answer, "source": source, "finish_reason": "stop", **changes}).reason
 
 
-def test_a_table_made_by_hand_is_judged_with_few_mistakes() -> None:
-    found = [(row, verdict(row)) for row in ROWS]
+def test_rules_agree_with_verdicts_made_by_hand() -> None:
+    results = [(row, verdict(row)) for row in JUDGED_ANSWERS]
     table = {rule: Counter[str]() for rule in (*JUDGED, "any")}
-    for row, said in found:
+    for row, result in results:
         for rule in JUDGED:
             table[rule][
                 {(True, True): "tp", (True, False): "fn", (False, True): "fp"}.get(
-                    (row["reason"] == rule, said.reason == rule), "tn"
+                    (row["reason"] == rule, result.reason == rule), "tn"
                 )
             ] += 1
         table["any"][
-            {(True, True): "tp", (True, False): "fn", (False, True): "fp"}.get((bool(row["reason"]), bool(said.reason)), "tn")
+            {(True, True): "tp", (True, False): "fn", (False, True): "fp"}.get((bool(row["reason"]), bool(result.reason)), "tn")
         ] += 1
-        if row["reason"] != said.reason:
+        if row["reason"] != result.reason:
             print(
-                f"expected {row['reason'] or 'accepted'}, got {said.reason or 'accepted'} ({said.detail}): {row['answer'][:90]!r}"
+                f"expected {row['reason'] or 'accepted'}, got {result.reason or 'accepted'} ({result.detail}): "
+                f"{row['answer'][:90]!r}"
             )
     print(f"\n{'rule':20} {'tp':>3} {'fp':>3} {'fn':>3}  near  precision  recall")
-    near = Counter(row.get("near", "") for row in ROWS)
+    near = Counter(row.get("near", "") for row in JUDGED_ANSWERS)
     rates = {}
     for rule, c in table.items():
         rates[rule] = (c["tp"] / max(1, c["tp"] + c["fp"]), c["tp"] / max(1, c["tp"] + c["fn"]))
         print(f"{rule:20} {c['tp']:3} {c['fp']:3} {c['fn']:3} {near[rule]:5} {rates[rule][0]:10.2f} {rates[rule][1]:7.2f}")
     assert rates["any"][0] >= 0.95
     assert rates["any"][1] >= 0.9
-    assert len(ROWS) >= 90
+    assert len(JUDGED_ANSWERS) >= 90
     for rule in JUDGED:
         assert table[rule]["tp"] >= 2, f"{rule} was found in fewer than two answers"
         assert near[rule] >= 2, f"{rule} has fewer than two hard negatives"
@@ -78,35 +79,35 @@ def test_a_table_made_by_hand_is_judged_with_few_mistakes() -> None:
     [
         # Missed: phrased as none of the patterns expects, found when the patterns were finished, and left so.
         pytest.param(row, marks=[pytest.mark.xfail(strict=True)] if row.get("missed") else [], id=f"{number}-{row['language']}")
-        for number, row in enumerate(ROWS)
+        for number, row in enumerate(JUDGED_ANSWERS)
         if "text" in row
     ],
 )
 def test_answers_of_the_table_are_cleaned_as_a_person_would(row: dict[str, Any]) -> None:
-    said = verdict(row)
-    assert said.text == row["text"]
-    assert list(said.removed) == row["removed"]
+    result = verdict(row)
+    assert result.text == row["text"]
+    assert list(result.removed) == row["removed"]
 
 
 def test_accepted_answers_without_a_cleaned_text_are_left_as_they_are() -> None:
-    plain = [row for row in ROWS if not row["reason"] and "text" not in row]
+    plain = [row for row in JUDGED_ANSWERS if not row["reason"] and "text" not in row]
     assert len(plain) > 20
     assert [(row["answer"], ()) for row in plain] == [(verdict(row).text, verdict(row).removed) for row in plain]
 
 
 @pytest.mark.parametrize("apostrophe", ["'", "’"])
-def test_a_long_answer_is_no_refusal_however_its_apostrophes_are_written(apostrophe: str) -> None:
+def test_a_long_answer_is_not_a_refusal_with_either_apostrophe(apostrophe: str) -> None:
     refusal = f"I{apostrophe}m sorry, but I can{apostrophe}t help with that."
-    assert refusals.found(refusal, len(words(refusal)), "corn")
-    assert not refusals.found(f"{refusal} {'corn ' * 200}", 210, "corn")
+    assert refusals.find_refusal(refusal, len(split_words(refusal)), "corn")
+    assert not refusals.find_refusal(f"{refusal} {'corn ' * 200}", 210, "corn")
 
 
-def test_an_answer_in_a_script_without_spaces_may_have_twice_as_many_words_and_be_a_refusal() -> None:
+def test_the_word_limit_of_refusals_is_doubled_in_scripts_without_spaces() -> None:
     answers = ["抱歉，我无法改写这段文字。" + "水" * length for length in (200, 300)]
-    assert [bool(refusals.found(answer, len(words(answer)), "corn")) for answer in answers] == [True, False]
+    assert [bool(refusals.find_refusal(answer, len(split_words(answer)), "corn")) for answer in answers] == [True, False]
 
 
-def test_rules_apply_in_their_order_and_a_skipped_one_not_at_all() -> None:
+def test_rules_apply_in_order_and_skipped_rules_never() -> None:
     source = "The mill at Ash ground corn for nine parishes until the river was dammed in 1911 and the wheel stood still."
     row = {"answer": source, "source": source, "finish_reason": "length"}
     reasons = []
@@ -118,26 +119,26 @@ def test_rules_apply_in_their_order_and_a_skipped_one_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("character", ["\0", "\x08", "\x1b", "\x92", "\ufffd", "\uffff"])
-def test_an_answer_with_a_character_that_no_text_has_is_rejected_though_its_source_has_it(character: str) -> None:
+def test_a_broken_character_rejects_the_answer_even_if_the_source_has_it(character: str) -> None:
     source = f"The mill at Ash ground corn{character} for nine parishes until the river was dammed in 1911."
-    said = verdict(
+    result = verdict(
         {"answer": f"Until 1911, when the river was dammed, Ash{character} had a mill.", "source": source, "finish_reason": "stop"}
     )
-    assert (said.reason, said.detail) == ("broken_text", f"has U+{ord(character):04X} at character 42")
+    assert (result.reason, result.detail) == ("broken_text", f"contains U+{ord(character):04X} at character 42")
 
 
-def test_controls_that_are_no_part_of_a_word_are_taken_out_and_named() -> None:
+def test_control_characters_are_removed_and_reported() -> None:
     source = "The mill at Ash ground corn for nine parishes until the river was dammed in 1911."
     answer = "\x1b[32mSure!\x1b[0m\n\nUntil 1911, when the river\x1cwas dammed,\x07 Ash had a mill for nine parishes."
-    said = verdict({"answer": answer, "source": source, "finish_reason": "stop"})
-    assert said == Verdict(
+    result = verdict({"answer": answer, "source": source, "finish_reason": "stop"})
+    assert result == Verdict(
         "Until 1911, when the river was dammed, Ash had a mill for nine parishes.", ("control", "preamble"), "", ""
     )
 
 
-def test_details_tell_the_numbers() -> None:
-    said = verdict({"answer": "Corn was ground.", "source": "corn " * 100, "finish_reason": "stop"})
-    assert (said.reason, said.detail) == ("length_ratio", "4 tokens for 100: 0.04, not in [0.4, 2]")
+def test_details_contain_the_numbers() -> None:
+    result = verdict({"answer": "Corn was ground.", "source": "corn " * 100, "finish_reason": "stop"})
+    assert (result.reason, result.detail) == ("length_ratio", "4 tokens for 100: ratio 0.04, not in [0.4, 2]")
 
 
 @pytest.mark.parametrize(
@@ -153,15 +154,15 @@ def test_details_tell_the_numbers() -> None:
     ],
 )
 def test_words_of_any_script(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
+    assert split_words(text) == expected
 
 
 def test_words_of_a_script_without_spaces_are_its_characters_with_their_marks() -> None:
-    assert "".join(words("สวัสดีครับ")) == "สวัสดีครับ"
-    assert len(words("สวัสดีครับ")) == sum(1 for letter in "สวัสดีครับ" if letter.isalpha())
+    assert "".join(split_words("สวัสดีครับ")) == "สวัสดีครับ"
+    assert len(split_words("สวัสดีครับ")) == sum(1 for letter in "สวัสดีครับ" if letter.isalpha())
 
 
-def test_shared_runs_and_the_words_they_cover_are_those_found_by_comparing_lists() -> None:
+def test_shared_ngrams_and_the_words_they_cover_match_a_comparison_of_lists() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         one, other = (" ".join(generator.choice(list("abc"), size=generator.integers(0, 30))) for _ in range(2))
@@ -169,37 +170,39 @@ def test_shared_runs_and_the_words_they_cover_are_those_found_by_comparing_lists
         first, second = one.split(), other.split()
         shared = [any(first[i : i + n] == second[j : j + n] for j in range(len(second) - n + 1)) for i in range(len(first) - n + 1)]
         covered = {i + k for i, hit in enumerate(shared) if hit for k in range(n)}
-        assert wording(one).shared(n, wording(other)).tolist() == shared
-        assert wording(one).covered(wording(one).shared(n, wording(other)), n) == pytest.approx(len(covered) / max(1, len(first)))
+        assert get_wording(one).shared_mask(n, get_wording(other)).tolist() == shared
+        assert get_wording(one).covered_share(get_wording(one).shared_mask(n, get_wording(other)), n) == pytest.approx(
+            len(covered) / max(1, len(first))
+        )
 
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 
 
-def test_held_out_runs_of_13_words_are_found_whatever_the_case_and_signs() -> None:
-    held = HeldOut.of([TEXT])
+def test_held_out_13_grams_are_found_regardless_of_case_and_punctuation() -> None:
+    held = HeldOut.from_texts([TEXT])
     run = " ".join(TEXT.split()[2:15])
-    assert held.overlap(f"Zero! {run.upper()}, and more") == run
-    assert held.overlap(" ".join(TEXT.split()[2:14])) == ""
-    assert held.overlap("") == ""
+    assert held.find_overlap(f"Zero! {run.upper()}, and more") == run
+    assert held.find_overlap(" ".join(TEXT.split()[2:14])) == ""
+    assert held.find_overlap("") == ""
 
 
-def test_held_out_texts_of_8_to_12_words_are_found_whole_and_shorter_ones_never() -> None:
+def test_held_out_texts_of_8_to_12_words_are_matched_whole_and_shorter_ones_never() -> None:
     short = " ".join(TEXT.split()[:9])
-    assert HeldOut.of([short]).overlap(f"x {short} y") == short
-    assert HeldOut.of([short]).overlap(" ".join(TEXT.split()[:8])) == ""
-    assert len(HeldOut.of(["one two three four five six seven", "", "。"]).ngram_N) == 0
+    assert HeldOut.from_texts([short]).find_overlap(f"x {short} y") == short
+    assert HeldOut.from_texts([short]).find_overlap(" ".join(TEXT.split()[:8])) == ""
+    assert len(HeldOut.from_texts(["one two three four five six seven", "", "。"]).ngram_N) == 0
 
 
-def test_the_first_of_the_held_out_runs_is_named() -> None:
+def test_the_first_held_out_ngram_is_returned() -> None:
     later, sooner = "a b c d e f g h", TEXT
-    assert HeldOut.of([later, sooner]).overlap(f"{sooner} {later}") == " ".join(TEXT.split()[:13])
+    assert HeldOut.from_texts([later, sooner]).find_overlap(f"{sooner} {later}") == " ".join(TEXT.split()[:13])
 
 
-def test_held_out_survives_table_pickle_and_being_made_of_parts() -> None:
+def test_held_out_survives_table_pickle_and_combination() -> None:
     texts = [TEXT, "我们在公园里看到了很多很多的花", TEXT + " seventeen"]
-    whole = HeldOut.of(texts)
-    combined = HeldOut.combine([HeldOut.of([text]) for text in texts])
+    whole = HeldOut.from_texts(texts)
+    combined = HeldOut.combine([HeldOut.from_texts([text]) for text in texts])
     table = whole.to_table()
     assert [(field.name, str(field.type)) for field in table.schema] == [("ngram", "uint64")]
     for other in (
@@ -209,22 +212,22 @@ def test_held_out_survives_table_pickle_and_being_made_of_parts() -> None:
         pickle.loads(pickle.dumps(whole)),
     ):
         assert other.ngram_N.tolist() == whole.ngram_N.tolist() == sorted(set(whole.ngram_N.tolist()))
-    assert HeldOut.combine([]).overlap(TEXT) == ""
-    assert HeldOut.from_table(HeldOut.of([]).to_table()).ngram_N.dtype == np.uint64
+    assert HeldOut.combine([]).find_overlap(TEXT) == ""
+    assert HeldOut.from_table(HeldOut.from_texts([]).to_table()).ngram_N.dtype == np.uint64
 
 
-def test_a_rewrite_with_a_held_out_run_is_rejected_though_its_source_has_it() -> None:
+def test_a_held_out_ngram_rejects_the_answer_even_if_the_source_has_it() -> None:
     source = f"Children learn to count early on. {TEXT}. They take longer over what the numbers mean."
     answer = f"Early in life children count: {TEXT}. What it means takes them longer to see, as teachers of all countries know."
     assert judged(answer, source, held_out=[TEXT]) == "held_out"
     assert judged(answer, source) == ""
 
 
-def test_openings_are_five_words_and_collapse_counts_them() -> None:
-    assert openings("The **Old** Mill, at Ash: was burnt.") == "the old mill at ash"
-    assert openings("龙井茶产于浙江") == "龙 井 茶 产 于"
-    assert collapse({"b": 3, "a": 3, "c": 2}) == (3, 0.375, "a")
-    assert collapse({}) == (0, 0.0, "")
+def test_an_opening_is_five_words_and_openings_are_summarised() -> None:
+    assert get_opening("The **Old** Mill, at Ash: was burnt.") == "the old mill at ash"
+    assert get_opening("龙井茶产于浙江") == "龙 井 茶 产 于"
+    assert summarise_openings({"b": 3, "a": 3, "c": 2}) == (3, 0.375, "a")
+    assert summarise_openings({}) == (0, 0.0, "")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +247,9 @@ def test_openings_are_five_words_and_collapse_counts_them() -> None:
         ),
     ],
 )
-def test_languages_are_told_with_confidence(text: str, language: str) -> None:
-    found, confidence = detect(text)
-    assert found == language
+def test_languages_are_detected_with_confidence(text: str, language: str) -> None:
+    detected, confidence = detect_language(text)
+    assert detected == language
     assert 0.6 < confidence <= 1
 
 
@@ -254,11 +257,11 @@ def test_languages_are_told_with_confidence(text: str, language: str) -> None:
     "text", ["", "  \n", "OK.", "12 345 €", "x = f(y)[0]", "https://example.org/a/long/path/of/many/words", "好的"]
 )
 def test_too_few_letters_have_no_language(text: str) -> None:
-    assert detect(text) == ("und", 0.0)
+    assert detect_language(text) == ("und", 0.0)
 
 
-def test_half_a_character_is_no_obstacle() -> None:
-    assert detect("The keeper wound the clock \ud800 every evening and slept.")[0] == "en"
+def test_unpaired_surrogates_do_not_stop_language_detection() -> None:
+    assert detect_language("The keeper wound the clock \ud800 every evening and slept.")[0] == "en"
     assert judged("The keeper \ud800 slept.", "The keeper wound the clock \ud800 every evening.") == "broken_text"
 
 

@@ -1,4 +1,4 @@
-"""Parameters that a server refuses: the limit of an answer gives way to its successor, any other ends the run, by name."""
+"""Parameters that a server refuses: for a refused token limit the other one is sent; any other parameter is a config error."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline.engine.exchange import Answer, Failure
+from pipeline.engine.llm_io import Answer, Failure
 from pipeline.errors import ConfigError
 from pipeline.rewriting import endpoint as backend
-from pipeline.rewriting.parameters import refused_parameter
-from tests.support.asking import ask, ask_all, requests
-from tests.support.fake_endpoint import Call, FakeEndpoint, Reply, newest, rewriting
+from pipeline.rewriting.parameters import find_refused_parameter
+from tests.support.endpoint_client import build_requests, send, send_all
+from tests.support.fake_endpoint import Call, FakeEndpoint, Reply, reply_as_newer_model, reply_with_rewrite
 
 pytest.importorskip("openai")
 
@@ -23,55 +23,55 @@ SENT = ["max_tokens", "temperature", "top_p", "top_k", "stop", "model", "chat_te
 @pytest.fixture(autouse=True)
 def nothing_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers of other tests may have had the same port."""
-    monkeypatch.setattr(backend, "_limit_taken", {})
+    monkeypatch.setattr(backend, "_accepted_limit", {})
 
 
 def limits(calls: list[Call]) -> list[str]:
     return [name for call in calls for name in ("max_tokens", "max_completion_tokens") if name in call.body]
 
 
-def test_a_server_that_refuses_max_tokens_is_given_the_other_from_then_on() -> None:
-    asked = requests(20)
-    with FakeEndpoint(newest) as fake:
-        outcomes = ask_all(fake.url, asked, concurrency=1)
-        again = ask_all(fake.url, asked, concurrency=1)  # another block of the same worker
+def test_after_a_refused_max_tokens_the_other_parameter_is_sent() -> None:
+    sent = build_requests(20)
+    with FakeEndpoint(reply_as_newer_model) as fake:
+        outcomes = send_all(fake.url, sent, concurrency=1)
+        again = send_all(fake.url, sent, concurrency=1)  # another block of the same worker
     assert all(isinstance(outcome, Answer) for outcome in outcomes)
     assert again == outcomes
     assert limits(fake.calls) == ["max_tokens", *["max_completion_tokens"] * 40]
     assert {call.body["max_completion_tokens"] for call in fake.calls[1:]} == {200}
-    assert set(fake.asked.values()) == {2}
+    assert set(fake.answer_counts.values()) == {2}
 
 
 @pytest.mark.parametrize(("head_start_s", "most"), [(600.0, 1), (0.0, 8)], ids=["the first is awaited", "it takes too long"])
-def test_one_request_or_those_in_flight_are_sent_again_and_no_others(
+def test_only_requests_in_flight_are_sent_again_after_a_refusal(
     head_start_s: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_HEAD_START_S", head_start_s)
-    with FakeEndpoint(newest) as fake:
-        outcomes = ask_all(fake.url, requests(60), concurrency=8)
+    with FakeEndpoint(reply_as_newer_model) as fake:
+        outcomes = send_all(fake.url, build_requests(60), concurrency=8)
     assert all(isinstance(outcome, Answer) for outcome in outcomes)
     assert 1 <= limits(fake.calls).count("max_tokens") <= most
-    assert set(fake.asked.values()) == {1}
+    assert set(fake.answer_counts.values()) == {1}
 
 
-def test_the_setting_says_which_is_sent_and_a_server_that_refuses_it_ends_the_run() -> None:
-    with FakeEndpoint(newest) as fake:
-        ask_all(fake.url, requests(3), token_limit="max_completion_tokens")
+def test_a_fixed_token_limit_that_is_refused_is_a_config_error() -> None:
+    with FakeEndpoint(reply_as_newer_model) as fake:
+        send_all(fake.url, build_requests(3), token_limit="max_completion_tokens")
         assert limits(fake.calls) == ["max_completion_tokens"] * 3
         with pytest.raises(
-            ConfigError, match=r"^rephrase\.endpoint\.token_limit: to max_tokens .*HTTP 400.*set it to auto or max_com"
+            ConfigError, match=r"^rephrase\.endpoint\.token_limit: .* refused max_tokens with HTTP 400.*set it to auto or max_com"
         ):
-            ask_all(fake.url, requests(3), token_limit="max_tokens", concurrency=1)
+            send_all(fake.url, build_requests(3), token_limit="max_tokens", concurrency=1)
         assert len(fake.calls) == 4
 
 
-def test_a_server_that_refuses_both_is_asked_for_each_once() -> None:
+def test_a_server_that_refuses_both_token_limits_gets_each_once() -> None:
     def refuse(call: Call) -> Reply:
         return Reply(f"Unknown parameter: '{limits([call])[0]}'.", status=400, param=limits([call])[0])
 
     with FakeEndpoint(refuse) as fake:
-        with pytest.raises(ConfigError, match=r"^rephrase\.endpoint\.token_limit: to max_completion_tokens "):
-            ask_all(fake.url, requests(5), concurrency=1)
+        with pytest.raises(ConfigError, match=r"^rephrase\.endpoint\.token_limit: .* refused max_completion_tokens "):
+            send_all(fake.url, build_requests(5), concurrency=1)
         assert limits(fake.calls) == ["max_tokens", "max_completion_tokens"]
 
 
@@ -106,22 +106,22 @@ def test_a_server_that_refuses_both_is_asked_for_each_once() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_setting_of_sampling_that_is_refused_ends_it_with_its_name(sampling: dict[str, Any], name: str, reply: Reply) -> None:
-    with FakeEndpoint(lambda call: reply if name in call.body else rewriting(call)) as fake:
+def test_a_refused_sampling_setting_is_a_config_error_with_its_name(sampling: dict[str, Any], name: str, reply: Reply) -> None:
+    with FakeEndpoint(lambda call: reply if name in call.body else reply_with_rewrite(call)) as fake:
         with pytest.raises(ConfigError) as caught:
-            list(ask(fake.url, requests(50), sampling=sampling, concurrency=1))
+            list(send(fake.url, build_requests(50), sampling=sampling, concurrency=1))
         assert len(fake.calls) == 1
         message = str(caught.value)
-        assert message.startswith(f"rephrase.sampling.{name} is {sampling[name]!r}, and {fake.url}")
+        assert message.startswith(f"rephrase.sampling.{name} is {sampling[name]!r}: {fake.url}")
         assert f"HTTP {reply.status}" in message
         assert "\n" not in message
         rest = {key: value for key, value in sampling.items() if key != name}
         assert message.endswith(f"or leave it out (rephrase.sampling: {json.dumps(rest)})")
         # As it says.
-        assert all(isinstance(outcome, Answer) for outcome in ask_all(fake.url, requests(3), sampling=rest))
+        assert all(isinstance(outcome, Answer) for outcome in send_all(fake.url, build_requests(3), sampling=rest))
 
 
-def test_variables_of_the_template_and_the_model_are_named_as_the_settings_that_they_are() -> None:
+def test_refused_template_variables_and_models_are_config_errors_with_their_setting() -> None:
     for reply, settings, named in (
         (
             Reply("Unknown field", status=400, param="chat_template_kwargs"),
@@ -134,7 +134,7 @@ def test_variables_of_the_template_and_the_model_are_named_as_the_settings_that_
             FakeEndpoint(lambda _, reply=reply: reply) as fake,
             pytest.raises(ConfigError, match=rf"^rephrase\.{reply.param}: .*{named}"),
         ):
-            ask_all(fake.url, requests(1), **settings)
+            send_all(fake.url, build_requests(1), **settings)
 
 
 LONG = "This model's maximum context length is 256 tokens. However, you requested 300 tokens (200 in the messages)."
@@ -152,9 +152,9 @@ LONG = "This model's maximum context length is 256 tokens. However, you requeste
         ),
     ],
 )
-def test_what_one_prompt_is_refused_for_is_its_own_fault(reply: Reply) -> None:
-    with FakeEndpoint(lambda call: reply if "Prompt 1." in call.prompt else rewriting(call)) as fake:
-        outcomes = ask_all(fake.url, requests(3), sampling={"temperature": 0.7, "stop": ["END"]})
+def test_an_error_of_one_prompt_is_a_prompt_failure(reply: Reply) -> None:
+    with FakeEndpoint(lambda call: reply if "Prompt 1." in call.prompt else reply_with_rewrite(call)) as fake:
+        outcomes = send_all(fake.url, build_requests(3), sampling={"temperature": 0.7, "stop": ["END"]})
     assert [type(outcome) for outcome in outcomes] == [Answer, Failure, Answer]
     assert outcomes[1].kind == "prompt"
 
@@ -179,19 +179,19 @@ def test_what_one_prompt_is_refused_for_is_its_own_fault(reply: Reply) -> None:
         ({"param": "", "detail": [{"loc": []}, {"loc": None}, 3]}, "", None),
     ],
 )
-def test_the_parameter_is_told_from_what_servers_say(body: object, message: str, name: str | None) -> None:
-    assert refused_parameter(body, message, SENT) == name
+def test_the_refused_parameter_is_found_in_the_errors_of_known_servers(body: object, message: str, name: str | None) -> None:
+    assert find_refused_parameter(body, message, SENT) == name
 
 
 @pytest.mark.ray
-def test_a_run_on_a_newer_model_rewrites_and_one_refused_setting_ends_it_as_a_mistake(
+def test_a_run_adapts_to_a_newer_model_and_reports_a_refused_setting(
     topics: dict[str, Any], ray_session: Any, tmp_path: Path
 ) -> None:
     del ray_session
 
     def serve(refuses: Callable[[Call], bool]) -> Callable[[Call], Reply]:
         temperature = Reply("Unsupported value: 'temperature' does not support 0.7.", status=400, param="temperature")
-        return lambda call: temperature if refuses(call) else newest(call)
+        return lambda call: temperature if refuses(call) else reply_as_newer_model(call)
 
     with FakeEndpoint(serve(lambda call: "temperature" in call.body)) as fake:
         rephrase = {
@@ -205,12 +205,12 @@ def test_a_run_on_a_newer_model_rewrites_and_one_refused_setting_ends_it_as_a_mi
         config = topics | {"weights": {"estimator": "crisp", "max_epochs": 1.0, "bootstrap": 0}, "rephrase": rephrase}
         with pytest.raises(ConfigError, match=r"^rephrase\.sampling\.temperature is 0\.7"):
             pipeline.curate(config, until="rephrase")
-        assert not fake.asked
+        assert not fake.answer_counts
         refused = len(fake.calls)
         config["rephrase"] = rephrase | {"sampling": {}}
         step = pipeline.curate(config, until="rephrase").step("rephrase")
     counts = step.manifest["outcomes"]["wikipedia"]
-    assert sum(counts.values()) == step.manifest["requests"] == fake.asked.total() > 100
+    assert sum(counts.values()) == step.manifest["requests"] == fake.answer_counts.total() > 100
     assert "no_answer" not in counts
     # Each of the three workers learns it once, by one request or, if that takes too long, by those in flight (64 for all).
     assert 1 <= limits(fake.calls[refused:]).count("max_tokens") <= 64

@@ -40,7 +40,7 @@ TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
 @given(TEXTS, st.integers(1, 60), st.sampled_from([len, count_bytes]))
-def test_any_text_comes_back_joined_and_no_passage_is_above_the_limit(text: str, limit: int, count: object) -> None:
+def test_passages_join_to_the_text_and_none_exceeds_the_limit(text: str, limit: int, count: object) -> None:
     assert callable(count)
     passages = cut_passages(text, limit, count)
     assert "".join(passage.text for passage in passages) == text
@@ -69,7 +69,7 @@ def test_passages_end_with_sentences_and_white_space_stays_before_the_border() -
     assert all(re.fullmatch(r"Sentence .*\. ", passage.text) for passage in passages)
 
 
-def test_text_within_the_limit_is_one_passage_and_no_text_is_none() -> None:
+def test_text_within_the_limit_is_one_passage_and_empty_text_has_none() -> None:
     assert cut_passages("Short. Whole.\n", 10, count_words) == [Passage("Short. Whole.\n", 2)]
     assert cut_passages("", 10, count_words) == []
     assert cut_passages(" \n", 10, count_words) == [Passage(" \n", 0)]
@@ -82,12 +82,12 @@ def test_a_paragraph_that_ends_in_the_last_third_ends_the_passage() -> None:
     assert cut_passages(early, 100, count_words)[0].tokens == 100
 
 
-def test_a_tiny_rest_is_evened_out_with_the_passage_before() -> None:
+def test_a_short_last_passage_is_balanced_with_the_one_before() -> None:
     assert [passage.tokens for passage in cut_passages(sentences(11), 100, count_words)] == [60, 50]
     assert [passage.tokens for passage in cut_passages(sentences(21), 100, count_words)] == [100, 60, 50]
 
 
-def test_a_rest_that_fits_after_a_paragraph_is_joined_to_it() -> None:
+def test_a_remainder_that_fits_after_a_paragraph_is_joined_to_it() -> None:
     text = sentences(8).rstrip() + "\n\n" + sentences(2)
     assert [passage.tokens for passage in cut_passages(text, 100, count_words)] == [100]
 
@@ -104,7 +104,7 @@ def test_long_sentences_are_split_at_lines_then_commas_then_words(text: str, exp
     assert [passage.text for passage in cut_passages(text, 4, count_words)] == expected
 
 
-def test_characters_as_read_are_not_split_before_the_limit_asks_for_it() -> None:
+def test_grapheme_clusters_are_split_only_if_they_exceed_the_limit() -> None:
     family = "👩‍👩‍👧🏽"
     assert [passage.text for passage in cut_passages(family * 4, len(family), len)] == [family] * 4
     assert "".join(passage.text for passage in cut_passages(family, 2, len)) == family
@@ -154,6 +154,6 @@ def test_each_sentence_is_counted_once() -> None:
     assert len(counted) == 30
 
 
-def test_a_limit_below_one_token_is_refused() -> None:
+def test_a_limit_below_one_token_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         cut_passages("x", 0, len)

@@ -30,23 +30,23 @@ from hypothesis import strategies as st
 from pipeline import exact_json
 from pipeline.config import Corpus, Prepare
 from pipeline.errors import InputError
-from pipeline.sources import REASONS, SKIPPED, InputFile, Row, arrow_tables
-from pipeline.sources.chunks import QUARANTINE_PIECE, scan_file
+from pipeline.sources import BAD_ROW_REASONS, SKIP_REASONS, InputFile, Row, arrow_tables
+from pipeline.sources.chunks import QUARANTINE_PIECE_ROWS, scan_file
 from pipeline.sources.input_files import digest
 from pipeline.sources.listing import list_corpus, list_files
-from pipeline.sources.readers import columns_of, read_rows
-from pipeline.sources.row_reader import json_text
-from pipeline.sources.streams import COMPRESSIONS, unpacked
+from pipeline.sources.readers import metadata_columns, read_rows
+from pipeline.sources.row_reader import dump_metadata
+from pipeline.sources.streams import COMPRESSIONS, decompress
 
 
 def rows_of(path: object, prepare: Prepare | None = None, **options: Any) -> list[Row]:
     corpus = Corpus(paths=[str(path)], **options)
     [(url, kind)] = list_files(corpus)
-    return list(read_rows(InputFile(0, url, kind, ""), corpus, columns=columns_of(prepare or Prepare())))
+    return list(read_rows(InputFile(0, url, kind, ""), corpus, columns=metadata_columns(prepare or Prepare())))
 
 
 def outcomes(rows: list[Row]) -> list[str]:
-    return [row.bad.reason if row.bad else row.skipped or "good" for row in rows]
+    return [row.problem.reason if row.problem else row.skipped or "good" for row in rows]
 
 
 def documents(rows: list[Row]) -> dict[str, tuple[str, Any]]:
@@ -100,7 +100,7 @@ def test_rows_read_are_documents_bad_rows_and_skipped_ones_in_every_format(
     counted = Counter(outcomes(rows))
     assert counted["blank_line"] == blanks
     assert len(rows) - blanks == len(texts)
-    assert set(counted) <= {"good", *REASONS, *SKIPPED}
+    assert set(counted) <= {"good", *BAD_ROW_REASONS, *SKIP_REASONS}
     scan = scan_file(
         InputFile(0, *list_files(Corpus(paths=[str(path)], **options))[0], ""), Corpus(paths=["x"], **options), Prepare()
     )
@@ -179,16 +179,16 @@ def test_a_random_value_of_any_arrow_type_spoils_its_row_at_most(
                 rows_of(path)
             return
     rows = rows_of(path)
-    assert [row.row for row in rows] == list(range(size))
+    assert [row.number for row in rows] == list(range(size))
     for row in rows:
         if row.document:
-            assert row.document.text == f"text {row.row}"
+            assert row.document.text == f"text {row.number}"
             assert isinstance(json.loads(row.document.metadata), dict)
         else:
-            assert row.bad is not None
-            assert row.bad.reason in ("bad_value", "invalid_utf8")
-            assert row.bad.id == str(row.row)
-            assert "c" in row.bad.detail
+            assert row.problem is not None
+            assert row.problem.reason in ("bad_value", "invalid_utf8")
+            assert row.problem.id == str(row.number)
+            assert "c" in row.problem.detail
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "dataset"])
@@ -211,8 +211,8 @@ def test_dates_and_times_that_are_none_are_quarantined_with_their_column(tmp_pat
         options = {"reader": {"type": "HuggingFaceDatasetReader", "load_from_disk": True}}
     rows = rows_of(path, **options)
     assert outcomes(rows) == ["good", "bad_value", "bad_value"]
-    assert [row.bad.id for row in rows if row.bad] == ["b", "c"]
-    assert all("'day'" in row.bad.detail for row in rows if row.bad)
+    assert [row.problem.id for row in rows if row.problem] == ["b", "c"]
+    assert all("'day'" in row.problem.detail for row in rows if row.problem)
 
 
 def ipc_bytes(table: pa.Table, *, stream: bool = False, rows: int | None = None) -> bytes:
@@ -252,7 +252,7 @@ def test_an_invalid_utf8_value_spoils_its_row_in_every_nesting(tmp_path: Path, n
         write(path, ipc_bytes(table))
     rows = rows_of(path)
     assert outcomes(rows) == ["good", "invalid_utf8", "good"]
-    assert [row.bad.id for row in rows if row.bad] == ["b"]
+    assert [row.problem.id for row in rows if row.problem] == ["b"]
 
 
 @pytest.mark.parametrize("nesting", [*NESTINGS, "index"])
@@ -277,9 +277,13 @@ def test_concatenated_arrow_streams_are_read_to_the_end(tmp_path: Path) -> None:
     one = ipc_bytes(table, stream=True, rows=3)
     assert outcomes(rows_of(write(tmp_path / "a.arrow", one * 3), reader=STREAM)) == ["good"] * 30
     other = ipc_bytes(table.append_column("n", [list(range(10))]), stream=True)
-    for after, said in [(other, "has other columns"), (b"garbage", "no Arrow stream begins"), (one[:50], "no Arrow stream begins")]:
+    for after, message in [
+        (other, "has different columns"),
+        (b"garbage", "are not an Arrow stream"),
+        (one[:50], "are not an Arrow stream"),
+    ]:
         path = write(tmp_path / "b.arrow", one + after)
-        with pytest.raises(InputError, match=rf"cannot read .*b\.arrow beyond row 9: .*{said}|{said} at byte {len(one)}"):
+        with pytest.raises(InputError, match=rf"cannot read .*b\.arrow beyond row 9: .*byte {len(one)} .*{message}"):
             rows_of(path, reader=STREAM)
 
 
@@ -307,7 +311,7 @@ def test_parquet_batches_are_bounded_by_the_decoded_size(tmp_path: Path, monkeyp
         sizes.append((batch.num_rows, batch.nbytes))
         return iter([Row(first + n, None, None, skipped=batch["id"][n].as_py()) for n in range(batch.num_rows)])
 
-    monkeypatch.setattr(arrow_tables, "rows_of_batch", recorded)
+    monkeypatch.setattr(arrow_tables, "iter_batch_rows", recorded)
     ids = list(map(str, range(1500)))
     for text, most in [("license text " * 10_000, 20 << 20), ("short", 1 << 20)]:
         path = tmp_path / "a.parquet"
@@ -331,14 +335,14 @@ def test_metadata_that_is_too_large_is_not_converted(tmp_path: Path, ending: str
         "fixed": pa.array([b"p" * 70_000, None, None], pa.binary(70_000)),
         "metadata": pa.array([{"html": "p" * 70_000}, {"html": "p"}, None]),
     }
-    converted = arrow_tables._values
+    converted = arrow_tables._to_rows
     large: list[str] = []
 
     def watched(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         large.extend(name for name in batch.schema.names if name not in ("id", "text") and batch["id"][0].as_py() == "a")
         return converted(batch)
 
-    monkeypatch.setattr(arrow_tables, "_values", watched)
+    monkeypatch.setattr(arrow_tables, "_to_rows", watched)
     for name, column in columns.items():
         table = pa.table({"id": ["a", "b", "c"], "text": ["one", "two", "three"], name: column})
         path = tmp_path / f"{name}.{ending}"
@@ -348,8 +352,8 @@ def test_metadata_that_is_too_large_is_not_converted(tmp_path: Path, ending: str
             write(path, ipc_bytes(table))
         rows = rows_of(path)
         assert outcomes(rows) == ["metadata_too_large", "good", "good"], name
-        assert rows[0].bad is not None
-        assert rows[0].bad.id == "a"
+        assert rows[0].problem is not None
+        assert rows[0].problem.id == "a"
         assert outcomes(rows_of(path, Prepare(metadata="none"))) == ["good"] * 3
         assert outcomes(rows_of(path, Prepare(metadata_bytes=500_000))) == ["good"] * 3
         large.clear()
@@ -362,11 +366,11 @@ def test_the_size_of_a_row_is_never_overestimated(kinds: list[pa.DataType], seed
     random = np.random.default_rng(seed)
     for array in [raw_array(one, 4, random) for one in kinds]:
         for part in (array, array.slice(1, 2), pa.concat_arrays([array, pa.nulls(2, array.type)])):
-            sizes = np.broadcast_to(arrow_tables._sizes(part), len(part))
+            sizes = np.broadcast_to(arrow_tables._json_sizes(part), len(part))
             for n, size in enumerate(sizes):
                 try:
-                    [value] = arrow_tables._column(part.slice(n, 1))
-                    written = json_text({"": value})
+                    [value] = arrow_tables._to_list(part.slice(n, 1))
+                    written = dump_metadata({"": value})
                 except Exception:  # the value is invalid, and its row is bad anyway
                     continue
                 assert size <= len(written.encode()) - len('{"":}')
@@ -494,7 +498,7 @@ def test_a_broken_quote_spoils_its_own_lines_and_merges_no_rows(tmp_path: Path, 
     whole = {f"id{n}": f"text of row {n}" for n in (*range(5), *range(20, 40))}
     assert {identifier: text for identifier, (text, _) in found.items() if identifier in whole} == whole
     assert all("\n" not in text for text, _ in found.values())
-    assert sum(row.bad is not None for row in rows) >= num_bad
+    assert sum(row.problem is not None for row in rows) >= num_bad
     assert 5 + num_bad + 20 <= len(rows) <= 5 + len(broken) + 20
 
 
@@ -505,16 +509,28 @@ def test_a_broken_quote_spoils_its_own_lines_and_merges_no_rows(tmp_path: Path, 
 def test_a_csv_row_is_whole_or_bad_wherever_a_quote_is_lost(
     rows: list[tuple[str, str]], at: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerows([("id", "text"), *((f"{n}{name}x", f"{text}.") for n, (name, text) in enumerate(rows))])
-    text = out.getvalue()
-    quotes = [place for place, character in enumerate(text) if character == '"' and place > text.index("\n")]
-    lost = quotes[at % len(quotes)]
-    path = write(tmp_path_factory.mktemp("csv") / "a.csv", text[:lost] + text[lost + 1 :])
-    whole = {f"{n}{name}x": f"{content}." for n, (name, content) in enumerate(rows)}
-    changed = [identifier for identifier, (found, _) in documents(rows_of(path)).items() if whole.get(identifier) != found]
-    assert len(changed) <= 1  # the row that lost it may be another one now; no other is
+    written = [(f"{n}{name}x", f"{text}.") for n, (name, text) in enumerate(rows)]
+    lines = ['"id","text"\n', *(f'"{name}","{text.replace(chr(34), chr(34) * 2)}"\n' for name, text in written)]
+    quotes = [(row, place) for row, line in enumerate(lines[1:], 1) for place, character in enumerate(line) if character == '"']
+    row, place = quotes[at % len(quotes)]
+    num_lines = lines[row].count("\n")
+    lines[row] = lines[row][:place] + lines[row][place + 1 :]
+    path = write(tmp_path_factory.mktemp("csv") / "a.csv", "".join(lines))
+    changed = [name for name, (found, _) in documents(rows_of(path)).items() if dict(written).get(name) != found]
+    assert len(changed) <= num_lines  # the row that lost it may be another one now, or one for each of its lines; no other is
+
+
+def test_a_carriage_return_outside_quotes_makes_bad_rows_and_no_false_document(tmp_path: Path) -> None:
+    rows = rows_of(csv_file(tmp_path / "a.csv", *numbered(0, 5), "id5,a text\rid6,of two", *numbered(20, 40)))
+    assert documents(rows).keys() == {f"id{n}" for n in (*range(5), *range(20, 40))}
+    assert [row.problem.reason for row in rows if row.problem] == ["broken_quotes", "broken_quotes"]
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "\r".join(["id,text", *numbered(0, 9)]) + "\r")
+    assert documents(rows_of(path)).keys() == {f"id{n}" for n in range(9)}
+    doubled = write(tmp_path / "b.csv", "\r\r\n".join(["id,text", *numbered(0, 9)]) + "\r\r\n")
+    assert documents(rows_of(doubled)).keys() == {f"id{n}" for n in range(9)}
 
 
 def test_multi_line_texts_of_a_csv_are_no_merge(tmp_path: Path) -> None:
@@ -575,8 +591,8 @@ def test_folders_that_a_glob_matches_are_read_and_other_endings_counted(tmp_path
         ("y/c.pq", "parquet"),
         ("y/d.csv.xz", "csv"),
     ]
-    assert listing.left_out == {".md": 2, "": 1}
-    assert ".md 2" in listing.describe_left_out("generalist.paths")
+    assert listing.ignored == {".md": 2, "": 1}
+    assert ".md 2" in listing.describe_ignored("generalist.paths")
 
 
 @pytest.mark.parametrize("name", ["a::b.jsonl", "a|b.jsonl", "a\nb.jsonl", "[a]*.jsonl", "ü ö.jsonl"])
@@ -638,7 +654,7 @@ def test_padding_between_and_after_xz_streams_is_skipped(tmp_path: Path) -> None
 def test_a_small_file_of_much_text_is_unpacked_in_bounded_steps(ending: str) -> None:
     pack = {**PACKERS, ".xz": lzma.compress}[ending]
     data = b"x" * (64 << 20)
-    stream = unpacked(io.BytesIO(pack(data)), COMPRESSIONS[ending])
+    stream = decompress(io.BytesIO(pack(data)), COMPRESSIONS[ending])
     tracemalloc.start()
     try:
         assert sum(len(block) for block in iter(lambda: stream.read(1 << 16), b"")) == len(data)
@@ -692,9 +708,9 @@ def test_a_saved_dataset_is_pointed_to_its_reader_and_has_no_place_in_its_values
         with pytest.raises(InputError, match="load_from_disk: true"):
             list_files(Corpus(paths=[str(folder)]))
         corpus = Corpus(paths=[str(folder)], reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
-        left_out: dict[str, str] = {}
-        read = list(read_rows(InputFile(0, str(folder), "dataset", ""), corpus, left_out=left_out))
-        found.append((read, left_out))
+        unsupported_columns: dict[str, str] = {}
+        read = list(read_rows(InputFile(0, str(folder), "dataset", ""), corpus, unsupported_columns=unsupported_columns))
+        found.append((read, unsupported_columns))
     assert found[0] == found[1]
     assert documents(found[0][0]) == {"a": ("x", {})}
     assert found[0][1] == {"image": "Image"}
@@ -714,35 +730,35 @@ def test_metadata_is_chosen_and_bounded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps(line) + "\n")
     read = functools.partial(rows_of, path, id_key="url")
     [row] = read()
-    assert row.bad is not None
-    assert "'html'" in row.bad.detail
-    assert "prepare.metadata_bytes" in row.bad.detail
+    assert row.problem is not None
+    assert "'html'" in row.problem.detail
+    assert "prepare.metadata_bytes" in row.problem.detail
     assert documents(read(Prepare(metadata="none"))) == {"http://a.org/1": ("x", {})}
     kept = documents(read(Prepare(metadata=["url", "lang"])))["http://a.org/1"][1]
     assert kept == {"lang": "en", "url": "http://a.org/1"}  # the id is metadata too, as its column has another name
     assert len(documents(read(Prepare(metadata_bytes=200_000)))["http://a.org/1"][1]["html"]) == 100_000
     scan = scan_file(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"], id_key="url"), Prepare(metadata=["url", "lnag"]))
-    assert scan.absent == {"lnag"}
+    assert scan.missing_columns == {"lnag"}
 
 
 def test_bad_rows_are_handed_on_in_pieces_and_end_the_scan_once_they_are_too_many(tmp_path: Path) -> None:
-    count = 3 * QUARANTINE_PIECE + 7
+    count = 3 * QUARANTINE_PIECE_ROWS + 7
     path = write(tmp_path / "a.jsonl", "".join(f'{{"id": {n}, "content": "x"}}\n' for n in range(count)))
     file, corpus = InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])
     pieces: dict[int, pa.Table] = {}
     scan = scan_file(file, corpus, Prepare(), quarantine=pieces.__setitem__)
-    assert [len(pieces[number]) for number in range(4)] == [QUARANTINE_PIECE] * 3 + [7]
+    assert [len(pieces[number]) for number in range(4)] == [QUARANTINE_PIECE_ROWS] * 3 + [7]
     assert pa.concat_tables(pieces.values())["row"].to_pylist() == list(range(count))
-    assert (scan.num_rows, scan.reasons, len(scan.quarantine), scan.stopped) == (
+    assert (scan.num_rows, scan.reasons, len(scan.quarantine), scan.stopped_early) == (
         count,
         {"missing_text": count},
-        QUARANTINE_PIECE,
+        QUARANTINE_PIECE_ROWS,
         False,
     )
-    stopped = scan_file(file, corpus, Prepare(), most_bad=100)
-    assert (stopped.stopped, stopped.num_rows) == (True, 101)
+    stopped = scan_file(file, corpus, Prepare(), max_bad_rows=100)
+    assert (stopped.stopped_early, stopped.num_rows) == (True, 101)
     assert (
-        scan_file(file, corpus, Prepare(), most_bad=sys.float_info.max).num_rows == 10_000
+        scan_file(file, corpus, Prepare(), max_bad_rows=sys.float_info.max).num_rows == 10_000
     )  # no row has a text: text_key is wrong
 
 
@@ -750,7 +766,7 @@ _HEAVY = """
 import json, resource, sys
 from pipeline.sources.chunks import cut_chunks, scan_file
 from pipeline.config import Corpus, Prepare
-from pipeline.sources.parts import WRITE_OPTIONS, counts
+from pipeline.sources.parts import WRITE_OPTIONS, count_part
 from pipeline.sources import InputFile
 from pipeline.storage import Folder
 from pipeline.tables import WINDOWS
@@ -760,10 +776,10 @@ cutter = WindowCutter(sys.argv[2], 64)
 scan = scan_file(file, corpus, prepare)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for chunk, table in cut_chunks(file, corpus, prepare, cutter, range(scan.num_chunks)):
-    Folder(sys.argv[3]).write_table(f"part-{chunk}.parquet", table, WINDOWS, counts(table), **WRITE_OPTIONS)
+    Folder(sys.argv[3]).write_table(f"part-{chunk}.parquet", table, WINDOWS, count_part(table), **WRITE_OPTIONS)
     read = Folder(sys.argv[3]).read_table(f"part-{chunk}.parquet")
     assert read.equals(table.cast(WINDOWS)), "what was written"
-print(len(table), counts(table)["all_bytes"] >> 20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(len(table), count_part(table)["all_bytes"] >> 20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 

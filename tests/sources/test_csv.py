@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.sources import Row
-from tests.support.rows import rows_of
+from tests.support.rows import read_corpus_rows
 
 
 def rows_of_csv(folder: Path, lines: Iterable[str], **settings: Any) -> list[Row]:
     path = folder / "a.csv"
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
-    return rows_of(path, **settings)
+    return read_corpus_rows(path, **settings)
 
 
 def outcomes(rows: list[Row]) -> list[str]:
-    return [row.bad.reason if row.bad else row.skipped or "good" for row in rows]
+    return [row.problem.reason if row.problem else row.skipped or "good" for row in rows]
 
 
 def numbered(first: int, last: int, form: str = "{0},text of row {0}") -> list[str]:
@@ -53,7 +53,7 @@ def test_rows_merged_by_a_missing_quote_are_one_bad_row(
     lines = [header or "text,lang", *before, form.format(10, '"'), *inside, stray, *after]
     rows = rows_of_csv(tmp_path, lines, id_key="id" if header else None)
     assert outcomes(rows) == ["good"] * first + ["broken_quotes"] + ["good"] * 19
-    [bad] = [row.bad for row in rows if row.bad]
+    [bad] = [row.problem for row in rows if row.problem]
     assert str(len(inside) + 1) in bad.detail
     assert "merged" in bad.detail
 
@@ -88,14 +88,14 @@ def test_a_valid_record_is_a_document_or_one_bad_row_and_never_torn(
     csv.writer(out, lineterminator="\n").writerows([("id", "text"), *enumerate(texts)])
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     path.write_text(out.getvalue(), newline="")
-    rows = rows_of(path)
+    rows = read_corpus_rows(path)
     assert len(rows) == len(texts)
     for number, row in enumerate(rows):
         if row.document:
             assert (row.document.id, row.document.text) == (str(number), texts[number])
         else:
-            assert row.bad is not None
-            assert row.bad.reason == "broken_quotes"
+            assert row.problem is not None
+            assert row.problem.reason == "broken_quotes"
 
 
 def test_merged_rows_do_not_end_the_distrust_after_an_unclosed_quote(tmp_path: Path) -> None:
@@ -106,5 +106,5 @@ def test_merged_rows_do_not_end_the_distrust_after_an_unclosed_quote(tmp_path: P
 
 @pytest.mark.parametrize(("mark", "name"), [(";", "semicolon"), ("\t", "tab")])
 def test_another_delimiter_is_named(tmp_path: Path, mark: str, name: str) -> None:
-    with pytest.raises(InputError, match=rf"a\.csv.*delimiter seems to be a {name}.*commas only"):
+    with pytest.raises(InputError, match=rf"a\.csv.*delimiter seems to be a {name}.*only commas are supported"):
         rows_of_csv(tmp_path, [f"id{mark}text", f"1{mark}a"])

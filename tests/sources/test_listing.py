@@ -12,7 +12,7 @@ import pipeline.sources.datasets  # noqa: F401  before `closed` gives up the rig
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError
 from pipeline.sources import InputFile
-from pipeline.sources.input_files import digest, input_files, remember_digests
+from pipeline.sources.input_files import cache_digests, digest, list_input_files
 from pipeline.sources.listing import list_corpus
 from pipeline.sources.readers import read_rows
 from pipeline.storage import Folder
@@ -167,8 +167,8 @@ def texts(folder: Path, **reader: Any) -> list[str | None]:
 
 def test_a_saved_dataset_and_the_workdir_do_not_overlap(tmp_path: Path) -> None:
     corpus = saved(tmp_path / "ds", id=["a"], text=["x"])
-    for workdir, said in (("ds/work", "choose a workdir outside"), ("ds", "choose a workdir outside"), (".", "another workdir")):
-        with pytest.raises(InputError, match=said):
+    for workdir, message in (("ds/work", "choose a workdir outside"), ("ds", "choose a workdir outside"), (".", "another workdir")):
+        with pytest.raises(InputError, match=message):
             list_corpus(corpus, workdir=str(tmp_path / workdir))
     assert len(list_corpus(corpus, workdir=str(tmp_path / "work")).files) == 1
 
@@ -185,12 +185,12 @@ def test_a_split_of_a_saved_dataset_is_read_by_its_name(tmp_path: Path) -> None:
     DatasetDict({**splits, "none": splits["test"].select([])}).save_to_disk(str(tmp_path / "ds"))
     assert texts(tmp_path / "ds", dataset_options={"split": "test"}) == ["of test"]
     assert texts(tmp_path / "ds", dataset_options={"split": "none"}) == []
-    with pytest.raises(InputError, match="has the splits train, test, none; name one"):
+    with pytest.raises(InputError, match="has the splits train, test, none; select one"):
         texts(tmp_path / "ds")
-    with pytest.raises(InputError, match="has the splits train, test, none and no 'dev'; name one"):
+    with pytest.raises(InputError, match="has the splits train, test, none, but not 'dev'; select one"):
         texts(tmp_path / "ds", dataset_options={"split": "dev"})
     saved(tmp_path / "one", id=["a"], text=["x"])
-    with pytest.raises(InputError, match=r"has no splits, and .* is 'train'; leave it out"):
+    with pytest.raises(InputError, match=r"has no splits, but .* is 'train'; remove that setting"):
         texts(tmp_path / "one", dataset_options={"split": "train"})
 
 
@@ -202,7 +202,7 @@ def test_a_split_of_a_saved_dataset_is_read_by_its_name(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_load_from_disk_ignores_are_refused(reader: dict[str, Any], ignored: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^generalist\.reader: load_from_disk ignores {ignored}; leave it out"):
+    with pytest.raises(ConfigError, match=rf"^generalist\.reader: load_from_disk ignores {ignored}; remove"):
         list_corpus(Corpus(paths=["ds"], reader=SAVED | reader), setting="generalist.paths")
 
 
@@ -216,8 +216,8 @@ def test_a_file_that_changes_deep_in_a_dataset_changes_its_digest(tmp_path: Path
     for change in ("ds/b.jsonl", "ds/data/a.jsonl", "elsewhere/b.jsonl"):
         with (tmp_path / change).open("a") as file:
             file.write('{"id": "b", "text": "y"}\n')
-        [file_], stamps = input_files(corpus, workdir, setting="paths")
-        remember_digests(workdir, stamps)
+        [file_], stamps = list_input_files(corpus, workdir, setting="paths")
+        cache_digests(workdir, stamps)
         digests.append(file_.digest)
     assert len(set(digests)) == 3
 

@@ -46,7 +46,7 @@ def test_the_standard_library_is_found_with_its_docstrings(stdlib: list[Row]) ->
     assert found["pathlib.PurePath"][1]["kind"] == "class"
     assert found["json"][1]["kind"] == "module"
     assert {row.document.source for row in stdlib if row.document} >= {"json", "asyncio", "argparse"}
-    assert [row.row for row in stdlib] == list(range(len(stdlib)))
+    assert [row.number for row in stdlib] == list(range(len(stdlib)))
     assert len(found) == sum(row.document is not None for row in stdlib) > 1000
     assert len({text for text, _ in found.values()}) == len(found)
     assert min(len(text) for text, _ in found.values()) >= pydocs.MIN_CHARACTERS
@@ -113,7 +113,7 @@ class A:
     assert list(found) == ["fake", "fake.f", "fake.f#2", "fake.A", "fake.A.m", "fake.A.m.inner", "fake.latin"]
     assert found["fake.f#2"][1]["line"] == 7
     assert found["fake.latin"][0].endswith("é")
-    assert [(row.bad.reason, row.bad.id) for row in rows if row.bad] == [
+    assert [(row.problem.reason, row.problem.id) for row in rows if row.problem] == [
         ("not_python", None),
         ("nul_byte", "fake.nul"),
         ("not_python", None),
@@ -148,9 +148,9 @@ def test_specifications_choose_by_distribution_or_import_name() -> None:
 def test_an_unknown_package_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(InputError, match=r"generalist\.paths: .*'nunpy'.*did you mean numpy\?"):
         list_files(Corpus(paths=["pydocs://nunpy"]), setting="generalist.paths")
-    with pytest.raises(InputError, match="leaves no package"):
+    with pytest.raises(InputError, match="excludes every package"):
         pydocs.expand("pydocs://numpy,-numpy")
-    with pytest.raises(InputError, match="no such package"):
+    with pytest.raises(InputError, match="the package is not installed"):
         digest("pydocs://gone", "pydocs")
 
 

@@ -18,16 +18,16 @@ import zstandard
 
 from pipeline.config import Corpus
 from pipeline.errors import InputError, StorageError
-from pipeline.sources import REASONS, Columns, InputFile, Row, json_lines
+from pipeline.sources import BAD_ROW_REASONS, InputFile, MetadataColumns, Row, json_lines
 from pipeline.sources.input_files import digest
 from pipeline.sources.listing import list_files
 from pipeline.sources.readers import read_rows
 from tests.support.fake_hub import FakeHub
-from tests.support.rows import corpus_of, rows_of
+from tests.support.rows import make_corpus, read_corpus_rows
 
 
 def reasons_of(rows: list[Row]) -> list[str]:
-    return [row.bad.reason if row.bad else "good" for row in rows]
+    return [row.problem.reason if row.problem else "good" for row in rows]
 
 
 def jsonl(path: Path, *lines: Any) -> Path:
@@ -64,24 +64,24 @@ def jsonl(path: Path, *lines: Any) -> Path:
 )
 def test_a_bad_line_is_one_bad_row_and_its_neighbours_are_good(tmp_path: Path, line: Any, reason: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"id": "0", "text": "before"}, line, {"id": "2", "text": "after"})
-    rows = rows_of(path)
+    rows = read_corpus_rows(path)
     assert reasons_of(rows) == ["good", reason, "good"]
-    assert [row.row for row in rows] == [0, 1, 2]
-    assert rows[1].bad is not None
-    assert reason in REASONS
-    assert len(rows[1].bad.excerpt) <= 200
+    assert [row.number for row in rows] == [0, 1, 2]
+    assert rows[1].problem is not None
+    assert reason in BAD_ROW_REASONS
+    assert len(rows[1].problem.excerpt) <= 200
 
 
 def test_a_bad_row_keeps_its_id_where_it_has_one(tmp_path: Path) -> None:
-    rows = rows_of(jsonl(tmp_path / "a.jsonl", {"id": 7, "text": ""}, {"text": "x"}))
-    assert [row.bad.id for row in rows if row.bad] == ["7", None]
+    rows = read_corpus_rows(jsonl(tmp_path / "a.jsonl", {"id": 7, "text": ""}, {"text": "x"}))
+    assert [row.problem.id for row in rows if row.problem] == ["7", None]
 
 
 def test_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
     text = "\ufeff  a\r\nb\u2028c\u0085d\x0be\x1cf\n\u0301 👩‍👩‍👧 漢字\t "
     path = tmp_path / "a.jsonl"
     path.write_bytes((json.dumps({"id": "a", "text": text}, ensure_ascii=False) + "\r\n").encode())
-    [row] = rows_of(path)
+    [row] = read_corpus_rows(path)
     assert row.document is not None
     assert row.document.text == text
 
@@ -89,14 +89,14 @@ def test_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
 def test_byte_order_mark_and_blank_lines_are_passed_over_and_lines_keep_their_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"id": 1, "text": "one"}\n\n \r\n{"id": 2, "text": "two"}')
-    rows = rows_of(path)
-    assert [(row.row, row.document.id) for row in rows if row.document] == [(0, "1"), (3, "2")]
-    assert [(row.row, row.skipped) for row in rows if not row.document] == [(1, "blank_line"), (2, "blank_line")]
+    rows = read_corpus_rows(path)
+    assert [(row.number, row.document.id) for row in rows if row.document] == [(0, "1"), (3, "2")]
+    assert [(row.number, row.skipped) for row in rows if not row.document] == [(1, "blank_line"), (2, "blank_line")]
 
 
 def test_other_columns_become_metadata_in_input_order(tmp_path: Path) -> None:
     line = {"z": 1, "id": "a", "b": {"k": [1, None]}, "text": "x", "a": "é"}
-    [row] = rows_of(jsonl(tmp_path / "web.part.jsonl", line))
+    [row] = read_corpus_rows(jsonl(tmp_path / "web.part.jsonl", line))
     assert row.document is not None
     assert row.document.metadata == '{"z":1,"b":{"k":[1,null]},"a":"é"}'
     assert row.document.source == "web.part"
@@ -106,7 +106,7 @@ def test_a_metadata_object_is_merged_and_a_source_column_is_taken_out(tmp_path: 
     nested = {"id": "a", "text": "x", "year": 1, "metadata": {"source": "wiki", "year": 2, "lang": "en"}}
     as_text = {"id": "b", "text": "x", "source": "news", "metadata": '{"lang":"de"}'}
     no_object = {"id": "c", "text": "x", "source": 5, "metadata": "{free text"}
-    rows = rows_of(jsonl(tmp_path / "a.jsonl", nested, as_text, no_object))
+    rows = read_corpus_rows(jsonl(tmp_path / "a.jsonl", nested, as_text, no_object))
     assert [(row.document.source, json.loads(row.document.metadata)) for row in rows if row.document] == [
         ("wiki", {"year": 1, "lang": "en"}),
         ("news", {"lang": "de"}),
@@ -115,7 +115,7 @@ def test_a_metadata_object_is_merged_and_a_source_column_is_taken_out(tmp_path: 
 
 
 def test_without_id_key_rows_are_numbered_and_an_id_column_is_metadata(tmp_path: Path) -> None:
-    rows = rows_of(jsonl(tmp_path / "a.jsonl", {"id": "a", "text": "x"}, b"bad", {"text": "y"}), number=3, id_key=None)
+    rows = read_corpus_rows(jsonl(tmp_path / "a.jsonl", {"id": "a", "text": "x"}, b"bad", {"text": "y"}), number=3, id_key=None)
     assert [(row.document.id, row.document.metadata) for row in rows if row.document] == [
         ("00003-0", '{"id":"a"}'),
         ("00003-2", "{}"),
@@ -124,8 +124,8 @@ def test_without_id_key_rows_are_numbered_and_an_id_column_is_metadata(tmp_path:
 
 def test_limit_bounds_the_rows_of_a_file(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", *({"id": i, "text": "x"} for i in range(9)))
-    assert len(rows_of(path, limit=4)) == 4
-    assert len(rows_of(path, limit=40)) == 9
+    assert len(read_corpus_rows(path, limit=4)) == 4
+    assert len(read_corpus_rows(path, limit=40)) == 9
 
 
 LINES = b"".join(json.dumps({"id": i, "text": os.urandom(300).hex()}).encode() + b"\n" for i in range(2000))
@@ -139,7 +139,7 @@ def packed(ending: str) -> bytes:
 def test_files_of_several_frames_are_read_whole(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(packed(ending) * 2)
-    assert len(rows_of(path)) == 4000
+    assert len(read_corpus_rows(path)) == 4000
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -157,7 +157,7 @@ def test_a_damaged_stream_is_an_error_that_names_file_row_and_mend(tmp_path: Pat
             "no bytes": b"",
         }[damage]
     )
-    with pytest.raises(InputError, match=r"a\.jsonl.*(replace the file|leave it out)") as caught:
+    with pytest.raises(InputError, match=r"a\.jsonl.*(replace the file|remove it from paths)") as caught:
         rows_of_stream(path)
     assert "\n" not in str(caught.value)
     if damage == "truncated":
@@ -165,14 +165,14 @@ def test_a_damaged_stream_is_an_error_that_names_file_row_and_mend(tmp_path: Pat
 
 
 def rows_of_stream(path: Path) -> list[Row]:
-    corpus = corpus_of(path)
+    corpus = make_corpus(path)
     return list(read_rows(InputFile(0, str(path), "jsonl", ""), corpus))
 
 
 def test_rows_before_a_cut_come_out(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(packed(".zst")[: len(packed(".zst")) // 2])
-    rows = read_rows(InputFile(0, str(path), "jsonl", ""), corpus_of(path))
+    rows = read_rows(InputFile(0, str(path), "jsonl", ""), make_corpus(path))
     assert reasons_of([next(rows) for _ in range(500)]) == ["good"] * 500
     with pytest.raises(InputError, match="beyond row"):
         list(rows)
@@ -213,7 +213,7 @@ def test_parquet_types_of_text_and_metadata(tmp_path: Path) -> None:
         ("dictionary", pa.array(texts).dictionary_encode()),
         ("view", pa.array(texts, pa.string_view())),
     ]:
-        rows = rows_of(parquet(tmp_path / f"{name}.parquet", {"text": column, **others}))
+        rows = read_corpus_rows(parquet(tmp_path / f"{name}.parquet", {"text": column, **others}))
         seen.append([(row.document.id, row.document.text, row.document.metadata) for row in rows if row.document])
     assert seen == [seen[0]] * 4
     assert [text for _, text, _ in seen[0]] == texts
@@ -233,20 +233,20 @@ def test_parquet_rows_are_validated_one_by_one(tmp_path: Path) -> None:
     invalid = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers())
     text = pa.concat_arrays([pa.array(["good", None, "", " ", "n\0l"]), invalid])
     ids = pa.array(["a", "b", "c", "d", "e", "f", None])
-    rows = rows_of(parquet(tmp_path / "a.parquet", {"id": ids, "text": text}))
+    rows = read_corpus_rows(parquet(tmp_path / "a.parquet", {"id": ids, "text": text}))
     assert reasons_of(rows) == ["good", "missing_text", "empty_text", "empty_text", "nul_byte", "invalid_utf8", "missing_id"]
-    assert [row.row for row in rows] == list(range(7))
+    assert [row.number for row in rows] == list(range(7))
 
 
 def test_parquet_of_other_columns_is_fine_and_one_without_text_or_id_is_not(tmp_path: Path) -> None:
-    [row] = rows_of(parquet(tmp_path / "a.parquet", {"extra": [[1, 2]], "text": ["x"], "id": ["a"]}))
+    [row] = read_corpus_rows(parquet(tmp_path / "a.parquet", {"extra": [[1, 2]], "text": ["x"], "id": ["a"]}))
     assert row.document is not None
     assert row.document.metadata == '{"extra":[1,2]}'
     with pytest.raises(InputError, match=r"b\.parquet has no column 'text' \(text_key\); it has id, body"):
-        rows_of(parquet(tmp_path / "b.parquet", {"id": ["a"], "body": ["x"]}))
+        read_corpus_rows(parquet(tmp_path / "b.parquet", {"id": ["a"], "body": ["x"]}))
     with pytest.raises(InputError, match="no column 'id'"):
-        rows_of(parquet(tmp_path / "c.parquet", {"text": ["x"]}))
-    assert reasons_of(rows_of(tmp_path / "c.parquet", id_key=None)) == ["good"]
+        read_corpus_rows(parquet(tmp_path / "c.parquet", {"text": ["x"]}))
+    assert reasons_of(read_corpus_rows(tmp_path / "c.parquet", id_key=None)) == ["good"]
 
 
 def test_broken_parquet_is_an_error_that_names_the_file(tmp_path: Path) -> None:
@@ -261,15 +261,15 @@ def test_broken_parquet_is_an_error_that_names_the_file(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.parquet"
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=f"{name}.parquet.*replace the file"):
-            rows_of(path)
+            read_corpus_rows(path)
 
 
 def test_remote_files_are_read_and_identified_by_what_the_store_says(tmp_path: Path) -> None:
     fs = fsspec.filesystem("memory")
     local = jsonl(tmp_path / "a.jsonl", {"id": "a", "text": "x"})
     fs.pipe_file("/corpus/a.jsonl", local.read_bytes())
-    assert reasons_of(rows_of("memory://corpus/*.jsonl")) == ["good"]
-    [(url, kind)] = list_files(corpus_of("memory://corpus"))
+    assert reasons_of(read_corpus_rows("memory://corpus/*.jsonl")) == ["good"]
+    [(url, kind)] = list_files(make_corpus("memory://corpus"))
     assert url == "memory:///corpus/a.jsonl"
     assert "corpus" not in digest(url, kind)
 
@@ -324,7 +324,7 @@ def test_files_are_sorted_within_a_path_and_kept_in_the_order_of_paths(tmp_path:
     for name in ("b/2.jsonl", "b/10.ndjson.gz", "b/deep/x.parquet", "b/README.md", "a/z.json.zst", "a/odd[1].jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    listed = list_files(corpus_of(tmp_path / "b", tmp_path / "a" / "odd[1].jsonl", tmp_path / "a" / "*.zst"))
+    listed = list_files(make_corpus(tmp_path / "b", tmp_path / "a" / "odd[1].jsonl", tmp_path / "a" / "*.zst"))
     assert [(os.path.relpath(url, tmp_path), kind) for url, kind in listed] == [
         ("b/10.ndjson.gz", "jsonl"),
         ("b/2.jsonl", "jsonl"),
@@ -342,15 +342,15 @@ def test_paths_that_match_nothing_twice_or_the_unknown_are_one_clear_line(tmp_pa
         (["none-*.jsonl"], r"generalist\.paths: no file matches"),
         (["none.jsonl"], "no file matches"),
         (["empty"], "no file matches"),
-        (["a.jsonl", "*.jsonl"], "comes twice"),
+        (["a.jsonl", "*.jsonl"], "is matched by both"),
         (["notes.txt"], "unknown ending"),
         (["*"], "unknown ending"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
-            list_files(corpus_of(*(tmp_path / path for path in paths)), setting="generalist.paths")
+            list_files(make_corpus(*(tmp_path / path for path in paths)), setting="generalist.paths")
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot be opened"):
-        list_files(corpus_of("nosuch://bucket/a.jsonl"))
+        list_files(make_corpus("nosuch://bucket/a.jsonl"))
 
 
 def test_importing_the_readers_imports_no_datatrove_ray_torch_or_tokenizers() -> None:
@@ -367,7 +367,7 @@ def test_a_first_line_that_is_too_long_is_one_row_with_a_byte_order_mark_too(
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"id": "0", "text": "x" * 99}).encode() + b'\n{"id": "1", "text": "short"}\n')
     rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), Corpus(paths=["x"])))
-    assert [(row.row, row.bad.reason if row.bad else "") for row in rows] == [(0, "line_too_long"), (1, "")]
+    assert [(row.number, row.problem.reason if row.problem else "") for row in rows] == [(0, "line_too_long"), (1, "")]
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.csv.zst"])
@@ -377,7 +377,7 @@ def test_csv(tmp_path: Path, name: str) -> None:
     )
     packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)(data)
     (tmp_path / name).write_bytes(packed)
-    rows = rows_of(tmp_path / name)
+    rows = read_corpus_rows(tmp_path / name)
     assert reasons_of(rows) == ["good", "wrong_fields", "wrong_fields", "invalid_utf8", "good"]
     first, *_, last = rows
     assert first.document is not None
@@ -385,7 +385,7 @@ def test_csv(tmp_path: Path, name: str) -> None:
     assert (first.document.id, first.document.text) == ("1", 'two\nlines, "quoted"')
     assert first.document.metadata == '{"url":"u"}'
     assert last.document.text == "été"
-    assert set(reasons_of(rows)) - {"good"} <= set(REASONS)
+    assert set(reasons_of(rows)) - {"good"} <= set(BAD_ROW_REASONS)
 
 
 def test_arrow_files_and_streams(tmp_path: Path) -> None:
@@ -393,9 +393,9 @@ def test_arrow_files_and_streams(tmp_path: Path) -> None:
     for name, opened in (("x.arrow", pa.ipc.new_file), ("s.arrow", pa.ipc.new_stream)):
         with opened(str(tmp_path / name), table.schema) as sink:
             sink.write_table(table, max_chunksize=2)
-        rows = rows_of(tmp_path / name, reader={"type": "IpcReader", "stream": name == "s.arrow"})
+        rows = read_corpus_rows(tmp_path / name, reader={"type": "IpcReader", "stream": name == "s.arrow"})
         assert reasons_of(rows) == ["good", "empty_text", "good"]
-        assert [row.row for row in rows] == [0, 1, 2]
+        assert [row.number for row in rows] == [0, 1, 2]
 
 
 def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
@@ -405,14 +405,14 @@ def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
     data.save_to_disk(str(tmp_path / "saved"))
     DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "both"))
     data.to_parquet(str(tmp_path / "hub" / "data.parquet"))
-    saved = rows_of(tmp_path / "saved", reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
+    saved = read_corpus_rows(tmp_path / "saved", reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
     assert reasons_of(saved) == ["good", "good", "empty_text"]
     options = {"type": "HuggingFaceDatasetReader", "dataset_options": {"split": "train", "cache_dir": str(tmp_path / "cache")}}
     for streaming in (False, True):
-        loaded = rows_of(tmp_path / "hub", reader=options | {"streaming": streaming})
+        loaded = read_corpus_rows(tmp_path / "hub", reader=options | {"streaming": streaming})
         assert [row.document and row.document.text for row in loaded] == ["one", "two", None]
-    with pytest.raises(InputError, match="has the splits train, test; name one"):
-        rows_of(tmp_path / "both", reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
+    with pytest.raises(InputError, match="has the splits train, test; select one"):
+        read_corpus_rows(tmp_path / "both", reader={"type": "HuggingFaceDatasetReader", "load_from_disk": True})
     before = digest(str(tmp_path / "saved"), "dataset")
     Dataset.from_dict({"id": ["a"], "text": ["other"]}).save_to_disk(str(tmp_path / "other"))
     assert digest(str(tmp_path / "other"), "dataset") != before
@@ -420,14 +420,14 @@ def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
 
 def test_a_reader_is_for_files_of_any_name(tmp_path: Path) -> None:
     jsonl(tmp_path / "data.txt", {"id": "a", "text": "one"})
-    with pytest.raises(InputError, match="or name a reader"):
-        rows_of(tmp_path / "data.txt")
-    assert reasons_of(rows_of(tmp_path / "data.txt", reader={"type": "JsonlReader"})) == ["good"]
+    with pytest.raises(InputError, match="or set reader"):
+        read_corpus_rows(tmp_path / "data.txt")
+    assert reasons_of(read_corpus_rows(tmp_path / "data.txt", reader={"type": "JsonlReader"})) == ["good"]
 
 
 def array_of(path: Path, content: str | bytes, **settings: Any) -> list[Row]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return rows_of(path, **settings)
+    return read_corpus_rows(path, **settings)
 
 
 @pytest.mark.parametrize(
@@ -445,15 +445,15 @@ def array_of(path: Path, content: str | bytes, **settings: Any) -> list[Row]:
 def test_a_lone_surrogate_is_a_bad_row_that_names_the_column(tmp_path: Path, element: bytes, column: str) -> None:
     rows = array_of(tmp_path / "a.json", b"[" + element + b', {"id": "b", "text": "good"}]')
     assert reasons_of(rows) == ["invalid_utf8", "good"]
-    assert rows[0].bad is not None
-    assert repr(column)[1:-1].replace("\\\\", "\\") in rows[0].bad.detail
-    f"{rows[0].bad.detail}{rows[0].bad.excerpt}{rows[0].bad.id}".encode()
+    assert rows[0].problem is not None
+    assert repr(column)[1:-1].replace("\\\\", "\\") in rows[0].problem.detail
+    f"{rows[0].problem.detail}{rows[0].problem.excerpt}{rows[0].problem.id}".encode()
 
 
 def test_an_array_element_that_is_not_utf8_in_a_column_left_out_is_bad_too(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"id": "a", "text": "x", "m": "\xff"}, {"id": "b", "text": "\xc3\xa9"}]')
-    rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), corpus_of(path), columns=Columns(frozenset())))
+    rows = list(read_rows(InputFile(0, str(path), "jsonl", ""), make_corpus(path), columns=MetadataColumns(frozenset())))
     assert reasons_of(rows) == ["invalid_utf8", "good"]
 
 
@@ -476,13 +476,13 @@ def test_a_bad_element_of_an_array_is_one_bad_row_and_others_are_good(tmp_path: 
         elements = [*good[:number], bad, *good[number:]]
         rows = array_of(tmp_path / "a.json", "[\n" + between.join(elements) + "\n]\n")
         assert reasons_of(rows) == ["good"] * number + [reason] + ["good"] * (2 - number)
-        assert [row.row for row in rows] == [0, 1, 2]
+        assert [row.number for row in rows] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("ending", [',\n{"id": "1", "te', "\n", ',\n{"id": "1", "text": "a " b"}]'])
 def test_an_array_without_an_end_is_damage_at_a_byte(tmp_path: Path, ending: str) -> None:
     begin = '\ufeff\n[{"id": "é", "text": "x"}'
-    with pytest.raises(InputError, match=r"a\.json beyond row 0: JSON array, damaged at byte (\d+)") as caught:
+    with pytest.raises(InputError, match=r"a\.json beyond row 0: the JSON array is damaged at byte (\d+)") as caught:
         array_of(tmp_path / "a.json", begin + ending)
     place = len((begin + ",\n" if ending.startswith(",") else begin + "\n").encode())
     assert f"byte {place}:" in str(caught.value)
@@ -491,13 +491,13 @@ def test_an_array_without_an_end_is_damage_at_a_byte(tmp_path: Path, ending: str
 def test_a_second_array_is_no_rows_and_says_so(tmp_path: Path) -> None:
     rows = array_of(tmp_path / "a.json", '[{"id": "a", "text": "x"}]\n[{"id": "b", "text": "x"}]\n')
     assert reasons_of(rows) == ["not_an_object"] * 2
-    assert rows[1].bad is not None
-    assert "array" in rows[1].bad.detail
-    with pytest.raises(InputError, match="one array is read"):
+    assert rows[1].problem is not None
+    assert "array" in rows[1].problem.detail
+    with pytest.raises(InputError, match="only one array"):
         array_of(tmp_path / "a.json", '[\n{"id": "a", "text": "x"}\n]\n[\n{"id": "b", "text": "x"}\n]\n')
 
 
 def test_a_byte_order_mark_at_the_start_of_any_line_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"id": "a", "text": "x"}\n\xef\xbb\xbf{"id": "b", "text": "x"}\n\xef\xbb\xbf\n')
-    assert [row.skipped or reasons_of([row])[0] for row in rows_of(path)] == ["good", "good", "blank_line"]
+    assert [row.skipped or reasons_of([row])[0] for row in read_corpus_rows(path)] == ["good", "good", "blank_line"]

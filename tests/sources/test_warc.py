@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.sources import REASONS, SKIPPED, InputFile, Row
-from pipeline.sources.charsets import decoded_text
-from pipeline.sources.http_bodies import UndecodableError, decoded_body
+from pipeline.sources import BAD_ROW_REASONS, SKIP_REASONS, InputFile, Row
+from pipeline.sources.charsets import decode_text
+from pipeline.sources.http_bodies import UndecodableError, decode_body
 from pipeline.sources.listing import list_files
 from pipeline.sources.readers import read_rows
-from tests.support.corpora import warc
-from tests.support.rows import corpus_of, rows_of
+from tests.support.corpora import write_warc
+from tests.support.rows import make_corpus, read_corpus_rows
 
 FRENCH = "L'été était très chaud à la forêt, où l'âne brûlé dînait. " * 8
 PAGES = [
@@ -39,8 +39,8 @@ PAGES = [
 
 def outcome(row: Row) -> str:
     """The one of the three that a row is."""
-    (found,) = filter(None, ("good" if row.document else "", row.bad.reason if row.bad else "", row.skipped))
-    assert found in {"good", *REASONS, *SKIPPED}
+    (found,) = filter(None, ("good" if row.document else "", row.problem.reason if row.problem else "", row.skipped))
+    assert found in {"good", *BAD_ROW_REASONS, *SKIP_REASONS}
     return found
 
 
@@ -50,27 +50,27 @@ def text_of(row: Row) -> str | None:
 
 @pytest.mark.parametrize("name", ["x.warc", "x.warc.gz"])
 def test_each_record_is_a_page_or_is_skipped(tmp_path: Path, name: str) -> None:
-    rows = rows_of(warc(tmp_path / name, *PAGES))
-    assert [row.row for row in rows] == [0, 1, 2, 3, 4]
+    rows = read_corpus_rows(write_warc(tmp_path / name, *PAGES))
+    assert [row.number for row in rows] == [0, 1, 2, 3, 4]
     assert list(map(outcome, rows)) == ["other_record", "good", "good", "not_a_page", "good"]
     assert text_of(rows[1]) == "<p>Élan</p>"
     assert text_of(rows[2]) == f"<p>{FRENCH}</p>"
     assert rows[1].document is not None
     assert rows[1].document.id == "<urn:uuid:http://a.org/1>"
     assert json.loads(rows[1].document.metadata) == {"url": "http://a.org/1", "date": "2026-11-20T00:00:00Z"}
-    [(url, kind)] = list_files(corpus_of(tmp_path / name))
-    later = list(read_rows(InputFile(0, url, kind, ""), corpus_of(tmp_path / name), first=2, before=2))
+    [(url, kind)] = list_files(make_corpus(tmp_path / name))
+    later = list(read_rows(InputFile(0, url, kind, ""), make_corpus(tmp_path / name), first_row=2, num_rows_before=2))
     assert later == rows[2:]
 
 
 @pytest.mark.parametrize("name", ["x.warc", "x.warc.gz"])
 def test_a_warc_that_was_cut_anywhere_is_an_error_and_not_an_end(tmp_path: Path, name: str) -> None:
-    whole = warc(tmp_path / name, *PAGES).read_bytes()
+    whole = write_warc(tmp_path / name, *PAGES).read_bytes()
     read = []
     for length in range(1, len(whole)):
         (tmp_path / name).write_bytes(whole[:length])
         with contextlib.suppress(InputError):
-            read.append((length, len(rows_of(tmp_path / name))))
+            read.append((length, len(read_corpus_rows(tmp_path / name))))
     # What is left is read where it ends between two records: after a member, or in the blank lines.
     assert [rows for _, rows in read] == sorted(rows for _, rows in read)
     if name.endswith(".gz"):
@@ -83,7 +83,7 @@ def test_a_warc_that_was_cut_anywhere_is_an_error_and_not_an_end(tmp_path: Path,
 
 def test_text_of_a_wet_file(tmp_path: Path) -> None:
     pages = [("http://a.org", b"plain words", "text/plain"), ("http://b.org", b"%PDF", "application/pdf")]
-    rows = rows_of(warc(tmp_path / "x.warc.wet.gz", *pages, wet=True))
+    rows = read_corpus_rows(write_warc(tmp_path / "x.warc.wet.gz", *pages, wet=True))
     assert list(map(outcome, rows)) == ["other_record", "good", "not_a_page"]
     assert text_of(rows[1]) == "plain words"
 
@@ -101,7 +101,7 @@ def test_pages_of_older_crawls_are_known_by_their_bytes_and_by_what_the_server_s
         ("http://h.org", gzip.compress(page)[:40], "text/html", "Content-Encoding: gzip"),
         ("http://i.org", gzip.compress(page)[:40], "image/png", "Content-Encoding: gzip"),
     ]
-    rows = rows_of(warc(tmp_path / "x.warc", *pages, identified=False))
+    rows = read_corpus_rows(write_warc(tmp_path / "x.warc", *pages, identified=False))
     outcomes = ["good", "not_a_page", "not_a_page", "good", "good", "good", "not_a_page", "undecodable", "not_a_page"]
     assert list(map(outcome, rows[1:])) == outcomes
     assert text_of(rows[1]) == page.decode("latin-1")
@@ -110,11 +110,11 @@ def test_pages_of_older_crawls_are_known_by_their_bytes_and_by_what_the_server_s
 
 def test_a_page_that_no_charset_fits_is_a_bad_row(tmp_path: Path) -> None:
     noise = b"<p>" + bytes(range(128, 256)) * 3 + b"\x81\x8d\x8f\x90\x9d"
-    bad, good = rows_of(warc(tmp_path / "x.warc", ("http://a.org", noise, "text/html; charset=koi9"), PAGES[0]))[1:]
+    bad, good = read_corpus_rows(write_warc(tmp_path / "x.warc", ("http://a.org", noise, "text/html; charset=koi9"), PAGES[0]))[1:]
     assert outcome(good) == "good"
-    assert bad.bad is not None
-    assert (bad.bad.reason, bad.bad.id) == ("undecodable", "<urn:uuid:http://a.org>")
-    assert "koi9" in bad.bad.detail
+    assert bad.problem is not None
+    assert (bad.problem.reason, bad.problem.id) == ("undecodable", "<urn:uuid:http://a.org>")
+    assert "koi9" in bad.problem.detail
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -186,7 +186,7 @@ def test_pages_in_each_encoding_and_charset_are_whole_or_quarantined(tmp_path: P
         lines = [f"Content-Encoding: {encoding}", *(["Transfer-Encoding: chunked"] if is_chunked else [])]
         pages.append((f"http://a.org/{len(pages)}", chunked(body) if is_chunked else body, kind, *lines))
         texts.append((charset, page))
-    rows = rows_of(warc(tmp_path / "x.warc.gz", *pages))[1:]
+    rows = read_corpus_rows(write_warc(tmp_path / "x.warc.gz", *pages))[1:]
     assert len(rows) == len(pages)
     for row, (charset, page) in zip(rows, texts, strict=True):
         if declared != "header" and charset == "utf-7":
@@ -206,17 +206,18 @@ def test_a_declared_page_comes_out_whole_or_not_at_all(text: str, encoding: str,
     page = bytes_of(text, charset)
     body = page if is_plain else ENCODINGS[encoding](page)
     try:
-        read = decoded_text(decoded_body(body, [], [encoding]), charset)
+        read = decode_text(decode_body(body, [], [encoding]), charset)
     except UndecodableError:
         return
     # Bytes that are UTF-8 as well are taken for it: one of the two has to be wrong, and that is rarely it.
-    assert read in (text, text.removeprefix("\ufeff"), page.decode("utf-8", "replace"))
+    # A plain body of one or two bytes can be a complete brotli stream of nothing.
+    assert read in (text, text.removeprefix("\ufeff"), page.decode("utf-8", "replace"), *([""] if is_plain else []))
 
 
 @given(st.binary(max_size=300), st.sampled_from([*ENCODINGS, "compress", "utf-8"]), st.booleans())
 def test_any_bytes_are_a_text_or_an_error_that_says_why(body: bytes, encoding: str, is_chunked: bool) -> None:
     with contextlib.suppress(UndecodableError):
-        decoded_text(decoded_body(body, ["chunked"] * is_chunked, [encoding]), None)
+        decode_text(decode_body(body, ["chunked"] * is_chunked, [encoding]), None)
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS.keys() - {"identity"}))
@@ -224,11 +225,11 @@ def test_a_compressed_page_that_was_cut_is_quarantined_with_its_encoding(tmp_pat
     whole = ENCODINGS[encoding](f"<html><p>{FRENCH}</p></html>".encode())
     lengths = range(1, len(whole), 7)
     pages = [("http://a.org", whole[:length], "text/html", f"Content-Encoding: {encoding}") for length in lengths]
-    for row, length in zip(rows_of(warc(tmp_path / "x.warc", *pages))[1:], lengths, strict=True):
+    for row, length in zip(read_corpus_rows(write_warc(tmp_path / "x.warc", *pages))[1:], lengths, strict=True):
         if length < len(whole) - 8:
-            assert row.bad is not None
-            assert row.bad.reason == "undecodable"
-            assert encoding.split(",")[-1].replace("identity", "gzip").strip().lower() in row.bad.detail
+            assert row.problem is not None
+            assert row.problem.reason == "undecodable"
+            assert encoding.split(",")[-1].replace("identity", "gzip").strip().lower() in row.problem.detail
 
 
 @pytest.mark.parametrize("encoding", [*ENCODINGS, "utf-8", "none", "compress", "aws-chunked"])
@@ -236,28 +237,28 @@ def test_a_plain_page_under_a_wrong_header_is_read(tmp_path: Path, encoding: str
     page = f"<p>{FRENCH}</p>"
     lines = [f"Content-Encoding: {encoding}", "Transfer-Encoding: chunked"]
     pages = [(f"http://a.org/{charset}", page.encode(charset), "text/html", *lines) for charset in ("utf-8", "latin-1")]
-    assert list(map(text_of, rows_of(warc(tmp_path / "x.warc", *pages))[1:])) == [page, page]
+    assert list(map(text_of, read_corpus_rows(write_warc(tmp_path / "x.warc", *pages))[1:])) == [page, page]
 
 
 @pytest.mark.parametrize(
-    ("body", "lines", "said"),
+    ("body", "lines", "message"),
     [
         (b"\x1f\x9d\x90<\xc0\xa0\x01\x02", ["Content-Encoding: compress"], "compress: unknown"),
         (gzip.compress(gzip.compress(b"<p>twice")), ["Content-Encoding: gzip"], "charset"),
         (gzip.compress(b"<p>once"), ["Content-Encoding: br"], "br: "),
         (gzip.compress(b"<p>never said"), [], "charset"),
-        (chunked(b"<p>words")[:9], ["Transfer-Encoding: chunked"], "chunked: a chunk is cut"),
-        (b"3\r\n<p>\r\nnow what\r\n", ["Transfer-Encoding: chunked"], "chunked: no chunk begins at byte 8"),
+        (chunked(b"<p>words")[:9], ["Transfer-Encoding: chunked"], "chunked: truncated chunk at byte"),
+        (b"3\r\n<p>\r\nnow what\r\n", ["Transfer-Encoding: chunked"], "chunked: no chunk header at byte 8"),
         (b"\xef\xbb\xbf<p>caf\xe9", [], "byte order mark"),
-        ("<p>été, été, é".encode() + b"\xe9 \xff", [], "utf-8: 2 places are damaged"),
+        ("<p>été, été, é".encode() + b"\xe9 \xff", [], "UTF-8 with 2 invalid byte sequences"),
     ],
     ids=["compress", "gzip-twice", "not-br", "not-said", "cut-chunk", "no-chunk", "mark", "damaged"],  # gzip's bytes have the time
 )
-def test_a_page_that_cannot_be_read_says_why(tmp_path: Path, body: bytes, lines: list[str], said: str) -> None:
-    (row,) = rows_of(warc(tmp_path / "x.warc", ("http://a.org", body, "text/html; charset=utf-8", *lines)))[1:]
-    assert row.bad is not None
-    assert row.bad.reason == "undecodable"
-    assert said in row.bad.detail
+def test_a_page_that_cannot_be_read_says_why(tmp_path: Path, body: bytes, lines: list[str], message: str) -> None:
+    (row,) = read_corpus_rows(write_warc(tmp_path / "x.warc", ("http://a.org", body, "text/html; charset=utf-8", *lines)))[1:]
+    assert row.problem is not None
+    assert row.problem.reason == "undecodable"
+    assert message in row.problem.detail
 
 
 @pytest.mark.parametrize(
@@ -276,72 +277,72 @@ def test_a_page_that_cannot_be_read_says_why(tmp_path: Path, body: bytes, lines:
     ],
 )
 def test_the_charset_that_fits_wins_over_the_one_that_is_said(page: str, charset: str, header: str | None) -> None:
-    assert decoded_text(page.encode(charset), header) == page
+    assert decode_text(page.encode(charset), header) == page
 
 
 def test_a_page_that_the_crawler_cut_ends_before_the_character_that_is_cut(tmp_path: Path) -> None:
-    path = warc(tmp_path / "x.warc", ("http://a.org", "<p>né".encode()[:-1], "text/html; charset=utf-8"))
-    assert outcome(rows_of(path)[1]) == "undecodable"
+    path = write_warc(tmp_path / "x.warc", ("http://a.org", "<p>né".encode()[:-1], "text/html; charset=utf-8"))
+    assert outcome(read_corpus_rows(path)[1]) == "undecodable"
     path.write_bytes(path.read_bytes().replace(b"WARC-Date:", b"WARC-Truncated: length\r\nWARC-Date:"))
-    assert text_of(rows_of(path)[1]) == "<p>n"
+    assert text_of(read_corpus_rows(path)[1]) == "<p>n"
 
 
 def test_the_header_of_an_encoding_may_come_several_times(tmp_path: Path) -> None:
     lines = ["Content-Encoding: gzip", "content-encoding: br"]
     page: Any = ("http://a.org", brotli.compress(gzip.compress(b"<p>words")), "text/html", *lines)
-    assert text_of(rows_of(warc(tmp_path / "x.warc", page))[1]) == "<p>words"
+    assert text_of(read_corpus_rows(write_warc(tmp_path / "x.warc", page))[1]) == "<p>words"
 
 
 def test_a_response_without_a_uri_is_a_bad_row_and_reading_goes_on(tmp_path: Path) -> None:
-    path = warc(tmp_path / "x.warc", *PAGES[:2])
+    path = write_warc(tmp_path / "x.warc", *PAGES[:2])
     path.write_bytes(path.read_bytes().replace(b"WARC-Target-URI: http://a.org/1\r\n", b""))
-    rows = rows_of(path)
+    rows = read_corpus_rows(path)
     assert list(map(outcome, rows)) == ["other_record", "bad_value", "good"]
-    assert rows[1].bad is not None
-    assert rows[1].bad.id == "<urn:uuid:http://a.org/1>"
-    assert "WARC-Target-URI" in rows[1].bad.detail
+    assert rows[1].problem is not None
+    assert rows[1].problem.id == "<urn:uuid:http://a.org/1>"
+    assert "WARC-Target-URI" in rows[1].problem.detail
 
 
 ARC = b"filedesc://x.arc 0.0.0.0 20200101000000 text/plain 76\n1 0 InternetArchive\nURL IP-address Archive-date\n\n"
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"<html><p>page</p></html>\n", "byte 0 is not .*'<html><p>page"),
         (ARC, "byte 0 is not .*'filedesc://x.arc.*ARC"),
         (b"hello\n", "byte 0 is not .*'hello'"),
     ],
 )
-def test_a_file_that_is_not_warc_is_described_by_its_first_characters(tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_that_is_not_warc_is_described_by_its_first_characters(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.warc"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=said) as caught:
-        rows_of(path)
+    with pytest.raises(InputError, match=message) as caught:
+        read_corpus_rows(path)
     assert "ends within" not in str(caught.value)
 
 
 def test_bytes_between_records_are_an_error_with_their_place(tmp_path: Path) -> None:
-    whole = warc(tmp_path / "x.warc", *PAGES).read_bytes()
+    whole = write_warc(tmp_path / "x.warc", *PAGES).read_bytes()
     at = whole.index(b"WARC/1.0", len(whole) // 2)
     for damaged in (whole[:at] + b"garbage\r\n" + whole[at:], whole[:at] + b"garbage"):
         (tmp_path / "x.warc").write_bytes(damaged)
         with pytest.raises(InputError, match=rf"byte {at} is not the beginning of a WARC record: 'garbage") as caught:
-            rows_of(tmp_path / "x.warc")
+            read_corpus_rows(tmp_path / "x.warc")
         assert "ends within" not in str(caught.value)
     (tmp_path / "x.warc").write_bytes(whole.replace(b"\r\n", b"\n"))  # Content-Length then counts more than there is
     with pytest.raises(InputError, match=r"byte \d+ is not the beginning of a WARC record"):
-        rows_of(tmp_path / "x.warc")
+        read_corpus_rows(tmp_path / "x.warc")
 
 
 def test_a_lone_surrogate_in_utf_7_is_not_decoded() -> None:
-    assert decoded_text(b"<p>hello +2AA-, world</p>", "utf-7") == "<p>hello +2AA-, world</p>"
-    assert decoded_text(b"<p>hello +2D3eAA-</p>", "utf-7") == "<p>hello \U0001f600</p>"
+    assert decode_text(b"<p>hello +2AA-, world</p>", "utf-7") == "<p>hello +2AA-, world</p>"
+    assert decode_text(b"<p>hello +2D3eAA-</p>", "utf-7") == "<p>hello \U0001f600</p>"
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_zstd_dictionary_in_the_first_frame_is_used(tmp_path: Path, packed: bool) -> None:
-    whole = warc(tmp_path / "x.warc", *PAGES).read_bytes()
+    whole = write_warc(tmp_path / "x.warc", *PAGES).read_bytes()
     dictionary = zstandard.train_dictionary(2048, [b"%d WARC-Type: response %d" % (n, n * n) * 9 for n in range(300)])
     records = [b"WARC/1.0" + record for record in whole.split(b"WARC/1.0")[1:]]
     frames = b"".join(zstandard.ZstdCompressor(dict_data=dictionary).compress(record) for record in records)
@@ -349,12 +350,12 @@ def test_a_zstd_dictionary_in_the_first_frame_is_used(tmp_path: Path, packed: bo
     skippable = b"\x5d\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
     path = tmp_path / "x.warc.zst"
     path.write_bytes(skippable + frames)
-    assert list(map(outcome, rows_of(path))) == ["other_record", "good", "good", "not_a_page", "good"]
+    assert list(map(outcome, read_corpus_rows(path))) == ["other_record", "good", "good", "not_a_page", "good"]
     path.write_bytes(frames)
     with pytest.raises(InputError, match=r"dictionary.*0x184D2A5D"):
-        rows_of(path)
+        read_corpus_rows(path)
     path.write_bytes(skippable[:100])
     with pytest.raises(InputError, match="ends in the middle"):
-        rows_of(path)
+        read_corpus_rows(path)
     path.write_bytes(b"\x5d\x2a\x4d\x18\x03\0\0\0abc" + zstandard.compress(whole))  # no dictionary, so it is skipped
-    assert len(rows_of(path)) == 5
+    assert len(read_corpus_rows(path)) == 5

@@ -1,1 +1,1 @@
-"""What several test files use: servers that stand in for others, small corpora, planted runs, random trees."""
+"""Shared test helpers: fake servers, small corpora, configs of small runs, random trees and test oracles."""

@@ -1,4 +1,4 @@
-"""Answers of models that were judged by hand."""
+"""Model answers with verdicts assigned by hand."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.processes import ROOT
 
-ROWS: list[dict[str, Any]] = [
+JUDGED_ANSWERS: list[dict[str, Any]] = [
     json.loads(line) for line in (ROOT / "tests" / "support" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 
@@ -17,6 +17,6 @@ PROMPT = (
 )
 
 
-def count(text: str) -> int:
-    """Tokens about as a model has them: pieces of words up to six letters, each Chinese character, each sign."""
+def count_tokens(text: str) -> int:
+    """Return an approximate number of model tokens: word pieces of up to six letters, CJK characters, and punctuation marks."""
     return len(re.findall(r"[\u3040-\u9fff]|[^\W\d_\u3040-\u9fff]{1,6}|\d{1,3}|[^\w\s]", text))

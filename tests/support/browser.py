@@ -1,4 +1,4 @@
-"""A real browser without a screen, Debian's chromium, for pages on this disk; offline, and what a page says or asks is noted."""
+"""Headless chromium, offline, for pages on this disk; it records console messages and requests."""
 
 import os
 import shutil
@@ -13,47 +13,47 @@ from playwright.sync_api import Page, sync_playwright
 _SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
-def chromium() -> str:
-    """Its path: `CHROMIUM`, or what is on the path; `make test` installs it where it may."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    assert found, "no chromium here: install Debian's package, or set CHROMIUM to the path of one"
-    return found
+def find_chromium() -> str:
+    """Return the path of chromium: `CHROMIUM`, or the program on PATH; `make test` installs it where permitted."""
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "chromium was not found: install the Debian package chromium, or set CHROMIUM to its path"
+    return program
 
 
 @dataclass
-class Opened:
-    """A page, and what it did."""
+class OpenedPage:
+    """A page with its console messages and requests."""
 
     page: Page
-    said: list[str] = field(default_factory=list)  # in the console, and errors
-    asked: list[str] = field(default_factory=list)  # URLs
+    console_messages: list[str] = field(default_factory=list)  # errors included
+    requests: list[str] = field(default_factory=list)  # URLs
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    """A chromium; `with browser() as b, opened(b, path) as o`."""
+def launch_browser() -> Iterator[Any]:
+    """Yield a running chromium: `with launch_browser() as browser, open_page(browser, path) as opened`."""
     with sync_playwright() as play:
-        started = play.chromium.launch(executable_path=chromium(), args=_SWITCHES)
+        browser = play.chromium.launch(executable_path=find_chromium(), args=_SWITCHES)
         try:
-            yield started
+            yield browser
         finally:
-            started.close()
+            browser.close()
 
 
 @contextmanager
-def opened(started: Any, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Opened]:
-    """The report at the path, when it is drawn."""
-    context = started.new_context(
+def open_page(browser: Any, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[OpenedPage]:
+    """Yield the report at the path, after its charts are drawn."""
+    context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", offline=True, reduced_motion="reduce"
     )
-    context.set_default_timeout(300_000)  # for what hangs, not for what is slow
+    context.set_default_timeout(300_000)  # catches a hang, not a slow machine
     try:
-        found = Opened(context.new_page())
-        found.page.on("console", lambda message: found.said.append(f"{message.type}: {message.text}"))
-        found.page.on("pageerror", lambda error: found.said.append(f"error: {error}"))
-        found.page.on("request", lambda request: found.asked.append(request.url))
-        found.page.goto(path.as_uri())
-        found.page.wait_for_selector("html[data-ready=true]")
-        yield found
+        opened = OpenedPage(context.new_page())
+        opened.page.on("console", lambda message: opened.console_messages.append(f"{message.type}: {message.text}"))
+        opened.page.on("pageerror", lambda error: opened.console_messages.append(f"error: {error}"))
+        opened.page.on("request", lambda request: opened.requests.append(request.url))
+        opened.page.goto(path.as_uri())
+        opened.page.wait_for_selector("html[data-ready=true]")
+        yield opened
     finally:
         context.close()

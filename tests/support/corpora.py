@@ -14,8 +14,8 @@ TOPICS = {
 }
 
 
-def topic_documents(topic: str, count: int, seed: int = 0, words: int = 120) -> list[dict[str, Any]]:
-    """Documents of words of one topic: a mixture that is planted, so that it can be checked."""
+def make_topic_documents(topic: str, count: int, seed: int = 0, words: int = 120) -> list[dict[str, Any]]:
+    """Return documents whose words belong to one topic, so that the mixture of a corpus is known."""
     chooser = random.Random(f"{topic}-{seed}")
     vocabulary = [*TOPICS[topic].split(), "the", "and", "with", "for", "from", "into"]
     return [
@@ -29,10 +29,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def warc(path: Path, *pages: tuple[Any, ...], cut: int = 0, wet: bool = False, identified: bool = True) -> Path:
-    """Records of (url, content, content type, HTTP headers …), after one of another kind; the last `cut` bytes are missing.
+def write_warc(path: Path, *pages: tuple[Any, ...], cut: int = 0, wet: bool = False, identified: bool = True) -> Path:
+    """Write a WARC or WET file: a `warcinfo` record, then a record for each page (url, content, content type, HTTP headers ...).
 
-    Only newer crawls say what kind they found (`identified`); of others the server's word is all there is.
+    The last `cut` bytes of the file are missing. With `identified`, records have a WARC-Identified-Payload-Type header, as in
+    newer crawls; without it, the only content type is the one in the HTTP headers.
     """
     records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 4\r\n\r\ninfo\r\n\r\n"]
     for url, content, kind, *lines in pages:
@@ -47,21 +48,23 @@ def warc(path: Path, *pages: tuple[Any, ...], cut: int = 0, wet: bool = False, i
             "Content-Type": kind if wet else "application/http; msgtype=response",
             "Content-Length": str(len(body)),
         }
-        named = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-        records.append(b"WARC/1.0\r\n" + named.encode() + b"\r\n" + body + b"\r\n\r\n")
+        header_lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        records.append(b"WARC/1.0\r\n" + header_lines.encode() + b"\r\n" + body + b"\r\n\r\n")
     data = b"".join(gzip.compress(record) if path.suffix == ".gz" else record for record in records)
     path.write_bytes(data[: len(data) - cut])
     return path
 
 
-def topic_run(folder: Path, documents: int) -> dict[str, Any]:
-    """The config of a small run on planted topics with URLs, in several shards."""
+def make_topic_config(folder: Path, documents: int) -> dict[str, Any]:
+    """Write documents with URLs about each topic, and return the config of a small run on them with several shards."""
     for topic in TOPICS:
-        write_jsonl(folder / f"{topic}.jsonl", [{**row, "url": f"http://{row['id']}"} for row in topic_documents(topic, documents)])
+        write_jsonl(
+            folder / f"{topic}.jsonl", [{**row, "url": f"http://{row['id']}"} for row in make_topic_documents(topic, documents)]
+        )
     return {
         "workdir": str(folder / "run"),
         "generalist": {"paths": [str(folder / "*.jsonl")]},
-        "specialists": {"legal": {"paths": [write_jsonl(folder / "law.json", topic_documents("law", 20, seed=1))]}},
+        "specialists": {"legal": {"paths": [write_jsonl(folder / "law.json", make_topic_documents("law", 20, seed=1))]}},
         "window": {"tokens": 64},
         "embed": {"model": "lsi", "dim": 8},
         "cluster": {"branching": 4, "depth": 1, "min_windows": 16},
@@ -69,6 +72,6 @@ def topic_run(folder: Path, documents: int) -> dict[str, Any]:
     }
 
 
-def shard_bytes(workdir: str | Path) -> dict[str, bytes]:
-    """The published shards and their manifest, by name."""
+def read_shard_bytes(workdir: str | Path) -> dict[str, bytes]:
+    """Return the contents of the published shards and their manifest, by file name."""
     return {path.name: path.read_bytes() for path in sorted((Path(workdir) / "shards").iterdir())}

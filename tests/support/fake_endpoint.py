@@ -1,8 +1,8 @@
-"""A server that speaks OpenAI's chat completions protocol over real HTTP, without a model: it rewrites by rule, or as it is told.
+"""A server that speaks OpenAI's chat completions protocol over HTTP, without a model: it rewrites by rule by default.
 
 with FakeEndpoint() as fake:
-    ...  # ask fake.url, from this process or another on the machine
-    assert fake.asked == {...}
+    ...  # send requests to fake.url, from this process or another on the machine
+    assert fake.answer_counts == {...}
 """
 
 import asyncio
@@ -25,18 +25,18 @@ SYNONYMS = {
 }  # fmt: skip
 
 
-def passage(prompt: str) -> str:
-    """What a prompt asks to have rewritten: the text after its last marker, without the instruction that follows it."""
+def extract_passage(prompt: str) -> str:
+    """Return the passage of a prompt: the text after its last marker, without the instruction that follows it."""
     text = prompt.rpartition(MARKER)[2]
     body, gap, last = text.rpartition("\n\n")
     return body if gap and last.startswith("Answer with ") else text
 
 
 def rewrite(text: str) -> str:
-    """Another wording with the same vocabulary, always the same; no run of five different words is as in the text.
+    """Return another wording with almost the same vocabulary; it shares no run of five different words with the text.
 
-    Neighbouring sentences change places; within each its halves around a comma, and two words of every three; function words are
-    replaced. A script without spaces comes back nearly as it is.
+    The result is deterministic. Neighbouring sentences change places; within each sentence, the halves around a comma and two of
+    every three words change places; function words are replaced. A script without spaces is returned nearly unchanged.
     """
     return "\n\n".join(_rewrite_paragraph(paragraph) for paragraph in text.split("\n\n"))
 
@@ -61,67 +61,68 @@ def _rewrite_sentence(sentence: str) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """One request, as the server got it."""
+    """One request, as the server received it."""
 
     prompt: str  # the contents of all messages
-    number: int  # of all requests, from 0
-    again: int  # how often this prompt had been sent before
+    number: int  # its position among all requests, from 0
+    num_earlier_sends: int  # requests with the same prompt before this one
     body: dict[str, Any]
     headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server does about a request; as it stands, an empty answer."""
+    """How the server replies to a request; by default, with an empty answer."""
 
     text: str | None = ""
     finish_reason: str | None = "stop"
     usage: bool = True
-    status: int = 200  # others send an error in OpenAI's form, with `text` as its message
-    param: str | None = None  # that the error is about
-    code: str | None = None  # of the error; None: the status
+    status: int = 200  # any other sends an error in OpenAI's format, with `text` as its message
+    param: str | None = None  # the parameter named by the error
+    code: str | None = None  # the code of the error; None: the status
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     body: bytes | None = None  # sent instead of a completion
-    drop: bool = False  # the connection breaks in the middle of the body
-    wait: threading.Event | None = None  # held back until this is set
+    drop: bool = False  # close the connection in the middle of the body
+    wait: threading.Event | None = None  # reply only once this is set
 
 
-def rewriting(call: Call) -> Reply:
-    """The default behaviour: the passage, rewritten, and cut if it has more words than the most tokens of an answer."""
-    text = rewrite(passage(call.prompt))
+def reply_with_rewrite(call: Call) -> Reply:
+    """Reply with the rewritten passage, cut if it has more words than the token limit of the request: the default behaviour."""
+    text = rewrite(extract_passage(call.prompt))
     limit = call.body.get("max_tokens") or call.body.get("max_completion_tokens") or 1 << 30
     if len(text.split()) > limit:
         return Reply(" ".join(text.split()[:limit]), finish_reason="length")
     return Reply(text)
 
 
-def newest(call: Call) -> Reply:
-    """As a provider does for its newer models: `max_tokens` is refused, and `max_completion_tokens` is taken."""
+def reply_as_newer_model(call: Call) -> Reply:
+    """Reply as a provider's newer models do: reject `max_tokens`, and accept `max_completion_tokens`."""
     if "max_tokens" not in call.body:
-        return rewriting(call)
+        return reply_with_rewrite(call)
     text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
     return Reply(text, status=400, param="max_tokens", code="unsupported_parameter")
 
 
 class FakeEndpoint:
-    """A server on 127.0.0.1, at a port of the system's choice, in a thread of its own, from `with` to its end.
+    """A server on a free port of 127.0.0.1, in its own thread; a context manager.
 
-    `behave` says what becomes of each request. With `die_after` set, now or while it runs, the server breaks every connection
-    without a word once it has answered so many prompts in all; set to None it lives again. With `api_key`, other keys get a 401.
+    `behave` returns the reply to each request. `die_after` may also be set while the server runs: after that many answered prompts,
+    the server closes every connection without a response, until `die_after` is None again. With `api_key`, requests with any other
+    key get status 401.
     """
 
     def __init__(
-        self, behave: Callable[[Call], Reply] = rewriting, *, die_after: int | None = None, api_key: str | None = None
+        self, behave: Callable[[Call], Reply] = reply_with_rewrite, *, die_after: int | None = None, api_key: str | None = None
     ) -> None:
         self.behave, self.die_after, self.api_key = behave, die_after, api_key
         self.url = ""
-        self.most_in_flight = 0
+        self.max_in_flight = 0
         self._in_flight = 0
-        self._lock = threading.Lock()  # written in the server's thread, read in those of tests
+        self._lock = threading.Lock()  # the server's thread writes the counters, test threads read them
         self._calls: list[Call] = []
         self._sent: Counter[str] = Counter()
-        self._asked: Counter[str] = Counter()
+        self._answer_counts: Counter[str] = Counter()
         self._stop = asyncio.Event()
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -129,7 +130,7 @@ class FakeEndpoint:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(300), "the fake endpoint does not start"
+        assert self._started.wait(300), "the fake endpoint did not start"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,14 +138,14 @@ class FakeEndpoint:
         self._thread.join()
 
     @property
-    def asked(self) -> Counter[str]:
-        """How often each prompt was answered, with a whole completion; counted before it is sent."""
+    def answer_counts(self) -> Counter[str]:
+        """How often each prompt got a complete answer; an answer is counted before it is sent."""
         with self._lock:
-            return self._asked.copy()
+            return self._answer_counts.copy()
 
     @property
     def calls(self) -> list[Call]:
-        """Every request, whatever became of it, as they came."""
+        """All requests in order of arrival, whatever their outcome."""
         with self._lock:
             return self._calls.copy()
 
@@ -168,7 +169,7 @@ class FakeEndpoint:
             self._calls.append(call)
             self._sent[prompt] += 1
             self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self.max_in_flight = max(self.max_in_flight, self._in_flight)
         try:
             return await self._reply(request, call)
         finally:
@@ -185,14 +186,14 @@ class FakeEndpoint:
             await asyncio.sleep(0.002)
         if reply.status != 200:
             error = {"message": reply.text, "type": "error", "param": reply.param, "code": reply.code or reply.status}
-            told = json.dumps({"error": error}).encode() if reply.body is None else reply.body
-            return web.Response(body=told, content_type="application/json", status=reply.status, headers=reply.headers)
+            error_body = json.dumps({"error": error}).encode() if reply.body is None else reply.body
+            return web.Response(body=error_body, content_type="application/json", status=reply.status, headers=reply.headers)
         data = json.dumps(_completion(call, reply)).encode() if reply.body is None else reply.body
         whole = reply.body is None and not reply.drop
         with self._lock:
-            dead = self.die_after is not None and self._asked.total() >= self.die_after
+            dead = self.die_after is not None and self._answer_counts.total() >= self.die_after
             if whole and not dead:
-                self._asked[call.prompt] += 1
+                self._answer_counts[call.prompt] += 1
         if dead:
             return self._break(request, web.Response())
         if reply.drop:
@@ -205,7 +206,7 @@ class FakeEndpoint:
     @staticmethod
     def _break(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         if request.transport is not None:
-            request.transport.close()  # after what was written, and without what should follow
+            request.transport.close()  # after what was written, but before the rest
         return response
 
 

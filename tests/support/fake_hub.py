@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine, as far as `hf://` and `snapshot_download` ask: one repository, over HTTP."""
+"""A local Hugging Face hub with one repository: the part of its HTTP API that `hf://` and `snapshot_download` use."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class FakeHub:
-    """Serves the files of `folder` as the dataset, or model, `name`; a context manager, whose `url` is for HF_ENDPOINT."""
+    """A server of the files of `folder` as the dataset or model `name`; a context manager. Set HF_ENDPOINT to its `url`."""
 
     def __init__(self, name: str, folder: Path, *, kind: Literal["datasets", "models"] = "datasets") -> None:
         self.name, self.folder, self.kind = name, folder, kind
-        self.reads: list[str] = []  # paths of files of which bytes were read
+        self.reads: list[str] = []  # paths of the files whose contents were requested
         hub = self
 
         class Handler(BaseHTTPRequestHandler):

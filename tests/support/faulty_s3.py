@@ -1,10 +1,10 @@
-"""A real S3 server on this machine (moto's), and before it a proxy that fails as real stores do.
+"""A real S3 server on this machine (moto), behind a proxy that injects the faults of real stores.
 
-Faults, of which each request has at most one: `503` (SlowDown, nothing done), `slow` (the answer takes a while), `reset` (the
-connection is closed, nothing done), `lost` (what was asked is done, and the connection closed before the answer), `cut` (half of
-the answer's body). A listing leaves out what was written in the last `lag_s` seconds.
+A request has at most one fault: `503` (SlowDown; the request is not executed), `slow` (the response is delayed), `reset` (the
+connection is closed; the request is not executed), `lost` (the request is executed, and the connection is closed before the
+response), `cut` (the response ends in the middle of its body). Listings omit keys written in the last `lag_s` seconds.
 
-`python faulty_s3.py` runs it by itself and prints its URL, for benchmarks/chaos.py.
+`python faulty_s3.py` runs the server and prints its URL.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from xml.sax.saxutils import unescape
 from aiohttp import ClientSession, ClientTimeout, web
 
 FAULTS = ("503", "slow", "reset", "lost", "cut")
-_HOPS = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "te", "upgrade"}
+_HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "te", "upgrade"}
 _SLOW_DOWN = "<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
 class FaultyS3:
-    """A context manager; `environment` is what a client needs to find it."""
+    """The server and its proxy; a context manager. `environment` holds the variables that a client needs."""
 
     def __init__(self, *, rate: float = 0.0, lag_s: float = 0.0, seed: int = 0) -> None:
         self.rate, self.lag_s = rate, lag_s
         self.requests = 0
         self.faults: Counter[str] = Counter()
-        self.lagged = 0  # listings that were not up to date
+        self.lagged = 0  # entries omitted from listings
         self._random = random.Random(seed)
-        self._written: dict[str, float] = {}  # key: when
+        self._written: dict[str, float] = {}  # time of the last write, by key
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -52,7 +52,7 @@ class FaultyS3:
         }
 
     def settle(self) -> None:
-        """Let listings have all that is there by now."""
+        """Make everything written so far visible in listings."""
         self._written.clear()
 
     def __enter__(self) -> "FaultyS3":
@@ -91,7 +91,7 @@ class FaultyS3:
             await self._stop.wait()
             await runner.cleanup()
 
-    def _fault(self, method: str) -> str:
+    def _choose_fault(self, method: str) -> str:
         self.requests += 1
         if self._random.random() >= self.rate:
             return ""
@@ -100,51 +100,51 @@ class FaultyS3:
         return fault
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        fault = self._fault(request.method)
+        fault = self._choose_fault(request.method)
         body = await request.read()
         if fault == "503":
             return web.Response(status=503, text=_SLOW_DOWN, content_type="application/xml")
         if fault == "reset":
-            return self._closed(request)
+            return self._close(request)
         if fault == "slow":
             await asyncio.sleep(self._random.uniform(0.05, 0.5))
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOPS}
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
         url = f"{self._target}{request.raw_path}"
         async with self._client.request(request.method, url, data=body, headers=headers, allow_redirects=False) as answer:
             data, status = await answer.read(), answer.status
-            head = {name: value for name, value in answer.headers.items() if name.lower() not in _HOPS}
+            head = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_HEADERS}
             length = answer.headers.get("Content-Length", str(len(data)))
-        self._note(request, status)
+        self._record_write(request, status)
         if self.lag_s and request.method == "GET" and "list-type" in request.query:
-            data = self._late(data)
+            data = self._remove_recent(data)
             length = str(len(data))
         if fault == "lost":
-            return self._closed(request)
+            return self._close(request)
         if request.method == "HEAD":
             data = b""
         response = web.StreamResponse(status=status, headers={**head, "Content-Length": length})
         await response.prepare(request)
         await response.write(data[: len(data) // 2] if fault == "cut" else data)
         if fault == "cut":
-            return self._closed(request)
+            return self._close(request)
         await response.write_eof()
         return response
 
     @staticmethod
-    def _closed(request: web.Request) -> web.Response:
+    def _close(request: web.Request) -> web.Response:
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=500)
 
-    def _note(self, request: web.Request, status: int) -> None:
+    def _record_write(self, request: web.Request, status: int) -> None:
         key = unquote(request.path).partition("/")[2].partition("/")[2]
         if status < 300 and key and (request.method == "PUT" or "uploadId" in request.query):
             self._written[key] = time.monotonic()
 
-    def _late(self, listing: bytes) -> bytes:
-        """The listing as it was: without what has just been written."""
+    def _remove_recent(self, listing: bytes) -> bytes:
+        """Return a listing without the keys that were written recently."""
 
-        def kept(entry: re.Match[bytes]) -> bytes:
+        def filter_entry(entry: re.Match[bytes]) -> bytes:
             key = re.search(rb"<Key>(.*?)</Key>", entry[0])
             assert key
             if time.monotonic() - self._written.get(unescape(key[1].decode()), -1e9) < self.lag_s:
@@ -152,7 +152,7 @@ class FaultyS3:
                 return b""
             return entry[0]
 
-        return re.sub(rb"<Contents>.*?</Contents>", kept, listing, flags=re.DOTALL)
+        return re.sub(rb"<Contents>.*?</Contents>", filter_entry, listing, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

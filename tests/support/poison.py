@@ -1,4 +1,4 @@
-"""A logits processor that kills the process of vLLM in which it runs, at a prompt that holds the token of a system message."""
+"""A logits processor that kills its vLLM process when a prompt contains the token of a system message."""
 
 import os
 import signal

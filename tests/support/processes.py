@@ -1,4 +1,4 @@
-"""Processes that tests start: their environment, ports, and waiting for what they do."""
+"""Processes that tests start: their environment, ports, output, and waiting for conditions."""
 
 import os
 import re
@@ -11,28 +11,41 @@ from pathlib import Path
 from pipeline.config.stages import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
-STARTS = 3  # of a node of Ray's, which gives itself half a minute to come up: on a busy machine that may not do
+MAX_START_ATTEMPTS = 3  # of a Ray node: on a busy machine, its start may exceed Ray's time limit of half a minute
+
+_LOGGER_FORMAT = re.compile(
+    r"^\((raylet|\w[^)]*pid=\d+)"  # a line of a worker, forwarded by Ray
+    r"|^\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d"  # Ray, datatrove, the standard library with a time
+    r"|^\[?\w+ \d\d-\d\d \d\d:\d\d:\d\d"  # vLLM
+    r"|^(debug|info|warning|error|critical|fatal)\b[ :]"  # the standard library without a time
+    r"|\.(py|cc|cpp):\d",
+    re.IGNORECASE,
+)
 
 
-def without_pictures(**changes: str) -> dict[str, str]:
-    """The environment of processes that import `streaming`: it wants torchvision, of which they get a stand-in."""
-    paths = [str(Path(__file__).parent / "without_pictures"), os.environ.get("PYTHONPATH", "")]
+def make_torchvision_stub_environment(**changes: str) -> dict[str, str]:
+    """Return an environment for processes that import `streaming`, which needs torchvision: they import a stub instead."""
+    paths = [str(Path(__file__).parent / "torchvision_stub"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
 
 
-def lines_of_others(done: "subprocess.CompletedProcess[str]") -> list[str]:
-    """What of the output of a job with nothing to warn of is neither of our log, in our words, nor of the tables at the end."""
-    line = re.compile(
-        r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray here,|\d+ of \d+ steps? (is|are) cached|run \d+ |"
+def find_foreign_lines(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """Return the output lines of a successful job without warnings that were not written by this package.
+
+    On standard error these are all lines except the known log lines; on standard output, which holds tables, they are the lines in
+    the format of a logger: of Ray, vLLM or the standard library, or with a source position.
+    """
+    own = re.compile(
+        r"\d\d:\d\d:\d\d (joined the Ray cluster at|started Ray on this machine|\d+ of \d+ steps? (is|are) cached|run \d+ |"
         rf"({'|'.join(STAGES)})[ ,:])"
     )
-    logged = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|FATAL)\b|\.(py|cc|cpp):\d")
-    others = [one for one in done.stderr.splitlines() if not line.match(one)]
-    return others + [one for one in done.stdout.splitlines() if logged.search(one)]
+    return [line for line in done.stderr.splitlines() if not own.match(line)] + [
+        line for line in done.stdout.splitlines() if _LOGGER_FORMAT.search(line)
+    ]
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens at."""
+    """Return an unused port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -45,13 +58,13 @@ def wait_until(
     *,
     every_s: float = 0.02,
 ) -> None:
-    """Until it holds; a failure, with the log, if the process on which it depends ends before.
+    """Wait until the condition holds; fail, and show the log, if the process on which it depends ends first.
 
-    The limit is for what hangs, not for what is slow.
+    The time limit catches a hang; it is long enough for a slow machine.
     """
     deadline = time.monotonic() + 600
     while not condition():
         ended = process is not None and process.poll() is not None
         assert not ended, log.read_text(errors="replace") if log else "the process ended"
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(every_s)

@@ -1,4 +1,4 @@
-"""The rows that a corpus gives."""
+"""Reads the rows of a corpus."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from pipeline.sources.listing import list_files
 from pipeline.sources.readers import read_rows
 
 
-def corpus_of(*paths: object, **settings: Any) -> Corpus:
+def make_corpus(*paths: object, **settings: Any) -> Corpus:
     return Corpus(paths=[str(path) for path in paths], **settings)
 
 
-def rows_of(path: object, number: int = 0, **settings: Any) -> list[Row]:
-    corpus = corpus_of(path, **settings)
+def read_corpus_rows(path: object, number: int = 0, **settings: Any) -> list[Row]:
+    corpus = make_corpus(path, **settings)
     [(url, kind)] = list_files(corpus)
     return list(read_rows(InputFile(number, url, kind, ""), corpus))

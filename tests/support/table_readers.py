@@ -1,4 +1,4 @@
-"""Folders of Parquet files as other programs read them: rows as plain values, by library, in no order that counts."""
+"""Readers of folders of Parquet files, by library: each returns the rows as plain values, in any order."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 Rows = list[dict[str, Any]]
 
 
-def by_folder(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
-    """Given the folder alone; of these none takes a file that begins with `_` for data."""
+def list_folder_readers(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
+    """Return readers that are given the folder; they ignore files whose names begin with `_`."""
     return {
         "pandas": lambda: _pandas(folder),
         "pyarrow": lambda: _pyarrow(folder),
@@ -17,8 +17,8 @@ def by_folder(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
     }
 
 
-def by_glob(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
-    """Given a pattern; polars, and datasets told to read Parquet, take all that is in a folder for data."""
+def list_glob_readers(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
+    """Return readers that are given a glob pattern: for a folder, polars and datasets in Parquet mode read every file."""
     glob = f"{folder}/*.parquet"
     return {
         "polars": lambda: _polars(glob),
@@ -27,20 +27,20 @@ def by_glob(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
     }
 
 
-def of_nothing_else(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
-    """Given the folder, by those for which nothing but Parquet may lie in it."""
+def list_parquet_only_readers(folder: Path, cache: Path) -> dict[str, Callable[[], Rows]]:
+    """Return readers that are given the folder, and that need it to hold nothing but Parquet files."""
     return {
         "polars": lambda: _polars(str(folder)),
-        "datasets, told to read Parquet": lambda: _datasets(cache, "parquet", data_dir=str(folder)),
+        "datasets in Parquet mode": lambda: _datasets(cache, "parquet", data_dir=str(folder)),
     }
 
 
-def assert_same(readers: dict[str, Callable[[], Rows]], expected: Rows) -> None:
-    """Each reads the same rows, with the same columns in the same order."""
+def assert_same_rows(readers: dict[str, Callable[[], Rows]], expected: Rows) -> None:
+    """Check that each reader returns the expected rows, with the same columns in the same order."""
     for name, read in readers.items():
-        found = read()
-        assert [list(row) for row in found[:1]] == [list(expected[0])], name
-        assert sorted(found, key=_id) == sorted(expected, key=_id), name
+        rows = read()
+        assert [list(row) for row in rows[:1]] == [list(expected[0])], name
+        assert sorted(rows, key=_id) == sorted(expected, key=_id), name
 
 
 def _id(row: dict[str, Any]) -> str:
@@ -74,9 +74,9 @@ def _duckdb(place: str) -> Rows:
     import duckdb
 
     with duckdb.connect() as connection:
-        found = connection.execute("SELECT * FROM read_parquet(?)", [place])
-        names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        result = connection.execute("SELECT * FROM read_parquet(?)", [place])
+        names = [column[0] for column in result.description]
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def _datasets(cache: Path, *names: str, **settings: str) -> Rows:

@@ -1,4 +1,4 @@
-"""Tasks that do harm."""
+"""Tasks that kill their worker."""
 
 import os
 import signal
@@ -6,8 +6,9 @@ from pathlib import Path
 
 
 def die_once(item: int, folder: str) -> int:
-    mark = Path(folder) / str(item)
-    if item == 1 and not mark.exists():
-        mark.write_text("", encoding="utf-8")
+    """Return the item; the first time that item 1 runs, kill the worker."""
+    marker = Path(folder) / str(item)
+    if item == 1 and not marker.exists():
+        marker.write_text("", encoding="utf-8")
         os.kill(os.getpid(), signal.SIGKILL)
     return item

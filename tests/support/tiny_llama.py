@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights, made in seconds: vLLM runs it as it runs a real one, and no download is needed.
+"""A tiny Llama with random weights, created in seconds without a download; vLLM runs it like a real model.
 
 python -m tests.support.tiny_llama /tmp/tiny
 """
@@ -31,14 +31,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def docstrings() -> Iterator[str]:
-    """The docstrings of some modules of the standard library and of what they hold, in order of the names."""
+def read_docstrings() -> Iterator[str]:
+    """Yield the docstrings of the classes and functions in some modules of the standard library, ordered by name."""
     for name in _MODULES:
         module = __import__(name)
         for _, member in sorted(vars(module).items(), key=lambda item: item[0]):
             if inspect.isclass(member) or inspect.isfunction(member):
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # typing.io warns when it is looked at
+                    warnings.simplefilter("ignore")  # typing.io warns on attribute access
                     text = inspect.getdoc(member)
                 if text:
                     yield text
@@ -47,7 +47,7 @@ def docstrings() -> Iterator[str]:
 def make_tiny_llama(
     folder: Path, *, seed: int = 0, vocabulary: int = 1024, hidden: int = 64, layers: int = 2, positions: int = 1024
 ) -> str:
-    """The folder, with weights, a fast BPE tokenizer and a chat template in it; the same bytes for the same arguments."""
+    """Write weights, a fast BPE tokenizer and a chat template to the folder, and return it; equal arguments give equal bytes."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -61,7 +61,7 @@ def make_tiny_llama(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(docstrings(), trainer)
+    tokenizer.train_from_iterator(read_docstrings(), trainer)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
     )

@@ -1,4 +1,4 @@
-"""Random trees, and text and samples on them."""
+"""Random cluster trees, with random generalist histograms and specialist samples on them."""
 
 from types import SimpleNamespace
 
@@ -7,10 +7,10 @@ import numpy as np
 from pipeline.mixture.histograms import DocumentCounts, LeafHistogram
 
 
-def grow(rng, depth=3, branching=3, stop=0.2):
-    """A random tree, breadth first: some nodes stop early, some have a single child."""
+def make_random_tree(rng, depth=3, branching=3, stop=0.2):
+    """Return a random tree, numbered breadth first; some nodes stop early, some have a single child."""
     nodes = [{"parent": -1, "level": 0, "children": []}]
-    for index, node in enumerate(nodes):  # grows while it is read: breadth first
+    for index, node in enumerate(nodes):  # the loop extends the list: breadth first
         if node["level"] < depth and (index == 0 or rng.random() > stop):
             for _ in range(int(rng.integers(1, branching + 1)) if index else branching):
                 node["children"].append(len(nodes))
@@ -33,8 +33,8 @@ def grow(rng, depth=3, branching=3, stop=0.2):
     )
 
 
-def generalist_on(rng, tree, empty=0.0):
-    """Random text in every leaf but some."""
+def make_random_generalist(rng, tree, empty=0.0):
+    """Return a histogram with random counts; a share `empty` of the leaves has no text."""
     num_leaves = int(tree.num_leaves_V[0])
     windows_L = rng.integers(1, 60, num_leaves) * (rng.random(num_leaves) >= empty)
     if not windows_L.any():
@@ -42,27 +42,27 @@ def generalist_on(rng, tree, empty=0.0):
     return LeafHistogram(windows_L=windows_L, tokens_L=windows_L * 9 + (windows_L > 0) * rng.integers(0, 50, num_leaves))
 
 
-def sample_on(rng, tree, documents=6, most_windows=4, tokens=None):
-    """A specialist whose documents each prefer one leaf."""
+def make_random_sample(rng, tree, documents=6, max_windows=4, tokens=None):
+    """Return rows (document, leaf, tokens) of a specialist sample whose documents each prefer one leaf."""
     rows = []
     for document in range(documents):
         home = int(rng.integers(tree.num_leaves_V[0]))
-        for _ in range(int(rng.integers(1, most_windows + 1))):
+        for _ in range(int(rng.integers(1, max_windows + 1))):
             leaf = home if rng.random() < 0.7 else int(rng.integers(tree.num_leaves_V[0]))
             rows.append((f"d{document}", leaf, tokens or int(rng.integers(1, 30))))
     return rows
 
 
-def counted(rows):
+def count_documents(rows):
     return DocumentCounts.of_part([r[0] for r in rows], np.array([r[1] for r in rows]), np.array([r[2] for r in rows]))
 
 
-def below(tree, v):
+def list_leaves_below(tree, v):
     return range(int(tree.first_leaf_V[v]), int(tree.first_leaf_V[v] + tree.num_leaves_V[v]))
 
 
-def two_levels():
-    """Root with two children, two leaves each."""
+def make_two_level_tree():
+    """Return a root with two children of two leaves each."""
     return SimpleNamespace(
         parent_V=np.array([-1, 0, 0, 1, 1, 2, 2]),
         level_V=np.array([0, 1, 1, 2, 2, 2, 2]),

@@ -1,4 +1,4 @@
-"""Terminals that are not UTF-8, names that no terminal can show, and what others than this package print."""
+"""Terminals that are not UTF-8, names that no terminal can show, and the output of libraries."""
 
 import os
 import shutil
@@ -14,23 +14,23 @@ import ray
 import yaml
 
 import pipeline
-from pipeline.engine import joining
+from pipeline.engine import ray_connection
 from pipeline.errors import ConfigError
-from tests.support.corpora import topic_documents, topic_run, write_jsonl
+from tests.support.corpora import make_topic_config, make_topic_documents, write_jsonl
 from tests.support.processes import ROOT
 
-# Python takes the locale C for UTF-8 unless it is told not to.
+# Python treats the locale C as UTF-8 unless this is disabled.
 NO_UTF8 = {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "LC_ALL": "C"}
 LATIN_1 = {"PYTHONIOENCODING": "latin-1"}
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Path:
-    """The config of a run that is done, with sources, a folder and a workdir in other letters."""
+    """Path of the config of a finished run, whose sources, folder and workdir have non-ASCII names."""
     folder = tmp_path_factory.mktemp("terminal") / "données"
     folder.mkdir()
-    raw = topic_run(folder, 60)
-    write_jsonl(folder / "été.jsonl", [row | {"source": "Quelle-é-帆船"} for row in topic_documents("law", 60, seed=9)])
+    raw = make_topic_config(folder, 60)
+    write_jsonl(folder / "été.jsonl", [row | {"source": "Quelle-é-帆船"} for row in make_topic_documents("law", 60, seed=9)])
     raw["specialists"] = {"droit-é": raw["specialists"]["legal"]}
     raw["workdir"] = str(folder / "travail-草木")
     raw["sample"]["budget_tokens"] = 4_000
@@ -59,9 +59,7 @@ def job(name: str, *arguments: str | bytes, **environment: str) -> "subprocess.C
         (["curate"], NO_UTF8),
     ],
 )
-def test_what_a_terminal_cannot_show_is_replaced_and_the_rest_is_as_on_any(
-    done: Path, command: list[str], environment: dict[str, str]
-) -> None:
+def test_characters_that_a_terminal_cannot_show_are_escaped(done: Path, command: list[str], environment: dict[str, str]) -> None:
     name, *arguments = command
     there, here = (job(name, "--config", str(done), *arguments, **each) for each in (environment, {}))
     assert (there.returncode, here.returncode) == (0, 0), there.stderr
@@ -76,7 +74,7 @@ def without_times(out: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("environment", [NO_UTF8, LATIN_1, {}], ids=["C", "latin-1", "utf-8"])
-def test_an_error_names_files_in_any_letters_in_one_line(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_an_error_names_files_in_any_script_in_one_line(tmp_path: Path, environment: dict[str, str]) -> None:
     broken = os.fsencode(tmp_path) + b"/caf\xe9-\xe5\xb8\x86.yaml"
     refused = job("curate", "--config", broken, **environment)
     assert refused.returncode == 2
@@ -87,7 +85,7 @@ def test_an_error_names_files_in_any_letters_in_one_line(tmp_path: Path, environ
 
 
 @pytest.mark.parametrize("environment", [NO_UTF8, {}], ids=["C", "utf-8"])
-def test_a_file_whose_name_is_not_utf8_is_refused_before_anything_runs(
+def test_a_file_whose_name_is_not_utf8_is_rejected_before_anything_runs(
     topics: dict[str, Any], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/input/caf\xe9.jsonl")).write_text("{}", encoding="utf-8")
@@ -103,24 +101,24 @@ def test_a_file_whose_name_is_not_utf8_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("nothing", "is there"), ("file", "is there"), ("long" * 20, "bytes"), (None, "absolute")]
+    ("name", "message"), [("nothing", "existing"), ("file", "existing"), ("long" * 20, "bytes"), (None, "absolute")]
 )
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_folder_for_temporary_files_of_no_use_to_ray_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None, said: str, variable: str
+def test_a_temporary_folder_that_ray_cannot_use_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None, message: str, variable: str
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / ("long" * 20)).mkdir()
     folder = str(tmp_path / name if name else "relative")
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(variable, folder)
-    length = f" {len(folder)} bytes" if said == "bytes" else said
+    length = f" {len(folder)} bytes" if message == "bytes" else message
     with pytest.raises(ConfigError, match=rf"^{variable} '{folder}'.*{length}.*: set RAY_TMPDIR to a folder"):
-        joining.start_here(ray, 1)
+        ray_connection.start_local_ray(ray, 1)
 
 
 @pytest.mark.ray
-def test_a_job_with_a_long_folder_for_temporary_files_says_so_in_a_line(topics: dict[str, Any], tmp_path: Path) -> None:
+def test_a_job_with_a_too_long_temporary_folder_fails_with_one_line(topics: dict[str, Any], tmp_path: Path) -> None:
     config, folder = tmp_path / "run.yaml", tmp_path / ("long" * 20)
     folder.mkdir()
     config.write_text(yaml.safe_dump(topics | {"engine": {"address": "local"}}), encoding="utf-8")
@@ -146,7 +144,7 @@ def start(length):
 try:
     start(60)
 except ConfigError as error:
-    most = int(str(error).split("allows ")[1].split()[0])
+    most = int(str(error).split("allows at most ")[1].split(":")[0])
     try:
         start(most + 1)
     except ConfigError:
@@ -156,7 +154,7 @@ except ConfigError as error:
 
 
 @pytest.mark.ray
-def test_ray_starts_in_the_longest_folder_that_is_said_to_do(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_ray_starts_in_the_longest_folder_that_the_message_allows(tmp_path_factory: pytest.TempPathFactory) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", "/tmp")
@@ -185,7 +183,7 @@ def work():
     commands.console.print("a result")
     exec(sys.argv[1])
 
-sys.exit(commands._guarded(work))
+sys.exit(commands._run_guarded(work))
 """
 
 
@@ -193,14 +191,14 @@ sys.exit(commands._guarded(work))
     ("end", "status", "last"),
     [
         ("pass", 0, None),
-        ("raise WorkerError('it broke')", 1, "logs: what libraries printed here: "),
-        ("1 / 0", 1, "error: this is a fault of crispwrap"),
-        ("os._exit(7)", 7, "error: the job ended without a word; "),
-        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, "error: the job ended without a word; "),
-        ("os.abort()", -signal.SIGABRT, "error: the job ended without a word; "),
+        ("raise WorkerError('it broke')", 1, "logs: output of libraries: "),
+        ("1 / 0", 1, "error: this is a bug in crispwrap"),
+        ("os._exit(7)", 7, "error: the job died without an error message; "),
+        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, "error: the job died without an error message; "),
+        ("os.abort()", -signal.SIGABRT, "error: the job died without an error message; "),
     ],
 )
-def test_what_libraries_print_goes_to_a_file_that_is_named_where_the_job_fails(
+def test_output_of_libraries_goes_to_a_file_that_a_failed_job_names(
     tmp_path: Path, end: str, status: int, last: str | None
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}

