@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+import pipeline
 from tests.support.corpora import TOPICS, make_topic_documents, write_jsonl
 from tests.support.processes import ROOT
 
@@ -56,17 +58,14 @@ def ray_session() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.fixture
-def topics(tmp_path: Path) -> dict[str, Any]:
-    """Return the config of a run on four topics; the specialist sample is about one of them."""
-    folder = tmp_path / "input"
-    folder.mkdir()
+def make_topics_config(folder: Path) -> dict[str, Any]:
+    (folder / "input").mkdir()
     for number, topic in enumerate(TOPICS):
-        write_jsonl(folder / f"{number}-{topic}.jsonl", make_topic_documents(topic, 100))
-    specialist = write_jsonl(tmp_path / "law.jsonl", make_topic_documents("law", 20, seed=1))
+        write_jsonl(folder / "input" / f"{number}-{topic}.jsonl", make_topic_documents(topic, 100))
+    specialist = write_jsonl(folder / "law.jsonl", make_topic_documents("law", 20, seed=1))
     return {
-        "workdir": str(tmp_path / "run"),
-        "generalist": {"paths": [str(folder / "*.jsonl")]},
+        "workdir": str(folder / "run"),
+        "generalist": {"paths": [str(folder / "input" / "*.jsonl")]},
         "specialists": {"legal": {"paths": [specialist]}},
         "prepare": {"part_documents": 40},
         "window": {"tokens": 64},
@@ -74,6 +73,27 @@ def topics(tmp_path: Path) -> dict[str, Any]:
         "cluster": {"branching": 4, "depth": 2, "min_windows": 16},
         "sample": {"budget_tokens": 20_000, "shard_bytes": 20_000},
     }
+
+
+@pytest.fixture
+def topics(tmp_path: Path) -> dict[str, Any]:
+    """Return the config of a run on four topics; the specialist sample is about one of them."""
+    return make_topics_config(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_clusters(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the workdir of a run on `topics` whose steps `prepare` to `assign` are done."""
+    config = make_topics_config(tmp_path_factory.mktemp("clusters"))
+    pipeline.curate(pipeline.parse_config(config), until="cluster")
+    return Path(config["workdir"])
+
+
+@pytest.fixture
+def cached_clusters(topics: dict[str, Any], finished_clusters: Path) -> None:
+    """Start the run on `topics` with its steps `prepare` to `assign` cached, for tests of what comes after."""
+    for stage in ("prepare", "embedder", "embed", "cluster", "assign"):
+        shutil.copytree(finished_clusters / stage, Path(topics["workdir"]) / stage)
 
 
 @pytest.fixture(scope="session")

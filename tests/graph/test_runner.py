@@ -42,6 +42,7 @@ def other_workdir(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("estimator", ["density", "crisp", "dsir", "classifier", "nearest"])
+@pytest.mark.usefixtures("cached_clusters")
 def test_the_corpus_has_the_topic_of_the_specialist_sample(topics: dict[str, Any], estimator: str) -> None:
     topics["weights"] = {"estimator": estimator, "natural_share": 0}
     topics["window"]["tokens"] = 256  # whole documents: DSIR scores no fewer than 100 words
@@ -57,6 +58,7 @@ def test_the_corpus_has_the_topic_of_the_specialist_sample(topics: dict[str, Any
     assert set(table["origin"].to_pylist()) == {"raw"}
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_shards_and_manifest_follow_the_contract(topics: dict[str, Any]) -> None:
     made = run(topics)
     manifest = ShardsManifest.model_validate(made.shards.read_json("_manifest.json"))
@@ -80,6 +82,7 @@ def test_shards_and_manifest_follow_the_contract(topics: dict[str, Any]) -> None
         assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= 1024
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_every_sampled_row_has_the_text_of_its_document_and_the_cluster_of_its_window(topics: dict[str, Any]) -> None:
     made = run(topics)
     texts = {row["id"]: row["text"] for topic in TOPICS for row in make_topic_documents(topic, 100)}
@@ -98,6 +101,7 @@ def test_every_sampled_row_has_the_text_of_its_document_and_the_cluster_of_its_w
         assert row["id"] == f"{row['doc_id']}:{row['window']}:{row['copy']}"
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_copies_of_a_window_are_numbered_from_zero_and_meet_the_allocation(topics: dict[str, Any]) -> None:
     topics["sample"]["budget_tokens"] = 40_000  # three epochs of the one topic
     made = run(topics)
@@ -259,6 +263,7 @@ def test_a_run_killed_repeatedly_and_resumed_writes_the_shards_of_a_clean_run(to
     assert not find_foreign_lines(done)
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_shares_and_the_natural_share_are_met(topics: dict[str, Any], tmp_path: Path) -> None:
     topics["specialists"]["kitchen"] = {
         "paths": [write_jsonl(tmp_path / "cooking.jsonl", make_topic_documents("cooking", 20, seed=2))],
@@ -282,6 +287,7 @@ def test_names_from_the_input_are_printed_literally(
     assert "[/b] [red]web" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_a_cap_that_changes_shares_is_reported(topics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cooking = write_jsonl(tmp_path / "cooking.jsonl", make_topic_documents("cooking", 20, seed=2))
     topics["specialists"]["kitchen"] = {"paths": [cooking], "share": 9.0}
@@ -293,6 +299,7 @@ def test_a_cap_that_changes_shares_is_reported(topics: dict[str, Any], tmp_path:
     assert "instead of 90.0%" in said
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_top_cluster_samples_one_cluster_up_to_the_cap(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "top-cluster", "overflow": "leave"}
     made = run(topics)
@@ -302,6 +309,7 @@ def test_top_cluster_samples_one_cluster_up_to_the_cap(topics: dict[str, Any]) -
     assert made.step("sample").folder.read_table("allocation.parquet")["epochs"].to_numpy().max() == pytest.approx(4)
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_shuffled_permutes_the_shares_of_the_sample(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "shuffled"}
     mixture = run(topics, until="weights").step("weights").folder.read_table("specialists.parquet").to_pandas()
@@ -310,6 +318,7 @@ def test_shuffled_permutes_the_shares_of_the_sample(topics: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("estimator", ["density", "classifier"])
+@pytest.mark.usefixtures("cached_clusters")
 def test_windows_are_sampled_by_the_allocation_of_their_strata(topics: dict[str, Any], tmp_path: Path, estimator: str) -> None:
     cooking = write_jsonl(tmp_path / "cooking.jsonl", make_topic_documents("cooking", 20, seed=2))
     topics["specialists"]["kitchen"] = {"paths": [cooking]}
@@ -349,6 +358,7 @@ def test_dsir_with_short_windows_names_the_remedy(topics: dict[str, Any]) -> Non
         run(topics)
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_natural_keeps_the_sources_of_the_generalist_corpus(topics: dict[str, Any]) -> None:
     topics["weights"] = {"estimator": "natural"}
     made = run(topics)
@@ -403,6 +413,7 @@ def test_a_glob_without_files_is_one_clear_line(topics: dict[str, Any]) -> None:
         pipeline.build_graph(pipeline.parse_config(topics))
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_a_budget_above_the_cap_is_rejected_with_the_available_tokens(topics: dict[str, Any]) -> None:
     asked = topics["sample"]["budget_tokens"]
     topics["sample"]["budget_tokens"] = 10_000_000
@@ -417,6 +428,7 @@ def test_a_budget_above_the_cap_is_rejected_with_the_available_tokens(topics: di
     assert not pipeline.build_graph(topics).step("cluster").folder.names()
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_overflow_leave_is_a_deficit_in_allocation_and_manifest(topics: dict[str, Any]) -> None:
     topics["weights"] = {"overflow": "leave", "max_epochs": 1.0, "smoothing": "none", "natural_share": 0}
     made = run(topics)
@@ -426,12 +438,14 @@ def test_overflow_leave_is_a_deficit_in_allocation_and_manifest(topics: dict[str
 
 
 @pytest.mark.parametrize("budget", [1, 30, 100, 1000])
+@pytest.mark.usefixtures("cached_clusters")
 def test_small_budgets_are_met_to_within_one_window(topics: dict[str, Any], budget: int) -> None:
     topics["sample"]["budget_tokens"] = budget
     made = run(topics)
     assert abs(made.shards.read_json("_manifest.json")["tokens"] - budget) <= 64
 
 
+@pytest.mark.usefixtures("cached_clusters")
 def test_code_in_the_readme_reads_the_shards_with_each_library(topics: dict[str, Any]) -> None:
     made = run(topics)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from tests.support.fake_endpoint import Call, FakeEndpoint, Reply, reply_with_re
 from tests.support.processes import ROOT, wait_until
 from tests.support.results import read_rephrase_table, read_shards
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session", "cached_clusters")]
 
 
 @pytest.fixture

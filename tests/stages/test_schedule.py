@@ -18,7 +18,7 @@ from pipeline.stages.shards import add_prefixes
 from pipeline.tables import SHARDS
 from tests.support.corpora import TOPICS, make_topic_documents, write_jsonl
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session", "cached_clusters")]
 
 
 @pytest.fixture
