@@ -1,6 +1,6 @@
-"""Greedy descent through a 64 × 64 tree against exact search over its leaves (faiss) and against plain sgemm of the same flops.
+"""Greedy descent through a 64 × 64 tree, against exact search over its leaves (faiss) and against sgemm with the same flops.
 
-The tree's centroids and the rows are random unit vectors, made the same each time: speed does not depend on what they mean.
+The centroids of the tree and the rows are random unit vectors with a fixed seed: the speed does not depend on their values.
 
     python benchmarks/assign.py --rows 200000 --threads 2
 """
@@ -23,7 +23,7 @@ def unit_rows(rng: np.random.Generator, num: int, dim: int) -> NDArray[np.float3
 
 
 def random_tree(rng: np.random.Generator, branching: int, dim: int) -> Tree:
-    """Two levels; a node's children lie around it."""
+    """Return a tree with two levels; the children of a node are near it."""
 
     def fit(middle_D: np.ndarray, spread: float) -> KMeansFit:
         centroid_KD = middle_D + np.float32(spread) * unit_rows(rng, branching, dim)
@@ -36,7 +36,9 @@ def random_tree(rng: np.random.Generator, branching: int, dim: int) -> Tree:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=131_072)
-    parser.add_argument("--faiss-rows", type=int, default=16_384, help="rows that faiss searches; its rate does not depend on them")
+    parser.add_argument(
+        "--faiss-rows", type=int, default=16_384, help="number of rows that faiss searches; its rate does not depend on it"
+    )
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--branching", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -64,15 +66,15 @@ def main() -> None:
         "faiss": lambda: index.search(some_ND, 1),
         "sgemm": sgemm_twice,
     }
-    interleaved(1, *works.values())  # warms up
+    interleaved(1, *works.values())  # warm-up
     seconds = dict(zip(works, interleaved(args.repeats, *works.values()), strict=True))
     rate = {name: (args.faiss_rows if name == "faiss" else args.rows) / taken for name, taken in seconds.items()}
 
     shape = f"{args.branching} x {args.branching} tree"
-    print_head(f"windows/s of {args.rows} rows, D = {args.dim}, {shape}, {args.threads} threads, median of {args.repeats}")
+    print_head(f"windows/s for {args.rows} rows, D = {args.dim}, {shape}, {args.threads} threads, median of {args.repeats}")
     for ours in ("descend", "descend float16"):
         print_row(f"{ours} / faiss exact search", rate[ours], rate["faiss"], ">= 8")
-        print_row(f"{ours} / sgemm of the same flops", rate[ours], rate["sgemm"], ">= 0.4")
+        print_row(f"{ours} / sgemm with the same flops", rate[ours], rate["sgemm"], ">= 0.4")
     print(f"descend runs at {rate['descend'] * 4e-9 * args.dim * args.branching:.1f} GFLOP/s")
 
 

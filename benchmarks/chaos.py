@@ -1,9 +1,9 @@
-"""Kill drivers, workers, raylets and nodes of a real cluster at random moments, and compare the shards with those of a clean run.
+"""Kill drivers, workers, raylets and nodes of a real cluster at random times, and compare the shards with an undisturbed run's.
 
-Three nodes on this machine run all stages, with near-duplicates, held-out text, titles and rewrites by an endpoint and an ending of
-its own; each kill falls into a random step. A run that is done is deleted and begun again until so many were killed. After the
-driver was killed, or a job gave up, the same command is given again. Prints how many of each kind were killed, in which stages, and
-whether all shards were the same bytes.
+Three nodes on this machine run all stages, including near-duplicates, held-out text, titles and rewrites from an endpoint, and an
+ending. Each kill happens in a randomly chosen step. When a run is done, its workdir is deleted and the run starts again, until the
+requested number of kills is reached. If the driver was killed or a job failed, the same command is started again. Prints the number
+of kills of each kind, the stages in which they happened, and whether all shards had the same bytes.
 
     python benchmarks/chaos.py --kills 100
 """
@@ -47,10 +47,10 @@ def main() -> None:
             of_run, stopped = nodes.run_with_kills(file, log, some, max_pause_s=3.0)
             same = read_shard_bytes(workdir) == clean
             killed, gave_up, runs, different = killed + of_run, gave_up + stopped, runs + 1, different + (not same)
-            print(f"run {runs}: {len(of_run)} killed, {len(killed)} in all, {'same' if same else 'DIFFERENT'} bytes", flush=True)
+            print(f"run {runs}: {len(of_run)} kills, {len(killed)} in total, {'same' if same else 'DIFFERENT'} bytes", flush=True)
     for kind in KILL_KINDS:
         print(f"{kind:8} {sum(kill.kind == kind for kill in killed):4}  {_stages(killed, kind)}")
-    print(f"{runs} runs, {runs - different} with the bytes of the clean one; {gave_up} jobs gave up and were started again")
+    print(f"{runs} runs, {runs - different} with the bytes of the undisturbed run; {gave_up} jobs failed and were started again")
     sys.exit(1 if different else 0)
 
 

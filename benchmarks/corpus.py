@@ -1,6 +1,6 @@
-"""What the benchmarks share: the real text that they read, a Ray of their own, taking turns, and the table that they print.
+"""What the benchmarks share: the real text, a separate Ray instance, interleaved timing, and the printed table.
 
-The text lies in the folder CRISPWRAP_CORPORA (default ../shared/corpora); a benchmark that finds none says so and stops.
+The text is in the folder CRISPWRAP_CORPORA (default ../shared/corpora). Without it, a benchmark prints an error and stops.
 """
 
 import io
@@ -26,28 +26,28 @@ HELD_OUT = "specialists/recipes/test.jsonl.zst"
 
 
 def corpus_file(name: str = GENERALIST) -> str:
-    """Absolute path of a file of the corpora."""
+    """Return the absolute path of a file of the corpora; exit if the file does not exist."""
     folder = os.environ.get("CRISPWRAP_CORPORA", "../shared/corpora")
     path = os.path.abspath(os.path.join(folder, name))
     if not os.path.isfile(path):
-        sys.exit(f"no corpus: {path} is absent; set CRISPWRAP_CORPORA to the folder that holds {name}; nothing was measured")
+        sys.exit(f"{path} does not exist; set CRISPWRAP_CORPORA to the folder that contains {name}. Nothing was measured")
     return path
 
 
 def read_texts(name: str = GENERALIST) -> Iterator[str]:
-    """The texts of the documents, in order."""
+    """Return the texts of the documents, in order."""
     return (row["text"] for row in read_rows(name))
 
 
 def read_rows(name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a file, in order."""
+    """Yield the rows of a file, in order."""
     with open(corpus_file(name), "rb") as raw:
         for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)):
             yield orjson.loads(line)
 
 
 def read_windows(tokenizer_file: str, num_windows: int, tokens: int) -> list[str]:
-    """The first windows of the generalist corpus, cut as `prepare` cuts."""
+    """Return the first windows of the generalist corpus, cut as in `prepare`."""
     from pipeline.text.windows import WindowCutter
 
     cutter = WindowCutter(tokenizer_file, tokens)
@@ -56,7 +56,7 @@ def read_windows(tokenizer_file: str, num_windows: int, tokens: int) -> list[str
 
 
 def interleaved(repeats: int, *works: Callable[[], Any]) -> list[float]:
-    """Median seconds of each; they take turns, so that another process on the machine slows all of them."""
+    """Return the median seconds of each function. They run in turn, so that another process on the machine slows all of them."""
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):
         for work, taken in zip(works, seconds, strict=True):
@@ -65,7 +65,7 @@ def interleaved(repeats: int, *works: Callable[[], Any]) -> list[float]:
 
 
 def timed(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[float, Any]:
-    """Seconds, and what the function returned."""
+    """Return the seconds that the function took, and its result."""
     started = time.perf_counter()
     result = function(*args, **options)
     return time.perf_counter() - started, result
@@ -73,7 +73,7 @@ def timed(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[flo
 
 @contextmanager
 def own_ray(*, store_bytes: int | None = None) -> Iterator[None]:
-    """A Ray of this machine's cores that `Engine` finds running: figures must not depend on a cluster that happens to be there."""
+    """Start Ray with this machine's cores, for `Engine` to use: results must not depend on a cluster that happens to be running."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -91,7 +91,7 @@ def stage_seconds(run: "PipelineGraph", stage: str) -> float:
 
 def print_head(title: str) -> None:
     print(f"{title}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'what':<52}{'ours':>11}{'rival':>11}{'ratio':>8}  target")
+    print(f"{'what':<52}{'ours':>11}{'baseline':>11}{'ratio':>8}  target")
 
 
 def print_row(what: str, ours: float, rival: float, target: str = "") -> None:

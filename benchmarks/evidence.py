@@ -1,11 +1,11 @@
-"""The comparisons of docs/evidence.md: proxies for each specialist of the corpora, and the means over all of them.
+"""The comparisons of docs/evidence.md: proxy models for each specialist of the corpora, and means over all specialists.
 
     python benchmarks/evidence.py --workdir /tmp/evidence
     python benchmarks/evidence.py --workdir /tmp/evidence --specialists legal_contracts --arms cap --documents 5500
 
-*general* is held-out text of the corpus's own sources: one group of documents (a book, a forum, an article) in 25, which no arm
-can draw from. *other* is the held-out text of the other specialists, which the corpus holds little of. A proxy takes about a minute
-of a core. Stopped, it goes on where it was; the config of each comparison stays in the workdir.
+*general* is held-out text from the corpus's own sources: one group of documents (a book, a forum, an article) in 25, which no arm
+can sample from. *other* is the held-out text of the other specialists, of which the corpus contains little. Training a proxy takes
+about a minute on one core. An interrupted comparison resumes. The config of each comparison stays in the workdir.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from pipeline.evidence.steps import plan_comparison, run_comparison
 from pipeline.evidence.table import Row, compute_rows, render_tables
 
 CORPUS, HELD_OUT = "corpus.jsonl.zst", "general.jsonl.zst"
-ONE_IN = 25  # groups of documents are held out
+ONE_IN = 25  # one group of documents in 25 is held out
 
 
 def crisp(leaves: int, **weights: Any) -> dict[str, Any]:
-    """CRISP on a flat clustering, without natural text unless it is given some."""
+    """Return an arm with CRISP on a flat clustering; the natural share is 0 by default."""
     return {"weights": {"estimator": "crisp", "natural_share": 0.0, **weights}, "cluster": {"depth": 1, "branching": leaves}}
 
 
 def density(share: int) -> dict[str, Any]:
-    """The default estimator with so many hundredths of natural text."""
+    """Return an arm with the default estimator and a natural share in percent."""
     return {"weights": {"estimator": "density", "natural_share": share / 100}}
 
 
@@ -75,9 +75,9 @@ ARMS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--specialists", nargs="*", default=[], help="all by default")
+    parser.add_argument("--specialists", nargs="*", default=[], help="names of the specialists; default: all")
     parser.add_argument("--arms", choices=[*ARMS, "sample"], default="main")
-    parser.add_argument("--documents", type=int, default=22_000, help="of the generalist corpus")
+    parser.add_argument("--documents", type=int, default=22_000, help="number of documents of the generalist corpus")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
 
@@ -92,7 +92,7 @@ def main() -> None:
         rows = compute_rows(comparison)
         found.append({row.arm: row for row in rows})
         print(f"\n{specialist}\n{render_tables(comparison, rows)}", flush=True)
-    print(f"Means over {len(found)} specialists, against natural")
+    print(f"Means over {len(found)} specialists, relative to natural")
     for arm in found[0]:
         gain = np.mean([mean(of[arm], "specialist") / mean(of["natural"], "specialist") - 1 for of in found])
         losses = [np.mean([mean(of[arm], name) - mean(of["natural"], name) for of in found]) for name in ("general", "other")]
@@ -104,7 +104,7 @@ def mean(row: Row, text: str) -> float:
 
 
 def arms_of(which: str, specialist: str) -> dict[str, Any]:
-    """The arms; those of *sample* are by the number of documents that the estimators are given."""
+    """Return the arms of a comparison. Those of `sample` vary the number of documents in the specialist sample."""
     if which != "sample":
         return ARMS[which]
     estimators = {"crisp-64": crisp(64), "density": density(0)}
@@ -116,7 +116,7 @@ def arms_of(which: str, specialist: str) -> dict[str, Any]:
 
 
 def divide(workdir: Path) -> None:
-    """The corpus, and beside it the groups of its documents that are held out."""
+    """Split the generalist corpus into the corpus to sample from and the held-out groups of documents."""
     workdir.mkdir(parents=True, exist_ok=True)
     if (workdir / HELD_OUT).exists():
         return
@@ -131,7 +131,7 @@ def divide(workdir: Path) -> None:
 
 
 def settings(args: argparse.Namespace, specialist: str, every: list[str]) -> dict[str, Any]:
-    """The comparison of one specialist."""
+    """Return the settings of the comparison for one specialist."""
 
     def of(name: str, file: str) -> str:
         return corpus_file(f"specialists/{name}/{file}.jsonl.zst")

@@ -1,7 +1,7 @@
-"""k-means against scikit-learn's on vectors of real text, and a 16 × 16 tree against flat k-means of 256 centroids.
+"""k-means against scikit-learn's on vectors of real text, and a 16 × 16 tree against flat k-means with 256 centroids.
 
-Vectors come from `--vectors FILE.npy`, or are made of the generalist corpus in $CRISPWRAP_CORPORA (../shared/corpora): tf-idf of
-runs of 1,500 characters, LSI to `--dim`, unit length. They are kept in the system's folder for temporary files.
+Vectors are read from `--vectors FILE.npy`, or computed from the generalist corpus in $CRISPWRAP_CORPORA (../shared/corpora): tf-idf
+of chunks of 1,500 characters, LSI with `--dim` dimensions, unit length. They are kept in the system's folder for temporary files.
 
     python benchmarks/kmeans.py --rows 100000 --repeats 3 --threads 2
 """
@@ -28,21 +28,21 @@ from pipeline.config import Cluster
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.tree_oracle import fit_tree
 
-CHARACTERS = 1500  # of a run of text; shorter rests are left out
+CHARACTERS = 1500  # per chunk of text; a shorter rest of a document is not used
 
 
 def read_runs() -> Iterator[str]:
-    """Runs of so many characters of the documents, in order."""
+    """Yield chunks of `CHARACTERS` characters from the documents, in order."""
     for text in read_texts():
         yield from (text[start : start + CHARACTERS] for start in range(0, len(text) - CHARACTERS + 1, CHARACTERS))
 
 
 def make_vectors(num: int, dim: int) -> NDArray[np.float32]:
-    """(num, dim) unit vectors of real text, from the file that an earlier run left or from the corpus."""
+    """Return (num, dim) unit vectors of real text, from the file of an earlier run or computed from the corpus."""
     kept = Path(tempfile.gettempdir()) / f"crispwrap-lsi-{num}-{dim}.npy"
     if kept.exists():
         return np.asarray(np.load(kept), np.float32)
-    print(f"making vectors of {corpus_file()}, a minute or two", flush=True)
+    print(f"computing vectors from {corpus_file()}; this takes a minute or two", flush=True)
     texts = list(islice(read_runs(), num))
     counts = HashingVectorizer(
         n_features=1 << 15, alternate_sign=False, stop_words="english", norm=None, dtype=np.float32
@@ -57,10 +57,10 @@ def make_vectors(num: int, dim: int) -> NDArray[np.float32]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", type=Path, help=".npy of (N, D); made of the corpora where absent")
+    parser.add_argument("--vectors", type=Path, help=".npy file with an (N, D) array; default: computed from the corpora")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dim", type=int, default=384, help="of vectors that are made")
-    parser.add_argument("--branching", type=int, default=16, help="of the tree; k is its square")
+    parser.add_argument("--dim", type=int, default=384, help="dimension of computed vectors")
+    parser.add_argument("--branching", type=int, default=16, help="branching factor of the tree; k is its square")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -85,7 +85,7 @@ def main() -> None:
         taken, tree = timed(fit_tree, x_ND, key_N, **settings, seed=seed, threads=args.threads)
         seconds["tree"].append(taken)
         objective["tree"].append(float(tree.descend(x_ND)[1].sum(dtype=np.float64)))
-        print(f"seed {seed}: {fit.steps} steps against {rival.n_iter_}; tree of {tree.num_leaves} leaves", flush=True)
+        print(f"seed {seed}: {fit.steps} iterations, scikit-learn {rival.n_iter_}; tree with {tree.num_leaves} leaves", flush=True)
 
     print_head(f"{len(x_ND)} rows, D = {x_ND.shape[1]}, k = {k}, {args.threads} threads, median of {args.repeats}")
     for what, values, ours, other, target in (

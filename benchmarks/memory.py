@@ -1,10 +1,11 @@
 """Peak memory of a worker in cluster, assign and sample, for corpora of growing size: it should not grow with them.
 
-Windows and vectors are synthetic, written as the parts that prepare and embed would leave. Each step runs in a process and a Ray of
-its own, so that no step hides behind an earlier one. `private` is what a worker holds itself (anonymous memory, sampled).
-`resident` is the kernel's high-water mark, sampled too, as tasks set it back when they begin: it has the pages of Ray's object
-store, which a node has once and all its workers map. A shuffle fills them until the store spills, so the store is no larger here
-than what the smallest corpus fills; with Ray's own choice, a third of the machine's memory, a corpus that fits in would look small.
+Windows and vectors are synthetic, written as parts like those of prepare and embed. Each step runs in a separate process with its
+own Ray, so that the peak of an earlier step cannot hide a later one. `private` is the sampled anonymous memory of a worker.
+`resident` is the kernel's high-water mark (VmHWM). It is sampled too, because tasks reset it when they begin. It includes the pages
+of Ray's object store, which exist once per node and are mapped by all its workers. A shuffle fills the store until it spills, so by
+default the store is so small that even the smallest corpus fills it. With Ray's default, a third of the machine's memory, a corpus
+that fits into the store would appear to need little memory.
 
     python benchmarks/memory.py --rows 100000 1000000
     python benchmarks/memory.py --rows 100000 1000000 5000000 --branching 16 --fit-windows 6000 --folder /somewhere/with/30GB
@@ -33,13 +34,13 @@ from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
 from pipeline.execution.step import Step
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.hashing import keyed_hash
 from pipeline.tables import WINDOWS, embeddings_schema
 
 MEASURED = ("cluster", "assign", "sample")
 _STEPS = (("cluster", ""), ("assign", "generalist"), ("assign", "few"), ("weights", ""), ("sample", ""))
-_TOKENS = 500  # of each window; they only have to be counted
+_TOKENS = 500  # per window; they are only counted
 _TOPICS = 512
 _SPECIALIST_ROWS = 2000
 _SAMPLE_EVERY_S = 0.05
@@ -47,7 +48,7 @@ _SAMPLE_EVERY_S = 0.05
 
 @dataclass(frozen=True)
 class Vectors:
-    """Synthetic windows with their vectors, and the tree that is to be fitted to them."""
+    """Synthetic windows with their vectors, and the tree that is fitted to them."""
 
     rows: int
     dim: int = 64
@@ -73,15 +74,20 @@ def main() -> None:
         "--fit-windows",
         type=int,
         default=Vectors.fit_windows,
-        help="cluster.fit_windows; no more than a node of the smallest corpus has, or it is bound by that",
+        help="cluster.fit_windows; must not exceed the windows per node of the smallest corpus, which would be the limit instead",
     )
     parser.add_argument("--part-rows", type=int, default=Vectors.part_rows)
     parser.add_argument(
-        "--text-bytes", type=int, default=Vectors.text_bytes, help="of a window; enough that the smallest corpus fills a mapper"
+        "--text-bytes",
+        type=int,
+        default=Vectors.text_bytes,
+        help="bytes of text per window; enough for the smallest corpus to fill a mapper",
     )
-    parser.add_argument("--store-bytes", type=int, default=100_000_000, help="of Ray's object store; 0: Ray's own choice")
-    parser.add_argument("--folder", help="where the corpora are made and deleted; the system's for temporary files if left out")
-    parser.add_argument("--step", help=argparse.SUPPRESS)  # a child: this step of the corpus in --folder
+    parser.add_argument("--store-bytes", type=int, default=100_000_000, help="size of Ray's object store; 0: Ray's default")
+    parser.add_argument(
+        "--folder", help="folder in which the corpora are written and deleted; default: the system's for temporary files"
+    )
+    parser.add_argument("--step", help=argparse.SUPPRESS)  # for child processes: the step to run on the corpus in --folder
     args = parser.parse_args()
     of_all = {name: getattr(args, name) for name in _SETTINGS}
     if args.step:
@@ -90,7 +96,7 @@ def main() -> None:
         return
 
     shape = " x ".join([str(args.branching)] * args.depth)
-    print(f"D = {args.dim}, {shape} tree, {args.text_bytes} bytes a window, MB at the peak")
+    print(f"D = {args.dim}, {shape} tree, {args.text_bytes} bytes per window, peak memory in MB")
     columns = f"{'private':>9}{'/ smallest':>12}{'resident':>10}{'/ smallest':>12}{'driver':>9}{'seconds':>9}"
     head = f"{'step':<10}{'windows':>10}{columns}  target"
     print(head, flush=True)
@@ -112,7 +118,7 @@ def main() -> None:
 
 
 def measure(vectors: Vectors, stage: str, corpus: str, workdir: str, *, store_bytes: int = 0) -> dict[str, float]:
-    """What one step took, in a process of its own."""
+    """Run one step in a separate process and return its measurements."""
     flags = {**asdict(vectors), "store_bytes": store_bytes}
     options = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *options]
@@ -121,7 +127,7 @@ def measure(vectors: Vectors, stage: str, corpus: str, workdir: str, *, store_by
 
 
 def run_step(vectors: Vectors, stage: str, corpus: str, workdir: str, store_bytes: int) -> dict[str, float]:
-    """Run one step in this process; its peaks in MB."""
+    """Run one step in this process and return its peaks in MB."""
     config = settings(vectors, workdir)
     if stage in ("weights", "sample"):
         tokens = build_graph(config).step("prepare", "generalist").manifest["tokens"]
@@ -140,14 +146,14 @@ def run_step(vectors: Vectors, stage: str, corpus: str, workdir: str, store_byte
 
 @contextmanager
 def sampled_workers() -> Iterator[dict[str, int]]:
-    """The largest values, in bytes, that any worker of this process's Ray was seen with."""
+    """Yield the largest sampled values, in bytes, over all workers of this process's Ray; updated until the context ends."""
     peak = {"VmHWM": 0, "RssAnon": 0}
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(_SAMPLE_EVERY_S):
             for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error, OSError, KeyError):  # it may end meanwhile
+                with suppress(psutil.Error, OSError, KeyError):  # the process may have ended
                     if process.name().startswith("ray::"):
                         for name, value in high_water(process.pid).items():
                             peak[name] = max(peak[name], value)
@@ -168,7 +174,7 @@ def high_water(pid: int) -> dict[str, int]:
 
 
 def settings(vectors: Vectors, workdir: str, *, budget_tokens: int = 1) -> Config:
-    # Never read, but digested: the same bytes would be the same corpus.
+    # These files are hashed but never read. They differ because equal bytes would be the same corpus.
     source = {corpus: os.path.join(workdir, f"{corpus}.jsonl") for corpus in ("generalist", "few")}
     for corpus, path in source.items():
         if not os.path.exists(path):
@@ -187,18 +193,18 @@ def settings(vectors: Vectors, workdir: str, *, budget_tokens: int = 1) -> Confi
                 "fit_windows": vectors.fit_windows,
             },
             "weights": {"estimator": "natural", "bootstrap": 0},
-            # So that the smallest corpus fills shards too: what is bounded by a shard must not look as if it grew.
+            # Small enough for the smallest corpus to fill shards too. Otherwise memory bounded by a shard would seem to grow.
             "sample": {"budget_tokens": budget_tokens, "shard_bytes": 16 << 20},
         }
     )
 
 
 def write_corpora(vectors: Vectors, config: Config) -> None:
-    """What prepare and embed would have left of both corpora."""
+    """Write the output that prepare and embed would have written for both corpora."""
     run = build_graph(config)
     rng = np.random.default_rng(0)
     topic_TD = rng.standard_normal((_TOPICS, vectors.dim), dtype=np.float32)
-    # Random letters of a small alphabet: zstd takes about half off, as of text.
+    # Random letters of a small alphabet: zstd compresses them by about half, like text.
     letters = rng.choice(np.frombuffer(b"etaoinshrdlu    ", np.uint8), vectors.part_rows * vectors.text_bytes + 4096)
     for corpus, rows in (("generalist", vectors.rows), ("few", _SPECIALIST_ROWS)):
         prepared, embedded = run.step("prepare", corpus), run.step("embed", corpus)
@@ -238,7 +244,7 @@ def texts(letters: np.ndarray, num: int, num_bytes: int) -> pa.Array:
 
 
 def finish(step: Step, body: dict[str, Any]) -> None:
-    """Call a step done whose parts are there."""
+    """Write the manifest of a step whose parts exist."""
     replace(step, work=lambda _engine, _folder: body).run(Engine(EngineSettings()))
 
 

@@ -2,8 +2,8 @@
 
     CRISPWRAP_CORPORA=../shared/corpora python benchmarks/prepare.py
 
-Ours also finds equal ids, cuts windows by the embedder's tokenizer and writes them as Parquet; datatrove's reads, filters and
-writes JSON lines. Both keep the same documents, or the benchmark stops.
+`prepare` also finds duplicate ids, cuts windows with the embedder's tokenizer and writes them as Parquet. datatrove's pipeline
+reads, filters and writes JSON lines. Both must keep the same documents; otherwise the benchmark stops.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def main() -> None:
             theirs.append(datatrove_seconds(root, repeat))
             ours.append(our_seconds(root, repeat))
             if (mine := kept_by_us(root, repeat)) != (its := kept_by_datatrove(root, repeat)):
-                sys.exit(f"ours keeps {len(mine)} documents and datatrove {len(its)}, {len(mine ^ its)} of them not the same")
+                sys.exit(
+                    f"prepare keeps {len(mine)} documents and datatrove {len(its)}; {len(mine ^ its)} are kept by only one of them"
+                )
         for repeat in range(args.repeats):
             print_row(f"documents/s, pair {repeat + 1}", args.documents / ours[repeat], args.documents / theirs[repeat], "≥ 0.9")
         middle = [statistics.median(seconds) for seconds in (ours, theirs)]

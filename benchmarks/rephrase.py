@@ -1,7 +1,7 @@
-"""Prompts through `generate` (vLLM on Ray, read and stored as Parquet) against bare `vllm.LLM.chat`, the same prompts and engine.
+"""Prompts through `generate` (vLLM on Ray, results stored as Parquet) against plain `vllm.LLM.chat`: same prompts, same engine.
 
-The model is the tiny random Llama of the tests: with so little to compute, what is measured is the way around the engine. Passages
-are real text. Each side runs in a process of its own, in turns; the engine's start and a warm-up are left out on both sides.
+The model is the tiny random Llama of the tests. It computes so little that the benchmark measures the overhead around the engine.
+Passages are real text. The two sides run in turn, each in a separate process; engine start and warm-up are not measured on either.
 
     python benchmarks/rephrase.py --prompts 6144 --repeats 3
 """
@@ -35,11 +35,11 @@ TASK = "Rewrite the following passage in plain words, as an encyclopedia would p
 
 
 def requests(num: int, max_tokens: int) -> list[Request]:
-    """One for each passage of 200 to 600 characters; the lengths of answers vary."""
+    """Return one request per passage of 200 to 600 characters; the maximum lengths of the answers vary."""
     made: list[Request] = []
     for text in read_texts():
         passage = " ".join(text.split())[:600]
-        if len(passage) >= 200 and passage.isascii():  # the tiny tokenizer gives a token to each byte of other scripts
+        if len(passage) >= 200 and passage.isascii():  # the tiny tokenizer makes each byte of other scripts a token
             content = f"{TASK}\n\n{passage}"
             made.append(Request(len(made), [{"role": "user", "content": content}], max_tokens // 2 + len(made) % (max_tokens // 2)))
         if len(made) == num:
@@ -48,14 +48,14 @@ def requests(num: int, max_tokens: int) -> list[Request]:
 
 
 def read_block(block: Sequence[Request], folder: str) -> Sequence[Request]:
-    """The first block goes alone, to warm up; the others wait until it is stored."""
+    """Return the block. The first block runs alone, as a warm-up; the others wait until it is stored."""
     while block[0].key and not os.path.exists(os.path.join(folder, WARM)):
         time.sleep(0.02)
     return block
 
 
 def store(answers: Sequence[Answer], failures: Sequence[Failure], folder: str) -> tuple[int, float]:
-    """Writes a file; the tokens in it, and when it was there."""
+    """Write the answers to a file; return the number of output tokens and the time at which the file existed."""
     assert not failures, failures
     columns = ("key", "text", "finish_reason", "prompt_tokens", "output_tokens")
     table = pa.table({name: [getattr(answer, name) for answer in answers] for name in columns})
@@ -66,13 +66,13 @@ def store(answers: Sequence[Answer], failures: Sequence[Failure], folder: str) -
 
 
 def cpu_seconds() -> float:
-    """Of this process and all that it started, Ray and the engine among them: a busy machine changes these less than the clock."""
+    """Return the CPU time of this process and its children, including Ray and the engine. Load affects it less than wall time."""
     tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(sum(process.cpu_times()[:2]) for process in tree if process.is_running())
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
-    """From when the first block is stored to when the last one is known to be."""
+    """Measure from the time at which the first block is stored to the time at which the last one is."""
     import rephrase as here  # Ray's workers find the functions by this name
 
     from pipeline.engine.generation import generate
@@ -95,7 +95,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         _, started = next(stored)
         cpu_s = cpu_seconds()
         rest = [next(stored) for _ in blocks[1:]]
-        cpu_s = cpu_seconds() - cpu_s  # before the engine goes, and its seconds with it
+        cpu_s = cpu_seconds() - cpu_s  # before the engine ends, because its CPU time is then lost
         assert next(stored, None) is None
         return {"tokens": sum(tokens for tokens, _ in rest), "seconds": max(at for _, at in rest) - started, "cpu_s": cpu_s}
 
@@ -119,7 +119,7 @@ SIDES = {"ours": ours, "bare": bare}
 
 
 def measured(side: str, args: argparse.Namespace) -> dict[str, float]:
-    """Output tokens a second, by the clock and of the cores' time, of a side in a process of its own."""
+    """Run one side in a separate process and return its output tokens per second of wall time and per core-second."""
     command = [sys.executable, __file__, "--side", side, "--model", args.model]
     command += ["--prompts", str(args.prompts), "--tokens", str(args.tokens), "--batch", str(args.batch)]
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
@@ -135,10 +135,12 @@ def measured(side: str, args: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=6144)
-    parser.add_argument("--tokens", type=int, default=128, help="most output tokens of a prompt; answers have half of it and more")
+    parser.add_argument(
+        "--tokens", type=int, default=128, help="maximum number of output tokens per prompt; answers have at least half as many"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", default="", help="folder of a model; none: a tiny one is made")
+    parser.add_argument("--model", default="", help="folder of a model; default: a tiny random Llama")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -156,7 +158,7 @@ def main() -> None:
             for side, found in rates.items():
                 found.append(measured(side, args))
     print_head(f"output tokens/s of {args.prompts} prompts, batches of {args.batch}, median of {args.repeats}")
-    for unit, what, target in (("seconds", "generate / vllm.LLM.chat", ">= 0.9"), ("cpu_s", "the same, a second of a core", "")):
+    for unit, what, target in (("seconds", "generate / vllm.LLM.chat", ">= 0.9"), ("cpu_s", "the same, per core-second", "")):
         median = {side: statistics.median(rate[unit] for rate in found) for side, found in rates.items()}
         print_row(what, median["ours"], median["bare"], target)
 

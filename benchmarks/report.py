@@ -1,4 +1,4 @@
-"""The report page of 4,096 clusters in chromium: bytes against 10 MB, time to open against 3 s, frames while it is moved about.
+"""The report page for 4,096 clusters in Chromium: size against 10 MB, time to open against 3 s, frame times while the map is moved.
 
 .venv/bin/python benchmarks/report.py [--branching 64] [--repeats 5]
 """
@@ -19,7 +19,7 @@ from tests.support.report_data import make_many_cluster_content
 
 LIMIT_BYTES, LIMIT_S, FRAME_MS = 10_000_000, 3.0, 1000 / 30
 
-# Frames of a browser while the wheel turns and the mouse drags: the time from one to the next.
+# Records the time between frames of the browser, while the mouse wheel turns and the mouse drags.
 FRAMES = """async () => {
   const took = []; let last = performance.now(); window.watching = true;
   const tick = (now) => { took.push(now - last); last = now; if (window.watching) requestAnimationFrame(tick); };
@@ -28,7 +28,7 @@ FRAMES = """async () => {
 
 
 def frames(page: Any) -> list[float]:
-    """Milliseconds between frames while a person zooms in, drags, and zooms out."""
+    """Return the milliseconds between frames while the map is zoomed in and out and dragged."""
     box = page.locator('figure[data-chart="map"]').bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 3
     page.mouse.move(x, y)
@@ -63,10 +63,12 @@ def main() -> None:
                 between += frames(found.page)
     median_s, median_ms = statistics.median(opening), statistics.median(between)
     worst_ms = statistics.quantiles(between, n=20)[-1]
-    print(f"to open and draw everything: {median_s:.2f} s, {median_s / LIMIT_S:.2f} of {LIMIT_S:g} s (median of {len(opening)})")
     print(
-        f"between frames while zoomed and dragged: {median_ms:.0f} ms, 95% below {worst_ms:.0f} ms; "
-        f"{median_ms / FRAME_MS:.2f} of {FRAME_MS:.0f} ms (30 a second), drawn without a GPU"
+        f"time to open and draw everything: {median_s:.2f} s, {median_s / LIMIT_S:.2f} of {LIMIT_S:g} s (median of {len(opening)})"
+    )
+    print(
+        f"time between frames while the map is zoomed and dragged: {median_ms:.0f} ms, 95% below {worst_ms:.0f} ms; "
+        f"{median_ms / FRAME_MS:.2f} of {FRAME_MS:.0f} ms (30 per second), drawn without a GPU"
     )
 
 

@@ -1,9 +1,9 @@
-"""The sha256 of every shard at two commits, for every estimator and both draws: what a restructuring must not change.
+"""Compare the sha256 of every shard at two commits, for every estimator and sampling method: no refactoring may change it.
 
     CRISPWRAP_CORPORA=../shared/corpora python benchmarks/same_shards.py BASE [--config FILE]...
 
-Each commit is checked out into a scratch folder and run through `jobs/sample.py`, on the same machine, so that hardware cannot
-differ. The configs are those given, or the demo's and one of the corpora. Exits with status 1 where a digest differs.
+Each commit is checked out into a temporary folder, and `jobs/sample.py` runs there, on the same machine, so that the hardware is
+the same. By default, the configs are the demo's and one for the shared corpora. Exits with status 1 if a digest differs.
 """
 
 import argparse
@@ -38,8 +38,8 @@ sample: {{budget_tokens: 150_000, shard_bytes: 200_000}}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="commit to compare with")
-    parser.add_argument("--head", default="HEAD", help="commit that is compared")
-    parser.add_argument("--config", action="append", help="config to run; repeat for several")
+    parser.add_argument("--head", default="HEAD", help="commit to compare")
+    parser.add_argument("--config", action="append", help="config to run; can be given several times")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         configs = [Path(path).resolve() for path in args.config or []] or [
@@ -53,12 +53,12 @@ def main() -> None:
     different = sorted(name for name in base.keys() | head.keys() if base.get(name) != head.get(name))
     for name in different:
         print(f"differs: {name}: {base.get(name)} at {args.base}, {head.get(name)} at {args.head}")
-    print(f"{len(head) - len(different)} of {len(head)} files have the sha256 that they had at {args.base}")
+    print(f"{len(head) - len(different)} of {len(head)} files have the same sha256 as at {args.base}")
     sys.exit(bool(different) or not head)
 
 
 def write_corpora(scratch: str) -> Path:
-    """A config over the shared corpora: two specialists, held-out text of one, near-duplicates dropped, the static embedder."""
+    """Write a config for the shared corpora, with two specialists, decontamination, near-duplicates and the static embedder."""
     files = {
         "generalist": corpus_file(),
         "recipes": corpus_file("specialists/recipes/sample.jsonl.zst"),
@@ -71,7 +71,7 @@ def write_corpora(scratch: str) -> Path:
 
 
 def digest_shards(commit: str, configs: list[Path], folder: Path) -> dict[str, str]:
-    """The sha256 of each shard by config, estimator, draw and name, at this commit."""
+    """Return the sha256 of each shard at this commit, by config, estimator, sampling method and name."""
     checkout = folder / "checkout"
     subprocess.run(["git", "worktree", "add", "--detach", "--quiet", str(checkout), commit], check=True)
     try:
@@ -85,7 +85,7 @@ def digest_shards(commit: str, configs: list[Path], folder: Path) -> dict[str, s
 
 
 def run_and_digest(checkout: Path, config: Path, workdir: Path, estimator: str, draw: str) -> dict[str, str]:
-    """The sha256 of each shard of one run; a rejected config counts as its exit status, a failed run ends the comparison."""
+    """Return the sha256 of each shard of one run, or the exit status if the config is rejected; exit if the run fails."""
     settings = [f"workdir={workdir}", f"weights.estimator={estimator}", f"sample.draw={draw}"]
     command = [sys.executable, str(checkout / "jobs" / "sample.py"), "--config", str(config)]
     done = subprocess.run(
@@ -95,7 +95,7 @@ def run_and_digest(checkout: Path, config: Path, workdir: Path, estimator: str, 
         capture_output=True,
         text=True,
     )
-    if done.returncode == 2:  # such as a budget that no cluster of `top-cluster` can fill
+    if done.returncode == 2:  # for example, a budget that the cluster of `top-cluster` cannot fill
         return {"exit status": "2"}
     if done.returncode:
         sys.exit(f"{config.name}, {estimator}, {draw} in {checkout}: exit status {done.returncode}\n{done.stderr}")

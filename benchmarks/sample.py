@@ -1,7 +1,7 @@
 """The sample stage against pyarrow reading its shards and writing them again, with the same options and all cores.
 
-The corpus is the generalist one, drawn whole: about every window once, as `weights.estimator: natural` does for a budget of all
-its tokens. Embeddings are LSI's, the cheapest. `--keep FOLDER` leaves what comes before the sample stage for the next time.
+The generalist corpus is sampled as a whole: each window about once, with `weights.estimator: natural` and a budget of all its
+tokens. The embedder is LSI, the cheapest. `--keep FOLDER` keeps the outputs of the earlier stages for the next time.
 
     python benchmarks/sample.py --repeats 3
 """
@@ -22,12 +22,12 @@ from corpus import SPECIALIST, corpus_file, own_ray, print_head, print_row, time
 from pipeline.config import Config, parse_config
 from pipeline.engine import Engine
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.stages.shards import WRITE_OPTIONS
 
 
 class TimedEngine(Engine):
-    """Notes how long each map and shuffle took, by its title."""
+    """Records the seconds of each map and shuffle by title."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.engine)
@@ -47,11 +47,11 @@ class TimedEngine(Engine):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, help="of the generalist corpus; all of them if left out")
-    parser.add_argument("--tokens", type=int, default=1024, help="most tokens of a window")
-    parser.add_argument("--shard-mb", type=int, default=16, help="text in a shard; few shards would leave cores idle")
+    parser.add_argument("--documents", type=int, help="number of documents of the generalist corpus; default: all")
+    parser.add_argument("--tokens", type=int, default=1024, help="maximum number of tokens per window")
+    parser.add_argument("--shard-mb", type=int, default=16, help="MB of text per shard; with few shards, cores would be idle")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--keep", help="the workdir, kept")
+    parser.add_argument("--keep", help="a workdir to use and keep")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as temporary, own_ray():
@@ -80,7 +80,7 @@ def main() -> None:
     print_row("sample stage, MB/s of text", text_mb / ours, text_mb / rival, ">= 0.4")
     for title in parts_s[0]:
         seconds = statistics.median(part[title] for part in parts_s)
-        print_row(f"  of it {title}: MB/s", text_mb / seconds, text_mb / rival)
+        print_row(f"  of which {title}, MB/s", text_mb / seconds, text_mb / rival)
 
 
 def settings(args: argparse.Namespace, workdir: str, *, budget_tokens: int) -> Config:
@@ -110,7 +110,7 @@ def shard_files(run: PipelineGraph) -> list[str]:
 
 
 def rewrite(files: list[str], folder: str) -> None:
-    """Read each file and write it again as shards are written, a file a core."""
+    """Read each file and write it again with the options of shards, one file per core."""
     os.makedirs(folder, exist_ok=True)
 
     def rewrite_one(path: str) -> None:

@@ -37,7 +37,7 @@ from pipeline.costs.corpus_size import CorpusSize, find_corpus_size
 from pipeline.costs.model import Machines, StageInputs, StageShape, describe_stage, estimate_stage, read_rates
 from pipeline.engine import Engine
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.graph.runner import curate
 from pipeline.sources import pydocs
 from pipeline.terminal.output import console

@@ -1,7 +1,7 @@
-"""How much faster two workers are than one: the embed stage (MiniLM, real text) and the assign stage (synthetic vectors).
+"""The speedup of two workers over one: the embed stage (MiniLM, real text) and the assign stage (synthetic vectors).
 
-Efficiency is t(1) / (2 t(2)). Two cores of one machine share its memory, and often its units of arithmetic, so the rival is the
-machine's own: bare matrix products in one process, and in two processes that share the work, in the same run.
+Efficiency is t(1) / (2 t(2)). The two cores of a machine share its memory, and often its arithmetic units. So the baseline is the
+efficiency of the machine itself, measured in the same run: matrix products in one process, and the same products in two processes.
 
     python benchmarks/scaling.py --documents 250 --rows 2000000
 """
@@ -26,7 +26,7 @@ from pipeline.config import Config
 from pipeline.config import Engine as EngineSettings
 from pipeline.engine import Engine
 from pipeline.execution.step import Step
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 
 _PRODUCTS = 60
 
@@ -78,7 +78,7 @@ def report(what: str, config: Config, stage: str, bare: tuple[Callable[[], Any],
 
 
 def stage_s(step: Step, workers: int) -> float:
-    """Seconds of the stage with so many workers, once they have loaded what they keep: the second time."""
+    """Return the seconds of the stage with a number of workers: of the second run, when the workers have loaded their models."""
     with Engine(EngineSettings(address="local", workers=workers)) as engine:
         for _ in range(2):
             shutil.rmtree(step.folder.path, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Selecting from a corpus, files to files, against the package of DSIR's authors (`data-selection`), with as many processes.
+"""Selection from a corpus, from input files to output files, against `data-selection`, the package of DSIR's authors.
 
-Ours is `curate()`: windows, static embeddings, the tree, scores, draws and shards. A static model is distilled once on a machine
-(`pipeline.execution.cache`), so ours runs once without and then with what the first run left behind, each in a workdir of its own.
-Theirs fits its n-gram model, weighs each document and writes the chosen ones; it reads plain JSON lines (knows no other), and ours
-reads the same. They take turns.
+Ours is `curate()`: windows, static embeddings, tree, scores, sampling and shards. A static model is distilled once per machine
+(`pipeline.execution.cache`). So the first run distills it and the later runs use it, each in a new workdir. `data-selection` fits
+its n-gram model, weights each document and writes the selected ones, with as many processes. It reads only uncompressed JSON
+lines, so `curate()` reads the same files. The two run in turn.
 
     python benchmarks/selection.py --estimator density
     python benchmarks/selection.py --documents 20000 --estimator dsir
@@ -31,10 +31,10 @@ BUDGET = 1_500_000  # tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=1 << 30, help="of the generalist corpus; all by default")
+    parser.add_argument("--documents", type=int, default=1 << 30, help="number of documents of the generalist corpus; default: all")
     parser.add_argument("--estimator", default="density")
-    parser.add_argument("--tokens", type=int, default=256, help="most tokens of a window")
-    parser.add_argument("--rounds", type=int, default=3, help="after the first, of which the one with the median ratio is printed")
+    parser.add_argument("--tokens", type=int, default=256, help="maximum number of tokens per window")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after the first; the one with the median ratio is printed")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as workdir:
@@ -63,20 +63,20 @@ def main() -> None:
         ours_s, with_ray_s, theirs_s = sorted(later, key=lambda times: times[0] / times[2])[(len(later) - 1) // 2]
         print_head(f"{num_bytes / 1e6:.0f} MB of text, {args.estimator}, static embedder, seconds")
         print_row("selection / data-selection", ours_s, theirs_s, "<= 0.5")
-        print_row("the same, Ray started and stopped for it", with_ray_s, theirs_s)
-        print_row("the same, and the model distilled", first_s, first_theirs_s)
+        print_row("the same, with start and stop of Ray", with_ray_s, theirs_s)
+        print_row("the same, also with distillation", first_s, first_theirs_s)
         for stage in dict.fromkeys(step.stage for step in run.steps):
             print(f"  {stage:<12}{stage_seconds(run, stage):7.1f} s")
 
 
 def select(config: Config) -> tuple[float, PipelineGraph]:
-    """Seconds of a run alone, in a Ray that is started for it."""
+    """Run `curate()` in a Ray started for it; return the seconds without the start of Ray, and the run."""
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         return timed(curate, config)
 
 
 def write_lines(path: str, texts: Iterator[str], most: int) -> int:
-    """Write JSON lines, as many as there are or `most`; the bytes of their text."""
+    """Write at most `most` texts as JSON lines; return the number of bytes of text."""
     num_bytes = 0
     with open(path, "w", encoding="utf-8") as file:
         for text in itertools.islice(texts, most):
@@ -86,7 +86,7 @@ def write_lines(path: str, texts: Iterator[str], most: int) -> int:
 
 
 def data_selection(raw: str, target: str, workdir: str, share: float) -> None:
-    """The package's README, line by line; as large a part of the documents as ours takes of the tokens."""
+    """Select as in the README of the package; `share` of the documents is what our budget is of the tokens."""
     from data_selection import HashedNgramDSIR
 
     os.mkdir(workdir)

@@ -1,6 +1,6 @@
-"""The embed stage on Ray against bare `SentenceTransformer.encode` of the same windows, in fp32, each with all cores.
+"""The embed stage on Ray against plain `SentenceTransformer.encode` on the same windows, in fp32, each with all cores.
 
-Both are warm: Ray runs, its workers and the rival have the model. What it takes until then is printed beside.
+Both are warm: Ray runs, and its workers and the baseline have loaded the model. The time until then is printed separately.
 
     python benchmarks/stage_embed.py --documents 400 --tokens 256
 """
@@ -18,7 +18,7 @@ from pipeline.config import Config, parse_config
 from pipeline.engine import Engine
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import part_names
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 
 CORES = os.cpu_count() or 1
 
@@ -26,15 +26,17 @@ CORES = os.cpu_count() or 1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:all-MiniLM-L6-v2")
-    parser.add_argument("--documents", type=int, default=400, help="of the generalist corpus; some 3 windows each")
-    parser.add_argument("--tokens", type=int, default=256, help="most tokens of a window")
-    parser.add_argument("--parts", type=int, default=16, help="the stage's units of work")
+    parser.add_argument(
+        "--documents", type=int, default=400, help="number of documents of the generalist corpus; about 3 windows each"
+    )
+    parser.add_argument("--tokens", type=int, default=256, help="maximum number of tokens per window")
+    parser.add_argument("--parts", type=int, default=16, help="number of parts")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as workdir:
         config = settings(args, workdir)
-        # Small parts, so that each worker gets one and loads the model.
+        # Small parts, so that every worker gets one and loads the model.
         small = config.model_copy(
             update={
                 "generalist": config.generalist.model_copy(update={"limit": 4 * CORES}),
@@ -55,7 +57,7 @@ def main() -> None:
 
     print_head(f"{len(windows)} windows of at most {args.tokens} tokens in {args.parts} parts, fp32, median of {args.repeats}")
     print_row("embed stage, windows/s", len(windows) / ours_s, len(windows) / rival_s, ">= 0.95")
-    print(f"not counted: Ray and prepare {prepare_s:.1f} s, the model in all workers {load_s:.1f} s")
+    print(f"not included: start of Ray and prepare {prepare_s:.1f} s, loading the model in all workers {load_s:.1f} s")
 
 
 def settings(args: argparse.Namespace, workdir: str) -> Config:
@@ -73,7 +75,7 @@ def settings(args: argparse.Namespace, workdir: str) -> Config:
 
 
 def read_prepared(run: PipelineGraph) -> list[str]:
-    """The windows of all parts, in order."""
+    """Return the windows of all parts, in order."""
     step = run.step("prepare", "generalist")
     tables = (step.folder.read_table(f"{name}.parquet", columns=["text"]) for name in part_names(step))
     return [text for table in tables for text in table["text"].to_pylist()]

@@ -1,8 +1,8 @@
-"""A whole run, from `curate()` with Ray's start to the published shards, against the sum of the bare kernels in one process.
+"""A whole run, from `curate()` and the start of Ray to the published shards, against the sum of its kernels in one process.
 
-The kernels do the same work one after the other, with all cores and nothing between them: datatrove's reader and the tokenizer,
-`SentenceTransformer.encode`, `fit_tree`, `Tree.descend`, and pyarrow reading and writing what was drawn. Loading the model is
-counted for ours and not for the rival. Then a second run by the command line, in a fresh process, which has nothing to do.
+The kernels do the same work one after another, with all cores and without a pipeline: datatrove's reader and the tokenizer,
+`SentenceTransformer.encode`, `fit_tree`, `Tree.descend`, and pyarrow reading and writing the sampled text. The time to load the
+model is included in ours and not in the baseline. Then the command line runs again in a new process, with all steps cached.
 
     python benchmarks/whole.py --model bundled:all-MiniLM-L6-v2 --documents 4500 --tokens 64
     python benchmarks/whole.py --model static:bundled:all-MiniLM-L6-v2 --documents 20000 --tokens 256
@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.tree_oracle import fit_tree
 
 CORES = os.cpu_count() or 1
-_TEXTS_AT_ONCE = 256  # documents tokenised together
-# Runs a job with the arguments behind it, and says on the last line whether Ray was so much as imported.
+_TEXTS_AT_ONCE = 256  # documents tokenized together
+# Runs a job with the given arguments, and prints on the last line whether Ray was imported.
 _JOB = """
 import atexit, runpy, sys
 atexit.register(lambda: print("ray" in sys.modules))
@@ -49,8 +49,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:all-MiniLM-L6-v2")
-    parser.add_argument("--documents", type=int, default=4500, help="of the generalist corpus")
-    parser.add_argument("--tokens", type=int, default=64, help="most tokens of a window")
+    parser.add_argument("--documents", type=int, default=4500, help="number of documents of the generalist corpus")
+    parser.add_argument("--tokens", type=int, default=64, help="maximum number of tokens per window")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as workdir:
@@ -63,14 +63,14 @@ def main() -> None:
 
         num_windows = run.step("prepare", "generalist").manifest["windows"]
         print_head(f"{num_windows} windows of at most {args.tokens} tokens, {args.model}, one run, seconds")
-        print(f"they do not take turns, so watch the load: {load[0]:.1f} at the end of ours, {load[1]:.1f} of the rival's")
+        print(f"the two do not alternate, so compare the load: {load[0]:.1f} after ours, {load[1]:.1f} after the baseline")
         print_row("whole run / sum of the kernels", whole_s, sum(kernel_s.values()), "<= 1.25")
         for stage, rival_s in kernel_s.items():
             print_row(f"  {stage}", stage_seconds(run, stage), rival_s)
         steps_s = sum(stage_seconds(run, stage) for stage in {step.stage for step in run.steps})
-        print(f"  weights {stage_seconds(run, 'weights'):.1f} s; Ray's start and end and the rest {whole_s - steps_s:.1f} s")
-        print_row("second run, nothing to do", second_s, 3.0, "<= 3 s")
-        print(f"second run {'imported Ray, and must not' if ray_imported else 'did not import Ray'}")
+        print(f"  weights {stage_seconds(run, 'weights'):.1f} s; start and stop of Ray, and the rest {whole_s - steps_s:.1f} s")
+        print_row("second run, all steps cached", second_s, 3.0, "<= 3 s")
+        print(f"second run {'imported Ray, which it must not do' if ray_imported else 'did not import Ray'}")
 
 
 def settings(args: argparse.Namespace, workdir: str) -> Config:
@@ -89,13 +89,13 @@ def settings(args: argparse.Namespace, workdir: str) -> Config:
 
 
 def curate_alone(config: Config) -> PipelineGraph:
-    """The run, without the report that it prints."""
+    """Run `curate()` without its printed summary; return the run."""
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         return curate(config)
 
 
 def second_run(config: Config) -> tuple[float, bool]:
-    """Seconds of `jobs/curate.py` in a fresh process, and whether it imported Ray."""
+    """Return the seconds of `jobs/curate.py` in a new process, and whether it imported Ray."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config.model_dump(mode="json"), file)
@@ -106,7 +106,7 @@ def second_run(config: Config) -> tuple[float, bool]:
 
 
 def bare_kernels(config: Config, run: PipelineGraph) -> dict[str, float]:
-    """Seconds of each kernel, by the stage that does its work."""
+    """Return the seconds of each kernel, by the stage that does the same work."""
     seconds = {}
     corpora = (config.generalist, *config.specialists.values())
     seconds["prepare"], windows = timed(lambda: [read_and_cut(config, corpus.paths[0], corpus.limit) for corpus in corpora])
@@ -127,7 +127,7 @@ def bare_kernels(config: Config, run: PipelineGraph) -> dict[str, float]:
 
 
 def read_and_cut(config: Config, path: str, limit: int | None) -> list[str]:
-    """The windows of a file: datatrove's reader, the tokenizer on all cores, a cut every `window.tokens`."""
+    """Return the windows of a file: datatrove's reader, the tokenizer on all cores, and a cut every `window.tokens`."""
     from datatrove.pipeline.readers import JsonlReader
     from tokenizers import Tokenizer
 
@@ -147,7 +147,7 @@ def read_and_cut(config: Config, path: str, limit: int | None) -> list[str]:
 
 
 def static_encode(folder: Folder) -> Callable[[list[str]], Any]:
-    """The library's own runtime for the table that was distilled."""
+    """Return `encode` of sentence-transformers' static runtime for the distilled table."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import StaticEmbedding

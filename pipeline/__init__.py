@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config, parse_config
     from pipeline.execution.pipeline_graph import PipelineGraph
-    from pipeline.graph.graph import build_graph
+    from pipeline.graph.build import build_graph
     from pipeline.graph.runner import cluster, curate, embed, prepare, rephrase, sample, weights
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     **dict.fromkeys(("Config", "load_config", "parse_config"), "pipeline.config"),
     "PipelineGraph": "pipeline.execution.pipeline_graph",
-    "build_graph": "pipeline.graph.graph",
+    "build_graph": "pipeline.graph.build",
     **dict.fromkeys(("curate", "prepare", "embed", "cluster", "weights", "rephrase", "sample"), "pipeline.graph.runner"),
 }
 __all__ = [

@@ -31,7 +31,7 @@ def list_imports(path: Path, *, top_level_only: bool = False) -> set[str]:
 def test_only_the_engine_imports_ray() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "ray" in list_imports(path)}
     assert users == {
-        "engine/cluster.py",
+        "engine/ray_cluster.py",
         "engine/generation.py",
         "engine/gpu_monitor.py",
         "engine/actor_monitor.py",

@@ -241,7 +241,7 @@ def _look(
     if sum(option is not None for option in (cluster, document, window, find, like)) > 1:
         raise ConfigError("give one of --cluster, --document, --window, --find and --like, or none of them to list the clusters")
     settings = load_config(config, overrides)
-    from pipeline.graph.graph import build_graph
+    from pipeline.graph.build import build_graph
     from pipeline.results.inspection import Inspection
 
     inspection = Inspection(build_graph(settings))
@@ -264,7 +264,7 @@ def _look(
 def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
     """Print the status; return whether the run succeeded if `follow`, otherwise True."""
     settings = load_config(config, overrides)
-    from pipeline.graph.graph import check_workdir
+    from pipeline.graph.build import check_workdir
     from pipeline.results import status
     from pipeline.storage import Folder
 
@@ -283,7 +283,7 @@ def _status(config: str, overrides: list[str], *, follow: bool) -> bool:
 def _execute(config: str, overrides: list[str], until: str, *, dry_run: bool) -> int:
     def work() -> None:
         settings = load_config(config, overrides)
-        from pipeline.graph.graph import build_graph
+        from pipeline.graph.build import build_graph
         from pipeline.graph.runner import curate
 
         if dry_run:

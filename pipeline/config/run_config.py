@@ -47,21 +47,21 @@ class Config(Section):
         return dict(sorted(specialists.items()))
 
     def resolve_steps(self, corpus: Corpus) -> tuple[list[dict[str, Any]], bool]:
-        """The steps of a corpus, and whether it sets them itself; the generalist corpus uses `prepare.steps` by default."""
+        """The steps of a corpus, and False if they are those of `prepare.steps`, the default of the generalist corpus."""
         if corpus.steps is None and isinstance(corpus, Generalist):
             return self.prepare.steps, False
         return corpus.steps or [], True
 
     @property
     def repeat_exponent(self) -> float:
-        """`weights.repeat_exponent`, or its default (docs/decisions/0014); 1 if the allocation has to report deficits."""
+        """`weights.repeat_exponent`, or its default (docs/decisions/0014); always 1 with `overflow: leave`."""
         if self.weights.overflow == "leave":
             return 1.0
         return self.weights.repeat_exponent or (0.25 if self.weights.estimator == "density" and self.rephrase is None else 1.0)
 
     @property
     def sharpness(self) -> float:
-        """`weights.sharpness`, or its default: 2 if repeats are damped with estimator density, otherwise 1."""
+        """`weights.sharpness`, or its default: 2 for density with `repeat_exponent` < 1, otherwise 1."""
         return self.weights.sharpness or (2.0 if self.weights.estimator == "density" and self.repeat_exponent < 1 else 1.0)
 
     @property

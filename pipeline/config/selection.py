@@ -70,17 +70,19 @@ class Weights(Section):
         None,
         ge=0,
         le=1,
-        description="share of the budget sampled like the generalist corpus; null: 0.1 for density and crisp, else 0",
+        description="share of the budget sampled like the generalist corpus, which keeps general ability; "
+        "null: 0.1 for density and crisp, else 0",
     )
     max_epochs: float = Field(4.0, gt=0, description="maximum epochs of a cluster or stratum, on average over its text")
     sharpness: float | None = Field(
-        None, gt=0, le=4, description="density: exponent of the density ratio; null: 2 if repeats are damped, else 1"
+        None, gt=0, le=4, description="density: twice the exponent of the density ratio; null: 2 if repeat_exponent < 1, else 1"
     )
     repeat_exponent: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="text with weight e > 1 is sampled e^repeat_exponent times; null: 0.25 for density without rewrites, else 1",
+        description="text requested for e > 1 epochs is sampled e^repeat_exponent times; "
+        "null: 0.25 for density without rewrites, else 1",
     )
     overflow: Literal["spread", "leave"] = Field(
         "spread", description="allocation beyond max_epochs: spread over other clusters, or left as a deficit for rewrites"

@@ -73,14 +73,14 @@ def _find_section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _find_key(annotation: Any) -> str:
-    """Return `.NAME` for a section per name."""
+    """Return `.NAME` if the field maps names to sections, else an empty string."""
     parts = (annotation, *get_args(annotation))
     return ".NAME" if any(get_origin(part) is dict for part in parts) else ""
 
 
 def _format_values(field: FieldInfo) -> str:
     limits = [
-        f"{sign} {getattr(limit, _attribute(kind)):,}"
+        f"{sign} {getattr(limit, _limit_attribute(kind)):,}"
         for limit in field.metadata
         for kind, sign in _LIMITS.items()
         if isinstance(limit, kind)
@@ -88,7 +88,7 @@ def _format_values(field: FieldInfo) -> str:
     return ", ".join([_format_type(field.annotation), *limits])
 
 
-def _attribute(kind: type) -> str:
+def _limit_attribute(kind: type) -> str:
     return kind.__name__.lower()
 
 

@@ -19,7 +19,7 @@ from pipeline.config import Embed
 from pipeline.embedders import source
 from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
-from pipeline.execution.processor import processor_name
+from pipeline.execution.cpu import processor_name
 from pipeline.storage import Folder
 from pipeline.text.tfidf import apply_tfidf, compute_idf
 

@@ -19,7 +19,7 @@ from pipeline.config import Embed
 from pipeline.embedders import source
 from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
-from pipeline.execution.processor import processor_has_bf16, processor_name
+from pipeline.execution.cpu import processor_has_bf16, processor_name
 
 # The activations of a small batch stay in a core's share of the cache. Measured for MiniLM and 256 tokens, in windows/s of one
 # EPYC (Zen 3) core, by rows per batch: 2: 14.1, 4: 14.1, 8: 14.6, 16: 11.8, 32: 11.5.

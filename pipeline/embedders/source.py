@@ -54,7 +54,7 @@ def find_model_folder(cfg: Embed) -> str:
 
 
 def identify_source(cfg: Embed) -> dict[str, Any]:
-    """Identity of the base model by content.
+    """Identity of the base model: by content, or by name and commit.
 
     `files` is the digest of a local folder, `name` and `commit` identify a hub model, and `tokenizer` is the sha256 of its
     tokenizer.json.

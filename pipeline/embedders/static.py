@@ -27,7 +27,7 @@ from pipeline.embedders.sentence import autocast_context, limit_tokenizer_thread
 from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
 from pipeline.execution import cache
-from pipeline.execution.processor import processor_name
+from pipeline.execution.cpu import processor_name
 from pipeline.storage import Folder
 
 _METHOD_VERSION = 1  # increment when a code change alters the table of a model

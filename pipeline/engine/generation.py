@@ -5,14 +5,12 @@ arrive. If an engine dies, the blocks that it held are lost, and a new engine st
 
 Defaults of Ray Data, and what this module does instead:
 
-- It retries a lost task for ever, each time on an engine that dies of it. Here lost tasks are not retried; the caller asks again.
+- It retries a lost task for ever, and each retry may kill another engine. Here lost tasks are not retried; the caller asks again.
 - `max_errored_blocks`, which keeps the other blocks going, also ignores errors of `read` and `store`. Here those errors are passed
-on
-  as rows, and raised in the driver.
+  on as rows, and raised in the driver.
 - It merges blocks that are smaller than a batch. Here each row carries the number of its block.
 - Its chat template and tokenizer stages add a second pair of special tokens where a template writes one. Here prompts are tokenized
-in
-  the tasks that read, as `vllm.LLM.chat` does, which also saves two actors.
+  in the tasks that read, as `vllm.LLM.chat` does, which also saves two actors.
 """
 
 import base64
@@ -59,18 +57,17 @@ def generate(
     """Answer the prompts of blocks with vLLM, and yield what `store` returned, in order of completion.
 
     Args:
-        engine: the Ray cluster.
+        engine: runs tasks on the Ray cluster.
         blocks: units of work, each passed to `read`.
         read: `read(block, *shared)` returns the requests of a block. Called in a Ray task, when there is space in the queue.
         store: `store(answers, failures, *shared)` stores results, in a Ray task, as soon as they are available: usually those of
-        one
-            block, or of several if blocks are smaller than `settings.batch`, which is the best size.
+            one block, or of several if blocks are smaller than `settings.batch`, which is the best size.
         settings: the section `rephrase`.
         model: a folder or a name on the hub.
         title: title of the progress phase.
         revision: commit of a hub model.
-        one_at_a_time: each engine holds one block, and blocks are never merged, so that a prompt that kills engines loses only its
-            own block.
+        one_at_a_time: each vLLM engine holds one block, and blocks are never merged, so that a prompt that kills engines loses only
+            its own block.
         shared: further arguments of `read` and `store`.
 
     Prompts that an engine held when it died are neither answers nor failures: the caller finds out which are missing and asks
@@ -78,8 +75,7 @@ def generate(
 
     Raises:
         CrispwrapError: raised by `read` or `store`; ConfigError for a model that cannot chat or an argument that vLLM does not
-        know;
-            WorkerError for an engine that does not start or dies repeatedly. Stored answers are kept.
+            know; WorkerError for an engine that does not start or dies repeatedly. Stored answers are kept.
     """
     if not blocks:
         return
@@ -104,7 +100,7 @@ def generate(
                     yield result.value
             except NoLiveEngineError as error:
                 if len(pending) == before:
-                    raise _to_user_error(error) from error
+                    raise _explain_failure(error) from error
                 logger.warning(f"{title}: all engines died ({one_line(error)}); starting new ones for {len(pending):,} blocks")
             else:
                 break  # blocks that an engine held when it died stay pending: the caller asks again
@@ -149,7 +145,7 @@ def _execute(ray: Any, blocks: Mapping[int, Any], inputs: _TaskInputs, pool: Eng
                 for result in batch["result"].to_pylist():
                     yield pickle.loads(result)
         except ray.exceptions.RayError as error:
-            raise _to_user_error(error) from error
+            raise _explain_failure(error) from error
         except ray.data.exceptions.ExecutionTimeoutError as error:
             raise WorkerError(
                 f"no vLLM engine made progress for {context.execution_no_progress_timeout_s / 60:.0f} minutes: the cluster cannot "
@@ -190,7 +186,7 @@ def _build_processor(pool: EnginePool, inputs: _TaskInputs) -> Any:
         preprocess_map_kwargs=pool.light_task_options,  # as for the other tasks, so that Ray Data fuses them
         postprocess_map_kwargs=pool.light_task_options,
     )
-    # In place: after an assignment the stage would be validated again, lose its resources, and wait for a GPU for ever.
+    # Update the dict in place: after an assignment Ray Data validates the stage again, loses its resources and waits for a GPU.
     processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(max_task_retries=0)
     return processor
 
@@ -200,7 +196,7 @@ def _build_context(context: Any, pool: EnginePool, monitor: ActorMonitor) -> Any
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # otherwise every task reads its process's memory map once a second
-    # A death loses the blocks that the engine held. The execution fails after this many.
+    # A death loses the blocks that the engine held. The execution fails after this many lost blocks.
     context.max_errored_blocks = _MAX_DEATHS_PER_ENGINE * pool.max_queued_batches * pool.num_engines
     context.custom_execution_callback_classes = [monitor.callback_class()]
     return context
@@ -309,7 +305,7 @@ def _pickle(value: Any) -> bytes:
     return pickled
 
 
-def _to_user_error(error: BaseException) -> CrispwrapError:
+def _explain_failure(error: BaseException) -> CrispwrapError:
     """Convert an error that ended the execution to one that the user can act on."""
     text = str(error)
     if match := re.search(r"unexpected keyword argument '(\w+)'", text):

@@ -19,7 +19,7 @@ from loguru import logger
 
 from pipeline import config
 from pipeline.config.stages import STAGES
-from pipeline.engine.cluster import RayCluster
+from pipeline.engine.ray_cluster import RayCluster
 from pipeline.engine.usage import Usage, measure
 from pipeline.errors import ConfigError, CrispwrapError, WorkerError
 from pipeline.terminal.progress import Progress

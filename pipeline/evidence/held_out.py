@@ -16,7 +16,7 @@ from pipeline.execution.step import Step, part_names
 from pipeline.hashing import find_lowest, keyed_uniform
 from pipeline.stages.held_out import log_blank_rows
 from pipeline.stages.prepare import prepare_step
-from pipeline.stages.scan import QUARANTINE_FOLDER
+from pipeline.stages.prepare_scan import QUARANTINE_FOLDER
 from pipeline.storage import Folder
 
 # With fewer, an interval over documents is meaningless.

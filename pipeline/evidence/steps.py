@@ -17,7 +17,7 @@ from pipeline.evidence.held_out import ScoredWindows, held_out_step, overlap_ste
 from pipeline.evidence.settings import POINT_SEPARATOR, SPECIALIST_ONLY, Evidence
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step, choose_by_hash, part_names
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.graph.preflight import run_preflight_checks
 from pipeline.graph.runner import open_engine
 from pipeline.graph.steps import run_steps

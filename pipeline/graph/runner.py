@@ -14,9 +14,9 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.execution.lock import WorkdirLock
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step
-from pipeline.graph.graph import build_graph
-from pipeline.graph.report_page import write_report_page
+from pipeline.graph.build import build_graph
 from pipeline.graph.steps import describe_state, run_steps
+from pipeline.graph.write_report import write_report_page
 from pipeline.results.step_table import build_step_table, read_step_rows
 from pipeline.results.summary import render_run_summary
 from pipeline.stages.export import export_step, link_output, mixture_step, reserve_output

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import I64
 
-FIXED = 2.0**18  # units per token: an int64 holds 3.5e13 tokens
+FIXED = 2.0**18  # units per token, so that a sum of up to 3.5e13 tokens fits an int64
 
 
 def to_fixed_point(x_M: NDArray[Any]) -> I64:

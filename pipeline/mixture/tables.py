@@ -2,10 +2,11 @@
 
 Documents are resampled, not windows: windows of a document share its subject, and treating them as independent would make the
 intervals too narrow. The smoothing's α stay as fitted on the sample. A resample repeats documents, so a document left out of it
-would be predicted by its own copy; a refit would trust the leaves too much, unlike the estimator in use.
+would be predicted by its own copy, and a refit on the resample would make α too small.
 
 Shapes: L clusters (leaves of the tree), A atoms (`tree_shape.prune`), C cells (units of the allocation: atoms, or strata of
-clusters), R rows of claims (specialists, then natural text), B replicates, D documents, E entries of a sample, S specialists.
+clusters), R rows of claims (specialists, then natural text), B replicates, D documents, E (document, leaf) entries of a sample,
+S specialists.
 """
 
 from collections import defaultdict
@@ -65,7 +66,7 @@ def build_tables(
     Args:
         mixtures: the estimate for each specialist.
         shares: the share of each specialist among the specialists; normalised here.
-        sharpness: the power of the estimate (`strata.Odds`); used with `clusters` only.
+        sharpness: twice the power of the estimate (`strata.Odds`); used with `clusters` only.
         strata: the units of the allocation, if the estimator scores windows.
         clusters: CRISP's mixtures, if their cluster weights are a factor of an estimate that scores windows. Resamples then change
             this factor only, and the fitted scorers stay as they are; only shares have intervals, not diagnostics.

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from pipeline.arrays import F64, I64
-from pipeline.execution.processor import processor_has_bf16
+from pipeline.execution.cpu import processor_has_bf16
 from pipeline.proxy.settings import SHAPES, ProxySettings
 from pipeline.proxy.tokens import encode_texts, get_end_token_id
 

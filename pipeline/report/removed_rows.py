@@ -7,7 +7,7 @@ from pipeline.errors import replace_controls
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step
 from pipeline.report.cluster_map import shorten
-from pipeline.stages.scan import QUARANTINE_FOLDER
+from pipeline.stages.prepare_scan import QUARANTINE_FOLDER
 from pipeline.storage import Folder
 from pipeline.terminal.formatting import format_percent
 

@@ -24,7 +24,7 @@ from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step, choose_by_hash, part_names
 from pipeline.hashing import keyed_hash
 from pipeline.results.cluster_names import ClusterName, read_cluster_names
-from pipeline.stages.scan import QUARANTINE_FOLDER
+from pipeline.stages.prepare_scan import QUARANTINE_FOLDER
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import find_shards, shard_name
 from pipeline.terminal.formatting import format_percent

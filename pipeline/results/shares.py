@@ -29,8 +29,7 @@ class Shares:
         epochs_L: epochs by the allocation; None unless `planned`.
         deficit_L: tokens that the allocation could not fill; None unless `planned`.
         sample_rows: rows of SPECIALISTS by specialist and leaf. `p_raw` is the share in the specialist sample, `p` its estimate for
-        the
-            mixture, which may differ a lot.
+            the mixture, which may differ a lot.
     """
 
     def __init__(self, graph: "PipelineGraph", *, planned: bool) -> None:
@@ -91,7 +90,7 @@ def kl_divergence(p_L: F64, q_L: F64) -> float:
 
 
 def compute_max_epochs(graph: "PipelineGraph") -> float:
-    """The highest epochs of any leaf or stratum, summed over the phases."""
+    """An upper bound on the epochs of any leaf or stratum: the highest of each phase, summed."""
     max_epochs = 0.0
     for weighted, sampled in zip(graph.weights_steps, graph.sample_steps, strict=True):
         leaf_epochs = float(sampled.folder.read_table("allocation.parquet")["epochs"].to_numpy().max())

@@ -20,7 +20,7 @@ from pipeline.config import Endpoint
 from pipeline.engine.llm_io import Answer, Failure, Request
 from pipeline.errors import ConfigError
 from pipeline.rewriting.characters import replace_surrogates
-from pipeline.rewriting.parameters import MAX_TOKENS, TOKEN_LIMITS, find_refused_parameter
+from pipeline.rewriting.refused_parameters import MAX_TOKENS, TOKEN_LIMITS, find_refused_parameter
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

@@ -4,8 +4,8 @@ import re
 
 from pipeline.text.ngrams import get_wording
 
-_MAX_WORDS = 150  # longer answers do contain a text, and an apology is its first line
-_UNSPACED_FACTOR = 2  # a word is about so many characters in scripts where each character counts as a word
+_MAX_WORDS = 150  # a longer answer contains the rewrite, and an apology in it is text
+_UNSPACED_FACTOR = 2  # characters per word in scripts without spaces
 _HEAD_CHARACTERS = 240  # a refusal begins within these
 
 _APOLOGY = (

@@ -1,6 +1,6 @@
 """Readers for Parquet and Arrow IPC, and the conversion of any Arrow batch to rows.
 
-A value that cannot be read makes only its own_buffers row bad.
+A value that cannot be read makes only its own row bad.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Held-out text that no rewrite may overlap: a rewrite of it would escape n-gram decontamination of raw text (METHODS, WRAP)."""
+"""Held-out text that no rewrite may overlap: a rewrite of it would escape n-gram decontamination of raw text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

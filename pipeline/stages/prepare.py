@@ -33,8 +33,8 @@ from pipeline.sources.chunks import ChunkStart, cut_chunks
 from pipeline.sources.input_files import cache_digests, digest_files
 from pipeline.sources.listing import base_name, list_corpus
 from pipeline.sources.parts import WRITE_OPTIONS, count_part, sum_part_counts
-from pipeline.stages.duplicates import DuplicateInputs, find_duplicates, quarantine_duplicates, scan_name
-from pipeline.stages.scan import (
+from pipeline.stages.duplicate_ids import DuplicateInputs, find_duplicates, quarantine_duplicates, scan_name
+from pipeline.stages.prepare_scan import (
     QUARANTINE_FOLDER,
     ScanInputs,
     check_bad_rows,

@@ -72,8 +72,7 @@ class CapturedOutput:
     """Captures what libraries print while a job runs, in a file; a context manager, of which a process has at most one.
 
     The file is deleted at the end unless it is kept. If the process dies at once, as Ray's library does when its raylet is gone,
-    the file
-    remains: a shell that waits for the end of the process then prints where it is.
+    the file remains: a shell that waits for the end of the process then prints where it is.
 
     Raises:
         OSError: the file cannot be created.

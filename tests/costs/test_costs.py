@@ -37,7 +37,7 @@ from pipeline.costs.model import (
     read_rates,
 )
 from pipeline.errors import InputError
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.graph.runner import curate
 from pipeline.graph.runner import prepare as run_prepare
 from pipeline.sources import pydocs

@@ -211,7 +211,7 @@ def test_bf16_on_a_cpu_is_autocast_and_close_to_fp32(minilm: embedders.Embedder)
 
 @pytest.mark.parametrize(("flags", "expected"), [("fma avx2 avx512_bf16", "bf16"), ("fma avx2", "fp32")])
 def test_precision_auto_is_bf16_only_on_a_processor_with_bf16(monkeypatch: pytest.MonkeyPatch, flags: str, expected: str) -> None:
-    monkeypatch.setattr("pipeline.execution.processor._read_cpuinfo", lambda: {"flags": flags})
+    monkeypatch.setattr("pipeline.execution.cpu._read_cpuinfo", lambda: {"flags": flags})
     assert sentence.resolve_precision(Embed(), "cpu") == expected
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.execution.step import Step
 from pipeline.exporting.catalogue import FORMATS
 from pipeline.graph import runner
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.stages.publish import is_published, publish_shards
 from pipeline.storage import Folder
 from tests.support.corpora import make_topic_config

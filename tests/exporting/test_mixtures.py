@@ -21,7 +21,7 @@ from scipy.stats import chisquare
 from pipeline.errors import ConfigError
 from pipeline.exporting.mixtures import MIXTURE_FORMATS
 from pipeline.graph import runner
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.mixture.tree_shape import find_leaf_nodes
 from pipeline.mixture.weighted_groups import GroupCounts, assign_bands, find_nodes_at, group_keys, split_key
 from pipeline.storage import Folder

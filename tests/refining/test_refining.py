@@ -21,7 +21,7 @@ from pipeline.refining.chain import Chain
 from pipeline.refining.drop_log import EXCERPTS_PER_STEP
 from pipeline.sources import Document
 from pipeline.stages.prepare import DROPPED_FOLDER
-from pipeline.stages.scan import QUARANTINE_FOLDER
+from pipeline.stages.prepare_scan import QUARANTINE_FOLDER
 from tests.support.corpora import make_topic_documents, write_jsonl, write_warc
 
 ENGLISH = "The boats that were moored to the quay have been out in the storm, and with the morning came silence."

@@ -25,7 +25,7 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.graph import runner
-from pipeline.graph.graph import build_report_step
+from pipeline.graph.build import build_report_step
 from pipeline.report import cluster_map, page
 from pipeline.report.comparison import find_differences
 from pipeline.report.inputs import ReportInputs

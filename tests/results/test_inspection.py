@@ -14,7 +14,7 @@ from rich.console import Console
 from pipeline.errors import ConfigError
 from pipeline.execution.step import part_names
 from pipeline.graph import runner
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.results.inspection import Inspection
 from tests.support.corpora import make_topic_config, make_topic_documents, write_jsonl
 from tests.support.processes import ROOT

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError, InputError
 from pipeline.execution.step import part_names
 from pipeline.graph import runner
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.refining.contamination import Index, make_search_texts, parse_choices
 from pipeline.stages.decontaminate import CONTAMINATED_FOLDER
 from tests.support.corpora import make_topic_documents, write_jsonl

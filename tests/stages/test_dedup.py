@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.execution.step import part_names
 from pipeline.graph import runner
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from tests.support.corpora import write_jsonl
 
 _WORDS = [

@@ -12,7 +12,7 @@ import pipeline
 from pipeline.config import Conditioning
 from pipeline.errors import ConfigError
 from pipeline.graph import runner
-from pipeline.graph.graph import _compute_prefixed_shares, build_graph
+from pipeline.graph.build import _compute_prefixed_shares, build_graph
 from pipeline.stages.sample import _least_shards
 from pipeline.stages.shards import add_prefixes
 from pipeline.tables import SHARDS

@@ -19,7 +19,7 @@ from pipeline.sources import InputFile
 from pipeline.sources.chunks import ChunkStart
 from pipeline.stages.assign import assign_table
 from pipeline.stages.cluster import LevelFit
-from pipeline.stages.duplicates import find_repeats
+from pipeline.stages.duplicate_ids import find_repeats
 from pipeline.stages.embed import embed_table, read_embeddings
 from pipeline.stages.prepare import plan_parts, plan_work_items
 from pipeline.stages.shards import Attribution, ShuffleInputs, build_copies, split_by_shards

@@ -22,7 +22,7 @@ import psutil
 
 from pipeline.config import load_config
 from pipeline.execution.lock import latest_run_number, read_run_record
-from pipeline.graph.graph import build_graph
+from pipeline.graph.build import build_graph
 from pipeline.storage import Folder
 from pipeline.terminal.progress import PENDING, RUNNING
 from tests.support.corpora import make_topic_config, make_topic_documents, write_jsonl

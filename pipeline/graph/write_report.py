@@ -2,7 +2,7 @@
 
 from pipeline.engine import Engine
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.graph.graph import build_report_step
+from pipeline.graph.build import build_report_step
 from pipeline.graph.steps import run_steps
 from pipeline.report import page
 from pipeline.report.comparison import check_comparable, compare_runs

@@ -11,7 +11,7 @@ import pipeline
 from pipeline.engine.llm_io import Answer, Failure
 from pipeline.errors import ConfigError
 from pipeline.rewriting import endpoint as backend
-from pipeline.rewriting.parameters import find_refused_parameter
+from pipeline.rewriting.refused_parameters import find_refused_parameter
 from tests.support.endpoint_client import build_requests, send, send_all
 from tests.support.fake_endpoint import Call, FakeEndpoint, Reply, reply_as_newer_model, reply_with_rewrite
 

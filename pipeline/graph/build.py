@@ -149,8 +149,7 @@ def check_workdir(workdir: str) -> None:
 
     Raises:
         ConfigError: its name is not UTF-8 (manifests contain it), it is a file, or it is relative in a submitted job, where the
-        working
-            directory is a copy that Ray deletes.
+            working directory is a copy that Ray deletes.
     """
     if "://" not in workdir and not is_utf8(os.path.abspath(workdir)):
         raise ConfigError(f"workdir {os.path.abspath(workdir)!r} has a name that is not UTF-8; choose another name")
