@@ -184,12 +184,12 @@ def build_error_plot(rows: Sequence[dict[str, Any]]) -> Spec:
             "field": "share",
             "type": "quantitative",
             "axis": {"format": "~%", "tickCount": 4},
-            "title": "share of the mixture in wrong clusters",
+            "title": "share in other clusters",
             "scale": {"zero": True},
         },
         "tooltip": [
             {"field": "multiple", "title": "multiple of the sample"},
-            {"field": "share", "title": "expected share in wrong clusters", "format": ".1%"},
+            {"field": "share", "title": "expected share in other clusters", "format": ".1%"},
         ],
     }
     mark = {
