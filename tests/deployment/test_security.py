@@ -165,7 +165,7 @@ def test_own_ray_requires_a_token_and_joining_a_ray_without_one_warns(tmp_path: 
             head.stdin.close()
         if mode is None:
             assert joined.returncode != 0
-            assert "cannot be joined" in joined.stderr
+            assert "answers but refuses the connection" in joined.stderr
         else:
             assert joined.returncode == 0, joined.stderr
             assert "has no token authentication" in joined.stderr

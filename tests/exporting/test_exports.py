@@ -122,7 +122,7 @@ def test_publishing_resumes_after_a_kill_at_any_write(
     finished_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: str
 ) -> None:
     """Killed before each write in turn; the folder first contains what an earlier version published."""
-    corpus, shards = build_graph(finished_config).corpus, tmp_path / "shards"
+    corpus, shards = build_graph(finished_config).shards_step, tmp_path / "shards"
     shutil.copytree(build_graph(finished_config).shards.path, shards)
     expected = {path.name: path.read_bytes() for path in shards.iterdir()}
     manifest = json.loads(expected["_manifest.json"])

@@ -413,7 +413,6 @@ def test_a_glob_without_files_is_one_clear_line(topics: dict[str, Any]) -> None:
         pipeline.build_graph(pipeline.parse_config(topics))
 
 
-@pytest.mark.usefixtures("cached_clusters")
 def test_a_budget_above_the_cap_is_rejected_with_the_available_tokens(topics: dict[str, Any]) -> None:
     asked = topics["sample"]["budget_tokens"]
     topics["sample"]["budget_tokens"] = 10_000_000

@@ -328,7 +328,7 @@ def test_dry_run_estimates_the_cost_of_rewriting(deficit_config: dict[str, Any],
     config.write_text(yaml.safe_dump(deficit_config), encoding="utf-8")
     command = [sys.executable, str(ROOT / "jobs" / "rephrase.py"), "--config", str(config), "--dry-run"]
     before = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "known once weights is done" in before
+    assert "the cost can be estimated once weights is done" in before
     run(deficit_config, until="weights")
     output = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "GPU-hours at 5,000 output tokens/s" in output
@@ -341,12 +341,12 @@ def test_dry_run_estimates_the_cost_of_rewriting(deficit_config: dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"styles": ["wikipedi"]}, r"rephrase\.styles has 'wikipedi'.*wikipedia"),
+        ({"styles": ["wikipedi"]}, r"rephrase\.styles: unknown style 'wikipedi'; did you mean wikipedia\?"),
         ({"model": "/nowhere/model", "backend": "vllm", "endpoint": None}, r"rephrase\.model /nowhere/model"),
         ({"backend": "vllm"}, r"backend: endpoint and endpoint: .* need each other"),
         ({"held_out": {"paths": ["/nowhere/*.jsonl"]}}, r"rephrase\.held_out\.paths"),
         ({"styles_folder": "/nowhere"}, r"rephrase\.styles_folder /nowhere is not a folder"),
-        ({"styles": ["../wikipedia"]}, r"give the name of a style"),
+        ({"styles": ["../wikipedia"]}, r"'\.\./wikipedia' is a path; give only the name of the style"),
         ({"endpoint": {"url": "localhost:8000"}}, r"rephrase\.endpoint\.url must be a base URL"),
         ({"endpoint": {"url": "http://x/v1", "api_key_env": "NO_SUCH_KEY"}}, r"environment variable NO_SUCH_KEY is not set"),
         ({"sampling": {"n": 2}}, r"rephrase\.sampling: n cannot be set here"),

@@ -152,15 +152,15 @@ def test_scheduled_shards_are_identical_for_any_workers_and_after_a_kill(schedul
     again = run_and_read_shards(schedule_config | {"workdir": str(tmp_path / "other"), "engine": {"workers": 1}})
     assert first_bytes == again
     planned_graph = pipeline.build_graph(pipeline.parse_config(schedule_config))
-    for step in (planned_graph.corpus, planned_graph.step("sample", "ending")):  # as if killed while the ending was written
+    for step in (planned_graph.shards_step, planned_graph.step("sample", "ending")):  # as if killed while the ending was written
         step.folder.remove("manifest.json")
-    planned_graph.step("sample", "ending").folder.remove(planned_graph.corpus.folder.names(".parquet")[-1])
+    planned_graph.step("sample", "ending").folder.remove(planned_graph.shards_step.folder.names(".parquet")[-1])
     assert run_and_read_shards(schedule_config) == first_bytes
 
 
 def test_conditioning_field_missing_from_all_rows_is_an_error(schedule_config: dict[str, Any]) -> None:
     schedule_config["schedule"] = {"conditioning": {"field": "link"}}
-    with pytest.raises(ConfigError, match=r"schedule\.conditioning\.field: no row has a link: .*; there are url; name one of them"):
+    with pytest.raises(ConfigError, match=r"schedule\.conditioning\.field: no row has the metadata field link; use source, or .* \(url\)"):
         pipeline.curate(schedule_config)
 
 
