@@ -73,7 +73,7 @@ def sample_step(
         try:
             of_cells = allocate_cells(config, target, rewrite_use.filled_L if rewrite_use else None)
         except ConfigError as error:
-            raise ConfigError(f"schedule.ending, of its own budget and weights: {error}" if previous else str(error)) from error
+            raise ConfigError(f"schedule.ending: {error}" if previous else str(error)) from error
         allocation = of_cells.sum_groups(target.leaf_C, target.num_leaves)
         folder.write_table("allocation.parquet", allocation.to_table(), ALLOCATION)
         plan = SamplingPlan(

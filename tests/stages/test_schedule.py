@@ -182,7 +182,7 @@ def test_ending_has_its_own_limit_on_epochs(schedule_config: dict[str, Any]) -> 
     manifest = pipeline.curate(schedule_config).shards.read_json("_manifest.json")
     assert manifest["tokens"] == pytest.approx(50_000, rel=0.01)
     schedule_config["schedule"]["ending"]["weights"]["max_epochs"] = 0.1
-    with pytest.raises(ConfigError, match=r"25,000 \(the part of schedule.ending\) is more than weights.max_epochs 0.1 allows"):
+    with pytest.raises(ConfigError, match=r"25,000 \(the share of schedule.ending\) is more than weights.max_epochs 0.1 allows"):
         pipeline.curate(schedule_config | {"workdir": schedule_config["workdir"] + "-2"})
 
 
