@@ -270,7 +270,7 @@ def test_small_files_are_one_part_and_steps_that_drop_everything_say_so(topics: 
     own = topics | {
         "specialists": {"legal": topics["specialists"]["legal"] | {"steps": [{"type": "RegexFilter", "regex_exp": "."}]}}
     }
-    with pytest.raises(InputError, match="legal has no document"):
+    with pytest.raises(InputError, match="legal has no usable document"):
         runner.prepare(own)
 
 
