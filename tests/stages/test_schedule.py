@@ -160,7 +160,9 @@ def test_scheduled_shards_are_identical_for_any_workers_and_after_a_kill(schedul
 
 def test_conditioning_field_missing_from_all_rows_is_an_error(schedule_config: dict[str, Any]) -> None:
     schedule_config["schedule"] = {"conditioning": {"field": "link"}}
-    with pytest.raises(ConfigError, match=r"schedule\.conditioning\.field: no row has the metadata field link; use source, or .* \(url\)"):
+    with pytest.raises(
+        ConfigError, match=r"schedule\.conditioning\.field: no row has the metadata field link; use source, or .* \(url\)"
+    ):
         pipeline.curate(schedule_config)
 
 
