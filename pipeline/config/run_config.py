@@ -113,9 +113,8 @@ class Config(Section):
         ending = self.ending
         if ending is None:
             return self
-        if unknown := [name for name in ending.specialists if name not in self.specialists]:
-            known = ", ".join(self.specialists)
-            raise ValueError(f"schedule.ending.specialists: {unknown[0]!r} is not one of the specialists ({known})")
+        for name in ending.specialists:
+            self._check_specialist("schedule.ending.specialists", name)
         try:
             first, last = self.phases
         except ValidationError as error:
@@ -133,12 +132,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_held_out(self) -> "Config":
         for name, held_out in (self.decontaminate.held_out if self.decontaminate else {}).items():
-            if held_out.of is not None and held_out.of not in self.specialists:
-                raise ValueError(
-                    f"decontaminate.held_out.{name}.of: {held_out.of!r} is not one of the specialists "
-                    f"({', '.join(self.specialists)})"
-                )
+            if held_out.of is not None:
+                self._check_specialist(f"decontaminate.held_out.{name}.of", held_out.of)
         return self
+
+    def _check_specialist(self, setting: str, name: str) -> None:
+        if name not in self.specialists:
+            raise ValueError(f"{setting}: {name!r} is not one of the specialists ({', '.join(self.specialists)})")
 
     @model_validator(mode="after")
     def _check_pooling(self) -> "Config":

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.config.section import EXECUTION
 
-_LIMITS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # by the attribute of a limit of `annotated_types`
 
 
 def render_settings(model: type[BaseModel], intro: str) -> str:
@@ -80,16 +79,9 @@ def _find_key(annotation: Any) -> str:
 
 def _format_values(field: FieldInfo) -> str:
     limits = [
-        f"{sign} {getattr(limit, _limit_attribute(kind)):,}"
-        for limit in field.metadata
-        for kind, sign in _LIMITS.items()
-        if isinstance(limit, kind)
+        f"{sign} {getattr(limit, bound):,}" for limit in field.metadata for bound, sign in _SIGNS.items() if hasattr(limit, bound)
     ]
     return ", ".join([_format_type(field.annotation), *limits])
-
-
-def _limit_attribute(kind: type) -> str:
-    return kind.__name__.lower()
 
 
 def _format_type(annotation: Any) -> str:

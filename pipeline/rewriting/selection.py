@@ -65,11 +65,6 @@ def compute_requested_share(rate_L: F64, style_variants: Sequence[StyleVariant])
     return np.asarray(np.mean([np.minimum(1.0, rate_L * style_variant.weight) for style_variant in style_variants], axis=0))
 
 
-def compute_exhaustion_rate(style_variants: Sequence[StyleVariant]) -> float:
-    """Return the lowest rate at which every pair is requested."""
-    return 1.0 / min(style_variant.weight for style_variant in style_variants)
-
-
 @dataclass(frozen=True)
 class RewritingProgress:
     """The progress of rewriting, per cluster: source tokens requested and rewrite tokens used."""

@@ -154,6 +154,7 @@ class _Records:
         record = _Record(None, self._consumed_lines[0], self._number, problem)
         self._lines_to_reparse.extendleft(reversed(self._consumed_lines[1:]))
         self._number += 1
+        self._is_split = False  # the row beside the carriage return is this one
         self._reader = self._new_reader()
         return record
 

@@ -17,7 +17,7 @@ from pipeline.clustering.tree import read_tree
 from pipeline.config import CLUSTER_WEIGHTED_ESTIMATORS, GENERALIST, Config
 from pipeline.engine import Engine
 from pipeline.execution.step import Step, choose_by_hash, group_for_fold, part_names
-from pipeline.hashing import find_lowest, keyed_uniform, merge_lowest
+from pipeline.hashing import find_lowest_by_group, keyed_uniform, merge_lowest
 from pipeline.mixture.allocation import Limits
 from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts
@@ -176,11 +176,10 @@ def _read_texts_of_part(name: str, inputs: _LeafTextInputs) -> LeafTexts:
     leaf_N = inputs.assignments.read_table(f"{name}.parquet", columns=["leaf"])["leaf"].to_numpy()
     table = inputs.windows.read_table(f"{name}.parquet", columns=["key", "text"])
     u_N = keyed_uniform(table["key"].to_numpy(), seed=inputs.seed, purpose="names.windows")
-    texts: LeafTexts = {}
-    for leaf in inputs.leaves:
-        rows = np.flatnonzero(leaf_N == leaf)
-        rows = rows[find_lowest(u_N[rows], _WINDOWS_PER_NAME)]
-        texts[leaf] = [(float(u_N[row]), table["text"][int(row)].as_py()[:_CHARACTERS_PER_WINDOW]) for row in rows]
+    texts: LeafTexts = {leaf: [] for leaf in inputs.leaves}
+    wanted_N = np.where(np.isin(leaf_N, inputs.leaves), leaf_N, -1)
+    for row in find_lowest_by_group(wanted_N, u_N, _WINDOWS_PER_NAME):
+        texts[int(leaf_N[row])].append((float(u_N[row]), table["text"][int(row)].as_py()[:_CHARACTERS_PER_WINDOW]))
     return texts
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pipeline.rewriting.selection import (
     RewritingProgress,
-    compute_exhaustion_rate,
     compute_requested_share,
     list_style_variants,
     select_new_rows,
@@ -46,7 +45,8 @@ def test_each_style_is_used_in_proportion_to_its_share_until_exhausted():
     counts = {style: sum(1 for name, *_ in selected if name == style) for style in SHARES}
     assert counts["wikipedia"] / counts["qa"] == pytest.approx(3.0, rel=0.05)
     assert sum(counts.values()) / 80_000 == pytest.approx(compute_requested_share(np.array([0.4]), style_variants)[0], rel=0.02)
-    assert len(select(key_N, leaf_N, [0.0], [compute_exhaustion_rate(style_variants)], style_variants)) == 80_000
+    exhaustion_rate = 1.0 / min(one.weight for one in style_variants)
+    assert len(select(key_N, leaf_N, [0.0], [exhaustion_rate], style_variants)) == 80_000
 
 
 def test_an_additional_style_requests_nothing_new_of_the_other():
