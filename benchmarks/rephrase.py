@@ -90,7 +90,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             settings=settings,
             model=args.model,
             title="rephrase",
-            shared=(folder,),
+            shared=folder,
         )
         _, started = next(stored)
         cpu_s = cpu_seconds()

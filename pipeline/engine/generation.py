@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from loguru import logger
@@ -40,35 +40,39 @@ _MAX_DEATHS_PER_ENGINE = 8  # then the engine counts as broken
 _ERROR_COLUMN = "__inference_error__"  # error column of Ray Data's LLM stages
 _READ_ERROR = "raised "  # prefix of the error of a block that could not be read; the pickled exception follows
 
+Block = TypeVar("Block")
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+
 
 def generate(
     engine: Engine,
-    blocks: Sequence[Any],
+    blocks: Sequence[Block],
     *,
-    read: Callable[..., Sequence[Request]],
-    store: Callable[..., Any],
+    read: Callable[[Block, Shared], Sequence[Request]],
+    store: Callable[[list[Answer], list[Failure], Shared], Result],
+    shared: Shared,
     settings: config.Rephrase,
     model: str,
     title: str,
     revision: str | None = None,
     one_at_a_time: bool = False,
-    shared: tuple[Any, ...] = (),
-) -> Iterator[Any]:
+) -> Iterator[Result]:
     """Answer the prompts of blocks with vLLM, and yield what `store` returned, in order of completion.
 
     Args:
         engine: runs tasks on the Ray cluster.
         blocks: units of work, each passed to `read`.
-        read: `read(block, *shared)` returns the requests of a block. Called in a Ray task, when there is space in the queue.
-        store: `store(answers, failures, *shared)` stores results, in a Ray task, as soon as they are available: usually those of
+        read: `read(block, shared)` returns the requests of a block. Called in a Ray task, when there is space in the queue.
+        store: `store(answers, failures, shared)` stores results, in a Ray task, as soon as they are available: usually those of
             one block, or of several if blocks are smaller than `settings.batch`, which is the best size.
+        shared: the last argument of `read` and `store`; sent to each machine once.
         settings: the section `rephrase`.
         model: a folder or a name on the hub.
         title: title of the progress phase.
         revision: commit of a hub model.
         one_at_a_time: each vLLM engine holds one block, and blocks are never merged, so that a prompt that kills engines loses only
             its own block.
-        shared: further arguments of `read` and `store`.
 
     Prompts that an engine held when it died are neither answers nor failures: the caller finds out which are missing and asks
     again, with `one_at_a_time`.
@@ -81,7 +85,7 @@ def generate(
         return
     ray = engine.start()
     pool = EnginePool.plan(engine, settings, one_at_a_time=one_at_a_time)
-    inputs = _TaskInputs(read, store, [ray.put(value) for value in shared], Chat.load(engine, settings, model, revision))
+    inputs = _TaskInputs(read, store, ray.put(shared), Chat.load(engine, settings, model, revision))
     pending = dict(enumerate(blocks))
     unanswered: dict[int, int] = {}
     with engine.progress.phase(title, len(blocks), "blocks") as phase:
@@ -112,7 +116,7 @@ class _TaskInputs:
 
     read: Callable[..., Sequence[Request]]
     store: Callable[..., Any]
-    shared_refs: list[Any]  # Ray references
+    shared_ref: Any  # a Ray reference
     chat: Chat
 
 
@@ -198,7 +202,7 @@ def _build_context(context: Any, pool: EnginePool, monitor: ActorMonitor) -> Any
     context.memory_usage_poll_interval_s = None  # otherwise every task reads its process's memory map once a second
     # A death loses the blocks that the engine held. The execution fails after this many lost blocks.
     context.max_errored_blocks = _MAX_DEATHS_PER_ENGINE * pool.max_queued_batches * pool.num_engines
-    context.custom_execution_callback_classes = [monitor.callback_class()]
+    context.custom_execution_callback_classes = monitor.callback_classes()
     return context
 
 
@@ -283,7 +287,7 @@ def _store_task(table: pa.Table, inputs: _TaskInputs) -> pa.Table:
 def _call_with_shared(inputs: _TaskInputs, function: Callable[..., Any], *args: Any) -> Any:
     import ray
 
-    return function(*args, *(ray.get(reference) for reference in inputs.shared_refs))
+    return function(*args, ray.get(inputs.shared_ref))
 
 
 def _build_result_table(value: Any) -> pa.Table:

@@ -7,7 +7,8 @@ from typing import Any
 from loguru import logger
 
 from pipeline import config
-from pipeline.engine.ray_connection import find_local_cluster, find_session_logs, join_cluster, start_local_ray
+from pipeline.engine.ray_connection import find_local_cluster, join_cluster, start_local_ray
+from pipeline.engine.ray_internals import find_session_logs
 from pipeline.engine.ray_messages import log_ray_messages
 
 _RESOURCES_MAX_AGE_S = 2.0  # the resources may change, but a query takes milliseconds

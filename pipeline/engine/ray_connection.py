@@ -109,12 +109,6 @@ def _keep_sigterm_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def find_session_logs(ray: Any) -> str | None:
-    """The folder where Ray and its workers log, on each node of the cluster; None if connected as a Ray client."""
-    node = ray._private.worker.global_worker.node
-    return str(node.get_logs_dir_path()) if node else None
-
-
 def _parse_host_port(address: str) -> str:
     """The host:port of an address, or an empty string if it has none."""
     host_port = address.rpartition("://")[2]

@@ -5,9 +5,10 @@ end a task for good do not come this way: they are raised.
 """
 
 import re
-from typing import Any
 
 from loguru import logger
+
+from pipeline.engine.ray_internals import redirect_driver_messages
 
 _MAX_CHARACTERS = 300
 _WORKER_DIED = re.compile(
@@ -19,15 +20,12 @@ _REPORTED_ELSEWHERE = re.compile(r"Task \S+ failed\. There are \d+ retries remai
 
 def log_ray_messages() -> None:
     """Log Ray's messages to this driver. Must be called before Ray is joined or started by this process."""
-    from ray._private import worker
-
-    worker.print_to_stdstream = _log
+    redirect_driver_messages(_log_message)
 
 
-def _log(data: dict[str, Any], ignore_prefix: bool = False) -> None:  # noqa: ARG001  Ray's signature
-    for message in data["lines"]:
-        if line := format_message(message):
-            logger.warning(line)
+def _log_message(message: str) -> None:
+    if line := format_message(message):
+        logger.warning(line)
 
 
 def format_message(message: str) -> str:

@@ -220,7 +220,7 @@ class RequestSender:
             revision=self.model.commit,
             title=title,
             one_at_a_time=one_at_a_time,
-            shared=(PromptInputs(self.requests, self.store, self.build_prompts),),
+            shared=PromptInputs(self.requests, self.store, self.build_prompts),
         )
 
 

@@ -112,7 +112,7 @@ def test_prompts_get_an_answer_or_an_error_when_an_engine_is_killed(
     cfg = cfg.model_copy(update={"chat_template_kwargs": {"shout": True}})
     asked = blocks(15 * BATCH)
     results, killed = [], False
-    for result in generate(engine, asked, read=read_some_bad, store=keep, settings=cfg, model=model, title="t", shared=(None,)):
+    for result in generate(engine, asked, read=read_some_bad, store=keep, settings=cfg, model=model, title="t", shared=None):
         results.append(result)
         if not killed:
             (core,) = (process for process in vllm_processes() if process.name() == "VLLM::EngineCore")
@@ -213,7 +213,7 @@ def test_a_prompt_that_kills_engines_loses_only_its_own_block(engine: Engine, mo
             model=model,
             title="t",
             one_at_a_time=True,
-            shared=(poison,),
+            shared=poison,
         )
     )
     assert sorted(numbers(results)) == sorted(number for block in asked if poison not in block for number in block)
@@ -227,7 +227,7 @@ def test_an_error_while_reading_requests_is_raised(engine: Engine, model: str, m
     """Past the engine it goes as any row with an error does, so that none is started for it here."""
     monkeypatch.setattr(generation, "_build_processor", lambda _pool, _inputs: lambda requests: requests)
     with pytest.raises(InputError, match=r"^block of 0 is wrong$"):
-        list(generate(engine, blocks(4), read=refuse, store=keep, settings=settings(model), model=model, title="t", shared=(None,)))
+        list(generate(engine, blocks(4), read=refuse, store=keep, settings=settings(model), model=model, title="t", shared=None))
 
 
 def test_an_engine_that_does_not_start_ends_the_run(engine: Engine, model: str, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_an_engine_that_does_not_start_ends_the_run(engine: Engine, model: str, 
     with pytest.raises(WorkerError, match=r"could not be started.*Correct"):
         list(
             generate(
-                engine, blocks(4), read=read_numbers, store=keep, settings=settings(broken), model=broken, title="t", shared=(None,)
+                engine, blocks(4), read=read_numbers, store=keep, settings=settings(broken), model=broken, title="t", shared=None
             )
         )
 
@@ -244,17 +244,21 @@ def test_an_engine_that_does_not_start_ends_the_run(engine: Engine, model: str, 
 def test_an_unknown_vllm_argument_is_named(engine: Engine, model: str) -> None:
     cfg = settings(model, no_such_argument=1)
     with pytest.raises(ConfigError, match=r"^rephrase\.engine\.no_such_argument: "):
-        list(generate(engine, blocks(4), read=read_numbers, store=keep, settings=cfg, model=model, title="t", shared=(None,)))
+        list(generate(engine, blocks(4), read=read_numbers, store=keep, settings=cfg, model=model, title="t", shared=None))
 
 
 def test_a_model_without_chat_template_is_rejected(engine: Engine, model: str, tmp_path: Path) -> None:
     folder = make_tiny_llama(tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match=re.escape(folder) + " has no chat template"):
-        list(generate(engine, blocks(4), read=read_numbers, store=keep, settings=settings(folder), model=folder, title="t"))
+        list(
+            generate(
+                engine, blocks(4), read=read_numbers, store=keep, settings=settings(folder), model=folder, title="t", shared=None
+            )
+        )
 
 
 def test_without_blocks_ray_is_not_started() -> None:
     idle = Engine(config.Engine())
-    assert list(generate(idle, [], read=read_numbers, store=keep, settings=settings("m"), model="m", title="t")) == []
+    assert list(generate(idle, [], read=read_numbers, store=keep, settings=settings("m"), model="m", title="t", shared=None)) == []
     assert not idle.started

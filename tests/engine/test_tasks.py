@@ -16,7 +16,7 @@ import pytest
 from loguru import logger
 
 from pipeline import config
-from pipeline.engine import Engine, ray_connection
+from pipeline.engine import Engine, ray_connection, ray_internals
 from pipeline.engine.ray_messages import format_message
 from pipeline.errors import ConfigError, InputError, WorkerError
 from tests.support.processes import wait_until
@@ -185,6 +185,27 @@ GONE = (
 )
 def test_messages_of_ray_are_formatted_as_one_line(message: str, line: str) -> None:
     assert format_message(message) == line
+
+
+def test_internals_of_another_version_of_ray_are_not_used(monkeypatch: pytest.MonkeyPatch, ray_session: Any) -> None:
+    import ray
+    from ray._private import worker
+
+    monkeypatch.setattr(ray, "__version__", "3.1.0")
+    monkeypatch.setattr(worker, "print_to_stdstream", printer := object())
+    lines: list[str] = []
+    handler = logger.add(lambda message: lines.append(message.record["message"]))
+    ray_internals._has_known_internals.cache_clear()
+    try:
+        ray_internals.redirect_driver_messages(print)
+        assert worker.print_to_stdstream is printer
+        assert ray_internals.watch_actor_pools(print) == []
+        assert ray_internals.find_session_logs(ray) is None
+    finally:
+        logger.remove(handler)
+        ray_internals._has_known_internals.cache_clear()
+    assert [line for line in lines if "Ray 3.1.0 is installed" in line] == lines
+    assert len(lines) == 1
 
 
 DIE_ONCE = """
