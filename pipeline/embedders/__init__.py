@@ -49,7 +49,7 @@ def identify(cfg: Embed) -> dict[str, Any]:
 
     `source` identifies the model: `files` is a digest of a local folder's files; `name` and `commit` identify a hub model. An lsi
     embedder depends on its texts and its seed too; the caller adds them. `precision: auto` stays auto; `Embedder.hardware` reports
-    the resolved precision. The call downloads a hub model, but does not import torch.
+    the resolved precision. The call downloads the JSON files of a hub model, but no weights, and does not import torch.
 
     Raises:
         ConfigError: the model is unknown or unavailable, or does not support the settings.
@@ -74,6 +74,15 @@ def pin_model(cfg: Embed) -> Embed:
     if cfg.model != "lsi" and os.path.isdir(base):
         return cfg.model_copy(update={"model": cfg.model.removesuffix(base) + os.path.abspath(base)})
     return cfg
+
+
+def download(cfg: Embed) -> None:
+    """Download a hub model with its weights to this machine, unless it is there.
+
+    Raises:
+        ConfigError: as `identify`.
+    """
+    source.find_model_folder(cfg)
 
 
 def find_tokenizer_file(cfg: Embed) -> str:

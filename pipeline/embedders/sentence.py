@@ -172,7 +172,7 @@ def make_batches(num_tokens_S: Sequence[int], batch_size: int, max_batch_tokens:
 
 
 def _check_max_tokens(cfg: Embed) -> None:
-    limit = source.read_position_limit(source.find_model_folder(cfg))
+    limit = source.read_position_limit(cfg)
     if limit is not None and cfg.max_tokens > limit:
         raise ConfigError(
             f"embed.max_tokens must be at most {limit}, the number of positions of {cfg.model}, got {cfg.max_tokens}; "

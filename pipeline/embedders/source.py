@@ -1,7 +1,8 @@
 """Resolve `embed.model` to a local folder and to an identity by content.
 
 A hub name is resolved once per process, to a snapshot on the local disk; all later work reads these files, so that a model is
-downloaded once per node. Code that comes with a model is never run.
+downloaded once per node. A model's identity and tokenizer are in its JSON files, so its weights are downloaded only when they are
+loaded. Code that comes with a model is never run.
 """
 
 import functools
@@ -17,6 +18,7 @@ from pipeline.execution.file_digests import file_sha256, folder_sha256
 
 STATIC = "static:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_DESCRIPTION_FILES = ["*.json"]  # configuration and tokenizer, in any subfolder
 # Not downloaded: copies of the weights for other runtimes, about five times the size of the model itself.
 _IGNORED_FILES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.mlmodel", "coreml/*"]
 
@@ -32,6 +34,11 @@ def find_model_folder(cfg: Embed) -> str:
     Raises:
         ConfigError: the model does not exist or cannot be downloaded.
     """
+    return _find_folder(cfg, with_weights=True)
+
+
+def _find_folder(cfg: Embed, *, with_weights: bool) -> str:
+    """As `find_model_folder`; without weights, only the description files of a hub model need be there."""
     name = get_base_model(cfg)
     if name.startswith("bundled:"):
         if name != bundled.MINILM:
@@ -50,7 +57,8 @@ def find_model_folder(cfg: Embed) -> str:
             "static:<one of these>, or lsi"
         )
     # As sentence-transformers does, accept all-MiniLM-L6-v2 for sentence-transformers/all-MiniLM-L6-v2.
-    return _download_snapshot(name if "/" in name else f"sentence-transformers/{name}", cfg.revision)
+    full_name = name if "/" in name else f"sentence-transformers/{name}"
+    return _download_snapshot(full_name, cfg.revision, with_weights=with_weights)
 
 
 def identify_source(cfg: Embed) -> dict[str, Any]:
@@ -62,7 +70,7 @@ def identify_source(cfg: Embed) -> dict[str, Any]:
     Raises:
         ConfigError: as `find_model_folder`, or the model has no tokenizer.json.
     """
-    folder, name = find_model_folder(cfg), get_base_model(cfg)
+    folder, name = _find_folder(cfg, with_weights=False), get_base_model(cfg)
     tokenizer = {"tokenizer": file_sha256(find_tokenizer_file(cfg))}
     if name.startswith("bundled:") or os.path.isdir(name):
         return {"files": folder_sha256(folder), **tokenizer}
@@ -75,7 +83,7 @@ def find_tokenizer_file(cfg: Embed) -> str:
     Raises:
         ConfigError: as `find_model_folder`, or the model has no tokenizer.json.
     """
-    folder = find_model_folder(cfg)
+    folder = _find_folder(cfg, with_weights=False)
     for subfolder in ["", *(module["path"] for module in _read_json(folder, "modules.json"))]:
         path = os.path.join(folder, subfolder, "tokenizer.json")
         if os.path.isfile(path):
@@ -85,9 +93,9 @@ def find_tokenizer_file(cfg: Embed) -> str:
     )
 
 
-def read_position_limit(folder: str) -> int | None:
-    """The maximum number of tokens, special tokens included, that the model in `folder` can read; None if unknown."""
-    config = _read_json(folder, "config.json")
+def read_position_limit(cfg: Embed) -> int | None:
+    """The maximum number of tokens, special tokens included, that the base model can read; None if unknown."""
+    config = _read_json(_find_folder(cfg, with_weights=False), "config.json")
     limit = config.get("max_position_embeddings")
     if limit is None:
         return None
@@ -108,7 +116,7 @@ def _read_json(folder: str, name: str) -> Any:
 
 
 @functools.cache
-def _download_snapshot(name: str, revision: str | None) -> str:
+def _download_snapshot(name: str, revision: str | None, *, with_weights: bool) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -117,7 +125,8 @@ def _download_snapshot(name: str, revision: str | None) -> str:
         ) from error
     try:
         # Without a network, or with HF_HUB_OFFLINE=1, this returns the copy in the cache.
-        folder = str(snapshot_download(name, revision=revision, ignore_patterns=_IGNORED_FILES))
+        wanted = None if with_weights else _DESCRIPTION_FILES
+        folder = str(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_IGNORED_FILES))
     except (OSError, ValueError, RuntimeError) as error:  # the base classes of all errors of huggingface_hub
         at = f" at embed.revision {revision}" if revision else ""
         reason = str(error).strip().splitlines()[0]

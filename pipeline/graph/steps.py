@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from loguru import logger
 
+from pipeline import embedders
 from pipeline.config import GENERALIST
 from pipeline.engine import Engine
 from pipeline.execution.fingerprint import diff_identities
@@ -19,10 +20,12 @@ def run_steps(graph: PipelineGraph, steps: Sequence[Step], engine: Engine, *, ex
     """Run the pending steps among `steps`, one after the other; `explain` logs what changed since an earlier run.
 
     Raises:
-        ConfigError: `preflight` is true, and a preflight check fails.
+        ConfigError: `preflight` is true, and a preflight check fails; or the embedding model is needed and unavailable.
     """
     if preflight:
         run_preflight_checks(graph)
+    if any(step.stage in ("embedder", "embed") and not step.done for step in steps):
+        embedders.download(graph.config.embed)  # an unavailable model ends the run before hours of other steps
     first, num_cached = engine.progress.add([(step.title, step.output) for step in steps]), 0
     for number, step in enumerate(steps, first):
         if step.done:

@@ -536,6 +536,10 @@ def test_a_hub_model_is_downloaded_once_per_node(minilm_folder: str, tmp_path: P
             return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / node)}
 
         job = [sys.executable, str(ROOT / "jobs" / "embed.py"), "--config", str(tmp_path / "run.yaml")]
+        planned = subprocess.run([*job, "--dry-run"], env=environment("a"), capture_output=True, text=True, check=False)
+        assert planned.returncode == 0, planned.stderr
+        assert hub.reads
+        assert all(path.endswith(".json") for path in hub.reads)
         done = subprocess.run(job, env=environment("a"), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert hub.reads.count("model.safetensors") == 1
