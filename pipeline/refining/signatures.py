@@ -14,7 +14,7 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 from datatrove.utils.text import ngrams, simplify_text
 from numpy.typing import NDArray
 
-from pipeline.text.ngrams import iter_pieces
+from pipeline.text.words import iter_pieces
 
 PIECE_CHARACTERS = 1_000_000  # a long novel; its words take about 60 MB
 _BLOCK_SHINGLES = 4096  # × 240 hashes × 8 bytes = 8 MB

@@ -7,7 +7,7 @@ labels and closing remarks that the source also contains are kept.
 import re
 from collections.abc import Callable
 
-from pipeline.text.ngrams import split_words
+from pipeline.text.words import split_words
 
 _MAX_ROUNDS = 4  # wrappers nest: an announcement around a fence around a thought …
 _HEAD_CHARACTERS = 400  # longer than any announcement

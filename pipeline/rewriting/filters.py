@@ -17,7 +17,8 @@ from pipeline.rewriting.characters import find_broken_character, remove_controls
 from pipeline.rewriting.cleaning import clean_answer, has_unfinished_thought
 from pipeline.rewriting.languages import detect_language
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.text.ngrams import Wording, foreign_share, get_wording, iter_wordings, split_words
+from pipeline.text.ngrams import Wording, foreign_share, get_wording, iter_wordings
+from pipeline.text.words import split_words
 
 _OPENING_WORDS = 5
 

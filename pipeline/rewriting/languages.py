@@ -4,12 +4,11 @@ import functools
 import re
 from typing import Any
 
-import regex
+from pipeline.text.words import IS_DENSE
 
 _MAX_CHARACTERS = 2000  # read of a text: more do not change the result and take longer
 _MIN_LETTERS = 20
-_DENSE_LETTERS = 4  # a character of the scripts below counts as so many letters: it carries as much as a syllable or short word
-_DENSE_SCRIPTS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
+_DENSE_LETTERS = 4  # a character of a dense script counts as so many letters
 # Not natural language: fenced code, inline code and tags; URLs, and words with code punctuation in them.
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|<[^<>\n]{1,200}>", re.DOTALL)
 _CODE_WORD = re.compile(r"https?:|www\.|[_{}()\[\]=\\/@#;|].")
@@ -33,7 +32,7 @@ def detect_language(text: str) -> tuple[str, float]:
     tokens = _CODE.sub(" ", text[: 2 * _MAX_CHARACTERS]).split()
     plain = " ".join([word for word in tokens if not _CODE_WORD.search(word)])[:_MAX_CHARACTERS]
     letters = sum(map(str.isalpha, plain))
-    dense = 0 if plain.isascii() else len(_DENSE_SCRIPTS.findall(plain))
+    dense = 0 if plain.isascii() else len(IS_DENSE.findall(plain))
     if letters + (_DENSE_LETTERS - 1) * dense < _MIN_LETTERS:
         return _UNDETERMINED
     detected = _load_detector().detect(plain.encode("utf-8", "replace").decode(), model="lite")

@@ -19,7 +19,8 @@ from pipeline.rewriting import prompts, refusals
 from pipeline.rewriting.cleaning import clean_answer, has_unfinished_thought
 from pipeline.rewriting.filters import FOREIGN_SHARE
 from pipeline.storage import Folder
-from pipeline.text.ngrams import foreign_share, get_wording, split_words
+from pipeline.text.ngrams import foreign_share, get_wording
+from pipeline.text.words import IS_UNSPACED, split_words
 
 NUM_EXCERPTS = 5
 _EXCERPT_BYTES = 280  # about 70 tokens in any script, so that a prompt is no longer than one for a rewrite
@@ -61,7 +62,6 @@ _CONTROL = regex.compile(r"[[\p{C}\ufffd]--[\u200c\u200d]]", regex.VERSION1)
 _MARKUP = re.compile(r"[<>{}\[\]|\\`~^]|\*\*|__|\A#|\bhttps?:|\bwww\.", re.IGNORECASE)
 _SPACES = regex.compile(r"[\t\p{Zs}]+")
 _LETTER = regex.compile(r"\p{L}")
-_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
 # Titles that say nothing about a cluster.
 _MEANINGLESS = frozenset(
     {"title", "untitled", "excerpt", "excerpts", "group", "unknown", "none", "n a", "various", "miscellaneous"}
@@ -176,7 +176,7 @@ def _clean_title(answer: str) -> str:
 
 def _count_words(title: str) -> int:
     """Count words between spaces; in a script without spaces, estimate the number from the characters."""
-    return sum(max(1, -(-len(_UNSPACED.findall(word)) // _UNSPACED_WORD)) for word in title.split())
+    return sum(max(1, -(-len(IS_UNSPACED.findall(word)) // _UNSPACED_WORD)) for word in title.split())
 
 
 def _is_echo(title: str, terms: str, excerpts: Sequence[str]) -> bool:

@@ -9,24 +9,19 @@ Shapes: N windows, S specialists, B buckets, T words of all windows, P distinct 
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import regex
 
 from pipeline.arrays import F32, F64, I64
 from pipeline.hashing import keyed_uniform
 from pipeline.scoring import Model, RatioKind, Rows
+from pipeline.text.words import SCORER_WORD, SCORER_WORD_WITH_MARKS
 
 BUCKETS = 10_000
 _FEWEST_WORDS = 100  # as in the package, which leaves out shorter examples
 _SMALL = 1e-8
-# The pattern of NLTK's WordPunctTokenizer. NLTK compiles it with `regex`, where, unlike in `re`, combining marks belong to words.
-# ASCII text has none, so the faster `re` gives the same words.
-_WORD = regex.compile(r"\w+|[^\w\s]+")
-_ASCII_WORD = re.compile(_WORD.pattern)
 
 
 class Dsir:
@@ -76,7 +71,7 @@ def _buckets(texts: Sequence[str]) -> tuple[tuple[I64, I64], I64]:
     words_N = np.zeros(len(texts), np.int64)
     for row, text in enumerate(texts):
         text = text.lower()
-        words = (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+        words = (SCORER_WORD if text.isascii() else SCORER_WORD_WITH_MARKS).findall(text)  # `re` is faster
         words_N[row] = len(words)
         word_T += [number.setdefault(word, len(number)) for word in words]
     if not word_T:

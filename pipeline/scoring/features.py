@@ -6,7 +6,6 @@ the hash of a pair is computed from the hashes of its words, for all pairs at on
 Shapes: N windows, T words of all windows, U distinct words, F features, S specialists, B windows of the backgrounds.
 """
 
-import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -18,10 +17,10 @@ import xxhash
 from pipeline.arrays import F32, F64
 from pipeline.hashing import keyed_hash
 from pipeline.text.tfidf import apply_tfidf, compute_idf
+from pipeline.text.words import SCORER_WORD
 
 _FEATURE_BITS = 18
 NUM_FEATURES = 1 << _FEATURE_BITS
-_WORD = re.compile(r"\w+|[^\w\s]+")
 _TEXTS_PER_BLOCK = 512  # so few that the arrays fit the CPU cache, and row (9 bits) and feature (18 bits) fit 32 bits
 _MAX_ITERATIONS = 300
 
@@ -37,7 +36,7 @@ def count_hashed_ngrams(texts: Sequence[str]) -> Any:
 def _count_block(texts: Sequence[str]) -> Any:
     import scipy.sparse as sp
 
-    words_by_text = [_WORD.findall(text.lower()) for text in texts]
+    words_by_text = [SCORER_WORD.findall(text.lower()) for text in texts]
     word_T = pa.array(chain.from_iterable(words_by_text), pa.string()).dictionary_encode()
     hash_U = np.fromiter((xxhash.xxh3_64_intdigest(word) for word in word_T.dictionary.cast(pa.binary()).to_pylist()), np.uint64)
     hash_T = hash_U[word_T.indices.to_numpy()]

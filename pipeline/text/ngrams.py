@@ -1,11 +1,9 @@
-"""Words in any language, and word n-grams, by which filters compare two texts.
+"""Word n-grams, by which filters compare two texts.
 
 Shapes: W words, G n-grams (W - n + 1, or 0 if the text is shorter).
 """
 
 import functools
-import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,50 +14,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.arrays import I64
+from pipeline.text.words import IS_UNSPACED, iter_pieces, split_words
 
-# Scripts written without spaces: each character is a word.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_WORD = regex.compile(rf"(?V1)[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]+")
-# Two faster patterns that suffice for most texts: no script without spaces lies below Thai in Unicode.
-_ASCII_WORD = re.compile(r"[a-z0-9]+")
-_SPACED_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
-_FIRST_UNSPACED = "\u0e00"
 _HASH_FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _HASH_FACTOR_INVERSE = pow(_HASH_FACTOR, -1, 1 << 64)
-_IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
 _PIECE_CHARACTERS = 100_000  # the words of such a piece take about 3 MB
-# Characters after which a text can be cut without changing its words: no word, number such as 3.14 or composed character extends
-# across them, nor the context of a capital sigma, whose lower case depends on its neighbours. Only punctuation that datatrove's
-# MinHash treats as spaces.
-_BREAK_CHARACTERS = r"\s!?;(){}\[\]\"|*&/\\+#%$@~。、，！？；（）「」【】《》"
-_LAST_BREAK = regex.compile(rf"(?rV0)[{_BREAK_CHARACTERS}]")
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of a text: sequences of letters, digits and marks, after NFKC and case folding.
-
-    In scripts without spaces each character is a word.
-    """
-    if text.isascii():
-        return _ASCII_WORD.findall(text.lower())
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    found: list[str] = (_SPACED_WORD if max(folded) < _FIRST_UNSPACED else _WORD).findall(folded)
-    return found
-
-
-def iter_pieces(text: str, size: int) -> Iterator[str]:
-    """Yield the text in pieces of at most `size` characters, so that memory stays bounded; their words are those of the text.
-
-    A piece ends after white space or punctuation. Only if `size` characters contain neither, it ends after any character, which
-    may split a word.
-    """
-    begin = 0
-    while len(text) - begin > size:
-        last = _LAST_BREAK.search(text, begin, begin + size)
-        end = last.end() if last else begin + size
-        yield text[begin:end]
-        begin = end
-    yield text[begin:] if begin else text
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +58,7 @@ class Wording:
     @cached_property
     def is_unspaced(self) -> bool:
         """Whether most words are characters of scripts without spaces; such a text has about twice as many words."""
-        return sum(1 for word in self.words if len(word) <= 2 and _IS_UNSPACED.match(word)) * 2 > len(self.words)
+        return sum(1 for word in self.words if len(word) <= 2 and IS_UNSPACED.match(word)) * 2 > len(self.words)
 
     def ngram_text(self, begin: int, n: int) -> str:
         """Return the words `begin` to `begin + n - 1` as text for a report."""

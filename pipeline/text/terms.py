@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import regex
 
+from pipeline.text.words import IS_DENSE, NAME_WORD
+
 _MAX_PHRASE_WORDS = 3  # in a phrase
 _MIN_LETTERS, _MIN_DENSE_LETTERS = 3, 2  # of a word in a term; the second for dense scripts (Han, kana, Hangul)
-_WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*+")
-_DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _WORD_SEPARATOR = regex.compile(r"[ \t\n\r\-‐]{1,2}")  # what may separate the words of a phrase
 _MIN_PHRASE_SHARE = 0.5  # a phrase in at least this share of a word's texts replaces the word
 _MIN_STOP_WORD_SHARE = 0.03  # least share of stop words by which a language is recognized
@@ -99,7 +99,7 @@ def _word_groups(text: str) -> Iterator[list[str]]:
     """Yield the words of a text in groups; within a group only one or two spaces, line breaks or hyphens separate neighbours."""
     group: list[str] = []
     end = 0
-    for match in _WORD.finditer(text):
+    for match in NAME_WORD.finditer(text):
         if group and not _WORD_SEPARATOR.fullmatch(text, end, match.start()):
             yield group
             group = []
@@ -111,7 +111,7 @@ def _word_groups(text: str) -> Iterator[list[str]]:
 
 def _phrases(group: Sequence[str], stop: frozenset[str]) -> Iterator[tuple[str, ...]]:
     is_distinctive = [
-        word not in stop and len(word) >= (_MIN_DENSE_LETTERS if _DENSE.match(word) else _MIN_LETTERS) for word in group
+        word not in stop and len(word) >= (_MIN_DENSE_LETTERS if IS_DENSE.match(word) else _MIN_LETTERS) for word in group
     ]
     for first in range(len(group)):
         for last in range(first, min(first + _MAX_PHRASE_WORDS, len(group))):

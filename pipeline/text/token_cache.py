@@ -20,11 +20,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.arrays import I32
+from pipeline.text.words import TOKENIZER_WORD
 
-# Not \s: the tokenizer deletes some of its characters (form feed, U+0085), which joins the words around them.
-_WORD = re.compile(r"[^ \n\t\r!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
-# The same words, each with one following space, and blanks, which have no tokens. The pieces, joined, are the text.
-_PIECE = re.compile(rf"(?:{_WORD.pattern}) ?|[ \n\t\r]+")
+# Words, each with one following space, and blanks, which have no tokens. The pieces, joined, are the text.
+_PIECE = re.compile(rf"(?:{TOKENIZER_WORD.pattern}) ?|[ \n\t\r]+")
 _MAX_CACHED_WORDS = 1 << 19  # about 150 MB, the words of 100 MB of mixed text; a larger cache is cleared
 _MAX_WORD_CHARACTERS = 64  # longer words, such as base64 or a sentence without blanks, do not recur
 _BLOCK_WORDS = 1024

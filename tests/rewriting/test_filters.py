@@ -11,7 +11,8 @@ from pipeline.rewriting import refusals
 from pipeline.rewriting.filters import HeldOut, Verdict, get_opening, judge_answer, summarise_openings
 from pipeline.rewriting.languages import detect_language
 from pipeline.rewriting.styles import RULES, Style
-from pipeline.text.ngrams import foreign_share, get_wording, split_words
+from pipeline.text.ngrams import foreign_share, get_wording
+from pipeline.text.words import split_words
 from tests.support.answers import JUDGED_ANSWERS, PROMPT, count_tokens
 
 JUDGED = [rule for rule in RULES if rule != "similarity"]

@@ -16,8 +16,9 @@ from pipeline.refining import signatures
 from pipeline.refining.contamination import Index
 from pipeline.refining.signatures import PIECE_CHARACTERS, BoundedSignature
 from pipeline.rewriting.filters import HeldOut
-from pipeline.text import ngrams
-from pipeline.text.ngrams import iter_pieces, iter_wordings, split_words
+from pipeline.text import words
+from pipeline.text.ngrams import iter_wordings
+from pipeline.text.words import iter_pieces, split_words
 
 SIZE = 12
 # Where a cut could do harm: a sigma that ends a word, separators of numbers, marks that compose or move, scripts without spaces.
@@ -42,7 +43,7 @@ def test_each_run_of_words_is_in_one_piece(text: str, n: int) -> None:
 
 
 def test_pieces_end_where_datatrove_sees_spaces_too() -> None:
-    signs = [sign for sign in map(chr, range(0x10000)) if not sign.isspace() and ngrams._LAST_BREAK.match(sign)]
+    signs = [sign for sign in map(chr, range(0x10000)) if not sign.isspace() and words._LAST_BREAK.match(sign)]
     assert len(signs) > 20
     assert set(signs) <= set(PUNCTUATION)
     assert not set(signs) & set(".,'’:·^`")
