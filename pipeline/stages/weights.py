@@ -21,7 +21,7 @@ from pipeline.hashing import find_lowest_by_group, keyed_uniform, merge_lowest
 from pipeline.mixture.allocation import Limits
 from pipeline.mixture.estimators import ESTIMATORS
 from pipeline.mixture.histograms import DocumentCounts, LeafCounts
-from pipeline.mixture.tables import build_tables
+from pipeline.mixture.weights_tables import build_tables
 from pipeline.stages.strata import build_strata, fit_target
 from pipeline.storage import Folder
 from pipeline.tables import DIAGNOSTICS, MIXTURE, NAMES, SPECIALISTS, STRATA

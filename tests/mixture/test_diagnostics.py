@@ -16,7 +16,7 @@ from pipeline.mixture.diagnostics import DESCRIPTIONS, describe
 from pipeline.mixture.estimators import ESTIMATORS, compute_claims
 from pipeline.mixture.histograms import LeafHistogram
 from pipeline.mixture.strata import Strata
-from pipeline.mixture.tables import build_tables
+from pipeline.mixture.weights_tables import build_tables
 from pipeline.tables import DIAGNOSTICS, MIXTURE, SPECIALISTS
 from tests.support.trees import count_documents, make_random_generalist, make_random_sample, make_random_tree, make_two_level_tree
 
