@@ -36,7 +36,8 @@ from pipeline.engine import Engine
 from pipeline.execution.step import Step
 from pipeline.graph.build import build_graph
 from pipeline.hashing import keyed_hash
-from pipeline.tables import WINDOWS, embeddings_schema
+from pipeline.sources.parts import count_part, sum_part_counts
+from pipeline.tables import WINDOWS, cast, embeddings_schema
 
 MEASURED = ("cluster", "assign", "sample")
 _STEPS = (("cluster", ""), ("assign", "generalist"), ("assign", "few"), ("weights", ""), ("sample", ""))
@@ -103,10 +104,10 @@ def main() -> None:
     smallest: dict[tuple[str, str], float] = {}
     for num_rows in sorted(args.rows):
         vectors = Vectors(rows=num_rows, **of_all)
-        with tempfile.TemporaryDirectory(dir=args.folder) as workdir:
-            write_corpora(vectors, settings(vectors, workdir))
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            write_corpora(vectors, settings(vectors, folder))
             for stage, corpus in _STEPS:
-                found = measure(vectors, stage, corpus, workdir, store_bytes=args.store_bytes)
+                found = measure(vectors, stage, corpus, folder, store_bytes=args.store_bytes)
                 if stage in MEASURED and corpus != "few":
                     columns = ""
                     for what, width in (("private", 9), ("resident", 10)):
@@ -117,21 +118,21 @@ def main() -> None:
                     print(f"{stage:<10}{num_rows:>10}{columns}  <= 1.15{leaves}", flush=True)
 
 
-def measure(vectors: Vectors, stage: str, corpus: str, workdir: str, *, store_bytes: int = 0) -> dict[str, float]:
+def measure(vectors: Vectors, stage: str, corpus: str, folder: str, *, store_bytes: int = 0) -> dict[str, float]:
     """Run one step in a separate process and return its measurements."""
     flags = {**asdict(vectors), "store_bytes": store_bytes}
     options = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", workdir, *options]
+    command = [sys.executable, __file__, "--step", f"{stage}/{corpus}", "--folder", folder, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_step(vectors: Vectors, stage: str, corpus: str, workdir: str, store_bytes: int) -> dict[str, float]:
+def run_step(vectors: Vectors, stage: str, corpus: str, folder: str, store_bytes: int) -> dict[str, float]:
     """Run one step in this process and return its peaks in MB."""
-    config = settings(vectors, workdir)
+    config = settings(vectors, folder)
     if stage in ("weights", "sample"):
         tokens = build_graph(config).step("prepare", "generalist").manifest["tokens"]
-        config = settings(vectors, workdir, budget_tokens=tokens)
+        config = settings(vectors, folder, budget_tokens=tokens)
     step = build_graph(config).step(stage, corpus)
     with own_ray(store_bytes=store_bytes or None), Engine(config.engine) as engine, sampled_workers() as peak:
         engine.start()
@@ -173,16 +174,16 @@ def high_water(pid: int) -> dict[str, int]:
     return {name: int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon")}
 
 
-def settings(vectors: Vectors, workdir: str, *, budget_tokens: int = 1) -> Config:
+def settings(vectors: Vectors, folder: str, *, budget_tokens: int = 1) -> Config:
     # These files are hashed but never read. They differ because equal bytes would be the same corpus.
-    source = {corpus: os.path.join(workdir, f"{corpus}.jsonl") for corpus in ("generalist", "few")}
+    source = {corpus: os.path.join(folder, f"{corpus}.jsonl") for corpus in ("generalist", "few")}
     for corpus, path in source.items():
         if not os.path.exists(path):
             with open(path, "w") as file:
                 file.write(f'"{corpus}"\n')
     return parse_config(
         {
-            "workdir": workdir,
+            "workdir": os.path.join(folder, "run"),
             "generalist": {"paths": [source["generalist"]]},
             "specialists": {"few": {"paths": [source["few"]]}},
             "embed": {"model": "lsi", "dim": vectors.dim},
@@ -222,8 +223,9 @@ def write_corpora(vectors: Vectors, config: Config) -> None:
                 "source": ["synthetic"] * num,
                 "metadata": ["{}"] * num,
             }
-            facts = {"rows": num, "tokens": num * _TOKENS, "text_bytes": num * vectors.text_bytes}
-            prepared.folder.write_table(f"{name}.parquet", pa.table(windows), WINDOWS, facts)
+            table = cast(pa.table(windows), WINDOWS)
+            facts = count_part(table)
+            prepared.folder.write_table(f"{name}.parquet", table, WINDOWS, facts)
             x_ND = topic_TD[rng.integers(_TOPICS, size=num)] + rng.standard_normal((num, vectors.dim), dtype=np.float32)
             x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
             vector = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float16).ravel()), vectors.dim)
@@ -231,10 +233,7 @@ def write_corpora(vectors: Vectors, config: Config) -> None:
             options: dict[str, Any] = {"compression": "none", "use_dictionary": ["key"]}
             embedded.folder.write_table(f"{name}.parquet", table, embeddings_schema(vectors.dim), facts, **options)
             parts.append({"name": name, **facts})
-        finish(
-            prepared,
-            {"documents": rows, "windows": rows, "tokens": rows * _TOKENS, "text_bytes": rows * vectors.text_bytes, "parts": parts},
-        )
+        finish(prepared, {"documents": rows, **sum_part_counts(parts)})
         finish(embedded, {"windows": rows, "invalid": 0, "dim": vectors.dim, "hardware": [], "parts": parts})
 
 
