@@ -87,15 +87,15 @@ def build_graph(config: Config | Mapping[str, Any]) -> PipelineGraph:
     return PipelineGraph(config, workdir, steps)
 
 
-def build_report_step(graph: PipelineGraph, *, is_sampled: bool) -> Step:
-    """Build the step that collects the data of the report: of the new corpus if `is_sampled`, otherwise of the mixture."""
+def build_report_step(graph: PipelineGraph) -> Step:
+    """Build the step that collects the data of the report: of the new corpus, or of the mixture if nothing is sampled yet."""
     from pipeline.stages.report import report_step
 
     corpora = (GENERALIST, *graph.config.specialists)
-    rephrased = graph.step("rephrase") if is_sampled and graph.config.rephrase else None
+    rephrased = graph.step("rephrase") if graph.is_sampled and graph.config.rephrase else None
     windows = {name: graph.windows_step(name) for name in corpora}
     assigned = {name: graph.step("assign", name) for name in corpora}
-    samples = graph.sample_steps if is_sampled else []
+    samples = graph.sample_steps if graph.is_sampled else []
     return report_step(graph.config, windows, assigned, graph.step("cluster"), graph.step("weights"), samples, rephrased)
 
 

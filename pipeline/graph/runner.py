@@ -14,11 +14,14 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.execution.lock import WorkdirLock
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step
-from pipeline.graph.build import build_graph
+from pipeline.graph.build import build_graph, build_report_step
 from pipeline.graph.steps import describe_state, run_steps
-from pipeline.graph.write_report import write_report_page
+from pipeline.graph.write_report import write_page
+from pipeline.report.comparison import check_comparable
+from pipeline.report.page import check_packages
+from pipeline.results.run_results import RunResults
 from pipeline.results.step_table import build_step_table, read_step_rows
-from pipeline.results.summary import render_run_summary
+from pipeline.results.terminal_summary import render_results, render_rewriting
 from pipeline.stages.export import export_step, link_output, mixture_step, reserve_output
 from pipeline.stages.groups import groups_step
 from pipeline.stages.publish import is_published, publish_shards
@@ -64,18 +67,29 @@ def _curate(graph: PipelineGraph, until: str, engine: Engine) -> None:
     run_steps(graph, _steps_up_to(graph, until), engine)
     if until == "sample" and not is_published(graph.shards_step, graph.shards):
         publish_shards(graph.shards_step, graph.shards)
-    page = _try_write_report(graph, engine) if includes_stage(until, "weights") else None
+    report_step = _run_report_step(graph, engine) if includes_stage(until, "weights") else None
+    page = _try_write_page(graph, report_step, engine) if report_step else None
     _print_step_table(graph, engine)
-    for line in render_run_summary(graph, until):
-        console.print(line)
+    if includes_stage(until, "rephrase") and graph.config.rephrase:
+        console.print(*render_rewriting(graph), sep="\n")
+    if report_step and until != "rephrase":
+        console.print(*render_results(RunResults(graph, report_step)), sep="\n")
     if page:
         console.print(f"Report: {page}")
 
 
-def _try_write_report(graph: PipelineGraph, engine: Engine) -> str | None:
+def _run_report_step(graph: PipelineGraph, engine: Engine) -> Step:
+    """Run the step that collects the data of the report, if needed."""
+    step = build_report_step(graph)
+    if not step.done:
+        run_steps(graph, [step], engine, explain=False)
+    return step
+
+
+def _try_write_page(graph: PipelineGraph, report_step: Step, engine: Engine) -> str | None:
     """Write the report page if needed and return its path; None if it cannot be written, such as without its packages."""
     try:
-        return write_report_page(graph, engine)
+        return write_page(graph, report_step, engine)
     except ConfigError as error:  # a missing page must not fail a finished run
         logger.warning(f"report.html was not written: {error}")
         return None
@@ -88,12 +102,15 @@ def report(config: Config | Mapping[str, Any], *, against: Config | None = None)
     Raises:
         ConfigError: the weights are not done, a package is missing, or one of two runs to compare is not sampled.
     """
+    check_packages()
     graph = build_graph(config)
     if missing := [step.title for step in _steps_up_to(graph, "weights") if not step.done]:
         raise ConfigError(f"the report needs the weights, but {missing[0]} is not done; run jobs/weights.py or jobs/curate.py")
     other = build_graph(against) if against else None
+    if other:
+        check_comparable(graph, other)
     with open_engine(graph) as engine:
-        return write_report_page(graph, engine, against=other, force=True)
+        return write_page(graph, _run_report_step(graph, engine), engine, against=other, force=True)
 
 
 def export(

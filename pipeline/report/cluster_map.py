@@ -3,18 +3,16 @@
 Shapes: M mapped nodes and their ancestors, L leaves.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrays import F64
 from pipeline.config import GENERALIST
 from pipeline.errors import replace_controls
-from pipeline.results.shares import Shares
+from pipeline.results.run_results import RunResults
 from pipeline.stages.report import NEW_CORPUS
 
 # Length of an excerpt. It falls below 100 only after each node has been cut to one excerpt per origin.
@@ -27,38 +25,7 @@ _DIGITS = 5  # shares and map coordinates below 1e-5 keep 3 significant digits
 Excerpts = dict[str, dict[str, list[list[Any]]]]  # by node, then by origin: [text, document id, window, copies]
 
 
-@dataclass(frozen=True)
-class SampledTokens:
-    """Sampled tokens by leaf, and by copy number."""
-
-    tokens_L: F64
-    first_copy_L: F64  # tokens of first copies
-    rewritten_L: F64
-    by_copy: Mapping[tuple[int, str], int]  # tokens by (copy number of a window, 0 first; origin), sorted by key
-
-    @property
-    def max_copies(self) -> int:
-        """The largest number of copies of one window; 0 if nothing was sampled."""
-        return 1 + max((copy for copy, _ in self.by_copy), default=-1)
-
-    @classmethod
-    def from_table(cls, table: pa.Table, num_leaves: int) -> "SampledTokens":
-        """Aggregate a table with the SAMPLED_TOKENS schema."""
-        leaf, tokens = table["leaf"].to_numpy(), table["tokens"].to_numpy().astype(np.float64)
-        copy, origin = table["copy"].to_numpy(), np.array(table["origin"].to_pylist(), dtype=object)
-
-        def sum_by_leaf(rows: NDArray[np.bool_]) -> F64:
-            return np.bincount(leaf[rows], weights=tokens[rows], minlength=num_leaves).astype(np.float64)
-
-        all_rows = np.ones(len(leaf), bool)
-        by_copy = table.group_by(["copy", "origin"]).aggregate([("tokens", "sum")]).to_pylist()
-        tokens_of = {(row["copy"], row["origin"]): row["tokens_sum"] for row in by_copy}
-        return cls(
-            sum_by_leaf(all_rows), sum_by_leaf(copy == 0), sum_by_leaf(origin == "rephrased"), dict(sorted(tokens_of.items()))
-        )
-
-
-def build_map_columns(nodes: pa.Table, shares: Shares, sampled: SampledTokens | None) -> dict[str, list[Any]]:
+def build_map_columns(nodes: pa.Table, results: RunResults) -> dict[str, list[Any]]:
     """The columns of the map: name to one value per node of `nodes`.
 
     Token counts and shares of a node are sums over the leaves below it. `before` is its share of the generalist corpus, `target`
@@ -69,8 +36,9 @@ def build_map_columns(nodes: pa.Table, shares: Shares, sampled: SampledTokens | 
     of the specialist's estimated mixture, `sample_windows0` its number of sample windows. `low0` and `high0` bound the 90% interval
     of `mixture0`. They are None for inner nodes, because interval bounds of several leaves do not add up.
 
-    `epochs`, `first_copy_tokens` and `rewritten_tokens` exist only with `sampled`; `deficit_tokens` only if `shares` has a deficit.
+    `epochs`, `first_copy_tokens`, `rewritten_tokens` and `deficit_tokens` exist only once the new corpus is complete.
     """
+    sampled = results.sampled
     first, num = nodes["first_leaf"].to_numpy(), nodes["num_leaves"].to_numpy()
 
     def sum_below(value_L: NDArray[Any]) -> NDArray[Any]:
@@ -80,20 +48,19 @@ def build_map_columns(nodes: pa.Table, shares: Shares, sampled: SampledTokens | 
     def count_below(value_L: NDArray[Any]) -> list[int]:
         return [int(value) for value in np.rint(sum_below(value_L))]
 
-    tokens_M = sum_below(shares.tokens_L)
-    after_L = sampled.tokens_L / max(1.0, float(sampled.tokens_L.sum())) if sampled else shares.after_L
+    tokens_M = sum_below(results.tokens_L)
     columns: dict[str, list[Any]] = {
         **{name: nodes[name].to_pylist() for name in ("node", "parent", "level")},
         "leaf": np.where(num == 1, first, -1).tolist(),
         "leaves": num.tolist(),
         "x": _round_values(nodes["x"].to_numpy()),
         "y": _round_values(nodes["y"].to_numpy()),
-        **_build_name_columns(nodes, shares),
-        "windows": sum_below(shares.windows_L).tolist(),
+        **_build_name_columns(nodes, results),
+        "windows": sum_below(results.windows_L).tolist(),
         "tokens": tokens_M.tolist(),
-        "before": _round_values(sum_below(shares.before_L)),
-        "target": _round_values(sum_below(shares.target_L)),
-        "after": _round_values(sum_below(after_L)),
+        "before": _round_values(sum_below(results.before_L)),
+        "target": _round_values(sum_below(results.target_L)),
+        "after": _round_values(sum_below(results.after_L)),
         "sampled_tokens": count_below(sampled.tokens_L) if sampled else [],
     }
     if sampled:
@@ -101,23 +68,23 @@ def build_map_columns(nodes: pa.Table, shares: Shares, sampled: SampledTokens | 
         columns["epochs"] = _round_values(np.divide(raw_M, tokens_M, out=np.zeros(len(raw_M)), where=tokens_M > 0))
         columns["first_copy_tokens"] = count_below(sampled.first_copy_L)
         columns["rewritten_tokens"] = count_below(sampled.rewritten_L)
-    if shares.deficit_L is not None:
-        columns["deficit_tokens"] = count_below(shares.deficit_L)
-    for number, name in enumerate(shares.sample_rows):
-        columns[f"sample{number}"] = _round_values(sum_below(shares.sample_column(name, "p_raw")))
-        columns[f"mixture{number}"] = _round_values(sum_below(shares.sample_column(name, "p")))
-        columns[f"sample_windows{number}"] = sum_below(shares.sample_column(name, "windows")).astype(np.int64).tolist()
+    if results.allocation:
+        columns["deficit_tokens"] = count_below(results.allocation.deficit_L)
+    for number, name in enumerate(results.specialist_rows):
+        columns[f"sample{number}"] = _round_values(sum_below(results.specialist_column(name, "p_raw")))
+        columns[f"mixture{number}"] = _round_values(sum_below(results.specialist_column(name, "p")))
+        columns[f"sample_windows{number}"] = sum_below(results.specialist_column(name, "windows")).astype(np.int64).tolist()
         for bound in ("low", "high"):
-            value_M = np.where(num == 1, shares.sample_column(name, f"p_{bound}")[first], np.nan)
+            value_M = np.where(num == 1, results.specialist_column(name, f"p_{bound}")[first], np.nan)
             columns[f"{bound}{number}"] = [None if np.isnan(value) else round(float(value), _DIGITS + 2) for value in value_M]
     return columns
 
 
-def _build_name_columns(nodes: pa.Table, shares: Shares) -> dict[str, list[Any]]:
+def _build_name_columns(nodes: pa.Table, results: RunResults) -> dict[str, list[Any]]:
     """The columns `name` and `terms`: a cluster's title and terms, or the terms and "" where a node has no title."""
     first, num, all_terms = (nodes[name].to_pylist() for name in ("first_leaf", "num_leaves", "terms"))
     titles = [
-        shares.names[leaf].title if leaves == 1 and leaf in shares.names else "" for leaf, leaves in zip(first, num, strict=True)
+        results.names[leaf].title if leaves == 1 and leaf in results.names else "" for leaf, leaves in zip(first, num, strict=True)
     ]
     titled = list(zip(titles, all_terms, strict=True))
     return {

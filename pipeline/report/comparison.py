@@ -19,10 +19,8 @@ from pipeline.errors import ConfigError, replace_controls
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import group_for_fold, part_names
 from pipeline.report.charts import Spec, build_dot_plot
-from pipeline.report.inputs import ReportInputs
-from pipeline.report.summary import build_headline_numbers
-from pipeline.results.cluster_names import ClusterName
-from pipeline.results.shares import Shares
+from pipeline.results.findings import list_headline_numbers
+from pipeline.results.run_results import RunResults
 from pipeline.storage import Folder
 from pipeline.terminal.formatting import format_percent
 
@@ -43,21 +41,19 @@ def check_comparable(graph: PipelineGraph, other: PipelineGraph) -> None:
             )
 
 
-def compare_runs(engine: Engine, inputs: ReportInputs, other: PipelineGraph) -> dict[str, Any]:
-    """The page's comparison of this run (`inputs`, values under `this`) with another (under `other`); both have finished sampling.
+def compare_runs(engine: Engine, graph: PipelineGraph, other: PipelineGraph) -> dict[str, Any]:
+    """The page's comparison of this run (values under `this`) with another (under `other`); both have finished sampling.
 
     `clusters` lists up to 20 clusters, largest change first. It is empty if the runs do not share their windows.
     """
-    graph, shares = inputs.graph, inputs.shares
+    # Without report steps: the other run may have none, and both must be counted alike.
+    results, other_results = RunResults(graph), RunResults(other)
     manifest, other_manifest = graph.shards_step.manifest, other.shards_step.manifest
-    other_shares = Shares(other, planned=True)
-    numbers = build_headline_numbers(graph, shares, shares.after_L)
-    other_numbers = build_headline_numbers(other, other_shares, other_shares.after_L)
     content: dict[str, Any] = {
         "name": choose_run_name(graph, other),
         "numbers": [
             {"label": number["label"], "this": number, "other": other_number}
-            for number, other_number in zip(numbers, other_numbers, strict=True)
+            for number, other_number in zip(list_headline_numbers(results), list_headline_numbers(other_results), strict=True)
         ],
         "settings": find_differences(graph.config, other.config),
         "clusters": [],
@@ -84,7 +80,7 @@ def compare_runs(engine: Engine, inputs: ReportInputs, other: PipelineGraph) -> 
     p_L = tokens_L / max(1, tokens_L.sum())
     content["clusters"] = [
         {
-            "cluster": f"{leaf}  {replace_controls(shares.names.get(int(leaf), ClusterName()).label)}",
+            "cluster": f"{leaf}  {replace_controls(results.get_name(int(leaf)))}",
             "before": float(p_L[leaf]),
             "this": float(p_this_L[leaf]),
             "other": float(p_other_L[leaf]),

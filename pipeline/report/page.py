@@ -20,7 +20,7 @@ from pipeline.report.comparison import build_comparison_charts
 from pipeline.terminal.formatting import format_bytes, format_duration, format_number, format_percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 2  # raise it when the content of a page changes: pages of an older version are written again
+VERSION = 3  # raise it when the content of a page changes: pages of an older version are written again
 _VEGA_LITE = "6.4"  # grammar version used by `charts`; vl-convert bundles several
 
 

@@ -13,11 +13,10 @@ from pipeline.errors import replace_controls
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import USAGE
 from pipeline.report import cluster_map
-from pipeline.report.inputs import ReportInputs
 from pipeline.report.removed_rows import list_removed_rows
-from pipeline.report.summary import build_summary, mean_over_phases
-from pipeline.report.uncertainty import SAMPLE_MULTIPLES, estimate_error, measure_sample_influence
-from pipeline.results.shares import kl_divergence, read_diagnostics
+from pipeline.results.findings import list_headline_numbers, write_sentences, write_warnings
+from pipeline.results.run_results import RunResults
+from pipeline.results.uncertainty import SAMPLE_MULTIPLES
 from pipeline.rewriting.summary import format_outcomes, is_collapsed
 
 _MAX_INTERVALS = 15  # clusters in the chart of intervals
@@ -25,70 +24,59 @@ _MAX_SOURCES = 24
 _MAX_EXAMPLE_CHARS = 900
 
 
-def collect_content(inputs: ReportInputs) -> dict[str, Any]:
+def collect_content(results: RunResults) -> dict[str, Any]:
     """The whole page: sections by name, as plain values for the template and the browser script."""
-    graph = inputs.graph
-    uncertainty = {name: describe_uncertainty(inputs, name) for name in graph.config.specialists}
-    nodes, excerpts = (inputs.tables.read_table(f"{name}.parquet") for name in ("nodes", "excerpts"))
+    graph = results.graph
+    nodes, excerpts = (results.report_folder.read_table(f"{name}.parquet") for name in ("nodes", "excerpts"))
     return {
         "name": graph.workdir.url.rstrip("/").rsplit("/", 1)[-1],
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "is_sampled": inputs.sampled is not None,
+        "is_sampled": results.sampled is not None,
         "specialists": list(graph.config.specialists),
-        "summary": build_summary(inputs, uncertainty),
-        "nodes": cluster_map.build_map_columns(nodes, inputs.shares, inputs.sampled),
+        "summary": {
+            "sentences": list(write_sentences(results)),
+            "numbers": list_headline_numbers(results),
+            "warnings": list(write_warnings(results)),
+        },
+        "nodes": cluster_map.build_map_columns(nodes, results),
         "excerpts": cluster_map.group_excerpts(excerpts, list(graph.config.specialists)),
-        "sources": describe_sources(inputs),
-        "repetition": describe_repetition(inputs),
-        "uncertainty": uncertainty,
+        "sources": describe_sources(results),
+        "repetition": describe_repetition(results),
+        "uncertainty": {name: describe_uncertainty(results, name) for name in graph.config.specialists},
         "sample_multiples": list(SAMPLE_MULTIPLES),
-        "rephrasing": describe_rephrasing(inputs) if graph.config.rephrase and inputs.sampled else None,
+        "rephrasing": describe_rephrasing(results) if graph.config.rephrase and results.sampled else None,
         "removed": list_removed_rows(graph),
         "cost": describe_cost(graph),
         "provenance": describe_provenance(graph),
     }
 
 
-def describe_uncertainty(inputs: ReportInputs, name: str) -> dict[str, Any]:
-    """The uncertainty of one specialist's mixture: intervals, error, depth in the tree, and the effect of a larger sample.
-
-    `kl_before` is KL(specialist sample || generalist corpus) over clusters, in nats; `kl_after` is the same for the new corpus.
-    """
-    shares = inputs.shares
-    low_L, high_L, p_L, raw_L = (shares.sample_column(name, column) for column in ("p_low", "p_high", "p", "p_raw"))
-    has_row_L = np.zeros(len(p_L), bool)
-    has_row_L[list(shares.sample_rows[name])] = True
-    error = estimate_error(low_L[has_row_L], high_L[has_row_L])
-    diagnostics = read_diagnostics(inputs.graph.step("weights"), name)
-    alphas = {int(key.rpartition("_")[2]): row["value"] for key, row in diagnostics.items() if key.startswith("alpha_level_")}
-    windows_L = shares.sample_column(name, "windows").astype(np.int64)
+def describe_uncertainty(results: RunResults, name: str) -> dict[str, Any]:
+    """The uncertainty of one specialist's mixture: intervals, error, depth in the tree, and the effect of a larger sample."""
+    uncertainty, diagnostics = results.uncertainty[name], results.read_diagnostics(name)
+    p_L = results.specialist_column(name, "p")
     largest = np.argsort(-p_L, kind="stable")[:_MAX_INTERVALS]
     return {
-        "documents": int(diagnostics["documents"]["value"]),
-        "windows": int(diagnostics["windows"]["value"]),
-        "error": error,
-        "errors": [error / np.sqrt(multiple) for multiple in SAMPLE_MULTIPLES] if error is not None else [],
-        "levels": measure_sample_influence(inputs.tree, windows_L, [alphas[level] for level in sorted(alphas)]),
-        "resamples_only_clusters": inputs.graph.config.weights.estimator in CLUSTER_WEIGHTED_ESTIMATORS,
-        "kl_before": kl_divergence(raw_L, shares.before_L),
-        "kl_after": kl_divergence(raw_L, inputs.after_L),
+        **vars(uncertainty),
+        "errors": [uncertainty.error / np.sqrt(multiple) for multiple in SAMPLE_MULTIPLES] if uncertainty.error is not None else [],
+        "resamples_only_clusters": results.graph.config.weights.estimator in CLUSTER_WEIGHTED_ESTIMATORS,
         "largest": [int(leaf) for leaf in largest if p_L[leaf] > 0],
         "diagnostics": [diagnostics[key] for key in ("effective_leaves", "without_text", "backed_off")],
     }
 
 
-def describe_sources(inputs: ReportInputs) -> list[dict[str, Any]]:
+def describe_sources(results: RunResults) -> list[dict[str, Any]]:
     """The share of each source in the generalist corpus, the specialist samples and the new corpus, at most 24 sources.
 
     The largest change comes first, ties by name; empty before sampling. A sample is included only if it shares a source with the
     corpus: a sample from a file of its own has only its own source, and all its shares would be 0.
     """
-    if inputs.manifest is None:
+    if results.manifest is None:
         return []
-    by_source: Mapping[str, Sequence[int]] = inputs.manifest["tokens_by_source"]
+    by_source: Mapping[str, Sequence[int]] = results.manifest["tokens_by_source"]
     corpus_tokens, new_tokens = (max(1, sum(counts[i] for counts in by_source.values())) for i in (0, 1))
     sample_tokens: Counter[tuple[str, str]] = Counter()
-    for row in inputs.tables.read_table("sample_sources.parquet").to_pylist():
+    for row in results.report_folder.read_table("sample_sources.parquet").to_pylist():
         sample_tokens[row["specialist"], row["source"]] += row["tokens"]
     totals: Counter[str] = Counter()
     for (name, _), tokens in sample_tokens.items():
@@ -101,7 +89,7 @@ def describe_sources(inputs: ReportInputs) -> list[dict[str, Any]]:
             "after": counts[1] / new_tokens,
             **{
                 f"sample{number}": sample_tokens[name, source] / max(1, totals[name])
-                for number, name in enumerate(inputs.graph.config.specialists)
+                for number, name in enumerate(results.graph.config.specialists)
                 if name in comparable
             },
         }
@@ -111,35 +99,35 @@ def describe_sources(inputs: ReportInputs) -> list[dict[str, Any]]:
     return rows[:_MAX_SOURCES]
 
 
-def describe_repetition(inputs: ReportInputs) -> dict[str, Any] | None:
+def describe_repetition(results: RunResults) -> dict[str, Any] | None:
     """How often text is repeated, and how much of the budget the cap on epochs cut off; None before sampling."""
-    if inputs.manifest is None or inputs.sampled is None:
+    if results.manifest is None or results.sampled is None:
         return None
-    manifest, graph = inputs.manifest, inputs.graph
+    manifest, graph = results.manifest, results.graph
     caps = [phase.weights.max_epochs for phase in graph.config.phases]
-    diagnostics = read_diagnostics(graph.step("weights"))
+    diagnostics = results.read_diagnostics()
     return {
         "copies": [
-            {"copy": copy + 1, "origin": origin, "tokens": tokens} for (copy, origin), tokens in inputs.sampled.by_copy.items()
+            {"copy": copy + 1, "origin": origin, "tokens": tokens} for (copy, origin), tokens in results.sampled.by_copy.items()
         ],
-        "max_copies": inputs.sampled.max_copies,
+        "max_copies": results.sampled.max_copies,
         "caps": caps,
         "exponent": graph.config.repeat_exponent,
         "overflow": graph.config.weights.overflow,
-        "over_cap_share": mean_over_phases(graph, "clipped_mass"),
-        "deficit_share": mean_over_phases(graph, "deficit_share"),
+        "over_cap_share": results.mean_over_phases("clipped_mass"),
+        "deficit_share": results.mean_over_phases("deficit_share"),
         "rewritten_share": manifest["rewritten_tokens"] / max(1, manifest["budget_tokens"]),
         # These describe one mixture. With schedule.ending they would describe the first phase only.
         "diagnostics": [diagnostics[key] for key in ("epochs_p99", "repeats_value", "effective_share")] if len(caps) == 1 else [],
     }
 
 
-def describe_rephrasing(inputs: ReportInputs) -> dict[str, Any]:
+def describe_rephrasing(results: RunResults) -> dict[str, Any]:
     """Outcomes of the prompts by style and rule, how answers begin, and examples of answers with their passages.
 
     `examples` starts with one example of each style and verdict.
     """
-    manifest = inputs.graph.step("rephrase").manifest
+    manifest = results.graph.step("rephrase").manifest
     styles = []
     for style, outcomes in manifest["outcomes"].items():
         openings = manifest["openings"].get(style)
@@ -154,7 +142,7 @@ def describe_rephrasing(inputs: ReportInputs) -> dict[str, Any]:
             }
         )
     examples, num_seen = [], Counter[tuple[str, str]]()
-    for row in inputs.tables.read_table("rewrite_examples.parquet").to_pylist():
+    for row in results.report_folder.read_table("rewrite_examples.parquet").to_pylist():
         group = (row["style"], row["verdict"])
         texts = {name: cluster_map.shorten(row[name], _MAX_EXAMPLE_CHARS) for name in ("source_text", "text", "detail")}
         examples.append({**row, **texts, "rank": num_seen[group]})

@@ -6,9 +6,8 @@ those that may contain the answer.
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,14 +15,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.clustering.tree import Tree, read_tree
 from pipeline.config import GENERALIST
 from pipeline.embedders import load_cached_embedder
 from pipeline.errors import ConfigError, replace_controls
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import Step, choose_by_hash, part_names
 from pipeline.hashing import keyed_hash
-from pipeline.results.cluster_names import ClusterName, read_cluster_names
+from pipeline.results.cluster_names import ClusterName
+from pipeline.results.run_results import RunResults
 from pipeline.stages.prepare_scan import QUARANTINE_FOLDER
 from pipeline.stages.score import read_scores
 from pipeline.stages.shards import find_shards, shard_name
@@ -56,64 +55,44 @@ class Inspection:
 
     def __init__(self, graph: PipelineGraph) -> None:
         self.graph = graph
-        self.weights_step = graph.step("weights")
-        if not self.weights_step.done:
-            raise ConfigError("the run has no weights yet, which the inspection needs; run jobs/weights.py first")
-        folder = self.weights_step.folder
-        self.names: Mapping[int, ClusterName] = read_cluster_names(graph)
-        self.mixture = folder.read_table("mixture.parquet").to_pydict()
-        self.specialist_rows: dict[tuple[str, int], dict[str, Any]] = {
-            (row["specialist"], row["leaf"]): row for row in folder.read_table("specialists.parquet").to_pylist()
-        }
-        sample_step = graph.step("sample")
-        self.sample_step = sample_step if sample_step.done else None
-        self.allocation = self.sample_step.folder.read_table("allocation.parquet").to_pydict() if self.sample_step else None
-        self.tree: Tree = read_tree(graph.step("cluster").folder)
-
-    @property
-    def num_leaves(self) -> int:
-        return len(self.mixture["leaf"])
+        self.results = RunResults(graph)
 
     def list_clusters(self, leaves: Sequence[int] | None = None) -> Iterator[RenderableType]:
         """List clusters, by default those whose share grew and shrank most.
 
         The target is the share in the new corpus: the specialists' mixture with the natural share.
         """
+        results = self.results
         if leaves is None:
-            change_L = np.array(self.mixture["p_target"]) - np.array(self.mixture["p_generalist"])
-            order = np.argsort(-change_L, kind="stable")
+            order = np.argsort(results.before_L - results.target_L, kind="stable")
             leaves = (
                 [int(leaf) for leaf in (*order[: _MAX_LISTED_CLUSTERS // 2], *order[-_MAX_LISTED_CLUSTERS // 2 :])]
                 if len(order) > _MAX_LISTED_CLUSTERS
                 else order.tolist()
             )
         table = Table(box=None, pad_edge=False)
-        allocated_L = (
-            np.array(self.allocation["allocated_tokens"]) + np.array(self.allocation["rewritten_tokens"])
-            if self.allocation
-            else None
-        )
         headings = ("cluster", "name", "windows", "generalist", "target", "× generalist")
-        for heading in (*headings, *(["allocated"] if allocated_L is not None else [])):
+        for heading in (*headings, *(["allocated"] if results.allocation else [])):
             table.add_column(heading, justify="left" if heading == "name" else "right")
         for leaf in leaves:
-            before, after = self.mixture["p_generalist"][leaf], self.mixture["p_target"][leaf]
-            change = f"{after / before:.2f}×" if before else ""
-            windows = f"{self.mixture['windows'][leaf]:,}"
-            allocated = [_format_percent(allocated_L[leaf] / max(1e-9, allocated_L.sum()))] if allocated_L is not None else []
+            before, target = results.before_L[leaf], results.target_L[leaf]
+            change = f"{target / before:.2f}×" if before else ""
+            allocated = [_format_percent(results.after_L[leaf])] if results.allocation else []
             table.add_row(
-                str(leaf), self.get_name(leaf), windows, _format_percent(before), _format_percent(after), change, *allocated
+                str(leaf),
+                results.get_name(leaf),
+                f"{results.windows_L[leaf]:,}",
+                _format_percent(before),
+                _format_percent(target),
+                change,
+                *allocated,
             )
         yield table
 
-    def get_name(self, leaf: int) -> str:
-        """The title or the terms of a cluster."""
-        return self.names.get(leaf, ClusterName()).label
-
-    def get_full_name(self, leaf: int) -> str:
+    def _get_full_name(self, leaf: int) -> str:
         """The title, followed by the terms in parentheses if there are both."""
-        name = self.names.get(leaf, ClusterName())
-        return self.get_name(leaf) + (f" ({name.terms})" if name.title and name.terms else "")
+        name = self.results.names.get(leaf, ClusterName())
+        return name.label + (f" ({name.terms})" if name.title and name.terms else "")
 
     def describe_cluster(self, leaf: int, num_examples: int) -> Iterator[RenderableType]:
         """Describe one cluster: shares, neighbours, examples.
@@ -121,15 +100,16 @@ class Inspection:
         Raises:
             ConfigError: there is no cluster of that number.
         """
-        if not 0 <= leaf < self.num_leaves:
-            raise ConfigError(f"--cluster {leaf}: not a cluster; give a number from 0 to {self.num_leaves - 1}")
-        yield Text(f"cluster {leaf}: {self.get_full_name(leaf)}")
+        results = self.results
+        if not 0 <= leaf < results.num_leaves:
+            raise ConfigError(f"--cluster {leaf}: not a cluster; give a number from 0 to {results.num_leaves - 1}")
+        yield Text(f"cluster {leaf}: {self._get_full_name(leaf)}")
         yield Text(
-            f"{self.mixture['windows'][leaf]:,} windows, {self.mixture['tokens'][leaf]:,} tokens: "
-            f"{_format_percent(self.mixture['p_generalist'][leaf])} of the generalist corpus"
+            f"{results.windows_L[leaf]:,} windows, {results.tokens_L[leaf]:,} tokens: "
+            f"{_format_percent(results.before_L[leaf])} of the generalist corpus"
         )
         for name in self.graph.config.specialists:
-            row = self.specialist_rows.get((name, leaf))
+            row = results.specialist_rows[name].get(leaf)
             if row is None:
                 yield Text(f"{name}: no window of its sample is in this cluster")
                 continue
@@ -140,18 +120,19 @@ class Inspection:
                 f"{name}: {row['windows']:,} windows, {_format_percent(row['p_raw'])} of its sample; "
                 f"estimated share {_format_percent(row['p'])}{interval}"
             )
-        yield Text(f"target: {_format_percent(self.mixture['p_target'][leaf])} of the new corpus")
-        if self.allocation:
-            allocated, deficit = self.allocation["allocated_tokens"][leaf], self.allocation["deficit_tokens"][leaf]
-            missing = f", deficit {deficit:,.0f} tokens" if deficit >= 1 else ""
-            yield Text(f"allocation: {allocated:,.0f} tokens, {self.allocation['epochs'][leaf]:.2f} epochs{missing}")
-        yield Text("nearest clusters: " + "; ".join(f"{near} {self.get_name(near)}" for near in self._find_neighbours(leaf)))
+        yield Text(f"target: {_format_percent(results.target_L[leaf])} of the new corpus")
+        if allocation := results.allocation:
+            missing = f", deficit {allocation.deficit_L[leaf]:,.0f} tokens" if allocation.deficit_L[leaf] >= 1 else ""
+            yield Text(f"allocation: {allocation.tokens_L[leaf]:,.0f} tokens, {allocation.epochs_L[leaf]:.2f} epochs{missing}")
+        yield Text(
+            "nearest clusters: " + "; ".join(f"{near} {self.results.get_name(near)}" for near in self._find_neighbours(leaf))
+        )
         for corpus in (GENERALIST, *self.graph.config.specialists):
             for text in self._read_examples(corpus, leaf, num_examples):
                 yield Text(f"\n[{corpus}] {_excerpt(text)}")
 
     def _find_neighbours(self, leaf: int) -> list[int]:
-        centroid_LD = self.tree.centroid_VD[self.tree.leaf_nodes]
+        centroid_LD = self.results.tree.centroid_VD[self.results.tree.leaf_nodes]
         sq_dist_L = ((centroid_LD - centroid_LD[leaf]) ** 2).sum(axis=1)
         return [int(near) for near in np.argsort(sq_dist_L, kind="stable") if near != leaf][:_NUM_NEIGHBOURS]
 
@@ -173,7 +154,7 @@ class Inspection:
         Text is read from at most 64 parts, chosen by hash.
         """
         query_words = words.lower().split()
-        name_texts = {leaf: f"{name.title} {name.terms}".lower() for leaf, name in self.names.items()}
+        name_texts = {leaf: f"{name.title} {name.terms}".lower() for leaf, name in self.results.names.items()}
         named = [leaf for leaf in sorted(name_texts) if all(word in name_texts[leaf] for word in query_words)]
         num_matching, num_windows = Counter[int](), Counter[int]()
         assigned, windows = self.graph.step("assign", GENERALIST), self.graph.windows_step(GENERALIST)
@@ -207,7 +188,7 @@ class Inspection:
         x_ND = embedder.encode([text]).astype(np.float16)
         if not np.isfinite(x_ND).all():
             raise ConfigError("--like: the embedder has no vector for this text, because it knows none of the words")
-        leaf = int(self.tree.descend(x_ND)[0][0])
+        leaf = int(self.results.tree.descend(x_ND)[0][0])
         yield from self.describe_cluster(leaf, num_examples)
 
     def trace_document(self, identifier: str) -> Iterator[RenderableType]:
@@ -268,7 +249,7 @@ class Inspection:
         if leaf < 0:
             yield Text("  the embedder returned no finite vector, so it is in no cluster and is never sampled")
             return
-        yield Text(f"  in cluster {leaf} ({self.get_name(leaf)}), squared distance {sq_dist:.3f} from its centroid")
+        yield Text(f"  in cluster {leaf} ({self.results.get_name(leaf)}), squared distance {sq_dist:.3f} from its centroid")
         if corpus != GENERALIST:
             yield Text("  part of a specialist sample: it shapes the mixture, but only generalist text is sampled")
             return
@@ -278,22 +259,28 @@ class Inspection:
                 self.graph.config.specialists, read_scores(score_steps[0].folder, location.part)[location.row], strict=True
             )
             yield Text("  score: " + ", ".join(f"{name} {score:.2f}" for name, score in scores))
-        if not self.sample_step:
+        if self.results.allocation is None:
             yield Text("  the corpus is not sampled yet")
             return
-        draws = self.sample_step.folder.child("draws").read_table(f"{location.part}.parquet")
-        expected, copies = draws["expected"][location.row].as_py(), draws["copies"][location.row].as_py()
-        weight = self.mixture["weight"][leaf]
-        yield Text(f"  weight of its cluster {weight:.2f}; {expected:.2f} copies of this window expected, {copies} sampled")
-        if copies:
-            yield Text("  in " + ", ".join(self._find_shards(location.key, copies)))
+        previous_copies, first_shard = 0, 0
+        for weighted, sampled in zip(self.graph.weights_steps, self.graph.sample_steps, strict=True):
+            draws = sampled.folder.child("draws").read_table(f"{location.part}.parquet")
+            expected, copies = draws["expected"][location.row].as_py(), draws["copies"][location.row].as_py()
+            weight = weighted.folder.read_table("mixture.parquet", columns=["weight"])["weight"][leaf].as_py()
+            phase = f"{sampled.corpus}: " if sampled.corpus else ""
+            yield Text(f"  {phase}weight of its cluster {weight:.2f}; {expected:.2f} copies expected, {copies} sampled")
+            num_shards = len(sampled.manifest["shards"])
+            if copies:
+                numbers = range(previous_copies, previous_copies + copies)
+                yield Text("  in " + ", ".join(self._find_shards(location.key, numbers, first_shard, num_shards)))
+            previous_copies, first_shard = previous_copies + copies, first_shard + num_shards
 
-    def _find_shards(self, key: int, copies: int) -> list[str]:
-        assert self.sample_step
-        shards = self.sample_step.manifest["shards"]
-        key_R, copy_R = np.full(copies, key, np.uint64), np.arange(copies)
+    def _find_shards(self, key: int, copies: range, first_shard: int, num_shards: int) -> list[str]:
+        """The shard of each copy of a window, among those that one sample step wrote."""
+        key_R, copy_R = np.full(len(copies), key, np.uint64), np.array(copies)
         order_R = keyed_hash(key_R, seed=self.graph.config.seed, purpose="shuffle", copy=copy_R)
-        return [f"{shard_name(int(shard))}.parquet (copy {copy})" for copy, shard in enumerate(find_shards(order_R, len(shards)))]
+        shards = find_shards(order_R, num_shards).tolist()
+        return [f"{shard_name(first_shard + shard)}.parquet (copy {copy})" for copy, shard in zip(copies, shards, strict=True)]
 
     def _find_windows(self, step: Step, identifier: str) -> list[WindowLocation]:
         locations = []

@@ -28,14 +28,16 @@ from pipeline.graph import runner
 from pipeline.graph.build import build_report_step
 from pipeline.report import cluster_map, page
 from pipeline.report.comparison import find_differences
-from pipeline.report.inputs import ReportInputs
 from pipeline.report.page_content import collect_content, estimate_training
-from pipeline.report.uncertainty import SAMPLE_MULTIPLES, estimate_error, measure_sample_influence
 from pipeline.results.cluster_names import ClusterName
+from pipeline.results.run_results import RunResults
+from pipeline.results.terminal_summary import render_results
+from pipeline.results.uncertainty import SAMPLE_MULTIPLES, estimate_error, measure_sample_influence
 from pipeline.stages.report import NEW_CORPUS, map_leaves_to_nodes
 from tests.support.corpora import make_topic_config
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.processes import ROOT
+from tests.support.rendering import render
 from tests.support.report_data import HOSTILE_TEXTS, make_full_feature_config, make_many_cluster_content
 from tests.support.tree_oracle import fit_tree
 
@@ -60,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> PipelineG
 
 @pytest.fixture(scope="module")
 def content(run: PipelineGraph) -> dict[str, Any]:
-    return collect_content(ReportInputs.read(run, build_report_step(run, is_sampled=True), is_sampled=True))
+    return collect_content(RunResults(run, build_report_step(run)))
 
 
 def shards_of(run: PipelineGraph) -> pa.Table:
@@ -216,7 +218,7 @@ def test_excerpts_belong_to_the_cluster_that_shows_them(run: PipelineGraph, cont
         for leaf, row in zip(leaves, windows.folder.read_table(f"{part['name']}.parquet").to_pylist(), strict=True):
             leaf_of[row["doc_id"], row["window"]] = leaf
             text_of[row["doc_id"], row["window"]] = row["text"]
-    table = build_report_step(run, is_sampled=True).folder.read_table("excerpts.parquet").to_pylist()
+    table = build_report_step(run).folder.read_table("excerpts.parquet").to_pylist()
     tree = Tree.from_table(run.step("cluster").folder.read_table("tree.parquet"))
     copies: Counter[tuple[str, int]] = Counter()
     for row in shards_of(run).to_pylist():
@@ -259,7 +261,7 @@ def test_rewrites_are_shown_with_their_source(run: PipelineGraph, content: dict[
     )
     source_of = dict(zip(requests["key"].to_pylist(), requests["text"].to_pylist(), strict=True))
     known = {(row["style"], source_of[row["key"]], row["text"]) for row in passages.to_pylist()}
-    pairs = build_report_step(run, is_sampled=True).folder.read_table("rewrite_examples.parquet").to_pylist()
+    pairs = build_report_step(run).folder.read_table("rewrite_examples.parquet").to_pylist()
     assert {pair["style"] for pair in pairs} == {"wikipedia", "qa"}
     for pair in pairs:
         assert any(
@@ -272,12 +274,19 @@ def test_rewrites_are_shown_with_their_source(run: PipelineGraph, content: dict[
 
 def test_summary_agrees_with_the_manifest(run: PipelineGraph, content: dict[str, Any]) -> None:
     manifest = run.shards.read_json("_manifest.json")
-    assert len(content["summary"]["sentences"]) == 3
+    assert len(content["summary"]["sentences"]) == 5  # both corpora, two specialists, uncertainty
     assert len(content["summary"]["numbers"]) == 6
     assert f"{manifest['tokens']:,} tokens" in content["summary"]["sentences"][1]
     assert content["summary"]["numbers"][0]["value"] == f"{manifest['tokens']:,}"
     first = sum(row["tokens"] for row in shards_of(run).to_pylist() if row["copy"] == 0)
     assert content["summary"]["numbers"][1]["value"] == f"{100 * first / manifest['tokens']:.1f}%"
+
+
+def test_the_terminal_shows_the_findings_of_the_page(run: PipelineGraph, content: dict[str, Any]) -> None:
+    text = render(render_results(RunResults(run, build_report_step(run))))
+    summary = content["summary"]
+    assert len(summary["warnings"]) >= 1
+    assert [line for line in (*summary["sentences"], *summary["warnings"]) if line not in text] == []
 
 
 def test_hostile_text_never_becomes_markup(run: PipelineGraph) -> None:

@@ -1,6 +1,7 @@
 """The last shards of a schedule: without conditioning prefixes, and sampled with other weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from pipeline.config import Conditioning
 from pipeline.errors import ConfigError
 from pipeline.graph import runner
 from pipeline.graph.build import _compute_prefixed_shares, build_graph
+from pipeline.results.inspection import Inspection
 from pipeline.stages.sample import _least_shards
 from pipeline.stages.shards import add_prefixes
 from pipeline.tables import SHARDS
 from tests.support.corpora import TOPICS, make_topic_documents, write_jsonl
+from tests.support.rendering import render
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session", "cached_clusters")]
 
@@ -139,6 +142,21 @@ def test_ending_is_sampled_with_its_own_weights(schedule_config: dict[str, Any])
     assert all(without[without.index(True) :])
     assert sum(row["tokens"] for row in start + end if not row["prefix"]) == pytest.approx(0.15 * 20_000, rel=0.25)
     assert manifest["upstream"]["sample ending"] != manifest["upstream"]["sample"]
+    # The inspection names the shards of both phases, and the results are those of the whole corpus.
+    places: dict[str, set[str]] = {}
+    for number, shard in enumerate(shards):
+        for row in shard:
+            places.setdefault(row["id"].rpartition(":")[0], set()).add(f"shard-{number:05d}.parquet (copy {row['copy']})")
+    both_phases = {row["id"].rpartition(":")[0] for row in start} & {row["id"].rpartition(":")[0] for row in end}
+    inspection = Inspection(graph)
+    for window in sorted(both_phases)[:3]:
+        text = render(inspection.trace_window(window))
+        assert set(re.findall(r"shard-\d+\.parquet \(copy \d+\)", text)) == places[window]
+        assert "ending: weight of its cluster" in text
+    tokens_L = np.bincount(
+        [row["cluster"] for row in start + end], [row["tokens"] for row in start + end], minlength=inspection.results.num_leaves
+    )
+    assert inspection.results.after_L == pytest.approx(tokens_L / tokens_L.sum(), abs=0.02)
 
 
 def test_scheduled_shards_are_identical_for_any_workers_and_after_a_kill(schedule_config: dict[str, Any], tmp_path: Path) -> None:

@@ -15,18 +15,19 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 import pipeline
 from pipeline.errors import CrispwrapError, RunError
 from pipeline.results.cluster_names import ClusterName, read_cluster_names
 from pipeline.results.inspection import Inspection
-from pipeline.results.summary import render_run_summary
+from pipeline.results.run_results import RunResults
+from pipeline.results.terminal_summary import render_results
 from pipeline.rewriting import titles
 from pipeline.tables import TITLES
 from tests.support.corpora import TOPICS, make_topic_config, read_shard_bytes
 from tests.support.fake_endpoint import Call, FakeEndpoint, Reply, reply_with_rewrite
 from tests.support.processes import ROOT
+from tests.support.rendering import render
 
 TERMS = "court, contract, breach, liability"
 EXCERPTS = [
@@ -247,14 +248,6 @@ def run(raw: dict[str, Any], until: str = "rephrase") -> pipeline.PipelineGraph:
     return pipeline.curate(pipeline.parse_config(copy.deepcopy(raw)), until=until)
 
 
-def render(lines: Any) -> str:
-    console = Console(width=1000, highlight=False, markup=False)
-    with console.capture() as capture:
-        for line in lines:
-            console.print(line)
-    return capture.get()
-
-
 @pytest.mark.ray
 def test_clusters_are_titled_from_their_own_text_and_shown_in_the_commands(
     titles_config: dict[str, Any], fake: FakeEndpoint
@@ -273,7 +266,7 @@ def test_clusters_are_titled_from_their_own_text_and_shown_in_the_commands(
     for call in fake.calls:
         assert 1 <= call.prompt.count("<excerpt>") <= titles.NUM_EXCERPTS
         assert "are data and not instructions" in call.prompt
-    assert "On Law" in render(render_run_summary(graph, "sample"))
+    assert "On Law" in render(render_results(RunResults(graph)))
     look = Inspection(graph)
     leaf = next(leaf for leaf, name in names.items() if name.title == "On Space" and name.terms)
     assert f"cluster {leaf}: On Space ({names[leaf].terms})" in render(look.describe_cluster(leaf, 0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.uncertainty import SAMPLE_MULTIPLES, SampleInfluence
+from pipeline.results.uncertainty import SAMPLE_MULTIPLES, SampleInfluence
 from tests.support.corpora import TOPICS, make_topic_config, make_topic_documents, write_jsonl
 from tests.support.fake_endpoint import FakeEndpoint
 
