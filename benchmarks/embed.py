@@ -70,7 +70,7 @@ def sentence_transformer(cfg: Embed, precision: str, threads: int) -> Callable[[
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from pipeline.embedders.source import find_model_folder
+    from pipeline.embedders.base_model import find_model_folder
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 The fitting runs have several sizes, numbers of parts and widths of tree. Each has its own Ray and reads the first documents of the
 generalist corpus, in files of 500 documents. Measured for each step: the core-seconds of its tasks, the seconds in which no task
-runs, and the bytes that it stores. Rates are fitted to the amounts that `pipeline.costs.model` gives for the step. The CPU time of
+runs, and the bytes that it stores. Rates are fitted to the amounts that `costs.stage_costs` gives for the step. The CPU time of
 the driver per task and per piece of a shuffle is measured with empty ones. The test runs are larger, have one worker, or only have
 vectors.
 
@@ -34,7 +34,7 @@ from scipy.optimize import nnls
 from pipeline.config import Config, parse_config
 from pipeline.config import Engine as EngineSettings
 from pipeline.costs.corpus_size import CorpusSize, find_corpus_size
-from pipeline.costs.model import Machines, StageInputs, StageShape, describe_stage, estimate_stage, read_rates
+from pipeline.costs.stage_costs import Machines, StageInputs, StageShape, describe_stage, estimate_stage, read_rates
 from pipeline.engine import Engine
 from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.graph.build import build_graph

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config import Config, parse_config
 from pipeline.costs.corpus_size import CorpusSize
-from pipeline.costs.model import Machines, StageCost, StageInputs, estimate_stage
+from pipeline.costs.stage_costs import Machines, StageCost, StageInputs, estimate_stage
 from pipeline.terminal.formatting import format_bytes, format_duration
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.config import GENERALIST, Config
 from pipeline.costs.corpus_size import CorpusSize, find_corpus_size
-from pipeline.costs.model import (
+from pipeline.costs.stage_costs import (
     Machines,
     StageCost,
     StageInputs,

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from pipeline.arrays import F32
 from pipeline.config import Embed
-from pipeline.embedders import lsi, sentence, source, static
+from pipeline.embedders import base_model, lsi, sentence, static
 from pipeline.storage import Folder
 
 
@@ -56,7 +56,7 @@ def identify(cfg: Embed) -> dict[str, Any]:
     """
     if cfg.model == "lsi":
         return lsi.identify(cfg)
-    return static.identify(cfg) if cfg.model.startswith(source.STATIC) else sentence.identify(cfg)
+    return static.identify(cfg) if cfg.model.startswith(base_model.STATIC) else sentence.identify(cfg)
 
 
 def pin_model(cfg: Embed) -> Embed:
@@ -70,7 +70,7 @@ def pin_model(cfg: Embed) -> Embed:
     commit = identify(cfg).get("source", {}).get("commit")
     if commit:
         return cfg.model_copy(update={"revision": commit})
-    base = source.get_base_model(cfg)
+    base = base_model.get_base_model(cfg)
     if cfg.model != "lsi" and os.path.isdir(base):
         return cfg.model_copy(update={"model": cfg.model.removesuffix(base) + os.path.abspath(base)})
     return cfg
@@ -82,7 +82,7 @@ def download(cfg: Embed) -> None:
     Raises:
         ConfigError: as `identify`.
     """
-    source.find_model_folder(cfg)
+    base_model.find_model_folder(cfg)
 
 
 def find_tokenizer_file(cfg: Embed) -> str:
@@ -93,14 +93,14 @@ def find_tokenizer_file(cfg: Embed) -> str:
     Raises:
         ConfigError: as `identify`.
     """
-    return source.find_tokenizer_file(cfg)
+    return base_model.find_tokenizer_file(cfg)
 
 
 def get_fit_input(cfg: Embed) -> Literal["nothing", "model", "texts"]:
     """What `fit` reads: "texts" of the corpus, only the base "model" to distil, or "nothing" if `load` needs no fitted artifact."""
     if cfg.model == "lsi":
         return "texts"
-    return "model" if cfg.model.startswith(source.STATIC) else "nothing"
+    return "model" if cfg.model.startswith(base_model.STATIC) else "nothing"
 
 
 def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str] = (), threads: int = 1) -> dict[str, Any]:

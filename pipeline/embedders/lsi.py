@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.arrays import F32
 from pipeline.config import Embed
-from pipeline.embedders import source
+from pipeline.embedders import base_model
 from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
 from pipeline.execution.cpu import processor_name
@@ -29,7 +29,7 @@ _ARTIFACT = "lsi.npz"
 
 def identify(cfg: Embed) -> dict[str, Any]:
     """See `pipeline.embedders.identify`; the tokenizer is included because windows are cut with it."""
-    return {"kind": "lsi", "source": {"tokenizer": source.identify_source(cfg)["tokenizer"]}, "dim": cfg.dim}
+    return {"kind": "lsi", "source": {"tokenizer": base_model.identify_source(cfg)["tokenizer"]}, "dim": cfg.dim}
 
 
 def fit(cfg: Embed, *, seed: int, folder: Folder, texts: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.arrays import F32
 from pipeline.config import Embed
-from pipeline.embedders import source
+from pipeline.embedders import base_model
 from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
 from pipeline.execution.cpu import processor_has_bf16, processor_name
@@ -30,7 +30,7 @@ def identify(cfg: Embed) -> dict[str, Any]:
     """See `pipeline.embedders.identify`."""
     _check_max_tokens(cfg)
     settings = {name: getattr(cfg, name) for name in ("max_tokens", "pool", "precision", "batch_size")}
-    return {"kind": "sentence", "source": source.identify_source(cfg), **settings}
+    return {"kind": "sentence", "source": base_model.identify_source(cfg), **settings}
 
 
 def load(cfg: Embed, *, threads: int) -> "SentenceEmbedder":
@@ -47,7 +47,7 @@ def load_model(cfg: Embed, *, threads: int, device: str | None = None) -> Any:
         ConfigError: sentence-transformers is not installed, or the model cannot be loaded, for instance
             because it contains code that would have to be run.
     """
-    folder = source.find_model_folder(cfg)
+    folder = base_model.find_model_folder(cfg)
     try:
         import torch
         from sentence_transformers import SentenceTransformer
@@ -172,7 +172,7 @@ def make_batches(num_tokens_S: Sequence[int], batch_size: int, max_batch_tokens:
 
 
 def _check_max_tokens(cfg: Embed) -> None:
-    limit = source.read_position_limit(cfg)
+    limit = base_model.read_position_limit(cfg)
     if limit is not None and cfg.max_tokens > limit:
         raise ConfigError(
             f"embed.max_tokens must be at most {limit}, the number of positions of {cfg.model}, got {cfg.max_tokens}; "

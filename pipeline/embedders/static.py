@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import F32, I64
 from pipeline.config import Embed
-from pipeline.embedders import source
+from pipeline.embedders import base_model
 from pipeline.embedders.sentence import autocast_context, limit_tokenizer_threads, load_model, resolve_precision
 from pipeline.embedders.vectors import normalise_rows
 from pipeline.errors import ConfigError
@@ -46,7 +46,7 @@ _WORD_MARKS = ("##", "▁", "Ġ")  # WordPiece, SentencePiece and byte-level BPE
 
 def identify(cfg: Embed) -> dict[str, Any]:
     """See `pipeline.embedders.identify`."""
-    return {"kind": "static", "source": source.identify_source(cfg), "dim": cfg.dim, "precision": cfg.precision}
+    return {"kind": "static", "source": base_model.identify_source(cfg), "dim": cfg.dim, "precision": cfg.precision}
 
 
 def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def fit(cfg: Embed, *, folder: Folder, threads: int = 1) -> dict[str, Any]:
     Raises:
         ConfigError: `embed.dim` is more than the base model's width, or the model is not a plain text transformer.
     """
-    with open(source.find_tokenizer_file(cfg), encoding="utf-8") as file:
+    with open(base_model.find_tokenizer_file(cfg), encoding="utf-8") as file:
         tokenizer_json = file.read()
     precision = _resolve_cpu_precision(cfg)
     environment = {"processor": processor_name(), "precision": precision, "libraries": _find_library_versions()}
@@ -158,7 +158,7 @@ def _embed_tokens(cfg: Embed, token_V: I64, precision: str, threads: int) -> F32
         raise ConfigError(
             f"embed.model {cfg.model}: only a transformer can be distilled, and this model is not one; use it without static:"
         )
-    tokenizer = Tokenizer.from_file(source.find_tokenizer_file(cfg))
+    tokenizer = Tokenizer.from_file(base_model.find_tokenizer_file(cfg))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     example = tokenizer.encode("a")

@@ -6,8 +6,8 @@ from typing import Any
 from pipeline.errors import ConfigError, suggest_name
 from pipeline.exporting import Format
 from pipeline.exporting.mixtures import MIXTURE_FORMATS, MixtureFormat
-from pipeline.exporting.plain import HuggingFace, Jsonl, Mds, WebDataset
-from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore
+from pipeline.exporting.text_formats import HuggingFace, Jsonl, Mds, WebDataset
+from pipeline.exporting.token_formats import Megatron, Nanotron, OlmoCore
 
 FORMATS: dict[str, Format] = {kind.name: kind() for kind in (HuggingFace, Megatron, Nanotron, OlmoCore, Mds, WebDataset, Jsonl)}
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.exporting import Format
-from pipeline.exporting.plain import HuggingFace, Mds
-from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore
+from pipeline.exporting.text_formats import HuggingFace, Mds
+from pipeline.exporting.token_formats import Megatron, Nanotron, OlmoCore
 
 Unit = Literal["tokens", "documents"]
 

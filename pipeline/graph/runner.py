@@ -23,7 +23,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.step_table import build_step_table, read_step_rows
 from pipeline.results.terminal_summary import render_results, render_rewriting
 from pipeline.stages.export import export_step, link_output, mixture_step, reserve_output
-from pipeline.stages.groups import groups_step
+from pipeline.stages.mixture_groups import groups_step
 from pipeline.stages.publish import is_published, publish_shards
 from pipeline.storage import Folder
 from pipeline.terminal.output import console

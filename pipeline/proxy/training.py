@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from pipeline.arrays import F64, I64
 from pipeline.errors import InputError
 from pipeline.hashing import keyed_hash
-from pipeline.proxy.model import CodeLength, autocast_context, make_model, measure_bits
 from pipeline.proxy.optimiser import make_optimisers
 from pipeline.proxy.settings import ProxySettings
+from pipeline.proxy.transformer import CodeLength, autocast_context, make_model, measure_bits
 from pipeline.storage import Folder
 
 CHECKPOINT = "state.safetensors"  # not needed after training has finished

@@ -17,7 +17,7 @@ from pipeline.report.removed_rows import list_removed_rows
 from pipeline.results.findings import list_headline_numbers, write_sentences, write_warnings
 from pipeline.results.run_results import RunResults
 from pipeline.results.uncertainty import SAMPLE_MULTIPLES
-from pipeline.rewriting.summary import format_outcomes, is_collapsed
+from pipeline.rewriting.outcomes import format_outcomes, is_collapsed
 
 _MAX_INTERVALS = 15  # clusters in the chart of intervals
 _MAX_SOURCES = 24

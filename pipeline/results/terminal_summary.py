@@ -11,7 +11,7 @@ from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.execution.step import USAGE, Step
 from pipeline.results.findings import write_sentences, write_warnings
 from pipeline.results.run_results import RunResults
-from pipeline.rewriting.summary import render_summary
+from pipeline.rewriting.outcomes import render_outcomes
 from pipeline.terminal.formatting import format_number, format_percent
 
 _NUM_SHOWN = 6  # clusters and sources that gained most, and as many that lost most
@@ -22,7 +22,7 @@ _OF_SPECIALIST = ("kl_generalist", "kl_output", "effective_leaves", "without_tex
 def render_rewriting(graph: PipelineGraph) -> Iterator[RenderableType]:
     """Render the outcome of the rephrase step."""
     rephrased = graph.step("rephrase")
-    yield from render_summary(rephrased.manifest, rephrased.folder.read_json(USAGE))
+    yield from render_outcomes(rephrased.manifest, rephrased.folder.read_json(USAGE))
 
 
 def render_results(results: RunResults) -> Iterator[RenderableType]:

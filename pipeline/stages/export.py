@@ -16,7 +16,7 @@ from pipeline.execution.step import Step, map_parts
 from pipeline.exporting import Format, Shard, Tokenizer
 from pipeline.exporting.catalogue import find_format, find_mixture_format
 from pipeline.exporting.mixtures import Group
-from pipeline.exporting.tokens import read_tokenizer
+from pipeline.exporting.token_formats import read_tokenizer
 from pipeline.manifest import versions
 from pipeline.storage import MANIFEST, PUBLISHED_MANIFEST, Folder
 from pipeline.tables import EXPORTED

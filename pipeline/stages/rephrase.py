@@ -27,9 +27,10 @@ from pipeline.errors import ConfigError
 from pipeline.execution.fingerprint import fingerprint
 from pipeline.execution.step import Step, group_for_fold, map_parts, part_names, split_evenly
 from pipeline.mixture.allocation import Limits, allocate_capped
-from pipeline.rewriting import model as models
+from pipeline.rewriting import language_model
 from pipeline.rewriting import prompts
 from pipeline.rewriting.answers import ANSWERS_FOLDER
+from pipeline.rewriting.cost_estimate import compute_mean_ratio, estimate_first_round, format_estimate
 from pipeline.rewriting.endpoint import check_endpoint
 from pipeline.rewriting.filters import summarise_openings
 from pipeline.rewriting.requests import RewriteInputs, build_prompts
@@ -37,7 +38,6 @@ from pipeline.rewriting.rewrite_counts import SUM_KEYS, RewriteCounts
 from pipeline.rewriting.rewrite_use import RewriteUse, fill_deficits, fill_uniformly
 from pipeline.rewriting.selection import RewritingProgress, StyleVariant, compute_requested_share, list_style_variants
 from pipeline.rewriting.styles import Style, load_style
-from pipeline.rewriting.summary import compute_mean_ratio, estimate_first_round, format_estimate
 from pipeline.stages.embed import embedder_gpus
 from pipeline.stages.held_out import identify_held_out, write_held_out_ngrams
 from pipeline.stages.request_groups import ChooseInputs, JudgeInputs, choose_group, judge_group, plan_round_groups
@@ -105,7 +105,7 @@ def rephrase_step(
     styles = load_styles(config)
     if settings.endpoint:
         check_endpoint(settings.endpoint)
-    model = models.resolve_model(settings)
+    model = language_model.resolve_model(settings)
     generalist = prepared["generalist"]
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def rephrase_step(
         inputs = RewriteInputs(
             styles=styles,
             style_variants=style_variants,
-            generator=models.fingerprint_generator(settings, model),
+            generator=language_model.fingerprint_generator(settings, model),
             passage_tokens=settings.passage_tokens,
             num_examples=settings.examples,
             cutter=make_cutter(config),
@@ -225,7 +225,7 @@ def rephrase_step(
         stage="rephrase",
         version=4,  # 4: columns of `rewriting.parquet` and facts of the groups of requests were renamed
         settings={
-            "rephrase": models.get_identity(settings, model),
+            "rephrase": language_model.get_identity(settings, model),
             "wording": {name: fingerprint(style.model_dump(mode="json", exclude={"about"})) for name, style in styles.items()},
             "held_out": identify_held_out(config, generalist.workdir),
             "max_epochs": config.weights.max_epochs,

@@ -27,7 +27,7 @@ from pipeline.rewriting.answers import (
     read_keys,
     write_answers,
 )
-from pipeline.rewriting.model import Model
+from pipeline.rewriting.language_model import Model
 from pipeline.storage import Folder
 
 _RETRY_SHRINK = 8  # each retry sends blocks smaller by this factor

@@ -16,7 +16,7 @@ from pipeline.engine import Engine
 from pipeline.engine.llm_io import Failure
 from pipeline.errors import RunError
 from pipeline.execution.step import Step
-from pipeline.rewriting import model as models
+from pipeline.rewriting import language_model
 from pipeline.rewriting import titles
 from pipeline.rewriting.answers import ANSWERS_FOLDER
 from pipeline.rewriting.endpoint import check_endpoint
@@ -40,8 +40,8 @@ def titles_step(config: Config, windows: Step, assigned: Step, weighted: Step) -
     assert settings
     if settings.endpoint:
         check_endpoint(settings.endpoint)
-    model = models.resolve_model(settings)
-    generator = models.fingerprint_generator(settings, model)
+    model = language_model.resolve_model(settings)
+    generator = language_model.fingerprint_generator(settings, model)
 
     def work(engine: Engine, folder: Folder) -> dict[str, Any]:
         names = weighted.folder.read_table("names.parquet").to_pylist()

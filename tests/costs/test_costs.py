@@ -26,7 +26,7 @@ from pipeline.config import Config, parse_config
 from pipeline.config.stages import STAGES
 from pipeline.costs.corpus_size import CorpusSize, find_corpus_size
 from pipeline.costs.estimate import estimate_steps, render_estimate
-from pipeline.costs.model import (
+from pipeline.costs.stage_costs import (
     STAGE_SHAPES,
     Machines,
     StageCost,

@@ -516,7 +516,7 @@ def test_fit_input_of_each_kind() -> None:
 DOWNLOAD_MODEL = """
 import sys
 from pipeline.config import Embed
-from pipeline.embedders.source import find_model_folder
+from pipeline.embedders.base_model import find_model_folder
 
 find_model_folder(Embed(model=sys.argv[1]))
 """

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.exporting import Format, Shard
 from pipeline.exporting import Tokenizer as Settings
 from pipeline.exporting.encoding import TextEncoder
-from pipeline.exporting.tokens import Megatron, Nanotron, OlmoCore, read_tokenizer
+from pipeline.exporting.token_formats import Megatron, Nanotron, OlmoCore, read_tokenizer
 from pipeline.storage import Folder
 from tests.support.tiny_llama import read_docstrings
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.proxy import training
-from pipeline.proxy.model import make_model, measure_bits
 from pipeline.proxy.optimiser import Muon, make_optimisers, orthogonalise
 from pipeline.proxy.settings import SHAPES, ProxySettings
 from pipeline.proxy.tokens import encode_corpus, encode_texts, get_end_token_id, train_tokenizer
 from pipeline.proxy.training import train
+from pipeline.proxy.transformer import make_model, measure_bits
 from pipeline.storage import Folder
 from tests.support.corpora import make_topic_documents
 
@@ -80,7 +80,7 @@ def test_bits_are_those_of_each_token_given_the_tokens_before_it() -> None:
 
 @given(st.lists(st.integers(0, 150), min_size=1, max_size=4))
 def test_every_token_of_a_long_text_is_counted_once(lengths: list[int]) -> None:
-    from pipeline.proxy.model import _cut_contexts
+    from pipeline.proxy.transformer import _cut_contexts
 
     texts = ["x " * length for length in lengths]
     counted = [0] * len(texts)

@@ -1,93 +1,17 @@
-"""Estimate the cost of rewriting before it runs, and summarise a finished rephrase step, both as text for a person."""
+"""The outcomes of a finished rephrase step as text: accepted, rejected and quarantined answers, and collapsed styles."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-
-from pipeline.rewriting import prompts
-from pipeline.rewriting.selection import RewritingProgress, StyleVariant, compute_requested_share
-from pipeline.rewriting.styles import Style
-from pipeline.text.windows import WindowCutter
 
 # A style has collapsed into a template when its answers begin alike. FinePhrase counted 40 distinct openings in 10,000 answers of
 # one model, and 1,897 in those of another.
 _MIN_DISTINCT_SHARE = 0.02  # distinct openings per answer: fewer mean collapse
 _MAX_OPENING_SHARE = 0.5  # share of the most common opening: more means collapse
 _MIN_ANSWERS = 200  # with fewer, no style counts as collapsed
-
-
-@dataclass(frozen=True)
-class CostEstimate:
-    """The estimated cost of the first round, if answers have the lengths that the styles expect."""
-
-    wanted_tokens: float
-    num_passages: float
-    prompt_tokens: float
-    output_tokens: float
-    met_share: float  # of wanted_tokens, if all available text were rewritten
-    gpu_hours: float
-
-
-def estimate_first_round(
-    progress: RewritingProgress,
-    style_variants: Sequence[StyleVariant],
-    styles: Mapping[str, Style],
-    *,
-    by_leaf: bool,
-    passage_tokens: float,
-    tokens_per_second: float,
-    cutter: WindowCutter,
-) -> CostEstimate:
-    """Estimate the cost of a plan before any prompt is sent, for passages of `passage_tokens` tokens each.
-
-    Tokens are those of the embedder's tokenizer; the model's own count differs by a few percent. The estimate covers the first
-    round, which allows for the usual rejections (`selection._PRIOR_ACCEPTANCE`). Further rejections, which later rounds replace,
-    are not included.
-    """
-    rate_L = progress.compute_next_rates(style_variants, by_leaf=by_leaf)
-    share_L = compute_requested_share(rate_L, style_variants) if rate_L is not None else np.zeros(len(progress.wanted_L))
-    source_tokens = float((share_L * progress.tokens_L).sum() * len(style_variants))
-    weights = np.array([one.weight for one in style_variants]) / sum(one.weight for one in style_variants)
-    ratio = compute_mean_ratio(style_variants)
-    instructions = [prompts.get_instructions(styles[one.style]) for one in style_variants]
-    instruction_tokens = float(weights @ [cutter.count(text) for text in instructions])
-    thought_ratio = float(weights @ [styles[one.style].thought_ratio for one in style_variants])
-    output_tokens = source_tokens * (ratio + thought_ratio)
-    num_passages = source_tokens / passage_tokens
-    if by_leaf:
-        available = float(np.minimum(progress.wanted_L, progress.tokens_L * len(style_variants) * ratio).sum())
-    else:
-        available = source_tokens * ratio
-    return CostEstimate(
-        wanted_tokens=float(progress.wanted_L.sum()),
-        num_passages=num_passages,
-        prompt_tokens=source_tokens + num_passages * instruction_tokens,
-        output_tokens=output_tokens,
-        met_share=min(1.0, available / max(1.0, float(progress.wanted_L.sum()))),
-        gpu_hours=output_tokens / tokens_per_second / 3600,
-    )
-
-
-def format_estimate(cost: CostEstimate, tokens_per_second: float) -> str:
-    """Format the estimate as one line."""
-    if not cost.wanted_tokens:
-        return "rephrase: nothing to rewrite; no cluster exceeds weights.max_epochs"
-    line = (
-        f"rephrase: {cost.wanted_tokens:,.0f} tokens wanted; about {cost.num_passages:,.0f} prompts, {cost.prompt_tokens:,.0f} "
-        f"prompt tokens, {cost.output_tokens:,.0f} output tokens, {cost.gpu_hours:,.2g} GPU-hours at {tokens_per_second:,.0f} "
-        "output tokens/s per GPU"
-    )
-    if cost.met_share < 0.99:
-        line += (
-            f"; rewriting all text of these clusters in these styles gives only about {100 * cost.met_share:.0f}% of that; "
-            "add styles or raise rephrase.variants"
-        )
-    return line
 
 
 def format_outcomes(facts: Mapping[str, Any]) -> str:
@@ -105,7 +29,7 @@ def count_outcomes(outcomes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {"accepted": accepted, "rejected": total - accepted - quarantined, "quarantined": quarantined}
 
 
-def render_summary(facts: Mapping[str, Any], usage: Mapping[str, Any] | None) -> Iterator[RenderableType]:
+def render_outcomes(facts: Mapping[str, Any], usage: Mapping[str, Any] | None) -> Iterator[RenderableType]:
     """Yield the summary of a finished rephrase step; `usage` holds the resources that the step used, if known."""
     table = Table(title="\nRewrites", title_justify="left", box=None, pad_edge=False)
     for heading in ("style", "prompts", "accepted", "rejected by rule", "distinct openings"):
@@ -182,9 +106,3 @@ def _suggest_fix(facts: Mapping[str, Any]) -> str:
         f"{unusable:,} of {facts['requests']:,} answers are unusable, most often because of {commonest}; "
         "see passages/ and try another model"
     )
-
-
-def compute_mean_ratio(style_variants: Sequence[StyleVariant]) -> float:
-    """Return the expected answer tokens per passage token, averaged over the style variants by weight."""
-    weights = [one.weight for one in style_variants]
-    return float(np.average([one.expected_ratio for one in style_variants], weights=weights))
