@@ -27,8 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.execution.fingerprint import fingerprint
 from pipeline.execution.step import Step, group_for_fold, map_parts, part_names, split_evenly
 from pipeline.mixture.allocation import Limits, allocate_capped
-from pipeline.rewriting import language_model
-from pipeline.rewriting import prompts
+from pipeline.rewriting import language_model, prompts
 from pipeline.rewriting.answers import ANSWERS_FOLDER
 from pipeline.rewriting.cost_estimate import compute_mean_ratio, estimate_first_round, format_estimate
 from pipeline.rewriting.endpoint import check_endpoint

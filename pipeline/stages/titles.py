@@ -16,8 +16,7 @@ from pipeline.engine import Engine
 from pipeline.engine.llm_io import Failure
 from pipeline.errors import RunError
 from pipeline.execution.step import Step
-from pipeline.rewriting import language_model
-from pipeline.rewriting import titles
+from pipeline.rewriting import language_model, titles
 from pipeline.rewriting.answers import ANSWERS_FOLDER
 from pipeline.rewriting.endpoint import check_endpoint
 from pipeline.stages.request_sender import RequestSender
