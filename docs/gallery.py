@@ -31,10 +31,10 @@ def main() -> None:
     made = []
     with launch_browser() as started:
         with open_page(started, REPORT, width=1200, height=860) as found:
-            made.append(take_picture(found, "verdict"))
+            made.append(take_picture(found, "summary"))
             made.append(take_picture(found, "map", "#map"))
             made.append(take_picture(found, "before-after", 'figure[data-chart="movers"]'))
-            made.append(take_picture(found, "certainty", "#uncertainty"))
+            made.append(take_picture(found, "uncertainty", "#uncertainty"))
         with open_page(started, REPORT, width=1200, height=860, dark=True) as found:
             found.page.locator("#map").scroll_into_view_if_needed()
             found.page.evaluate("document.querySelector('#map').scrollIntoView()")

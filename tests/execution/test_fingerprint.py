@@ -31,3 +31,13 @@ def test_differences_name_each_field() -> None:
     old = {"settings": {"tokens": 256, "same": 1}, "version": 1}
     new = {"settings": {"tokens": 128, "same": 1}, "version": 1, "more": 2}
     assert diff_identities(old, new) == ["more: None → 2", "settings.tokens: 256 → 128"]
+
+
+def test_differences_of_many_files_are_short() -> None:
+    old = {"files": [{"name": f"{number}.jsonl", "digest": "x"} for number in range(10, 90)], "long": "a" * 500}
+    new = {"files": [{"name": f"{number}.jsonl", "digest": "y" if number > 97 else "x"} for number in range(12, 100)], "long": "b"}
+    new["files"][0]["digest"] = "z"
+    files, long = diff_identities(old, new)
+    assert files == "files: 10 added (90.jsonl, 91.jsonl, 92.jsonl, …), 2 removed (10.jsonl, 11.jsonl), 1 changed (12.jsonl)"
+    assert long == f"long: {'a' * 100} … → b"
+    assert diff_identities({"files": old["files"]}, {"files": old["files"][::-1]}) == ["files: in another order or number"]
