@@ -16,7 +16,7 @@ from pipeline.execution.step import Step, part_names
 from pipeline.hashing import find_lowest, keyed_uniform
 from pipeline.stages.held_out import log_blank_rows
 from pipeline.stages.prepare import prepare_step
-from pipeline.stages.prepare_scan import QUARANTINE_FOLDER
+from pipeline.stages.prepare_scan import QUARANTINE_FOLDER, check_bad_rows
 from pipeline.storage import Folder
 
 # With fewer, an interval over documents is meaningless.
@@ -42,13 +42,9 @@ def held_out_step(config: Config, name: str, corpus: Corpus, workdir: Folder) ->
         reasons = Counter(manifest["reasons"])
         num_rows = manifest["documents"] + manifest["dropped"] + manifest["quarantined"]
         log_blank_rows(setting, num_rows, reasons.pop("empty_text", 0))
-        if reasons.total() > config.max_bad_fraction * num_rows:
-            counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            raise InputError(
-                f"{reasons.total()} of {num_rows} rows of {setting} cannot be used ({counts}), more than max_bad_fraction = "
-                f"{config.max_bad_fraction}; they are listed in {folder.child(QUARANTINE_FOLDER).url}; fix the input or raise "
-                "max_bad_fraction"
-            )
+        quarantine = folder.child(QUARANTINE_FOLDER)
+        files = [name.removesuffix(".parquet") for name in quarantine.names(".parquet")]
+        check_bad_rows(reasons, num_rows, config.max_bad_fraction, setting, quarantine, files)
         return manifest
 
     return replace(step, work=work)

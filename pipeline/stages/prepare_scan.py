@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from loguru import logger
 
 from pipeline.config import Corpus
@@ -124,14 +125,19 @@ def _describe_first_bad(table: pa.Table) -> str:
 def check_bad_rows(
     reasons: Mapping[str, int], num_rows: int, max_bad_fraction: float, corpus: str, quarantine: Folder, names: Sequence[str]
 ) -> None:
-    """Check that at most `max_bad_fraction` of the rows are in quarantine. The error shows the first row of file `names[0]`.
+    """Check that at most `max_bad_fraction` of the rows are bad for one of `reasons`, and show the first of them otherwise.
+
+    Args:
+        names: of the files with quarantined rows, in order.
 
     Raises:
         InputError: more rows are bad than `max_bad_fraction` allows.
     """
     num_bad = sum(reasons.values())
     if num_bad > max_bad_fraction * num_rows:
-        first = _describe_first_bad(quarantine.read_table(f"{names[0]}.parquet"))
+        tables = (quarantine.read_table(f"{name}.parquet") for name in names)
+        bad_tables = (table.filter(pc.is_in(table["reason"], pa.array(list(reasons)))) for table in tables)
+        first = _describe_first_bad(next(table for table in bad_tables if len(table)))
         raise InputError(
             f"{num_bad:,} of {num_rows:,} rows of {corpus} are bad ({_format_reasons(reasons)}), more than max_bad_fraction = "
             f"{max_bad_fraction}; {first}; the bad rows are in {quarantine.url}; fix the input or raise max_bad_fraction"
