@@ -69,7 +69,7 @@ def generate(
         shared: the last argument of `read` and `store`; sent to each machine once.
         settings: the section `rephrase`.
         model: a folder or a name on the hub.
-        title: title of the progress phase.
+        title: title of the progress activity.
         revision: commit of a hub model.
         one_at_a_time: each vLLM engine holds one block, and blocks are never merged, so that a prompt that kills engines loses only
             its own block.
@@ -88,7 +88,7 @@ def generate(
     inputs = _TaskInputs(read, store, ray.put(shared), Chat.load(engine, settings, model, revision))
     pending = dict(enumerate(blocks))
     unanswered: dict[int, int] = {}
-    with engine.progress.phase(title, len(blocks), "blocks") as phase:
+    with engine.progress.activity(title, len(blocks), "blocks") as activity:
         while pending:
             before = len(pending)
             try:
@@ -100,7 +100,7 @@ def generate(
                         pending.pop(number, None)
                         unanswered[number] = unanswered.get(number, size) - answered
                         if not unanswered[number]:
-                            phase.advance()
+                            activity.advance()
                     yield result.value
             except NoLiveEngineError as error:
                 if len(pending) == before:

@@ -255,7 +255,7 @@ class Engine:
         """Yield (index, result) of running tasks as they finish; after a failure start no more, and raise it at the end."""
         failure: BaseException | None = None
         total = before + sum(map(_count_units, items))
-        with self._measure_mapping(), self.progress.phase(title, total, unit, before=before) as phase:
+        with self._measure_mapping(), self.progress.activity(title, total, unit, before=before) as activity:
             while True:
                 if failure is None:
                     refill()
@@ -269,7 +269,7 @@ class Engine:
                     failure = failure or self._to_user_error(error, f"{title}, {_describe_item(items[index])}")
                     continue
                 self.usage.add(busy_s * cores, rss_bytes)
-                phase.advance(_count_units(items[index]), quarantined(result) if quarantined else 0)
+                activity.advance(_count_units(items[index]), quarantined(result) if quarantined else 0)
                 yield index, result
         if failure is not None:
             raise failure

@@ -20,7 +20,7 @@ from pipeline.results.step_table import build_step_table, format_step_row, read_
 from pipeline.storage import Folder
 from pipeline.terminal.formatting import format_duration
 from pipeline.terminal.output import console
-from pipeline.terminal.progress import DONE, FAILED, RUNNING, PhaseProgress
+from pipeline.terminal.progress import DONE, FAILED, RUNNING, ActivityProgress
 
 ENDED, KILLED, SILENT = "ended", "killed", "silent"  # in addition to RUNNING and FAILED
 
@@ -39,13 +39,13 @@ class Status:
     record: Mapping[str, Any]
 
     @property
-    def phase(self) -> PhaseProgress | None:
-        """The progress of the running phase."""
+    def activity(self) -> ActivityProgress | None:
+        """The progress of the running activity."""
         count = self.record.get("count")
         if not count or self.state not in (RUNNING, SILENT):
             return None
         try:
-            return PhaseProgress(**count)
+            return ActivityProgress(**count)
         except TypeError:  # a run of another version, with other fields
             return None
 
@@ -113,21 +113,21 @@ def render_status(workdir: Folder, status: Status, *, width: int) -> Iterator[Re
     if line := describe_progress(status):
         yield Text(line)
     if status.steps:
-        phase = status.phase
+        activity = status.activity
         yield Text()
-        done = f"{phase.done:,} of {phase.total:,} {replace_controls(phase.unit)}" if phase else ""
+        done = f"{activity.done:,} of {activity.total:,} {replace_controls(activity.unit)}" if activity else ""
         yield build_step_table(read_step_rows(workdir, status.steps), done, width=width)
 
 
 def describe_progress(status: Status) -> str:
     """The running step and its progress; empty if no step is running."""
     step = next((step["title"] for step in status.steps if step["state"] == RUNNING), "")
-    phase = status.phase
-    if not phase:
+    activity = status.activity
+    if not activity:
         seconds = status.record.get("step_seconds", 0.0)
         return replace_controls(step + (f", for {format_duration(seconds)}" if step and seconds >= 1 else ""))
-    title = f"{step}: {phase.title}" if step and step != phase.title else phase.title
-    return replace_controls(f"{title}, {phase.describe()}")
+    title = f"{step}: {activity.title}" if step and step != activity.title else activity.title
+    return replace_controls(f"{title}, {activity.describe()}")
 
 
 def _describe_run(status: Status) -> str:

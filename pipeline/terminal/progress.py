@@ -1,6 +1,6 @@
-"""Progress of a run: its steps and the running phase, for a terminal, a log, and the run record that other processes read.
+"""Progress of a run: its steps and the running activity, for a terminal, a log, and the run record that other processes read.
 
-A step is a stage of one corpus; a phase is one map, fold or shuffle in it. The working thread updates the progress; the threads
+A step is a stage of one corpus; an activity is one map, fold or shuffle in it. The working thread updates the progress; the threads
 that draw the line and write the record read it.
 
 On a terminal, one live line shows the running step, and disappears when the step is done. Elsewhere, as in the log of a submitted
@@ -36,8 +36,8 @@ _MARK_INTERVAL_S, _MAX_MARKS = 5.0, 25
 
 
 @dataclass(frozen=True)
-class PhaseProgress:
-    """Progress of a phase; `quarantined` are rows of its step so far."""
+class ActivityProgress:
+    """Progress of an activity; `quarantined` are rows of its step so far."""
 
     title: str
     unit: str
@@ -61,7 +61,7 @@ class PhaseProgress:
         return ", ".join(parts)
 
 
-class Phase:
+class Activity:
     """Counts completed units out of `total`, of which `before` were complete at the beginning."""
 
     def __init__(self, title: str, total: int, unit: str, *, before: int, quarantined: int, on_advance: Callable[[], None]) -> None:
@@ -78,11 +78,11 @@ class Phase:
             self._marks.append((now, self.done))
         self._on_advance()
 
-    def snapshot(self) -> PhaseProgress:
+    def snapshot(self) -> ActivityProgress:
         """The progress now, with the rate of the last two minutes."""
         since, before = self._marks[0]
         rate_per_s = (self.done - before) / max(1e-9, time.monotonic() - since)
-        return PhaseProgress(self.title, self.unit, self.done, self.total, rate_per_s, self.quarantined)
+        return ActivityProgress(self.title, self.unit, self.done, self.total, rate_per_s, self.quarantined)
 
 
 @dataclass
@@ -100,8 +100,8 @@ class Progress:
         self._started = self._step_started = self._logged = time.monotonic()
         self._steps: list[_Step] = []
         self._step: _Step | None = None
-        self._phases: list[Phase] = []  # the last is running; a slow consumer of a phase's results may start another one
-        self._quarantined = 0  # by the finished phases of this step
+        self._activities: list[Activity] = []  # the last is running; a slow consumer of an activity's results may start another one
+        self._quarantined = 0  # by the finished activities of this step
         self._live: Live | None = None
 
     def add(self, steps: Sequence[tuple[str, str]]) -> int:
@@ -134,19 +134,19 @@ class Progress:
             self.on_change()
 
     @contextmanager
-    def phase(self, title: str, total: int, unit: str, *, before: int = 0) -> Iterator[Phase]:
-        """Show a phase during the block; the caller advances it."""
-        phase = Phase(title, total, unit, before=before, quarantined=self._quarantined, on_advance=self._log_progress)
-        self._phases.append(phase)
+    def activity(self, title: str, total: int, unit: str, *, before: int = 0) -> Iterator[Activity]:
+        """Show an activity during the block; the caller advances it."""
+        activity = Activity(title, total, unit, before=before, quarantined=self._quarantined, on_advance=self._log_progress)
+        self._activities.append(activity)
         try:
             with self._show_live_line():
-                yield phase
+                yield activity
         finally:
-            self._phases.remove(phase)
-            self._quarantined = phase.quarantined
+            self._activities.remove(activity)
+            self._quarantined = activity.quarantined
 
     def add_quarantined(self, rows: int) -> None:
-        """Add rows of this step that were quarantined between its phases, or by an earlier run."""
+        """Add rows of this step that were quarantined between its activities, or by an earlier run."""
         self._quarantined += rows
 
     def steps(self) -> list[dict[str, str]]:
@@ -156,7 +156,7 @@ class Progress:
     def to_record(self) -> dict[str, Any]:
         """The fields of the run record that describe progress: JSON, with durations but no clock times."""
         now = time.monotonic()
-        count = self._current_phase()
+        count = self._current_activity()
         return {
             "seconds": round(now - self._started, 1),
             "steps": self.steps(),
@@ -164,12 +164,12 @@ class Progress:
             "count": asdict(count) if count else None,
         }
 
-    def _current_phase(self) -> PhaseProgress | None:
-        phases = self._phases[-1:]  # a copy, because the phase may end at any time
-        return phases[0].snapshot() if phases else None
+    def _current_activity(self) -> ActivityProgress | None:
+        activities = self._activities[-1:]  # a copy, because the activity may end at any time
+        return activities[0].snapshot() if activities else None
 
     def _log_progress(self) -> None:
-        now, count = time.monotonic(), self._current_phase()
+        now, count = time.monotonic(), self._current_activity()
         if self._live or count is None or now - self._logged < _LOG_INTERVAL_S or count.done >= count.total:
             return
         logger.info(f"{count.title}: {count.describe()}")
@@ -196,8 +196,8 @@ class Progress:
             self._live = None
 
     def _render(self) -> RenderableType:
-        phase, step = self._current_phase(), self._step
-        if phase is None:
+        activity, step = self._current_activity(), self._step
+        if activity is None:
             waited = time.monotonic() - self._step_started
             title = log_console.as_encoded(step.title) if step else ""
             return Text(f"{title}  {format_duration(waited)}", no_wrap=True, overflow=_overflow())
@@ -205,11 +205,11 @@ class Progress:
         for _ in range(3 if log_console.width >= _MIN_WIDTH_FOR_BAR else 2):
             line.add_column(no_wrap=True, overflow=_overflow())
         bar = (
-            [ProgressBar(total=max(1, phase.total), completed=phase.done, width=_BAR_WIDTH)]
+            [ProgressBar(total=max(1, activity.total), completed=activity.done, width=_BAR_WIDTH)]
             if log_console.width >= _MIN_WIDTH_FOR_BAR
             else []
         )
-        line.add_row(log_console.as_encoded(phase.title), *bar, phase.describe())
+        line.add_row(log_console.as_encoded(activity.title), *bar, activity.describe())
         return line
 
 

@@ -33,8 +33,8 @@ with WorkdirLock(Folder(sys.argv[1]), describe_run=progress.to_record, heartbeat
     progress.on_change = lock.write_soon
     progress.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
     progress.mark_cached(0)
-    with progress.step(1), progress.phase("embed web", 10, "parts") as phase:
-        phase.advance(4, quarantined=7)
+    with progress.step(1), progress.activity("embed web", 10, "parts") as activity:
+        activity.advance(4, quarantined=7)
         print("running", flush=True)
         if "fail" in sys.stdin.readline():
             raise SystemExit(1)

@@ -22,12 +22,12 @@ from pipeline.storage import Folder
 from pipeline.tables import NAMES
 from pipeline.terminal import progress
 from pipeline.terminal.formatting import format_bytes, format_duration, format_rate
-from pipeline.terminal.progress import PhaseProgress, Progress
+from pipeline.terminal.progress import ActivityProgress, Progress
 from tests.support.processes import ROOT
 
 ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
 
-# Two phases of a step, and in the middle a line of the log and three of libraries, two of them native; each waits
+# Two activities of a step, and in the middle a line of the log and three of libraries, two of them native; each waits
 # for a line of input.
 AT_WORK = """
 import os
@@ -40,17 +40,17 @@ def work():
     progress = Progress()
     progress.add([("embed web", "embed/0")])
     with progress.step(0):
-        with progress.phase("scan web", 4, "files") as phase:
-            phase.advance(2, quarantined=3)
+        with progress.activity("scan web", 4, "files") as activity:
+            activity.advance(2, quarantined=3)
             sys.stdin.readline()
             logger.warning("a line of the log")
             print("a line of a library", file=sys.stderr)
             for number in (1, 2):
                 os.write(number, b"a line of a library" + os.linesep.encode())
-            phase.advance(1)
+            activity.advance(1)
             sys.stdin.readline()
-            phase.advance(1)
-        with progress.phase("embed web", 1000, "parts", before=700) as phase:
+            activity.advance(1)
+        with progress.activity("embed web", 1000, "parts", before=700) as activity:
             sys.stdin.readline()
     logger.info("the line of the stage")
 
@@ -142,7 +142,7 @@ def test_a_terminal_shows_one_live_line_below_the_log_lines(tmp_path: Path, colu
         assert len(logged) == 2
         terminal.press()
         resumed = screen(terminal.until(b"700 of 1,000 parts"))
-        assert "3 quarantined" in resumed[-1]  # of the step, not of the phase
+        assert "3 quarantined" in resumed[-1]  # of the step, not of the activity
         terminal.press()
         written = terminal.rest()
         assert terminal.process.wait() == 0
@@ -170,17 +170,17 @@ def log() -> Iterator[list[str]]:
     logger.remove(number)
 
 
-def test_a_long_phase_logs_its_progress_at_intervals(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_activity_logs_its_progress_at_intervals(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told = Progress()
-    with told.phase("embed web", 100, "parts") as phase:
+    with told.activity("embed web", 100, "parts") as activity:
         for _ in range(50):
-            phase.advance()
+            activity.advance()
         assert log == []
         monkeypatch.setattr(progress, "_LOG_INTERVAL_S", 0.0)
-        phase.advance(quarantined=2)
+        activity.advance(quarantined=2)
         (line,) = log
         assert re.fullmatch(r"embed web: 51 of 100 parts, [\d,.]+/\w+, .* left, 2 quarantined", line)
-        phase.advance(49)
+        activity.advance(49)
         assert log == [line]  # that it is done is said by the line of the stage
 
 
@@ -191,8 +191,8 @@ def test_the_run_record_has_the_state_of_each_step() -> None:
     first = told.add([("prepare web", "prepare/0"), ("embed web", "embed/0"), ("cluster", "cluster/0")])
     told.mark_cached(first)
     with told.step(first + 1):
-        with told.phase("embed web", 10, "parts", before=4) as phase:
-            phase.advance(2)
+        with told.activity("embed web", 10, "parts", before=4) as activity:
+            activity.advance(2)
             assert told.to_record()["count"] | {"rate_per_s": 0} == {
                 "title": "embed web",
                 "unit": "parts",
@@ -215,10 +215,10 @@ def bad(item: int, _: None) -> int:
 @pytest.mark.ray
 def test_the_engine_counts_quarantined_rows(ray_session: Any) -> None:
     engine = Engine(Settings())
-    counts: list[PhaseProgress] = []
+    counts: list[ActivityProgress] = []
     for _ in engine.map(bad, [1, 2, 3], title="scan", unit="files", before=5, quarantined=int, shared=None):
         record = engine.progress.to_record()["count"]
-        counts.append(PhaseProgress(**record))
+        counts.append(ActivityProgress(**record))
     assert [count.done for count in counts] == [6, 7, 8]
     assert {count.total for count in counts} == {8}
     assert counts[-1].quarantined == 6
@@ -238,13 +238,13 @@ def left_out(facts: dict[str, Any]) -> int:
 def test_a_resumed_step_counts_finished_parts(ray_session: Any, tmp_path: Path) -> None:
     engine, folder = Engine(Settings()), Folder(str(tmp_path))
     make_part("a", folder)
-    counts: list[PhaseProgress] = []
-    engine.check = lambda: counts.append(PhaseProgress(**engine.progress.to_record()["count"]))  # as each task ends
+    counts: list[ActivityProgress] = []
+    engine.check = lambda: counts.append(ActivityProgress(**engine.progress.to_record()["count"]))  # as each task ends
     facts = map_parts(engine, folder, ["a", "b", "c"], make_part, title="scan", shared=folder, quarantined=left_out)
     assert [part["name"] for part in facts] == ["a", "b", "c"]
     assert [(count.done, count.total, count.quarantined) for count in counts] == [(1, 3, 2), (2, 3, 4)]
-    with engine.progress.phase("cut", 1, "parts") as phase:
-        assert phase.quarantined == 6
+    with engine.progress.activity("cut", 1, "parts") as activity:
+        assert activity.quarantined == 6
 
 
 @pytest.mark.parametrize(
@@ -291,13 +291,13 @@ def test_bytes_are_formatted_with_three_digits(num: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("count", "said"),
     [
-        (PhaseProgress("t", "parts", 0, 10, 0.0, 0), "0 of 10 parts"),
-        (PhaseProgress("t", "parts", 5, 10, 0.5, 0), "5 of 10 parts, 30/min, 10 s left"),
-        (PhaseProgress("t", "files", 1000, 61_000, 2.0, 1234), "1,000 of 61,000 files, 2.0/s, 8.3 h left, 1,234 quarantined"),
-        (PhaseProgress("t", "parts", 10, 10, 2.0, 1), "10 of 10 parts, 1 quarantined"),
+        (ActivityProgress("t", "parts", 0, 10, 0.0, 0), "0 of 10 parts"),
+        (ActivityProgress("t", "parts", 5, 10, 0.5, 0), "5 of 10 parts, 30/min, 10 s left"),
+        (ActivityProgress("t", "files", 1000, 61_000, 2.0, 1234), "1,000 of 61,000 files, 2.0/s, 8.3 h left, 1,234 quarantined"),
+        (ActivityProgress("t", "parts", 10, 10, 2.0, 1), "10 of 10 parts, 1 quarantined"),
     ],
 )
-def test_phase_progress_is_described_with_rate_and_remaining_time(count: PhaseProgress, said: str) -> None:
+def test_activity_progress_is_described_with_rate_and_remaining_time(count: ActivityProgress, said: str) -> None:
     assert count.describe() == said
 
 
