@@ -29,11 +29,20 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, so that the pytest-xdist workers finish at about the same time."""
+    """Mark tests that use Ray, and distribute tests over pytest-xdist workers.
+
+    The tests of a file run in one worker, as do those of several files that share a run (mark `xdist_group`). Files with slow tests
+    run first, so that the workers finish at about the same time.
+    """
     slow = {item.path: 0 for item in items}
     for item in items:
         slow[item.path] += item.get_closest_marker("slow") is not None
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
     items.sort(key=lambda item: -slow[item.path])
 
 

@@ -53,7 +53,7 @@ class GpuSampler:
     """Samples NVML on one node, once a second by default."""
 
     def __init__(self, interval_s: float = _SAMPLE_INTERVAL_S) -> None:
-        self._total, self._count = 0.0, 0
+        self._sums = (0.0, 0)  # assigned as a whole, because another thread reads it
         self._stop = threading.Event()
         try:
             import pynvml  # installed with vLLM for GPUs
@@ -66,10 +66,9 @@ class GpuSampler:
 
     def sums(self) -> tuple[float, int]:
         """Sum of the samples, each from 0 to 1, and their number."""
-        return self._total, self._count
+        return self._sums
 
     def _sample(self, nvml: Any, devices: list[Any], interval_s: float) -> None:
         while not self._stop.wait(interval_s):
-            for device in devices:
-                self._total += nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100
-                self._count += 1
+            shares = [nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100 for device in devices]
+            self._sums = (self._sums[0] + sum(shares), self._sums[1] + len(shares))

@@ -110,11 +110,12 @@ def test_no_file_of_a_workdir_is_unpickled() -> None:
 
 def test_control_characters_in_text_do_not_reach_the_terminal(tmp_path: Path) -> None:
     assert replace_controls("a\x1b[2Jb\u202ec\td\n") == "a�[2Jb�c\td\n"
-    missing = f"{tmp_path}/nothing\x1b[2J.jsonl"
+    workdir = tmp_path / "run\x1b[2J"  # the message has its name as it is
+    workdir.write_text("a file", encoding="utf-8")
     settings = {
-        "workdir": str(tmp_path / "run"),
-        "generalist": {"paths": [missing]},
-        "specialists": {"a": {"paths": [missing]}},
+        "workdir": str(workdir),
+        "generalist": {"paths": ["web.jsonl"]},
+        "specialists": {"a": {"paths": ["a.jsonl"]}},
         "sample": {"budget_tokens": 10},
         "embed": {"model": "lsi"},
     }
@@ -124,7 +125,7 @@ def test_control_characters_in_text_do_not_reach_the_terminal(tmp_path: Path) ->
         [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(config)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert f"no file matches {missing!r}" in done.stderr
+    assert f"workdir {tmp_path}/run�[2J is a file" in done.stderr
     assert "\x1b" not in done.stderr
 
 

@@ -1,6 +1,5 @@
 """The content of the report, compared with the shards and tables of its run."""
 
-import copy
 import json
 import re
 import subprocess
@@ -35,11 +34,12 @@ from pipeline.results.terminal_summary import render_results
 from pipeline.results.uncertainty import SAMPLE_MULTIPLES, estimate_error, measure_sample_influence
 from pipeline.stages.report import NEW_CORPUS, map_leaves_to_nodes
 from tests.support.corpora import make_topic_config
-from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.processes import ROOT
 from tests.support.rendering import render
-from tests.support.report_data import HOSTILE_TEXTS, make_full_feature_config, make_many_cluster_content
+from tests.support.report_data import HOSTILE_TEXTS, make_many_cluster_content
 from tests.support.tree_oracle import fit_tree
+
+pytestmark = pytest.mark.xdist_group("report")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,8 @@ def tree() -> Tree:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> PipelineGraph:
-    """A run that uses every feature, and its page."""
-    with FakeEndpoint() as fake:
-        return runner.curate(copy.deepcopy(make_full_feature_config(tmp_path_factory.mktemp("everything"), fake)))
+def run(full_feature_run: PipelineGraph) -> PipelineGraph:
+    return full_feature_run
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The report in a real browser: no console messages, no requests, and working controls."""
 
-import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,23 +8,19 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from pipeline.graph import runner
+from pipeline.execution.pipeline_graph import PipelineGraph
 from pipeline.report import page as pages
 from tests.support.browser import OpenedPage, launch_browser, open_page
-from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.processes import wait_until
-from tests.support.report_data import HOSTILE_TEXTS, make_full_feature_config, make_many_cluster_content
+from tests.support.report_data import HOSTILE_TEXTS, make_many_cluster_content
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.xdist_group("report")]
 MAP = 'figure[data-chart="map"]'
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Path:
-    """The page of a run that uses every feature, with hostile text."""
-    with FakeEndpoint() as fake:
-        made = runner.curate(copy.deepcopy(make_full_feature_config(tmp_path_factory.mktemp("everything"), fake)))
-    return Path(made.workdir.path) / "report.html"
+def report(full_feature_run: PipelineGraph) -> Path:
+    return Path(full_feature_run.workdir.path) / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import collections
 import copy
-import json
 import os
 import signal
 import subprocess
@@ -405,4 +404,3 @@ def test_readme_names_every_style_and_the_demo_config_is_valid() -> None:
         key: demo[key] for key in ("workdir", "generalist", "specialists", "window", "embed", "cluster")
     }
     pipeline.parse_config(rewritten)
-    assert json.dumps(rewritten["rephrase"])
