@@ -4,16 +4,20 @@ import fnmatch
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from dockerfile_parse import DockerfileParser
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.processes import ROOT, free_port, wait_until
 
@@ -177,6 +181,40 @@ def test_both_lock_files_pin_the_same_versions_of_shared_packages() -> None:
     assert ray[1] == cpu["ray"]
 
 
+def link_installed_packages(site_packages: Path, requirements: Iterable[str]) -> None:
+    """Link packages of this environment, with all that they require, into another one.
+
+    Both have the versions of the lock. pip finds these packages there, and installs what is missing.
+    """
+    pending, linked = [Requirement(text) for text in requirements], set()
+    while pending:
+        required = pending.pop()
+        name = canonicalize_name(required.name)
+        if (name, *required.extras) in linked:
+            continue
+        linked.add((name, *required.extras))
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            continue
+        for text in package.requires or []:
+            other = Requirement(text)
+            if any(other.marker is None or other.marker.evaluate({"extra": extra}) for extra in ("", *required.extras)):
+                pending.append(other)
+        if name in ("crispwrap", "pip", "setuptools"):  # the last two are in a new environment, in another version
+            continue
+        for file in package.files or []:
+            source, target = Path(str(file.locate())), site_packages / file
+            if "__pycache__" in file.parts or target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if file.parts[0] == "..":  # a script, which names its interpreter
+                target.write_bytes(source.read_bytes().replace(os.fsencode(BIN), os.fsencode(site_packages.parents[2] / "bin")))
+                target.chmod(source.stat().st_mode)
+            else:
+                os.link(source, target)
+
+
 @pytest.fixture(scope="module")
 def image_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
     """Run packages-cpu and the COPY instructions of cpu in a root folder; return its /app and its environment variables."""
@@ -214,11 +252,23 @@ def image_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
                 copy(source, target)
         elif kind == "RUN" and not re.search("apt-get|useradd", value):
             command = map_paths(re.sub(r"--mount=\S+\s", "", value))
+            if "pip install" in command:
+                (site_packages,) = (root / "opt/venv/lib").glob("python*/site-packages")
+                link_installed_packages(site_packages, _list_requirements(command))
             shell = ["/bin/sh", "-c", command]
             done = subprocess.run(shell, cwd=place, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     yield place, environment
     shutil.rmtree(root)  # pytest keeps folders, and this one has gigabytes
+
+
+def _list_requirements(command: str) -> list[str]:
+    """Return the requirements of the `pip install` commands of a shell command."""
+    requirements = []
+    for line in re.findall(r"pip install ([^&]*)", command):
+        words = [word for word in shlex.split(re.sub(r"-c \S+|\$\{.*\}", "", line)) if not word.startswith("-")]
+        requirements += [word.replace(".[", "crispwrap[") for word in words]
+    return requirements
 
 
 @pytest.mark.slow
