@@ -1,5 +1,5 @@
 """Run up to and including `embed`: `python jobs/embed.py --config FILE`, or the same command under `ray job submit`."""
 
-from pipeline.cli.commands import run_stage_job
+from pipeline.cli.commands import run_job
 
-run_stage_job("embed")
+run_job("embed")

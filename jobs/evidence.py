@@ -1,5 +1,5 @@
 """Train and compare proxy models: `python jobs/evidence.py --config FILE`, or the same command under `ray job submit`."""
 
-from pipeline.cli.commands import run_evidence_job
+from pipeline.cli.commands import run_job
 
-run_evidence_job()
+run_job("evidence")

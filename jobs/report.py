@@ -1,5 +1,5 @@
 """Write the report page of a run, <workdir>/report.html: `python jobs/report.py --config FILE [--against FILE]`."""
 
-from pipeline.cli.commands import run_report_job
+from pipeline.cli.commands import run_job
 
-run_report_job()
+run_job("report")

@@ -1,5 +1,5 @@
 """Run up to and including `sample`: `python jobs/sample.py --config FILE`, or the same command under `ray job submit`."""
 
-from pipeline.cli.commands import run_stage_job
+from pipeline.cli.commands import run_job
 
-run_stage_job("sample")
+run_job("sample")

@@ -1,1 +1,4 @@
-"""The command line of the jobs. It may import everything; nothing but `jobs/` imports it."""
+"""The command line: `commands` declares the commands, `guard` runs one and turns errors into one line and an exit status.
+
+It may import everything; only `jobs/` imports it.
+"""

@@ -60,7 +60,7 @@ def render_estimate(graph: PipelineGraph, steps: Sequence[Step]) -> Iterator[Ren
         windows_step = graph.windows_step(corpus)
         size = find_corpus_size(config, corpus, windows_step if windows_step.done else graph.step("prepare", corpus))
         if size is None:
-            yield Text(f"{corpus}: a dataset's size is unknown until prepare is done; run jobs/prepare.py, then repeat --dry-run")
+            yield Text(f"{corpus}: a dataset's size is unknown until prepare is done; run crispwrap prepare, then repeat --dry-run")
             return
         sizes[corpus] = size
     yield Text()

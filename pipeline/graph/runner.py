@@ -105,7 +105,7 @@ def report(config: Config | Mapping[str, Any], *, against: Config | None = None)
     check_packages()
     graph = build_graph(config)
     if missing := [step.title for step in _steps_up_to(graph, "weights") if not step.done]:
-        raise ConfigError(f"the report needs the weights, but {missing[0]} is not done; run jobs/weights.py or jobs/curate.py")
+        raise ConfigError(f"the report needs the weights, but {missing[0]} is not done; run crispwrap weights or crispwrap curate")
     other = build_graph(against) if against else None
     if other:
         check_comparable(graph, other)
@@ -215,7 +215,7 @@ def describe_rewriting_cost(graph: PipelineGraph) -> str | None:
     if graph.config.rephrase is None or graph.step("rephrase").done:
         return None
     if not graph.step("weights").done:
-        return "rephrase: the cost can be estimated once weights is done; run jobs/weights.py, then repeat --dry-run"
+        return "rephrase: the cost can be estimated once weights is done; run crispwrap weights, then repeat --dry-run"
     from pipeline.stages.rephrase import estimate_cost
 
     return estimate_cost(graph.config, graph.step("weights"))

@@ -37,7 +37,7 @@ def check_comparable(graph: PipelineGraph, other: PipelineGraph) -> None:
     for run, option in ((graph, "--config"), (other, "--against")):
         if not run.is_sampled:
             raise ConfigError(
-                f"{option}: the run in {run.workdir.url} has not finished sampling; run jobs/curate.py with this config first"
+                f"{option}: the run in {run.workdir.url} has not finished sampling; run crispwrap curate with this config first"
             )
 
 

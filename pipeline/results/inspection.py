@@ -1,4 +1,4 @@
-"""Inspect a run: a cluster, what happened to a document and why, clusters by words or by example text (`jobs/look.py`).
+"""Inspect a run: a cluster, what happened to a document and why, clusters by words or by example text (`crispwrap inspect`).
 
 Everything is read from the outputs of the stages; nothing is computed or written. Parts are read one after the other, and only
 those that may contain the answer.

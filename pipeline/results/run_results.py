@@ -90,7 +90,7 @@ class RunResults:
             ConfigError: the weights of the run are not done.
         """
         if not all(step.done for step in graph.weights_steps):
-            raise ConfigError(f"the run in {graph.workdir.url} has no weights yet; run jobs/weights.py or jobs/curate.py first")
+            raise ConfigError(f"the run in {graph.workdir.url} has no weights yet; run crispwrap weights or crispwrap curate first")
         self.graph = graph
         self.names: dict[int, ClusterName] = read_cluster_names(graph)
         weights = graph.step("weights").folder

@@ -1,6 +1,6 @@
 """The outputs of a run's steps and their cost: a line for each finished step, and a table of all.
 
-Read from the `manifest.json` and `usage.json` of each step in the workdir, so the run itself and `jobs/status.py` show the same.
+Read from the `manifest.json` and `usage.json` of each step in the workdir, so the run itself and `crispwrap status` show the same.
 """
 
 from collections.abc import Mapping, Sequence

@@ -179,7 +179,7 @@ def test_stages_run_on_the_nodes_of_their_placement(tmp_path: Path) -> None:
 WAITING = """
 import sys
 from pipeline import config
-from pipeline.cli import commands
+from pipeline.cli import guard
 from pipeline.engine import Engine, tasks
 
 tasks._POLL_S = 0.5
@@ -187,7 +187,7 @@ tasks._POLL_S = 0.5
 def length(item, _):
     return len(item)
 
-commands.logger.add(lambda message: print(message.record["message"], flush=True))
+guard.logger.add(lambda message: print(message.record["message"], flush=True))
 with Engine(config.Engine(address=sys.argv[1])) as engine:
     print(dict(engine.map(length, ["abc"], title="t", shared=None)))
 """

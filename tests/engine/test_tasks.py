@@ -212,12 +212,12 @@ DIE_ONCE = """
 import sys
 from tests.support.processes import wait_until
 from pipeline import config
-from pipeline.cli import commands
+from pipeline.cli import guard
 from pipeline.engine import Engine
 from tests.support.tasks import die_once
 
 lines = []
-commands.logger.add(lambda message: lines.append(message.record["message"]))
+guard.logger.add(lambda message: lines.append(message.record["message"]))
 with Engine(config.Engine(address=sys.argv[1])) as engine:
     assert dict(engine.map(die_once, [0, 1, 2], title="t", shared=sys.argv[2])) == {0: 0, 1: 1, 2: 2}
     wait_until(lambda: any("died" in line for line in lines))
@@ -257,7 +257,7 @@ def test_an_invalid_cluster_address_is_rejected(address: str) -> None:
 TERMINATED = """
 import sys, time
 from pipeline import config
-from pipeline.cli import commands
+from pipeline.cli import guard
 from pipeline.engine import Engine
 from pipeline.terminal.output import console
 
@@ -267,7 +267,7 @@ def work():
         console.print("there")
         time.sleep(300)
 
-sys.exit(commands._run_guarded(work))
+sys.exit(guard.run_guarded(work))
 """
 
 

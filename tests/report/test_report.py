@@ -351,7 +351,7 @@ def test_a_report_before_sampling_describes_the_target_mixture(pair: tuple[Path,
     one, other = pair
     early = job("report", "--config", str(one))
     assert early.returncode == 2
-    assert "jobs/weights.py" in early.stderr
+    assert "crispwrap weights" in early.stderr
     run = runner.weights(load_config(one))
     html = (Path(run.workdir.path) / "report.html").read_text(encoding="utf-8")
     assert "not sampled yet" in html

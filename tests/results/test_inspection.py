@@ -155,7 +155,7 @@ def test_the_job_lists_clusters_and_reports_mistakes_in_one_line(config: dict[st
     assert "ray" not in listed.stderr.lower()
     for arguments, message in (
         (["--cluster", "1", "--find", "a"], "give one of --cluster"),
-        (["--set", f"workdir={tmp_path / 'new'}"], "run jobs/weights.py or jobs/curate.py first"),
+        (["--set", f"workdir={tmp_path / 'new'}"], "run crispwrap weights or crispwrap curate first"),
     ):
         done = subprocess.run([*job, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 2

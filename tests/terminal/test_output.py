@@ -170,7 +170,8 @@ def test_ray_starts_in_the_longest_folder_that_the_message_allows(tmp_path_facto
 
 NOISY = """
 import os, sys, warnings
-from pipeline.cli import commands
+from pipeline.cli import guard
+from pipeline.terminal.output import console
 from pipeline.errors import WorkerError
 
 def work():
@@ -179,11 +180,11 @@ def work():
     warnings.warn("a warning")
     os.write(1, b"native code\\n")
     os.write(2, "natif \u00e9\\n".encode())
-    commands.logger.info("ours")
-    commands.console.print("a result")
+    guard.logger.info("ours")
+    console.print("a result")
     exec(sys.argv[1])
 
-sys.exit(commands._run_guarded(work))
+sys.exit(guard.run_guarded(work))
 """
 
 

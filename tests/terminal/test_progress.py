@@ -32,7 +32,7 @@ ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
 AT_WORK = """
 import os
 import sys
-from pipeline.cli import commands
+from pipeline.cli import guard
 from pipeline.terminal.progress import Progress
 from loguru import logger
 
@@ -54,7 +54,7 @@ def work():
             sys.stdin.readline()
     logger.info("the line of the stage")
 
-sys.exit(commands._run_guarded(work))
+sys.exit(guard.run_guarded(work))
 """
 
 
