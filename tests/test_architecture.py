@@ -41,7 +41,7 @@ def test_only_the_engine_imports_ray() -> None:
 
 
 def test_one_module_uses_the_internals_of_ray() -> None:
-    internals = ("ray._private", "ray.core.generated", "._internal", "ray._raylet", "global_worker")
+    internals = ("ray._private", "ray.core.generated", "._internal", "ray._raylet", "ray._common", "global_worker")
     users = {path.name for path in PACKAGE.rglob("*.py") if any(name in path.read_text(encoding="utf-8") for name in internals)}
     assert users == {"ray_internals.py"}
 

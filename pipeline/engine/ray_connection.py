@@ -12,6 +12,7 @@ from typing import Any
 
 from loguru import logger
 
+from pipeline.engine.ray_internals import find_address_record, find_temporary_folders
 from pipeline.errors import ConfigError, WorkerError, one_line
 
 _START_ATTEMPTS = 2  # Ray allows its processes half a minute, which may be too short on a busy machine
@@ -84,14 +85,17 @@ def _check_temporary_folder(ray: Any) -> None:
     Raises:
         ConfigError: the folder is not an absolute path, cannot be written to, or its path is too long.
     """
-    folder = ray._common.utils.get_default_system_temp_dir()
+    folders = find_temporary_folders(ray)
+    if folders is None:
+        return
+    folder, ray_folder = folders
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
     subject = f"{variable} {folder!r}, where Ray keeps its sockets,"
     remedy = "set RAY_TMPDIR to a folder with a short absolute path, such as /tmp"
     if not (os.path.isabs(folder) and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
         raise ConfigError(f"{subject} is not the absolute path of an existing, writable folder: {remedy}")
     session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
-    path = os.path.join(ray._common.utils.get_default_ray_temp_dir(), session, "sockets", "plasma_store")
+    path = os.path.join(ray_folder, session, "sockets", "plasma_store")
     excess = len(os.fsencode(path)) - _MAX_SOCKET_PATH_BYTES
     if excess > 0:
         length = len(os.fsencode(folder))
@@ -148,7 +152,9 @@ def find_local_cluster(ray: Any) -> str | None:
 
     `ray.init(address="auto")` reads the same file, but tries for minutes to reach a head node that no longer runs.
     """
-    record = ray._common.utils.get_ray_address_file(None)
+    record = find_address_record(ray)
+    if record is None:
+        return None
     try:
         with open(record, encoding="utf-8") as file:
             address = file.read().strip()

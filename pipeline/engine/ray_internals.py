@@ -30,8 +30,9 @@ def _has_known_internals() -> bool:
     known = ray.__version__.rpartition(".")[0] == _VERSION
     if not known:
         logger.warning(
-            f"Ray {ray.__version__} is installed, but crispwrap is made for Ray {_VERSION}: Ray prints its messages in full, and "
-            "a run whose vLLM engines all die does not end; install the version that crispwrap requires"
+            f"Ray {ray.__version__} is installed, but crispwrap is made for Ray {_VERSION}: Ray prints its messages in full, a "
+            "running local cluster is joined only by its address, and a run whose vLLM engines all die does not end; install the "
+            "version that crispwrap requires"
         )
     return known
 
@@ -55,6 +56,18 @@ def find_session_logs(ray: Any) -> str | None:
         return None
     node = ray._private.worker.global_worker.node
     return str(node.get_logs_dir_path()) if node else None
+
+
+def find_temporary_folders(ray: Any) -> tuple[str, str] | None:
+    """The folder for temporary files, and the folder in it where Ray keeps its sessions; None if unknown."""
+    if not _has_known_internals():
+        return None
+    return str(ray._common.utils.get_default_system_temp_dir()), str(ray._common.utils.get_default_ray_temp_dir())
+
+
+def find_address_record(ray: Any) -> str | None:
+    """The file in which `ray start` records the address of this machine's cluster; None if unknown."""
+    return str(ray._common.utils.get_ray_address_file(None)) if _has_known_internals() else None
 
 
 def watch_actor_pools(check: Callable[[ActorPool], None]) -> list[Any]:

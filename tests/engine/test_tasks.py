@@ -201,6 +201,8 @@ def test_internals_of_another_version_of_ray_are_not_used(monkeypatch: pytest.Mo
         assert worker.print_to_stdstream is printer
         assert ray_internals.watch_actor_pools(print) == []
         assert ray_internals.find_session_logs(ray) is None
+        assert ray_connection.find_local_cluster(ray) is None
+        ray_connection._check_temporary_folder(ray)
     finally:
         logger.remove(handler)
         ray_internals._has_known_internals.cache_clear()
