@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline.cli.guard import run_guarded
 from pipeline.config import load_config
 from pipeline.config.stages import JOBS
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, replace_controls
 from pipeline.terminal.output import console, use_utf8
 
 if TYPE_CHECKING:
@@ -161,6 +161,41 @@ def evidence(
 ) -> None:
     """Train a proxy model on the corpus of each arm of a comparison, and print the results on held-out text."""
     sys.exit(run_guarded(lambda: _run_comparison(config, dry_run=dry_run)))
+
+
+@app.command("doctor")
+def doctor(
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML file of a run, whose storage, input files and models are checked too.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check whether runs can work here, and print the fix for each problem."""
+    succeeded = True
+
+    def work() -> None:
+        nonlocal succeeded
+        succeeded = _print_checks(config, overrides or [])
+
+    code = run_guarded(work, interrupted="interrupted")
+    sys.exit(code or int(not succeeded))
+
+
+def _print_checks(config: str | None, overrides: list[str]) -> bool:
+    """Print each check when it is done; return whether none failed."""
+    settings = load_config(config, overrides) if config else None
+    from pipeline.cli.doctor import run_checks
+
+    marks = {"ok": "ok", "warning": "warning", "failure": "FAILED"}
+    states = []
+    for check in run_checks(settings):
+        console.print(replace_controls(f"{marks[check.state]:8} {check.subject}: {check.found}"), soft_wrap=True)
+        if check.fix:
+            console.print(replace_controls(f"{'':8} fix: {check.fix}"), soft_wrap=True)
+        states.append(check.state)
+    counts = {state: states.count(state) for state in ("failure", "warning")}
+    console.print(", ".join(f"{count} {state}{'s' if count != 1 else ''}" for state, count in counts.items()))
+    return not counts["failure"]
 
 
 def _run_stages(config: str, overrides: list[str], until: str, *, dry_run: bool) -> None:

@@ -44,6 +44,9 @@ Outcome = Answer | Failure
 _accepted_limit: dict[tuple[str, str], str] = {}
 
 
+_NEEDS_OPENAI = "rephrase.backend: endpoint needs the openai package; pip install openai"
+
+
 def check_endpoint(endpoint: Endpoint) -> None:
     """Preflight check of the endpoint's settings; it sends no request.
 
@@ -52,6 +55,29 @@ def check_endpoint(endpoint: Endpoint) -> None:
     """
     _check_url(endpoint.url)
     _read_api_key(endpoint)
+
+
+def list_models(endpoint: Endpoint) -> list[str]:
+    """Ask the server for the names of its models.
+
+    Raises:
+        ConfigError: the openai package is missing, nothing answers, the key is refused, or the server does not list its models.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise ConfigError(_NEEDS_OPENAI) from error
+    api_key = _read_api_key(endpoint)
+    try:
+        with openai.OpenAI(base_url=endpoint.url, api_key=api_key, max_retries=0, timeout=_CONNECT_S) as client:
+            return sorted(model.id for model in client.models.list())
+    except openai.OpenAIError as error:
+        cause = error.__cause__  # the client's own message is only "Connection error."
+        reason = _shorten(f"{type(cause or error).__name__}: {cause or error}", api_key)
+        raise ConfigError(
+            f"rephrase.endpoint.url {endpoint.url} does not list its models ({reason}); start the server, or correct the URL or "
+            "the key"
+        ) from None
 
 
 def send_requests(
@@ -75,7 +101,7 @@ def send_requests(
     try:
         import openai  # noqa: F401  imported here so that the first request in the thread does not wait for it
     except ImportError as error:
-        raise ConfigError("rephrase.backend: endpoint needs the openai package; pip install openai") from error
+        raise ConfigError(_NEEDS_OPENAI) from error
     _check_url(endpoint.url)
     body = _build_body(model, sampling, chat_template_kwargs)
     outcomes: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()

@@ -153,6 +153,7 @@ class FakeEndpoint:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_get("/v1/models", self._list_models)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
@@ -160,6 +161,9 @@ class FakeEndpoint:
         self._started.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    async def _list_models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model", "created": 0, "owned_by": "tests"}]})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
