@@ -16,6 +16,7 @@ from tests.support.corpora import TOPICS, make_topic_documents, write_jsonl
 from tests.support.processes import ROOT
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("check", derandomize=True, deadline=None, max_examples=20)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
@@ -36,14 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The tests of a file run in one worker, as do those of several files that share a run (mark `xdist_group`). Files with slow tests
     run first, so that the workers finish at about the same time.
     """
-    slow = {item.path: 0 for item in items}
+    slowness = {item.path: 0 for item in items}
     for item in items:
-        slow[item.path] += item.get_closest_marker("slow") is not None
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
-    items.sort(key=lambda item: -slow[item.path])
+        if item.get_closest_marker("slow"):
+            slowness[item.path] += 10 if item.get_closest_marker("ray") else 1
+    items.sort(key=lambda item: -slowness[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,10 @@ from tests.support.faulty_s3 import FAULTS, FaultyS3
 from tests.support.processes import ROOT, wait_until
 
 # botocore's clients are closed by the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,  # they need a server
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def test_help_lists_every_command_with_a_sentence() -> None:
 def test_every_command_is_a_job_for_ray_job_submit() -> None:
     jobs = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "jobs").glob("*.py")}
     run = {re.search(r'^run_job\("(\w+)"\)$', text, re.MULTILINE)[1] for text in jobs.values()}  # type: ignore[index]
-    assert run == set(COMMANDS)
+    assert run == set(COMMANDS) - {"doctor"}  # which is about the machine that it runs on
     assert set(jobs) - run == {"look"}  # `inspect` is a module of the standard library
 
 

@@ -209,6 +209,7 @@ def test_stored_bytes_are_close_to_the_estimate(tmp_path: Path, ray_session: Any
         assert 0.5 < cost.stored_bytes / stored_bytes < 2, stage
 
 
+@pytest.mark.slow
 def test_cost_of_docstrings_includes_parsing_their_packages() -> None:
     paths = ["pydocs://numpy,rich,fsspec"]
     files = [f"pydocs://{name}" for name in ("fsspec", "numpy", "rich")]
@@ -239,6 +240,7 @@ def test_cost_of_docstrings_includes_parsing_their_packages() -> None:
     )
 
 
+@pytest.mark.slow
 def test_dry_run_estimates_time_money_and_disk_space_and_writes_nothing(tmp_path: Path) -> None:
     config = make_topic_config(tmp_path, 30)
     config["engine"] = {"workers": 4, "prices": {"core": 0.05, "gpu": 2.0}}
@@ -317,6 +319,7 @@ def test_estimate_with_many_small_parts_names_the_driver_as_the_bottleneck(tmp_p
     assert fewer_parts.wall_s < 0.5 * many_parts.wall_s
 
 
+@pytest.mark.slow
 def test_input_without_usable_rows_is_an_error_of_one_line(tmp_path: Path) -> None:
     config = make_topic_config(tmp_path, 5)
     config["generalist"] = {"paths": [write_jsonl(tmp_path / "none.jsonl", [{"id": "a", "words": "x"}])]}

@@ -142,6 +142,7 @@ def read_apt_versions() -> dict[str, str]:
     return dict(name.split("=", 1) for run in runs for name in re.findall(r'"([^"]+=[^"]+)"', run))
 
 
+@pytest.mark.slow
 def test_apt_versions_exist_in_debian_and_package_lists_are_removed() -> None:
     runs = [collapse_spaces(value) for stage in STAGES for kind, value in STAGES[stage] if kind == "RUN" and "apt-get" in value]
     for run in runs:
@@ -369,6 +370,7 @@ def test_health_check_passes_a_live_node_and_fails_a_dead_worker_of_a_live_head(
     wait_until(lambda: run_health_check(head_agent).returncode != 0)
 
 
+@pytest.mark.slow
 def test_readme_describes_every_docker_file() -> None:
     readme = (DOCKER / "README.md").read_text(encoding="utf-8")
     for path in DOCKER.iterdir():

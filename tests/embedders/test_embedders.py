@@ -29,6 +29,8 @@ from tests.support.corpora import make_topic_config
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.slow  # they load models
+
 MINILM = "bundled:all-MiniLM-L6-v2"
 SENTENCES = [
     "The cat sat on the mat and watched the birds outside the window.",

@@ -18,6 +18,8 @@ from pipeline.proxy.transformer import make_model, measure_bits
 from pipeline.storage import Folder
 from tests.support.corpora import make_topic_documents
 
+pytestmark = pytest.mark.slow  # they train models
+
 SMALL = ProxySettings(vocabulary=400, context=32, batch=4, tokens=4 * 32 * 24, evaluations=3, precision="fp32")
 LAW = [document["text"] for document in make_topic_documents("law", 60)]
 MUSIC = [document["text"] for document in make_topic_documents("music", 60)]

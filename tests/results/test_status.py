@@ -121,6 +121,7 @@ def test_status_shows_a_running_run_and_the_progress_of_its_step(config: str, ru
     assert states(out) == {"prepare web": "cached", "embed web": "running", "cluster": "pending"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "state", "code"), [("end", "succeeded", 0), ("fail", "failed or was interrupted", 1)])
 def test_follow_reports_how_the_run_ended(config: str, running: "subprocess.Popen[str]", how: str, state: str, code: int) -> None:
     with job(config, "--follow") as following:
@@ -137,6 +138,7 @@ def test_follow_reports_how_the_run_ended(config: str, running: "subprocess.Pope
     assert run_job(config)[0] == 0  # the status of a failed run is not an error
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_this_machine_is_reported_as_killed(config: str, running: "subprocess.Popen[str]") -> None:
     with job(config, "--follow") as following:
         assert following.stdout

@@ -38,6 +38,7 @@ def documents(rows: list[Row]) -> dict[str, tuple[str, dict[str, object]]]:
     return {row.document.id: (row.document.text, json.loads(row.document.metadata)) for row in rows if row.document}
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_found_with_its_docstrings(stdlib: list[Row]) -> None:
     found = documents(stdlib)
     text, metadata = found["json.dumps"]

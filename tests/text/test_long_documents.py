@@ -92,6 +92,7 @@ def test_memory_of_a_signature_does_not_grow_with_the_document(tmp_path: Path) -
     assert peak_bytes(lambda: many.get_signature(shingles)) < 40_000_000
 
 
+@pytest.mark.slow
 def test_memory_of_a_search_does_not_grow_with_the_document() -> None:
     chooser = random.Random(0)
     held = " ".join(chooser.choices("abcdefgh", k=20))
