@@ -17,10 +17,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python jobs/curate.py --config configs/demo.yaml
 
 check: $(VENV)/.dev lint
-	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=check $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not ray and not vllm and not slow"
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=check $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not ray and not vllm and not slow"
 
 test: $(VENV)/.dev browser lint
-	CHROMIUM="$$(command -v $(CHROMIUM))" HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	CHROMIUM="$$(command -v $(CHROMIUM))" HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

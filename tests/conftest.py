@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 import pipeline
 from tests.support.corpora import TOPICS, make_topic_documents, write_jsonl
@@ -30,19 +31,26 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that use Ray, and distribute tests over pytest-xdist workers.
+# The tests of a file run in one pytest-xdist worker; so do those of these folders, whose files share a run.
+_FOLDERS_OF_ONE_WORKER = ("tests/report/",)
 
-    The tests of a file run in one worker, as do those of several files that share a run (mark `xdist_group`). Files with slow tests
-    run first, so that the workers finish at about the same time.
-    """
+
+class _FilesOrFolders(LoadFileScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((folder for folder in _FOLDERS_OF_ONE_WORKER if file.startswith(folder)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _FilesOrFolders(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that use Ray, and run files with slow tests first, so that the workers finish at about the same time."""
     slowness = {item.path: 0 for item in items}
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
         if item.get_closest_marker("slow"):
             slowness[item.path] += 10 if item.get_closest_marker("ray") else 1
     items.sort(key=lambda item: -slowness[item.path])

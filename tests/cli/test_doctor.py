@@ -108,6 +108,7 @@ def test_a_model_server_without_the_model_or_without_an_answer(topics: dict[str,
     assert silent.fix == "start the server, or correct the URL or the key"
 
 
+@pytest.mark.slow  # waits for an address where nothing answers
 def test_the_command_ends_with_status_1_and_names_every_failure(topics: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     topics |= {"workdir": str(tmp_path / "file" / "run"), "embed": {"model": "no/such/model"}, "engine": {"address": "127.0.0.1:1"}}

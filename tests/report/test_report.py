@@ -39,8 +39,6 @@ from tests.support.rendering import render
 from tests.support.report_data import HOSTILE_TEXTS, make_many_cluster_content
 from tests.support.tree_oracle import fit_tree
 
-pytestmark = pytest.mark.xdist_group("report")
-
 
 @pytest.fixture(scope="module")
 def tree() -> Tree:

@@ -14,7 +14,7 @@ from tests.support.browser import OpenedPage, launch_browser, open_page
 from tests.support.processes import wait_until
 from tests.support.report_data import HOSTILE_TEXTS, make_many_cluster_content
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.xdist_group("report")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 MAP = 'figure[data-chart="map"]'
 
 
