@@ -1,6 +1,7 @@
 """The command line: `crispwrap COMMAND`, and `jobs/COMMAND.py`, which `ray job submit` runs."""
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -126,14 +127,7 @@ def status(
     overrides: Overrides = None,
 ) -> None:
     """Show who runs the latest run in the workdir, whether it is alive, and how far it is."""
-    succeeded = True
-
-    def work() -> None:
-        nonlocal succeeded
-        succeeded = _print_status(config, overrides or [], follow=follow)
-
-    code = run_guarded(work, interrupted="interrupted: the run continues")
-    sys.exit(code or int(not succeeded))
+    _exit_with_result(lambda: _print_status(config, overrides or [], follow=follow), "interrupted: the run continues")
 
 
 @app.command("inspect", rich_help_panel=_RESULTS_PANEL)
@@ -171,13 +165,18 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Check whether runs can work here, and print the fix for each problem."""
+    _exit_with_result(lambda: _print_checks(config, overrides or []), "interrupted")
+
+
+def _exit_with_result(work: Callable[[], bool], interrupted: str) -> None:
+    """Run `work`, and exit as other commands do, or with status 1 if it returns False."""
     succeeded = True
 
-    def work() -> None:
+    def run() -> None:
         nonlocal succeeded
-        succeeded = _print_checks(config, overrides or [])
+        succeeded = work()
 
-    code = run_guarded(work, interrupted="interrupted")
+    code = run_guarded(run, interrupted=interrupted)
     sys.exit(code or int(not succeeded))
 
 
