@@ -12,12 +12,14 @@ characters, repeats of a docstring within a distribution, and distributions with
 import ast
 import csv
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import os
 import platform
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -63,7 +65,7 @@ def expand(spec: str, *, setting: str = "paths") -> list[str]:
     names = [name.strip() for name in spec.removeprefix(SCHEME).split(",") if name.strip()]
     requested = [_normalize(name) for name in names if not name.startswith("-")]
     excluded = {_normalize(name[1:]) for name in names if name.startswith("-")}
-    packages = _list_installed()
+    packages = _list_installed().values()
     spellings = {package.name: {package.name, *map(_normalize, package.import_names)} for package in packages}
     spellings[STDLIB] = {STDLIB}  # a module such as `json` does not stand for the whole library
     known = set().union(*spellings.values())
@@ -190,10 +192,7 @@ def _find_package(url: str) -> _Package:
     name = url.removeprefix(SCHEME)
     if name == STDLIB:
         return _load_standard_library()
-    try:
-        package = _load_package(importlib.metadata.distribution(name))
-    except importlib.metadata.PackageNotFoundError:
-        package = None
+    package = _list_installed().get(name)
     if package is None:
         raise InputError(
             f"{url}: the package is not installed on {platform.node()}; install the same packages on all machines of a run"
@@ -201,13 +200,20 @@ def _find_package(url: str) -> _Package:
     return package
 
 
-def _list_installed() -> list[_Package]:
+def _list_installed() -> dict[str, _Package]:
+    """The installed packages that have Python files, by name."""
+    folders = [path or "." for path in sys.path]
+    return _list_packages(tuple((path, os.stat(path).st_mtime_ns) for path in folders if os.path.exists(path)))
+
+
+@functools.lru_cache(maxsize=1)  # parsing the records of hundreds of packages takes half a second
+def _list_packages(_search_path: tuple[tuple[str, int], ...]) -> dict[str, _Package]:
     packages: dict[str, _Package] = {}
     for distribution in importlib.metadata.distributions():
         package = _load_package(distribution)
         if package is not None:
             packages.setdefault(package.name, package)  # an import finds the first one on the path
-    return list(packages.values())
+    return packages
 
 
 def _load_package(distribution: importlib.metadata.Distribution) -> _Package | None:
@@ -217,8 +223,9 @@ def _load_package(distribution: importlib.metadata.Distribution) -> _Package | N
     files = tuple(sorted({fields[0] for fields in csv.reader(record.splitlines()) if fields and _is_wanted(fields[0])}))
     if not files:
         return None
-    name = _normalize(distribution.metadata["Name"])
-    identity = f"{name}=={distribution.version} record:{hashlib.sha256(record.encode()).hexdigest()}"
+    metadata = distribution.metadata  # parsed anew at each access
+    name = _normalize(metadata["Name"])
+    identity = f"{name}=={metadata['Version']} record:{hashlib.sha256(record.encode()).hexdigest()}"
     return _Package(name, str(distribution.locate_file("")), files, identity)
 
 
