@@ -18,7 +18,7 @@ _MAX_KL_RATIO = 0.5  # KL to the sample, new corpus / generalist corpus
 _MAX_SHARE_WITHOUT_TEXT = 0.02
 _MAX_ERROR = 0.2
 _MAX_DEFICIT_SHARE = 0.01
-_SHARE_TOLERANCE = 0.02  # larger differences between a realised share and its target are reported
+_SHARE_TOLERANCE = 0.02  # smaller differences between a realised share and its target are not reported
 
 
 def write_sentences(results: RunResults) -> Iterator[str]:
@@ -40,11 +40,16 @@ def write_sentences(results: RunResults) -> Iterator[str]:
         sample = sum(results.specialist_rows[name][leaf]["p_raw"] for leaf in favoured)
         before, after = (float(share_L[favoured].sum()) for share_L in (results.before_L, results.after_L))
         yield (
-            f"{name}: the {len(favoured):,} clusters with a larger share of its sample than of the generalist corpus hold "
+            f"{name}: the {_count_clusters(len(favoured))} with a larger share of its sample than of the generalist corpus "
+            f"hold{'s' if len(favoured) == 1 else ''} "
             f"{format_percent(sample)} of the sample, {format_percent(before)} of the generalist corpus, and "
             f"{format_percent(after)} of the new corpus."
         )
     yield _describe_error(results)
+
+
+def _count_clusters(number: int) -> str:
+    return f"{number:,} clusters" if number != 1 else "one cluster"
 
 
 def _describe_error(results: RunResults) -> str:
@@ -147,6 +152,11 @@ def _write_specialist_warnings(results: RunResults, name: str) -> Iterator[str]:
         )
 
 
+def _find_tolerance(share: float, rows: int) -> float:
+    """The difference to a target share that is not reported: each row is attributed at random in proportion to the shares."""
+    return float(max(_SHARE_TOLERANCE, 3 * np.sqrt(share * (1 - share) / max(1, rows))))
+
+
 def _write_target_warnings(results: RunResults) -> Iterator[str]:
     """Warnings about a new corpus that misses its target: no rows, other shares of the specialists, an unfilled budget."""
     manifest = results.manifest
@@ -156,7 +166,7 @@ def _write_target_warnings(results: RunResults) -> Iterator[str]:
     total = max(1, manifest["tokens"])
     targets = results.target_shares()
     shares = {name: manifest["tokens_by_specialist"].get(name, 0) / total for name in targets}
-    if any(abs(shares[name] - targets[name]) > _SHARE_TOLERANCE for name in targets):
+    if any(abs(shares[name] - target) > _find_tolerance(target, manifest["rows"]) for name, target in targets.items()):
         differences = ", ".join(
             f"{name} {format_percent(shares[name])} instead of {format_percent(targets[name])}" for name in targets
         )
