@@ -21,7 +21,7 @@ from pipeline.report.comparison import check_comparable
 from pipeline.report.page import check_packages
 from pipeline.results.run_results import RunResults
 from pipeline.results.step_table import build_step_table, read_step_rows
-from pipeline.results.terminal_summary import render_results, render_rewriting
+from pipeline.results.terminal_summary import describe_shards, render_results, render_rewriting
 from pipeline.stages.export import export_step, link_output, mixture_step, reserve_output
 from pipeline.stages.mixture_groups import groups_step
 from pipeline.stages.publish import is_published, publish_shards
@@ -73,9 +73,12 @@ def _curate(graph: PipelineGraph, until: str, engine: Engine) -> None:
     if includes_stage(until, "rephrase") and graph.config.rephrase:
         console.print(*render_rewriting(graph), sep="\n")
     if report_step and until != "rephrase":
-        console.print(*render_results(RunResults(graph, report_step)), sep="\n")
+        results = RunResults(graph, report_step)
+        console.print(*render_results(results), sep="\n")
+        if results.manifest:
+            console.print(f"\n{describe_shards(results.manifest)}: {graph.shards.url}", soft_wrap=True)
     if page:
-        console.print(f"Report: {page}")
+        console.print(f"Report: {page}", soft_wrap=True)
 
 
 def _run_report_step(graph: PipelineGraph, engine: Engine) -> Step:

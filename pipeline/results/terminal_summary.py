@@ -1,6 +1,7 @@
 """The summary that a job prints at its end: tables of clusters, diagnostics and sources, and the findings."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -43,11 +44,15 @@ def render_results(results: RunResults) -> Iterator[RenderableType]:
     if warnings := list(write_warnings(results)):
         yield Text("\nCheck before training:")
         yield from (Text(f"- {warning}") for warning in warnings)
-    if manifest:
-        yield Text(
-            f"\n{manifest['rows']:,} windows, {manifest['tokens']:,} tokens (budget {manifest['budget_tokens']:,}) "
-            f"in {len(manifest['shards'])} shard{'s' if len(manifest['shards']) > 1 else ''}: {graph.shards.url}"
-        )
+
+
+def describe_shards(manifest: Mapping[str, Any]) -> str:
+    """The size of the new corpus in a line."""
+    num_shards = len(manifest["shards"])
+    return (
+        f"{manifest['rows']:,} windows, {manifest['tokens']:,} tokens (budget {manifest['budget_tokens']:,}) in {num_shards} "
+        f"shard{'s' if num_shards != 1 else ''}"
+    )
 
 
 def _render_clusters(results: RunResults) -> RenderableType:
