@@ -130,8 +130,8 @@ def list_needed_extras(settings: Config) -> set[str]:
 
 def check_machine(engine: config.Engine) -> Iterator[Check]:
     """Cores and memory that this process may use, and space for temporary files and for Ray's objects in shared memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = engine.workers or cores
+    cores = os.cpu_count() or 1
+    workers = engine.workers or cores  # as the engine starts Ray
     available = min(psutil.virtual_memory().available, _read_memory_limit())
     found = f"{cores} cores, {format_bytes(available)} of memory available"
     if available < workers * _MIN_WORKER_BYTES:

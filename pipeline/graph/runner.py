@@ -67,13 +67,15 @@ def _curate(graph: PipelineGraph, until: str, engine: Engine) -> None:
     run_steps(graph, _steps_up_to(graph, until), engine)
     if until == "sample" and not is_published(graph.shards_step, graph.shards):
         publish_shards(graph.shards_step, graph.shards)
-    report_step = _run_report_step(graph, engine) if includes_stage(until, "weights") else None
-    page = _try_write_page(graph, report_step, engine) if report_step else None
+    results, page = None, None
+    if includes_stage(until, "weights"):
+        report_step = _run_report_step(graph, engine)
+        results = RunResults(graph, report_step)
+        page = _try_write_page(results, report_step, engine)
     _print_step_table(graph, engine)
     if includes_stage(until, "rephrase") and graph.config.rephrase:
         console.print(*render_rewriting(graph), sep="\n")
-    if report_step and until != "rephrase":
-        results = RunResults(graph, report_step)
+    if results and until != "rephrase":
         console.print(*render_results(results), sep="\n")
         if results.manifest:
             console.print(f"\n{describe_shards(results.manifest)}: {graph.shards.url}", soft_wrap=True)
@@ -89,10 +91,10 @@ def _run_report_step(graph: PipelineGraph, engine: Engine) -> Step:
     return step
 
 
-def _try_write_page(graph: PipelineGraph, report_step: Step, engine: Engine) -> str | None:
+def _try_write_page(results: RunResults, report_step: Step, engine: Engine) -> str | None:
     """Write the report page if needed and return its path; None if it cannot be written, such as without its packages."""
     try:
-        return write_page(graph, report_step, engine)
+        return write_page(results, report_step, engine)
     except ConfigError as error:  # a missing page must not fail a finished run
         logger.warning(f"report.html was not written: {error}")
         return None
@@ -113,7 +115,8 @@ def report(config: Config | Mapping[str, Any], *, against: Config | None = None)
     if other:
         check_comparable(graph, other)
     with open_engine(graph) as engine:
-        return write_page(graph, _run_report_step(graph, engine), engine, against=other, force=True)
+        report_step = _run_report_step(graph, engine)
+        return write_page(RunResults(graph, report_step), report_step, engine, against=other, force=True)
 
 
 def export(

@@ -263,12 +263,11 @@ class Inspection:
             yield Text("  the corpus is not sampled yet")
             return
         previous_copies, first_shard = 0, 0
-        for weighted, sampled in zip(self.graph.weights_steps, self.graph.sample_steps, strict=True):
+        for weight_L, sampled in zip(self.results.weight_L_by_phase, self.graph.sample_steps, strict=True):
             draws = sampled.folder.child("draws").read_table(f"{location.part}.parquet")
             expected, copies = draws["expected"][location.row].as_py(), draws["copies"][location.row].as_py()
-            weight = weighted.folder.read_table("mixture.parquet", columns=["weight"])["weight"][leaf].as_py()
             phase = f"{sampled.corpus}: " if sampled.corpus else ""
-            yield Text(f"  {phase}weight of its cluster {weight:.2f}; {expected:.2f} copies expected, {copies} sampled")
+            yield Text(f"  {phase}weight of its cluster {weight_L[leaf]:.2f}; {expected:.2f} copies expected, {copies} sampled")
             num_shards = len(sampled.manifest["shards"])
             if copies:
                 numbers = range(previous_copies, previous_copies + copies)

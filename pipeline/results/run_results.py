@@ -4,7 +4,7 @@ Shapes: L leaves.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,8 @@ class RunResults:
         windows_L, tokens_L: generalist windows and tokens.
         before_L: share of the generalist corpus.
         target_L: share of the target mixture, before the limits on repeats.
+        weight_L_by_phase: weight of the leaves in each phase.
+        diagnostics_by_phase: rows of DIAGNOSTICS of each phase.
         specialist_rows: rows of SPECIALISTS by specialist and leaf. `p_raw` is the share in the specialist sample, `p` its estimate
             for the mixture, which may differ a lot.
         allocation: None until the new corpus is complete.
@@ -93,22 +95,24 @@ class RunResults:
             raise ConfigError(f"the run in {graph.workdir.url} has no weights yet; run crispwrap weights or crispwrap curate first")
         self.graph = graph
         self.names: dict[int, ClusterName] = read_cluster_names(graph)
-        weights = graph.step("weights").folder
-        mixture = weights.read_table("mixture.parquet")
-        self.windows_L: I64 = mixture["windows"].to_numpy()
-        self.tokens_L: I64 = mixture["tokens"].to_numpy()
-        self.before_L: F64 = mixture["p_generalist"].to_numpy()
+        mixtures = [step.folder.read_table("mixture.parquet") for step in graph.weights_steps]
+        self.windows_L: I64 = mixtures[0]["windows"].to_numpy()
+        self.tokens_L: I64 = mixtures[0]["tokens"].to_numpy()
+        self.before_L: F64 = mixtures[0]["p_generalist"].to_numpy()
         phase_shares = [graph.config.budget_share(phase) for phase in graph.config.phases]
-        targets = [step.folder.read_table("mixture.parquet")["p_target"].to_numpy() for step in graph.weights_steps]
+        targets = [mixture["p_target"].to_numpy() for mixture in mixtures]
         self.target_L: F64 = np.sum([share * p_L for share, p_L in zip(phase_shares, targets, strict=True)], axis=0)
+        self.weight_L_by_phase: list[F64] = [mixture["weight"].to_numpy() for mixture in mixtures]
         self.specialist_rows: dict[str, dict[int, dict[str, float]]] = {name: {} for name in graph.config.specialists}
-        for row in weights.read_table("specialists.parquet").to_pylist():
+        for row in graph.step("weights").folder.read_table("specialists.parquet").to_pylist():
             self.specialist_rows[row["specialist"]][row["leaf"]] = row
-        self.allocation = _read_allocation(graph) if graph.is_sampled else None
-        self.manifest: Mapping[str, Any] | None = graph.shards_step.manifest if graph.is_sampled else None
+        is_sampled = graph.is_sampled  # looks for the files of all shards
+        self._allocations = [step.folder.read_table("allocation.parquet") for step in graph.sample_steps] if is_sampled else []
+        self.allocation = _sum_allocations(self._allocations) if is_sampled else None
+        self.manifest: Mapping[str, Any] | None = graph.shards_step.manifest if is_sampled else None
         self._report_folder = report_step.folder if report_step else None
         self.sampled: SampledTokens | None = None
-        if report_step and graph.is_sampled:
+        if report_step and is_sampled:
             self.sampled = SampledTokens.from_table(self.report_folder.read_table("sampled_tokens.parquet"), self.num_leaves)
 
     @property
@@ -151,20 +155,19 @@ class RunResults:
 
     def read_diagnostics(self, specialist: str = "") -> Diagnostics:
         """The diagnostics of the first phase, for the whole mixture or for a specialist."""
-        return {row["name"]: row for row in self._diagnostics_by_phase[0] if row["specialist"] == specialist}
+        return {row["name"]: row for row in self.diagnostics_by_phase[0] if row["specialist"] == specialist}
 
     @functools.cached_property
-    def _diagnostics_by_phase(self) -> list[list[dict[str, Any]]]:
+    def diagnostics_by_phase(self) -> list[list[dict[str, Any]]]:
         return [step.folder.read_table("diagnostics.parquet").to_pylist() for step in self.graph.weights_steps]
 
     def max_epochs(self) -> float:
         """An upper bound on the epochs of any leaf or stratum: the highest of each phase, summed."""
         max_epochs = 0.0
-        for number, rows in enumerate(self._diagnostics_by_phase):
+        for number, rows in enumerate(self.diagnostics_by_phase):
             (of_strata,) = (float(row["value"]) for row in rows if (row["name"], row["specialist"]) == ("epochs_max", ""))
-            if self.allocation:
-                allocated = self.graph.sample_steps[number].folder.read_table("allocation.parquet")
-                of_strata = max(of_strata, float(allocated["epochs"].to_numpy().max()))
+            if self._allocations:
+                of_strata = max(of_strata, float(self._allocations[number]["epochs"].to_numpy().max()))
             max_epochs += of_strata
         return max_epochs
 
@@ -219,9 +222,7 @@ class RunResults:
         )
 
 
-def _read_allocation(graph: PipelineGraph) -> LeafAllocation:
-    tables = [step.folder.read_table("allocation.parquet") for step in graph.sample_steps]
-
+def _sum_allocations(tables: Sequence[pa.Table]) -> LeafAllocation:
     def sum_columns(*names: str) -> F64:
         return np.asarray(np.sum([table[name].to_numpy() for table in tables for name in names], axis=0))
 

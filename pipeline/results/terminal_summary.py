@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.execution.pipeline_graph import PipelineGraph
-from pipeline.execution.step import USAGE, Step
+from pipeline.execution.step import USAGE
 from pipeline.results.findings import write_sentences, write_warnings
 from pipeline.results.run_results import RunResults
 from pipeline.rewriting.outcomes import render_outcomes
@@ -28,17 +28,13 @@ def render_rewriting(graph: PipelineGraph) -> Iterator[RenderableType]:
 
 def render_results(results: RunResults) -> Iterator[RenderableType]:
     """Render the results of a run: of its new corpus, or of its mixture if nothing is sampled yet."""
-    graph, manifest = results.graph, results.manifest
     yield _render_clusters(results)
-    titles = (
-        ["Diagnostics"]
-        if len(graph.weights_steps) == 1
-        else ["Diagnostics before schedule.ending", "Diagnostics of schedule.ending"]
-    )
-    for weighted, title in zip(graph.weights_steps, titles, strict=True):
-        yield _render_diagnostics(weighted, title)
-    if manifest:
-        yield from _render_sources(manifest["tokens_by_source"])
+    phases = results.diagnostics_by_phase
+    titles = ["Diagnostics"] if len(phases) == 1 else ["Diagnostics before schedule.ending", "Diagnostics of schedule.ending"]
+    for diagnostics, title in zip(phases, titles, strict=True):
+        yield _render_diagnostics(diagnostics, title)
+    if results.manifest:
+        yield from _render_sources(results.manifest["tokens_by_source"])
     yield Text()
     yield from (Text(sentence) for sentence in write_sentences(results))
     if warnings := list(write_warnings(results)):
@@ -89,8 +85,7 @@ def _build_table(title: str, headings: Sequence[str], left: Sequence[str]) -> Ta
     return table
 
 
-def _render_diagnostics(weighted: Step, title: str) -> RenderableType:
-    diagnostics = weighted.folder.read_table("diagnostics.parquet").to_pylist()
+def _render_diagnostics(diagnostics: Sequence[Mapping[str, Any]], title: str) -> RenderableType:
     table = _build_table(title, ["", "value", "90% interval", "meaning"], left=("", "meaning"))
     for row in diagnostics:
         if row["name"] in (_OF_SPECIALIST if row["specialist"] else _HEADLINE) or row["name"].startswith("alpha_"):
